@@ -7,9 +7,8 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -92,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
     logging.getLogger("sparsitywatch").addHandler(logging.NullHandler())
     output = JsonReporter() if arguments.json else TextReporter()
     with ExitStack() as stack:
-        stack.enter_context(_terminated_as_interrupted())
+        interruption = stack.enter_context(_Interruption())
         stack.callback(output.close)
         num = arguments.workers
         executor = None if num == 1 else stack.enter_context(processes(num))
@@ -111,9 +110,10 @@ def _run(arguments: argparse.Namespace) -> int:
                 on_event=[output.event],
                 on_record=[output.record],
                 on_failure=[output.failure],
-                on_progress=[output.progress],
+                on_progress=[output.progress, interruption.heed],
                 on_waiting=[output.waiting],
                 follow=arguments.follow,
+                until=interruption.heed if arguments.follow else None,
                 poll_s=arguments.poll,
                 idle_timeout_s=arguments.idle_timeout,
                 duplicates=arguments.duplicates,
@@ -131,18 +131,31 @@ def _run(arguments: argparse.Namespace) -> int:
     return _NOT_ALL_READABLE if replayed.failures else 0
 
 
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+class _Interruption:
     """What ends a service ends a sidecar as Ctrl-C does: the log is finished."""
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def __enter__(self) -> _Interruption:  # noqa: PYI034 typing.Self needs Python 3.11
+        self._is_told = False
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        # nohup and the background of a shell ask that one is ignored
+        self._before = {one: held for one, held in before.items() if held != signal.SIG_IGN}
+        for number in self._before:
+            signal.signal(number, self._tell)
+        return self
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def heed(self, *_: object) -> bool:
+        """Interrupt if it was told to and nobody heard: Python drops what a destructor raises."""
+        if self._is_told:
+            raise KeyboardInterrupt
+        return False
+
+    def _tell(self, *_: object) -> None:
+        self._is_told = True
+        raise KeyboardInterrupt
 
 
 class TextReporter:
