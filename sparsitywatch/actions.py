@@ -64,13 +64,16 @@ def log_event(event: Event) -> None:
 
 
 def payload(event: Event) -> dict[str, Any]:
-    """The JSON object that is posted: the event's fields, and in words as "text".
+    """The JSON object that is posted: the event's fields, what follows from them, and "text".
 
     Numbers that are not known are null. "text" is what chat services show.
     """
     numbers = {"size": event.size, "size_in_noise": event.size_in_noise}
     return {
         "text": event.report(),
+        "severity": event.severity,
+        "headline": event.headline,
+        "advice": event.advice,
         "schema": SCHEMA_VERSION,
         **json.loads(to_json(event)),
         **{name: x if math.isfinite(x) else None for name, x in numbers.items()},

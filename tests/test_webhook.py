@@ -115,7 +115,9 @@ def test_an_event_arrives_as_json(serve, caplog) -> None:
     assert code == 200
     assert (headers["Content-Type"], headers["Authorization"]) == ("application/json", "Bearer x")
     assert data == payload(event())
-    assert data["text"] == f"{event().describe()}. {event().advice}"
+    assert data["text"] == event().report()
+    for part in ("severity", "headline", "advice"):
+        assert data[part] == getattr(event(), part)
     assert (data["id"], data["schema"]) == ("near_zero/initial_0.1@300", SCHEMA_VERSION)
     assert (data["size"], data["size_in_noise"]) == (pytest.approx(0.05), pytest.approx(5.0))
     assert data["trend"] == "sparsifying"

@@ -308,8 +308,11 @@ class Event:
         return text + (f"; over {over}" if over else "")
 
     def report(self) -> str:
-        """The same, and what people do about it: what the log and a webhook are given."""
-        return f"{self.describe()}. {self.advice}"
+        """The same after what it asks for, "Note", "Look" or "Act", and what people do about it.
+
+        The log, a webhook and TensorBoard are given this.
+        """
+        return f"{self.severity.capitalize()}: {self.describe()}. {self.advice}"
 
 
 def latest_versions(events: Iterable[Event]) -> list[Event]:

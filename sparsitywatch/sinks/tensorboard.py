@@ -441,7 +441,7 @@ def _prose(text: str) -> str:
 
 
 def _event_text(event: Event) -> str:
-    """One event: a sentence or two, then its numbers."""
+    """One event in words, then its numbers."""
     facts = [f"{event.baseline:.4g} before, {event.value:.4g} when seen"]
     if not math.isnan(event.noise):
         times = f": {abs(event.size_in_noise):.3g} of them" if event.noise > 0.0 else ""
@@ -453,7 +453,7 @@ def _event_text(event: Event) -> str:
         facts.append(f"spectra to compare: steps {event.before_step} and {event.detected_step}")
     if event.revised_step >= 0:
         facts.append(f"revised at step {event.revised_step}, with what was learned since")
-    title = f"**{_prose(event.describe())}**"
+    title = f"**{_prose(event.report().removesuffix(event.advice).rstrip())}**"
     advice = _prose(event.advice)
     return "\n".join([title, "", advice, "", *(f"- {fact}" for fact in facts), "", _code(event.id)])
 

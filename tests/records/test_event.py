@@ -50,6 +50,20 @@ def test_told_at_its_detection_or_when_it_was_added_to() -> None:
     assert replace(EVENT, revised_step=400).reported_step == 400
 
 
+@pytest.mark.parametrize(
+    ("changes", "asks"),
+    [
+        ({}, "Look"),
+        ({"direction": "down"}, "Note"),
+        ({"kind": "not_finite", "reason": "NaN in a"}, "Act"),
+    ],
+)
+def test_a_report_begins_with_what_it_asks_for_and_ends_in_advice(changes: dict, asks: str) -> None:
+    event = replace(EVENT, **changes)
+    assert asks.lower() == event.severity
+    assert event.report() == f"{asks}: {event.describe()}. {event.advice}"
+
+
 def test_in_words() -> None:
     plain = "Near-zero weights began to rise from 5 % to 10 % (about 2 ×) after step 300"
     assert EVENT.headline == plain

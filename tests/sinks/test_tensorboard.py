@@ -470,7 +470,8 @@ def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
     for word in ("zero-shot", "reliance", "decay clock", "dormant", "0.01 times the dense"):
         assert word in about
     ((_, text),) = found["0_sparsity/events"]
-    assert f"**{event.describe()}**\n\n{event.advice}\n" in html.unescape(text)
+    assert event.severity == "look"
+    assert f"**Look: {event.describe()}.**\n\n{event.advice}\n" in html.unescape(text)
     assert all(f"`{name}`" in text for name in (*event.layers, event.id))
     assert f"steps {event.before_step} and {event.detected_step}" in text
 
