@@ -37,9 +37,14 @@ from sweep_certainty import certainty_part
 from sweep_models import KINDS, pool
 
 from sparsitywatch.analysis.estimate import essential_sparsity
-from sparsitywatch.pruning.differences import PairedDifferences, shares_of
-from sparsitywatch.pruning.racing import Racing
-from sparsitywatch.pruning.sweeps import Bisection, Grid, Sweep
+from sparsitywatch.pruning.sweeps import (
+    Bisection,
+    Grid,
+    PairedDifferences,
+    Racing,
+    Sweep,
+    shares_of,
+)
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 
 Array = NDArray[np.float64]

@@ -19,8 +19,7 @@ from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole, listed
 from sparsitywatch.pruning import PATTERNS
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
-from sparsitywatch.pruning.racing import Racing
-from sparsitywatch.pruning.sweeps import Grid, Sweep
+from sparsitywatch.pruning.sweeps import Grid, Racing, Sweep
 from sparsitywatch.weights.scope import ScopeLike
 from sparsitywatch.weights.spectrum.magnitude import DEFAULT_RULES, NearZeroRule, near_zero_rules
 

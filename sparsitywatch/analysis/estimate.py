@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from sparsitywatch.errors import ConfigurationError, expect, is_number
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
-from sparsitywatch.records.curve import units
-from sparsitywatch.records.doubt import best_rising
+from sparsitywatch.records.curve import first_beyond, units
 from sparsitywatch.records.student import t_quantile
 
 Array = NDArray[np.float64]
@@ -95,7 +94,7 @@ def essential_sparsity(
     needed = None
     refusal = reason = _refusal(points, allowed)
     if not refusal:
-        beyond = _first_beyond(points, points.harm, allowed)
+        beyond = first_beyond(points.harm, points.stderr, allowed)
         value = _on_chord(points.sparsity, points.harm, allowed, beyond)
         low, high = _interval(points, allowed, critical, value)
         last = _last_crossing(points.sparsity, points.harm, allowed)
@@ -170,7 +169,7 @@ def _refusal(points: _Points, allowed: float) -> str:
             f"the model does not rely on these weights yet: removing all of them costs "
             f"{points.harm[-1]:.3g}, within the tolerance of {allowed:.3g}"
         )
-    if not (best_rising(points.harm, points.stderr, allowed) > allowed).any():
+    if first_beyond(points.harm, points.stderr, allowed) == len(points.harm):
         return (
             "the tolerance is never exceeded and there is no point at sparsity 1: nothing "
             "shows that the model relies on these weights"
@@ -251,12 +250,6 @@ def _caveats(
 # ------------------------------------------------------------------ crossings
 
 
-def _first_beyond(points: _Points, harm: Array, allowed: float) -> int:
-    """The point at which the best curve that only rises is beyond the tolerance; K if none is."""
-    beyond = np.flatnonzero(best_rising(harm, points.stderr, allowed) > allowed)
-    return int(beyond[0]) if len(beyond) else len(harm)
-
-
 def _on_chord(sparsity: Array, harm: Array, allowed: float, beyond: int) -> float:
     """Where the chord to a point beyond the tolerance, from the one before, meets it."""
     if not 0 < beyond < len(harm):
@@ -281,7 +274,7 @@ def _interval(
     margin = np.where(np.isfinite(harm), critical * points.stderr, 0.0)
     if not np.isfinite(margin).all():
         return math.nan, math.nan
-    first = _first_beyond(points, harm - margin, allowed)
+    first = first_beyond(harm - margin, points.stderr, allowed)
     # a model that broke at this point broke anywhere after the last good sparsity
     broke = float(sparsity[first]) if first < len(harm) and np.isinf(harm[first]) else 0.0
     low = min(value, *_readings(points, harm + margin, allowed))
@@ -290,7 +283,7 @@ def _interval(
 
 def _readings(points: _Points, harm: Array, allowed: float) -> tuple[float, float]:
     """Crossings of the straight line and of the monotone cubic, which share a cell."""
-    sparsity, i = points.sparsity, _first_beyond(points, harm, allowed) - 1
+    sparsity, i = points.sparsity, first_beyond(harm, points.stderr, allowed) - 1
     straight = _on_chord(sparsity, harm, allowed, i + 1)
     if not 0 <= i < len(harm) - 1 or np.isinf(harm[i + 1]):
         return straight, straight

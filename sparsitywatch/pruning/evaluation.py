@@ -25,7 +25,6 @@ from sparsitywatch.errors import (
     TrainingChangedError,
     is_out_of_memory,
 )
-from sparsitywatch.pruning.differences import PairedDifferences, largest_step, shares_of
 from sparsitywatch.pruning.model_copy import (
     ModelCopy,
     Surroundings,
@@ -37,7 +36,13 @@ from sparsitywatch.pruning.model_copy import (
 )
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
 from sparsitywatch.pruning.proxy import ROUNDING, ExampleSubset, Proxy, Runnable, preserve_rng
-from sparsitywatch.pruning.sweeps import Allowed, Sweep
+from sparsitywatch.pruning.sweeps import (
+    Allowed,
+    PairedDifferences,
+    Sweep,
+    largest_step,
+    shares_of,
+)
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import SparsityCurve

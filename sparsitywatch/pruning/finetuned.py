@@ -32,9 +32,8 @@ from sparsitywatch.pruning.criteria import input_axes, inputs_of
 from sparsitywatch.pruning.evaluation import check_forward
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights, as_pattern
 from sparsitywatch.pruning.proxy import Proxy, preserve_rng
-from sparsitywatch.pruning.sweeps import check_levels
+from sparsitywatch.pruning.sweeps import check_levels, standard_error
 from sparsitywatch.records import SparsityCurve
-from sparsitywatch.records.doubt import standard_error
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope, ScopeLike, named_parameters

@@ -1,4 +1,7 @@
-"""Which levels to evaluate next, and on how many examples, given what those before have cost."""
+"""Which level to evaluate next, and on how many examples, given what those before have cost.
+
+A sweep is told what each level costs so far (``PairedDifferences``), and says what to evaluate.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,37 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sparsitywatch.errors import ConfigurationError, expect_number, is_number, listed
+from sparsitywatch.errors import (
+    ConfigurationError,
+    expect_number,
+    expect_whole,
+    is_number,
+    listed,
+)
 from sparsitywatch.records import SparsityCurve
-from sparsitywatch.records.doubt import best_rising
+from sparsitywatch.records.curve import first_beyond
+
+Array = NDArray[np.float64]
+
+#: Numbers that differ by less than this share of what is tolerated are equal but for rounding.
+_ROUNDED = 1e-4
+#: Of the bounds that n equal numbers leave, one-sided, and its quantile of the normal.
+_LEFT, _QUANTILE = 0.05, 1.6448536269514722
+#: Racing's levels around the crossing and the lower end of its interval are no farther apart than
+#: so many widths of the interval, those around the upper end than so many, or so many times the
+#: resolution. Harm mostly bends upward, so that it is read too high between levels that are far
+#: apart: both ends come out too low, which is safe for the lower one and not for the upper.
+_WIDTHS, _WIDTHS_ABOVE, _RESOLUTIONS = 3.0, 1.0, 3.0
+#: A level between two is at least such a share of their distance from both.
+_ROOM = 0.2
+#: Passes over all examples that the crossing and its interval are expected to take.
+_PASSES = 5.0
 
 #: The harm that is accepted, given the mean value of the dense model; both in the value's units.
 Allowed = Callable[[float], float]
@@ -130,7 +157,7 @@ class Bisection(Sweep):
         """The first level of the grid that is missing, then the middle of where it is crossed."""
         if (step := missing(sorted(self.levels), points, shares[-1])) is not None:
             return step
-        beyond = first_beyond(points)
+        beyond = _first_beyond(points)
         if not 0 < beyond < len(points):
             return None  # where nothing is crossed there is nothing to close in on
         below, above = points[beyond - 1].level, points[beyond].level
@@ -139,30 +166,130 @@ class Bisection(Sweep):
         return (middle, shares[-1]) if is_wide else None
 
 
-def harm_with(point: Point, errors: float) -> float:
+@dataclass(frozen=True)
+class Racing(Sweep):
+    """Looks for the crossing on parts of the examples: a third of the passes of a grid.
+
+    All levels of the grid see a small share, a simple random sample of the examples that is the
+    same at every level and every snapshot. Where the best curve that only rises crosses the
+    tolerance, and where it does with more and with less than its error, levels see all examples:
+    those around both ends of the interval always, so that it is as narrow as that of a grid of all
+    examples.
+
+    A value that takes few values, such as an accuracy, has to be seen on many examples before a
+    part in which nothing changes proves anything; proxies of fewer than 8 x ``examples`` are not
+    divided at all. Where no part would do, ``Bisection`` chooses, with twice the resolution.
+
+    Nothing is taken over from the snapshot before: a snapshot is the same whichever others were
+    taken.
+
+    Args:
+        levels: the grid, fractions in [0, 1).
+        resolution: of the levels that see all examples; those around the crossing are at most three
+            times as far apart.
+        risk: that the interval does not hold the crossing, in (0, 1): its ends are where levels see
+            all examples. ``Settings`` gives 1 - ``confidence``.
+        examples: how many the smallest part has, at least.
+
+    Raises:
+        ConfigurationError: a level lies outside [0, 1), there is none, ``resolution`` is not in
+            (0, 0.25], ``risk`` not in (0, 1), ``examples`` less than 8.
+    """
+
+    levels: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+    resolution: float = 0.01
+    risk: float = 0.1
+    examples: int = 8
+
+    def __post_init__(self) -> None:
+        check_levels(self.levels)
+        expect_number("resolution", self.resolution, lambda r: 0.0 < r <= 0.25, "in (0, 0.25]")
+        expect_number("risk", self.risk, lambda r: 0.0 < r < 1.0, "in (0, 1)")
+        expect_whole("examples", self.examples, 8)
+
+    def expected(self, num_examples: int, *, divided: bool) -> tuple[float, float]:
+        """The grid on the smallest share, and some levels on all examples or on most."""
+        if not divided:
+            bisection = Bisection(self.levels, 2 * self.resolution)
+            return bisection.expected(num_examples, divided=False)
+        return len(self.levels), _PASSES
+
+    def next_step(self, points: Sequence[Point], shares: Sequence[float]) -> Step | None:
+        """The grid on the smallest share, then whatever makes the crossing surer."""
+        if len(shares) == 1:
+            return Bisection(self.levels, 2 * self.resolution).next_step(points, shares)
+        everything = points[-1]
+        if everything.share == 1.0 and everything.harm <= 1.0:
+            return None  # there is no crossing
+        return missing(sorted(self.levels), points, shares[0]) or self._on_all_examples(points)
+
+    def _on_all_examples(self, points: Sequence[Point]) -> Step | None:
+        """A level on all examples: near the crossing, near its interval's ends, and nearer."""
+        # level 0 is the dense model, on however few examples that was checked
+        points = [points[0]._replace(harm=0.0, share=1.0), *points[1:]]
+        # one example on which the model breaks down proves that it does
+        whole = [p for p in points if p.share == 1.0 or not math.isfinite(p.harm)]
+        errors = -NormalDist().inv_cdf(self.risk / 2)
+        value, low, high = (_crossing(whole, more) for more in (0.0, errors, -errors))
+        width, nearest = high.level - low.level, _RESOLUTIONS * self.resolution
+        near, near_above = max(nearest, _WIDTHS * width), max(nearest, _WIDTHS_ABOVE * width)
+        wanted = [(value, 0.0, near)]
+        if not value.stderr > 1.0:  # else no interval is told: the tolerance is below the noise
+            wanted += [(low, errors, near), (high, -errors, near_above), (value, 0.0, nearest)]
+        for crossing, more, apart in wanted:
+            if crossing.above - crossing.below > apart + 1e-9:
+                level = self._between(crossing, _crossing(points, more).level)
+                if crossing.below < level < crossing.above:
+                    return level, 1.0
+        return None
+
+    def _between(self, crossing: _Crossing, of_all: float) -> float:
+        """A level between two: where these and where all points expect the crossing."""
+        below, above = crossing.below, crossing.above
+        # whichever is wrong, the middle is not passed over
+        expected = sorted((crossing.level, of_all, (below + above) / 2))[1]
+        room = _ROOM * (above - below)
+        level = min(max(expected, below + room), above - room)
+        return round(round(level / self.resolution) * self.resolution, 6)
+
+
+class _Crossing(NamedTuple):
+    """Where harm crosses the tolerance, between two levels, and its standard error there."""
+
+    below: float
+    above: float
+    level: float
+    stderr: float
+
+
+def _crossing(points: Sequence[Point], errors: float) -> _Crossing:
+    """Where harm with so many errors more crosses."""
+    beyond = min(max(_first_beyond(points, errors), 1), len(points) - 1)
+    below, above = points[beyond - 1], points[beyond]
+    harm = _harm_with(below, errors)
+    # infinite where the model breaks down, anywhere between
+    rise = _harm_with(above, errors) - harm
+    share = min(max((1.0 - harm) / rise, 0.0), 1.0) if 0.0 < rise < math.inf else 0.5
+    level = below.level + share * (above.level - below.level)
+    stderr = below.stderr + share * (above.stderr - below.stderr)
+    return _Crossing(below.level, above.level, level, stderr)
+
+
+def _first_beyond(points: Sequence[Point], errors: float = 0.0) -> int:
+    """The first point beyond the tolerance by the best curve that only rises; or their number.
+
+    The curve is that of harm and so many errors.
+    """
+    harm = np.array([_harm_with(point, errors) for point in points])
+    return first_beyond(harm, np.array([point.stderr for point in points]), 1.0)
+
+
+def _harm_with(point: Point, errors: float) -> float:
     """Harm and so many errors, those that are left once all examples were seen."""
     if not math.isfinite(point.harm):
         return math.inf
     left = max(point.stderr**2 - point.sampling_error**2, 0.0)
     return point.harm + errors * math.sqrt(left)
-
-
-def first_beyond(points: Sequence[Point], errors: float = 0.0) -> int:
-    """The first point beyond the tolerance by the best curve that only rises; or their number.
-
-    The curve is that of harm and so many errors.
-    """
-    harm = np.array([harm_with(point, errors) for point in points])
-    stderr = np.array([point.stderr for point in points])
-    beyond = np.flatnonzero(best_rising(harm, stderr, 1.0) > 1.0)
-    return int(beyond[0]) if len(beyond) else len(points)
-
-
-def missing(levels: Sequence[float], points: Sequence[Point], share: float) -> Step | None:
-    """The first of some levels that was not evaluated yet."""
-    known = {point.level for point in points}
-    missing = (float(level) for level in levels if float(level) not in known)
-    return next(((level, share) for level in missing), None)
 
 
 @dataclass(frozen=True)
@@ -187,6 +314,13 @@ class SameLevels(Sweep):
         return None
 
 
+def missing(levels: Sequence[float], points: Sequence[Point], share: float) -> Step | None:
+    """The first of some levels that was not evaluated yet."""
+    known = {point.level for point in points}
+    missing = (float(level) for level in levels if float(level) not in known)
+    return next(((level, share) for level in missing), None)
+
+
 def check_levels(levels: Sequence[float]) -> None:
     """Refuse levels that no sweep can measure: outside [0, 1), or none at all."""
     levels = listed("levels", levels, "a list of sparsities in [0, 1)")
@@ -200,3 +334,132 @@ def check_levels(levels: Sequence[float]) -> None:
                 f"Expected `levels[{index}]` to be a sparsity in [0, 1), got {level!r}. "
                 "The level 1, everything removed, is always measured."
             )
+
+
+# ------------------------------------------------------------------ what levels have cost
+
+
+class Mean(NamedTuple):
+    """An estimate of a mean over all examples, in the units of the values."""
+
+    value: float
+    sampling_error: float  # standard error about the mean of all examples; 0 where all were seen
+    stderr: float  # about the mean of their population, as if they were drawn
+    num_seen: int
+
+
+class PairedDifferences:
+    """What each example loses at each level, as far as it was evaluated.
+
+    The examples of a subset are the first ones of a random order, a simple random sample without
+    replacement. In a heavy tail the variance of few examples is too small as a rule: the error that
+    one more difference of the size of the largest would make is added. Where all that were seen
+    lose the same, an unseen one may lose as much as one that loses anything does at a higher level.
+
+    Args:
+        num_examples: of all.
+        tolerated: harm that is accepted, in the units of the values.
+        sign: -1 where losing is good.
+    """
+
+    def __init__(self, num_examples: int, tolerated: float, *, sign: float = 1.0) -> None:
+        self._num_examples = num_examples
+        self._tolerated = tolerated
+        self._sign = sign
+        self._lost: dict[float, Array] = {}
+        self._sizes: dict[float, float] = {}  # of what those lose that lose anything
+        self._same = {0.0}  # levels at which no weight has changed
+        self.means: dict[float, Mean] = {}  # of what is lost at each level, as known by now
+
+    def points(self) -> list[Point]:
+        """What each level costs in units of what is tolerated, by rising level."""
+        return [self._point(level, mean) for level, mean in sorted(self.means.items())]
+
+    def add(self, level: float, lost: Array, *, is_same: bool = False) -> None:
+        """More of what was lost at a level: in the next subset, or by all examples.
+
+        ``is_same`` says that this level has changed no weight.
+        """
+        if len(lost) < self._num_examples and level in self._lost:
+            lost = np.concatenate([self._lost[level], lost])
+        self._lost[level] = lost
+        self._same |= {level} if is_same else set()
+        losers = lost[np.isfinite(lost) & (np.abs(lost) > _ROUNDED * self._tolerated)]
+        self._sizes[level] = math.sqrt(float(losers @ losers) / len(losers)) if len(losers) else 0.0
+        # the error where nothing is lost is by what is lost at others
+        for changed in {level} | {other for other, size in self._sizes.items() if not size}:
+            self.means[changed] = self._mean(changed)
+
+    def _mean(self, level: float) -> Mean:
+        lost, num = self._lost[level], len(self._lost[level])
+        mean = float(lost.mean())
+        if not math.isfinite(mean):
+            return Mean(mean, 0.0, math.nan, num)  # the model broke down
+        if level in self._same:
+            return Mean(mean, 0.0, 0.0, num)
+        higher = [size for other, size in self._sizes.items() if other > level and size > 0.0]
+        most = min(higher, default=self._tolerated)
+        error, unseen = standard_error(lost, most, self._tolerated), 1.0 - num / self._num_examples
+        tail = float(np.abs(lost - mean).max()) / num if unseen else 0.0
+        sampling_error = math.sqrt(unseen * (error**2 + tail**2))
+        stderr = math.hypot(error * math.sqrt(1.0 - unseen), sampling_error)
+        return Mean(mean, sampling_error, stderr, num)
+
+    def _point(self, level: float, mean: Mean) -> Point:
+        """The same in units of what is tolerated."""
+        harm, unit = self._sign * mean.value, self._tolerated
+        if not math.isfinite(harm):
+            return Point(level, math.inf)
+        if unit == 0.0:  # a relative tolerance of a dense value of 0
+            return Point(level, math.inf if harm > 0.0 else 0.0)
+        stderr = 0.0 if math.isnan(mean.stderr) else mean.stderr / unit
+        error, share = mean.sampling_error / unit, mean.num_seen / self._num_examples
+        return Point(level, harm / unit, stderr, error, mean.num_seen - 1, share)
+
+
+def standard_error(numbers: Array, most: float, unit: float) -> float:
+    """The standard error of the mean of numbers, for the population that they were drawn from.
+
+    That n numbers are equal proves little: with a probability of 5 % a share of 1 - 0.05^(1/n) of
+    the population, about 3/n, is another, by ``most`` or so. The error is then the one that has
+    its bound there. ``unit`` is what is tolerated. NaN of one number, and where one is not finite.
+
+    Reference: Hanley and Lippman-Hand 1983, J. Am. Med. Assoc. 249:1743 (the rule of three).
+    """
+    num = len(numbers)
+    if num < 2 or not np.isfinite(numbers).all():
+        return math.nan
+    if float(np.ptp(numbers)) <= _ROUNDED * unit:
+        return most * (1.0 - math.pow(_LEFT, 1.0 / num)) / _QUANTILE
+    return float(numbers.std(ddof=1)) / math.sqrt(num)
+
+
+def largest_step(values: Array) -> float:
+    """The range of values of which many are the same, as of an accuracy; 0 of continuous ones.
+
+    >>> largest_step(np.array([0.0, 1.0, 1.0, 0.0])), largest_step(np.array([0.1, 0.2, 0.3, 0.4]))
+    (1.0, 0.0)
+    """
+    if 2 * len(np.unique(values)) > len(values):
+        return 0.0
+    return float(values.max() - values.min())
+
+
+def shares_of(num_examples: int, smallest: int, step: float = 0.0) -> tuple[float, ...]:
+    """Shares of the examples that subsets rise to, each twice the one before, up to a half.
+
+    The first subset has ``smallest`` examples at least, one in 32 at least, one in 8 at most. With
+    a ``step``, that a value which takes few values can jump in units of the harm allowed, a subset
+    in which nothing changes has to say that less than that much changes in all.
+
+    >>> shares_of(128, 8), shares_of(63, 8)
+    ((0.0625, 0.125, 0.25, 0.5), ())
+    """
+    # one by itself has no error
+    found, number = [], max(smallest, 2.0, num_examples / 32, 4.0 * step)
+    if 8 * number > num_examples:  # the smallest would save little, and say little
+        return ()
+    while 2 * number <= num_examples:
+        found.append(number / num_examples)
+        number *= 2
+    return tuple(found)

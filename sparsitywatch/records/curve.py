@@ -7,10 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sparsitywatch.errors import ConfigurationError, expect, expect_numbers
 from sparsitywatch.records.student import t_quantile
 
+Array = NDArray[np.float64]
+
 _NAN = math.nan
+#: Errors of less than this share of what is tolerated weigh alike.
+_EXACT = 0.01
+#: So that no weight, its square, is rounded to zero.
+_FAINT = 1e-100
 
 
 @dataclass(frozen=True)
@@ -187,3 +196,45 @@ def units(unit: str) -> str:
     ('examples', 'batches', 'seeds')
     """
     return "batches" if unit in ("token", "batch") else f"{unit}s"
+
+
+# ------------------------------------------------------------------ the best curve that rises
+
+
+def first_beyond(harm: Array, stderr: Array, allowed: float) -> int:
+    """The first point at which the best curve that only rises is beyond ``allowed``; K if none."""
+    beyond = np.flatnonzero(best_rising(harm, stderr, allowed) > allowed)
+    return int(beyond[0]) if len(beyond) else len(harm)
+
+
+def best_rising(values: Array, stderr: Array, unit: float) -> Array:
+    """The curve nearest to the values that never falls, by least squares.
+
+    Each counts by its error, those below a hundredth of ``unit`` alike; where one is not known all
+    count alike. A value that is not finite stays what it is, and so does the curve after it.
+
+    Reference: Barlow et al. 1972, Statistical Inference under Order Restrictions (pooling
+    adjacent violators).
+    """
+    is_broken = ~np.isfinite(values)
+    errors = np.where(is_broken, 0.0, stderr)
+    if not np.isfinite(errors).all():
+        errors = np.zeros_like(values)
+    errors = np.maximum(errors, _EXACT * unit)
+    weights = np.maximum(errors.min() / errors, _FAINT) ** 2
+    blocks: list[tuple[float, float, int]] = []  # mean, weight, how many
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        block = (value, weight, 1)
+        while blocks and blocks[-1][0] >= block[0]:
+            block = _pooled(blocks.pop(), block)
+        blocks.append(block)
+    return np.repeat([mean for mean, _, _ in blocks], [num for _, _, num in blocks])
+
+
+def _pooled(
+    one: tuple[float, float, int], other: tuple[float, float, int]
+) -> tuple[float, float, int]:
+    mean, weight = one[0], one[1] + other[1]
+    if math.isfinite(mean):
+        mean += (other[0] - mean) * (other[1] / weight)
+    return mean, weight, one[2] + other[2]

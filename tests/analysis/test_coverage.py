@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
-from sparsitywatch.records.doubt import best_rising
+from sparsitywatch.records.curve import best_rising
 
 Array = NDArray[np.float64]
 

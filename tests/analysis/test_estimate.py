@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from sparsitywatch.analysis.estimate import allowed_harm, essential_sparsity, knee_of
 from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.pruning.sweeps import standard_error
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
-from sparsitywatch.records.doubt import best_rising, standard_error
+from sparsitywatch.records.curve import best_rising
 
 NAN, INF = math.nan, math.inf
 

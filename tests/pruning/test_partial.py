@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sparsitywatch.pruning.differences import PairedDifferences, largest_step, shares_of
+from sparsitywatch.pruning.sweeps import PairedDifferences, largest_step, shares_of
 from sparsitywatch.records.student import t_quantile
 
 NUM = 200
@@ -29,7 +29,7 @@ def test_all_examples_give_the_paired_mean_and_error() -> None:
     assert mean.value == lost[0].mean()
     assert mean.sampling_error == 0.0
     assert mean.stderr == pytest.approx(lost[0].std(ddof=1) / math.sqrt(NUM))
-    assert mean.degrees_of_freedom == NUM - 1
+    assert mean.num_seen == NUM
 
 
 def test_a_part_alone_has_the_error_of_sampling_without_replacement() -> None:
@@ -67,7 +67,7 @@ def test_what_a_part_says_is_as_often_wrong_as_it_says(num_seen: int) -> None:
             losses = PairedDifferences(NUM, 1.0)
             losses.add(0.5, lost[1][order[:num_seen]])
             mean = losses.means[0.5]
-            bound = t_quantile(0.95, mean.degrees_of_freedom) * mean.sampling_error
+            bound = t_quantile(0.95, mean.num_seen - 1) * mean.sampling_error
             beyond += [lost[1].mean() - mean.value > bound, mean.value - lost[1].mean() > bound]
     assert 0.015 <= np.mean(beyond) <= 0.06
 
@@ -104,7 +104,7 @@ def test_two_examples_have_an_error() -> None:
     lost, order = rows(6)
     differences = PairedDifferences(NUM, 1.0)
     differences.add(0.5, lost[1][order[:2]])
-    assert differences.means[0.5].degrees_of_freedom == 1
+    assert differences.means[0.5].num_seen == 2
     assert differences.means[0.5].sampling_error > 0.0
 
 

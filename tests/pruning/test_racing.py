@@ -16,12 +16,19 @@ from torch import nn
 import sparsitywatch as sw
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.errors import ConfigurationError, MeasurementError
-from sparsitywatch.pruning.differences import PairedDifferences, largest_step, shares_of
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.racing import Racing
-from sparsitywatch.pruning.sweeps import Bisection, Grid, Point, Sweep
+from sparsitywatch.pruning.sweeps import (
+    Bisection,
+    Grid,
+    PairedDifferences,
+    Point,
+    Racing,
+    Sweep,
+    largest_step,
+    shares_of,
+)
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.codec import from_json, to_json
 from sparsitywatch.weights.scope import Scope
