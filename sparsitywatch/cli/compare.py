@@ -12,7 +12,6 @@ from typing import Any
 from sparsitywatch.analysis.digest import Digest, digest, mismatches, require_comparable
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli.options import add_command, add_json
-from sparsitywatch.cli.pages import save
 from sparsitywatch.cli.summary import align, read
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Event, to_json
@@ -24,7 +23,6 @@ def add_to(commands: Any) -> None:
     words = "runs side by side, if they can be compared"
     parser = add_command(commands, "compare", _run, words)
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="where a run logs to")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="a picture to write, too")
     parser.add_argument(
         "--weights-only", action="store_true",
         help="compare only what the weights tell by themselves, whatever the proxies were",
@@ -42,17 +40,11 @@ def _run(arguments: argparse.Namespace) -> None:
         redacted(f"{one.name}: {one.verdict.trouble}.") for one in digests if one.verdict.trouble
     ]
     notes = [*troubles, *(_notes(runs) if weights_only else ())]
-    if arguments.output is not None:
-        # drawing takes a second to import
-        from sparsitywatch.plots import comparison_figure
-
-        save(comparison_figure(runs, weights_only=weights_only), arguments.output)
     if arguments.json:
         print(to_json({"weights_only": weights_only, "notes": notes, "runs": digests}))
         return
     lines = [*notes, *([""] if notes else []), *_table(digests, weights_only=weights_only)]
-    written = [] if arguments.output is None else ["", str(arguments.output)]
-    print("\n".join([*lines, *written]))
+    print("\n".join(lines))
 
 
 def _read_all(logdirs: Sequence[Path]) -> list[Run]:

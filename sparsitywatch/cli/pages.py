@@ -55,25 +55,19 @@ def _add_output(parser: Any, words: str, output: str) -> None:
 
 def _plot(arguments: argparse.Namespace) -> None:
     # drawing takes a second to import; the other commands should not wait for it
-    from sparsitywatch.plots import overview_figure
+    from sparsitywatch.plots import overview_figure, save_figure
 
     run = read(arguments.logdir)
     trouble = run.verdict.trouble
     title = "Sparsity during training" + (f"; {redacted(trouble)}" if trouble else "")
-    save(overview_figure(run, title=title), arguments.output)
-    print(arguments.output)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure; a ConfigurationError says that it cannot be, there or in this format."""
-    from sparsitywatch.plots import save_figure
-
+    figure, path = overview_figure(run, title=title), arguments.output
     try:
         save_figure(figure, path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # it cannot be, there or in this format
         raise ConfigurationError(
             f"Expected `--output` to be a picture that can be written, got {str(path)!r}: {error}."
         ) from error
+    print(path)
 
 
 # ------------------------------------------------------------------ report

@@ -1,8 +1,7 @@
-"""What the drawings of a whole run and of several show, read off the figures."""
+"""What the drawing of a whole run shows, read off the figure."""
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from PIL import Image
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli import main
 from sparsitywatch.errors import ConfigurationError, MissingExtraError
-from sparsitywatch.plots import comparison_figure, overview_figure, save_figure
+from sparsitywatch.plots import overview_figure, save_figure
 from sparsitywatch.records import Detail, Event
 
 VALUE, ESSENTIAL = "Value of the model", "Essential sparsity"
@@ -187,87 +186,3 @@ def test_without_matplotlib_the_extra_is_named(
     fake_run.write_run(tmp_path, [(RECORDS[0], Detail())])
     assert main(["plot", str(tmp_path), "-o", str(tmp_path / "run.png")]) == 2
     assert "pip install 'sparsitywatch[plots]'" in capsys.readouterr().err
-
-
-# Several runs
-
-
-def run(name: str, seed: int, *, events: bool = True) -> Run:
-    records = [record for record, _ in fake_run.looks(range(0, 2001, 100), seed=seed)]
-    return Run(records, fake_run.events() if events else [], name=name)
-
-
-RUNS = [run("a", 0), run("b", 1, events=False), run("c", 2)]
-
-
-def panels(figure: Figure) -> dict[str, object]:
-    return {axes.get_ylabel().partition("\n")[0]: axes for axes in figure.axes}
-
-
-def test_every_panel_has_each_run_with_its_values() -> None:
-    found = panels(comparison_figure(RUNS))
-    assert list(found) == ["near zero", "dormant", "essential sparsity"]
-    handles, labels = found["near zero"].get_legend_handles_labels()
-    assert labels == ["a", "b", "c"]
-    for line, one in zip(handles, RUNS, strict=True):
-        assert line.get_xdata().tolist() == one.steps.tolist()
-        assert line.get_ydata().tolist() == one.column("near_zero/initial_0.1").tolist()
-    assert len({line.get_color() for line in handles}) == 3
-
-
-def test_an_essential_sparsity_that_is_not_informative_is_not_drawn() -> None:
-    axes = panels(comparison_figure(RUNS))["essential sparsity"]
-    line = axes.get_lines()[0]
-    known = [r.essential_sparsity.informative for r in RUNS[0].records]
-    assert not all(known)
-    assert np.isfinite(line.get_ydata()).tolist() == known
-    assert len(axes.collections) == len(RUNS)  # one band a run
-
-
-@pytest.mark.slow
-def test_events_are_marked_on_the_line_of_their_run_in_the_panel_of_their_series() -> None:
-    found = panels(comparison_figure(RUNS))
-    marks = [line for line in found["near zero"].get_lines() if len(line.get_xdata()) == 1]
-    (_, take_off) = fake_run.events()
-    assert [(m.get_marker(), m.get_xdata()[0]) for m in marks] == [
-        ("|", take_off.onset_step), ("o", take_off.detected_step),
-    ] * 2  # fmt: skip
-    line = found["near zero"].get_lines()[0]
-    assert marks[0].get_color() == line.get_color()
-    expected = np.interp(take_off.detected_step, line.get_xdata(), line.get_ydata())
-    assert marks[1].get_ydata()[0] == pytest.approx(expected)
-    assert all(len(line.get_xdata()) > 1 for line in found["dormant"].get_lines())
-
-
-def test_an_event_is_marked_in_the_panel_of_every_series_that_saw_it() -> None:
-    seen = [replace(fake_run.events()[1], related=("motion/dormant",))]
-    found = panels(comparison_figure([Run(RUNS[0].records, seen)]))
-    marks = [line for line in found["dormant"].get_lines() if len(line.get_xdata()) == 1]
-    assert len(marks) == 2
-
-
-def test_many_runs_stay_apart() -> None:
-    lines = comparison_figure([RUNS[1]] * 20).axes[0].get_legend_handles_labels()[0]
-    looks = {(line.get_color(), str(line._dash_pattern)) for line in lines}
-    assert len(looks) == 20
-
-
-def test_what_needs_a_proxy_can_be_left_out() -> None:
-    assert list(panels(comparison_figure(RUNS, weights_only=True))) == ["near zero", "dormant"]
-    parts = ("curve", "essential_sparsity", "reliance")
-    bare = [Run([fake_run.without(r, *parts) for r in one.records]) for one in RUNS]
-    figure = comparison_figure(bare)
-    assert list(panels(figure)) == ["near zero", "dormant"]
-    assert "interval" not in words(figure)
-    assert "Events" not in words(figure)
-
-
-def test_a_series_that_nobody_has_leaves_an_empty_panel_and_no_fault() -> None:
-    records = [replace(r, near_zero={"zero": math.nan}, dormant=None) for r in RUNS[0].records]
-    figure = comparison_figure([Run(records, fake_run.events())], weights_only=True)
-    assert len(figure.axes) == 1
-
-
-def test_a_run_with_nothing_to_draw_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="run 'empty' has taken no snapshot yet"):
-        comparison_figure([RUNS[0], Run([], name="empty")])

@@ -1,24 +1,33 @@
-"""A whole run in stacked panels over the steps, and several runs on top of each other."""
+"""A whole run in stacked panels over the steps: the picture of ``sparsitywatch plot``.
+
+It needs matplotlib, which the extra ``plots`` installs. Importing this takes a second.
+"""
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.errors import MissingExtraError
 from sparsitywatch.records import Event
-from sparsitywatch.series import describe
+from sparsitywatch.series import Series, describe
+
+try:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+except ImportError as error:
+    raise MissingExtraError("matplotlib", "plots", "drawings") from error
+
+__all__ = ["overview_figure", "save_figure"]
 
 # Okabe and Ito's colours, which colour-blind people can tell apart
 BLUE, GREEN, ORANGE, PURPLE = "#0072b2", "#009e73", "#e69f00", "#cc79a7"
@@ -127,8 +136,11 @@ def _panels(run: Run) -> list[_Panel]:
 def _draw_essential(axes: Any, run: Run) -> None:
     """The interval, and grey where there is no number, up to half-way to snapshots with one."""
     known = (r.essential_sparsity for r in run.records if r.essential_sparsity is not None)
-    _draw_interval(axes, run, GREEN, f"{next(known).confidence:.0%} interval")
     steps, value = run.series("essential_sparsity/value")
+    axes.fill_between(
+        steps, run.series("essential_sparsity/low")[1], run.series("essential_sparsity/high")[1],
+        color=GREEN, alpha=0.2, linewidth=0, label=f"{next(known).confidence:.0%} interval",
+    )  # fmt: skip
     missing = np.isnan(value)
     middles = (steps[1:] + steps[:-1]) / 2
     if missing.any():
@@ -137,13 +149,6 @@ def _draw_essential(axes: Any, run: Run) -> None:
             edges, 0.0, 1.0, np.repeat(missing, 2), color=LIGHT, alpha=0.7, linewidth=0, zorder=-1,
             transform=axes.get_xaxis_transform(), label="not informative, or not measured",
         )  # fmt: skip
-
-
-def _draw_interval(axes: Any, run: Run, colour: str, label: str | None = None) -> None:
-    """The interval of essential sparsity as a band."""
-    steps, low = run.series("essential_sparsity/low")
-    _, high = run.series("essential_sparsity/high")
-    axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, label=label)
 
 
 def _draw_allowed(axes: Any, run: Run) -> None:
@@ -173,7 +178,9 @@ def overview_figure(run: Run, *, title: str = "Sparsity during training") -> Fig
     panels = _panels(run)
     captions = _captions(run)
     num_rows = max(len(panels), 1)
-    figure, all_axes = _new_figure(num_rows, 2.15 * num_rows + 1.0 + 0.17 * len(captions))
+    height = 2.15 * num_rows + 1.0 + 0.17 * len(captions)
+    figure = Figure(figsize=(9.5, height), layout="constrained")  # no window knows of it
+    all_axes = figure.subplots(num_rows, 1, sharex=True, squeeze=False)[:, 0]
     homes = [_home_of(event, panels) for event in run.events]
     for axes, panel in zip(all_axes, panels, strict=False):
         first, last = run.steps[[0, -1]]
@@ -185,37 +192,16 @@ def overview_figure(run: Run, *, title: str = "Sparsity during training") -> Fig
         _mark_invalid(axes, run)
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, 0.0) if panel.from_zero else low, panel.up_to or high)
-        _label_values(axes, describe(panel.lines[0].series).unit)
+        _label_values(axes, describe(panel.lines[0].series))
         axes.set_ylabel(panel.title)
         handles, labels = axes.get_legend_handles_labels()
-        _add_legend(axes, handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        labels = [textwrap.fill(label, 28) for label in labels]
+        axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _add_clock(all_axes[0], run)
     _label_steps(all_axes[-1], run)
-    _add_texts(figure, title, captions)
-    return figure
-
-
-def _new_figure(num_rows: int, height: float) -> tuple[Figure, Sequence[Any]]:
-    """An empty figure, ``height`` inches high, that no window knows of, and its axes."""
-    figure = Figure(figsize=(9.5, height), layout="constrained")
-    return figure, list(figure.subplots(num_rows, 1, sharex=True, squeeze=False)[:, 0])
-
-
-def _add_legend(place: Any, handles: Sequence[Any], labels: Sequence[str], **where: Any) -> None:
-    """Labels beside what is drawn, if there are any; long ones on several lines."""
-    if handles:
-        place.legend(handles, [textwrap.fill(label, 28) for label in labels], **where)
-
-
-def _add_texts(figure: Figure, title: str, captions: Iterable[str]) -> None:
-    """A title, and what to know of the picture below it."""
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=13)
     figure.supxlabel("\n".join(captions), x=0.01, ha="left", fontsize=8.5, color=GREY)
-
-
-def _percent(axis: Any) -> None:
-    """Label an axis of fractions in per cent."""
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g} %"))
+    return figure
 
 
 def _draw_panel(axes: Any, panel: _Panel, run: Run) -> None:
@@ -239,12 +225,9 @@ def _points(values: np.ndarray) -> list[int]:
     return [int(i) for i in np.flatnonzero(known)]
 
 
-def _label_values(axes: Any, unit: str) -> None:
+def _label_values(axes: Any, row: Series) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    if unit == "fraction":
-        _percent(axes.yaxis)
-    else:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.4g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: row.shown(x)))
 
 
 def _label_steps(axes: Any, run: Run) -> None:
@@ -310,10 +293,8 @@ def _add_clock(axes: Any, run: Run) -> None:
     clock = np.maximum.accumulate(clock[known])
     if not clock.size or clock[-1] <= clock[0]:
         return
-    advance = clock[-1] - clock[0]
-    size = 10.0 ** math.floor(math.log10(advance))
-    spacing = next(s * size for s in (0.2, 0.5, 1.0, 2.0) if advance / (s * size) <= 8)
-    ticks = np.arange(math.ceil(clock[0] / spacing), math.floor(clock[-1] / spacing) + 1) * spacing
+    round_numbers = MaxNLocator(9, steps=[1, 2, 5, 10]).tick_values(clock[0], clock[-1])
+    ticks = [x for x in round_numbers if clock[0] <= x <= clock[-1]]
     top = axes.secondary_xaxis("top")
     top.set_xticks(np.interp(ticks, clock, steps), [f"{tick:.3g}" for tick in ticks])
     top.set_xlabel("decay clock", color=GREY)
@@ -344,76 +325,4 @@ def _captions(run: Run) -> list[str]:
             "as exp(-clock): they become near-zero by decay alone."
         )
         lines += textwrap.wrap(line, 135)
-    return lines
-
-
-# ------------------------------------------------------------------ several runs
-
-_COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK)
-#: Runs of one colour differ in these.
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
-#: Series by panel, with its label.
-_COMPARED = {
-    "near_zero/initial_0.1": "near zero\n|w| ≤ 0.1 × first rms",
-    "motion/dormant": "dormant",
-    "essential_sparsity/value": "essential sparsity\n(zero-shot)",
-}
-
-
-@_styled()
-def comparison_figure(runs: Sequence[Run], *, weights_only: bool = False) -> Figure:
-    """Runs on top of each other: near-zero, dormant, essential sparsity with its interval.
-
-    A dot is where an event was seen and a tick below it where it began, in the colour of its
-    run, in the panel of its series.
-
-    Args:
-        runs: each with at least one record.
-        weights_only: leave out what depends on a proxy.
-
-    Raises:
-        ConfigurationError: a run has no record.
-    """
-    for run in runs:
-        run.require_records()
-    panels = [
-        name
-        for name in _COMPARED
-        if not (weights_only and describe(name).needs_proxy) and any(r.has(name) for r in runs)
-    ]
-    num_rows = max(len(panels), 1)
-    figure, all_axes = _new_figure(num_rows, 2.5 * num_rows + 0.8)
-    for axes, name in zip(all_axes, panels, strict=False):
-        for number, run in enumerate(runs):
-            dashes = _DASHES[number // len(_COLOURS) % len(_DASHES)]
-            _draw_run(axes, name, run, _COLOURS[number % len(_COLOURS)], dashes)
-        axes.set_ylabel(_COMPARED[name])
-        axes.set_ylim(bottom=0.0)
-        _percent(axes.yaxis)
-    all_axes[-1].set_xlabel("optimizer step")
-    _add_legend(figure, *all_axes[0].get_legend_handles_labels(), loc="outside right upper")
-    _add_texts(figure, "Runs side by side", _comparison_captions(runs, panels))
-    return figure
-
-
-def _draw_run(axes: Any, name: str, run: Run, colour: str, dashes: Any) -> None:
-    steps, values = run.series(name)
-    axes.plot(steps, values, color=colour, linestyle=dashes, linewidth=1.4, label=run.name)
-    if name == "essential_sparsity/value":
-        _draw_interval(axes, run, colour)
-    finite = np.isfinite(values)
-    for event in run.events:
-        if finite.any() and name in (event.series, *event.related):
-            ends = [event.onset_step, event.detected_step]
-            began, seen = np.interp(ends, steps[finite], values[finite])
-            axes.plot(event.onset_step, began, marker="|", markersize=13, color=colour)
-            axes.plot(event.detected_step, seen, marker="o", markersize=5, color=colour)
-
-
-def _comparison_captions(runs: Sequence[Run], panels: Sequence[str]) -> list[str]:
-    lines = []
-    if any({event.series, *event.related} & set(panels) for run in runs for event in run.events):
-        lines.append("Events of these series: a tick where they began, a dot where they were seen.")
-    if "essential_sparsity/value" in panels:
-        lines.append("Shaded: the interval of essential sparsity; no line where not informative.")
     return lines
