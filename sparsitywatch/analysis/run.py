@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.verdict import Verdict, standing, verdict
+from sparsitywatch.analysis.verdict import Verdict, verdict
 from sparsitywatch.errors import ConfigurationError, MissingExtraError, SparsityWatchError
 from sparsitywatch.records import Event, Layers, Record, RunInfo, html_of
 from sparsitywatch.redact import printable, redacted
@@ -98,7 +98,7 @@ class Run:
     @cached_property
     def verdict(self) -> Verdict:
         """How the run stands, what happened, since when, where, why, and what to do."""
-        return verdict(self.records, self.events, standing(self.records, self.info, now=self._now))
+        return verdict(self.records, self.events, self.info, now=self._now)
 
     @cached_property
     def steps(self) -> np.ndarray:

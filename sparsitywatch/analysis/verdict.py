@@ -1,6 +1,6 @@
 """How a run stands, made once and shown everywhere: does its watch see, what happened, what to do.
 
-A watch that sees nothing must not look like a quiet one.
+A watch that sees nothing must not look like a quiet one: its trouble comes before all else.
 """
 
 from __future__ import annotations
@@ -29,50 +29,32 @@ _LATE_STEPS = 5
 _FEW_FAILURES = 3
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How a watch is, for whoever looks at its numbers."""
+class _Trouble(NamedTuple):
+    """Why the silence of a watch means nothing."""
 
-    trouble: str = ""  # in a few words, why its silence means nothing; empty if it is well
-    sentences: tuple[str, ...] = ()  # the most important first; none of a replay without faults
-    advice: str = ""  # what to do about the trouble
-    state: str = ""  # "look" or "broken" where there is trouble
-    is_end: bool = False  # whether the trouble is an end, after which nothing was seen
-
-
-class _Finding(NamedTuple):
-    """What is wrong with a watch."""
-
+    state: str  # "look" or "broken"
+    badge: str
     words: str
     sentence: str
     advice: str
+    is_end: bool = False  # after which nothing was seen
 
 
-def standing(
-    records: Sequence[Record], info: RunInfo | None = None, *, now: float | None = None
-) -> Standing:
-    """How the watch of a log is: on, off, closed, gone or blind, and whether it has measured.
-
-    ``now`` is in seconds since the epoch; None takes the manifest's word without asking the clock.
-    """
+def _watched(
+    records: Sequence[Record], info: RunInfo | None, now: float | None
+) -> tuple[list[_Trouble], list[str]]:
+    """What is wrong with the watch, the worst first, and sentences on how it is."""
     state = None if info is None else up_to_date(info.state, records)
-    lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))
-    off, ended = _off(state), _ended(state)
-    broken = [f for f in (off, lost, _blind(records)) if f is not None]
-    found = [*broken, *(f for f in (ended, _not_measured(state, records)) if f is not None)]
-    sentences = [one.sentence for one in found]
-    if state is not None and lost is None and state.describe() not in sentences:
-        sentences.append(state.describe())
-    if not found:
-        return Standing(sentences=tuple(sentences))
-    first = found[0]
-    return Standing(
-        first.words,
-        tuple(sentences),
-        first.advice,
-        state="broken" if broken else "look",
-        is_end=first in (off, lost, ended),
-    )
+    if state is None:
+        found, own = [_blind(records)], ""
+    else:
+        lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))
+        found = [_ended(state), lost, _blind(records), _not_measured(state, records)]
+        own = state.describe() if lost is None else ""
+    troubles = [trouble for trouble in found if trouble is not None]
+    troubles.sort(key=lambda trouble: trouble.state != "broken")
+    sentences = dict.fromkeys([*(trouble.sentence for trouble in troubles), own])
+    return troubles, [sentence for sentence in sentences if sentence]
 
 
 def up_to_date(state: WatchState | None, records: Sequence[Record]) -> WatchState | None:
@@ -100,59 +82,59 @@ def up_to_date(state: WatchState | None, records: Sequence[Record]) -> WatchStat
 _GOES_ON = "go on from your last checkpoint. A watch with the same `logdir` continues this log."
 
 
-def _off(state: WatchState | None) -> _Finding | None:
-    if state is None or state.status != "off":
-        return None
-    advice = "Mend what the reason names, and attach the watch again: it continues this log."
-    return _Finding(f"the watch has been off since step {state.step:,}", state.describe(), advice)
-
-
-def _ended(state: WatchState | None) -> _Finding | None:
-    if state is None or state.status != "ended":
-        return None
-    advice = f"If you did not stop it on purpose, mend the error and {_GOES_ON}"
-    return _Finding(f"the training was {state.end}", state.describe(), advice)
-
-
-def _not_measured(state: WatchState | None, records: Sequence[Record]) -> _Finding | None:
-    """A watch that has come to its end without a snapshot, or without an evaluation."""
-    if state is None or state.status in ("on", "off"):
-        return None
-    if not records:
-        advice = (
-            "Choose a smaller `every`, or a larger `max_overhead`, so that snapshots are taken."
-        )
-        return _Finding("no snapshot was taken", state.describe(), advice)
-    if state.num_evaluated == 0:
-        words = "essential sparsity was never measured"
-        advice = "Give the proxy fewer examples, or the watch a larger `max_overhead`."
-        return _Finding(words, state.describe(), advice)
+def _ended(state: WatchState) -> _Trouble | None:
+    """A watch that switched itself off, or that an error of the training has ended."""
+    if state.status == "off":
+        words = f"the watch has been off since step {state.step:,}"
+        advice = "Mend what the reason names, and attach the watch again: it continues this log."
+        return _Trouble("broken", "not watching", words, state.describe(), advice, is_end=True)
+    if state.status == "ended":
+        words = f"the training was {state.end}"
+        advice = f"If you did not stop it on purpose, mend the error and {_GOES_ON}"
+        return _Trouble("look", "ended early", words, state.describe(), advice, is_end=True)
     return None
 
 
-def _lost(state: WatchState | None, now: float | None, longest_s: float) -> _Finding | None:
+def _not_measured(state: WatchState, records: Sequence[Record]) -> _Trouble | None:
+    """A watch that has come to its end without a snapshot, or without an evaluation."""
+    if state.status in ("on", "off"):
+        return None
+    if not records:
+        words = "no snapshot was taken"
+        advice = (
+            "Choose a smaller `every`, or a larger `max_overhead`, so that snapshots are taken."
+        )
+    elif state.num_evaluated == 0:
+        words = "essential sparsity was never measured"
+        advice = "Give the proxy fewer examples, or the watch a larger `max_overhead`."
+    else:
+        return None
+    return _Trouble("look", "not measured", words, state.describe(), advice)
+
+
+def _lost(state: WatchState, now: float | None, longest_s: float) -> _Trouble | None:
     """A watch that was on at its last sign of life; ``longest_s`` is its longest snapshot."""
-    if state is None or state.status != "on" or now is None:
+    if state.status != "on" or now is None:
         return None
     sign = f"The last sign of life is of step {state.step:,}, {_moment(state.wall_time)}"
+    silent_s, step_s = now - state.wall_time, state.step_s if math.isfinite(state.step_s) else 0.0
     if _is_gone(state):
-        sentence = f"The process {state.pid} of the training is gone, and wrote of no end: it was "
-        advice = f"Look for who or what killed it (memory, a time limit), and {_GOES_ON}"
         words = f"the training was killed after step {state.step:,}"
-        return _Finding(words, f"{sentence}killed. {sign}.", advice)
-    trouble = f"the watch was last heard of at step {state.step:,}"
-    step_s = state.step_s if math.isfinite(state.step_s) else 0.0
-    silent_s = now - state.wall_time
-    if silent_s <= max(_LATE_S, _LATE_STEPS * step_s) + 2.0 * longest_s:
+        sentence = f"The process {state.pid} of the training is gone, and wrote of no end: it was "
+        sentence += f"killed. {sign}."
+        advice = f"Look for who or what killed it (memory, a time limit), and {_GOES_ON}"
+    elif silent_s > max(_LATE_S, _LATE_STEPS * step_s) + 2.0 * longest_s:
+        words = f"the watch was last heard of at step {state.step:,}"
+        sentence = (
+            f"No step was seen for {_duration(silent_s)}: the training stands still, was killed, "
+            f"or steps with an optimizer that is not watched. {sign}."
+        )
+        if state.next_due_step >= 0:
+            sentence += f" The snapshot of step {state.next_due_step:,} has not come."
+        advice = "Look whether the training still makes steps."
+    else:
         return None
-    due = ""
-    if state.next_due_step >= 0:
-        due = f" The snapshot of step {state.next_due_step:,} has not come."
-    sentence = (
-        f"No step was seen for {_duration(silent_s)}: the training stands still, was killed, or "
-        f"steps with an optimizer that is not watched. {sign}.{due}"
-    )
-    return _Finding(trouble, sentence, "Look whether the training still makes steps.")
+    return _Trouble("broken", "not watching", words, sentence, advice, is_end=True)
 
 
 def _moment(wall_time: float) -> str:
@@ -179,24 +161,22 @@ def _is_gone(state: WatchState) -> bool:
 _MEND = "Mend what the reason names; the training itself was not touched."
 
 
-def _blind(records: Sequence[Record]) -> _Finding | None:
+def _blind(records: Sequence[Record]) -> _Trouble | None:
     """Records that say nothing, though they were made."""
-    if not records:
-        return None
     last_valid = max((i for i, record in enumerate(records) if record.valid), default=-1)
     failed = len(records) - 1 - last_valid
-    if failed == len(records) or failed >= _FEW_FAILURES:
-        which = "all snapshots" if failed == len(records) else f"the last {failed:,} snapshots"
-        reason = records[-1].reason.rstrip(".")
-        sentence = f"Blind: {which} failed, the last because of: {reason}."
-        return _Finding(f"{which} failed", sentence, _MEND)
     attempts = [r for r in records if r.provenance.proxy_hash and not r.not_evaluated]
-    if attempts and all(record.curve is None for record in attempts):
-        reason = (attempts[-1].reason or "no reason given").rstrip(".")
+    if failed and (failed == len(records) or failed >= _FEW_FAILURES):
+        which = "all snapshots" if failed == len(records) else f"the last {failed:,} snapshots"
+        words, reason = f"{which} failed", records[-1].reason
+        sentence = f"Blind: {which} failed"
+    elif attempts and all(record.curve is None for record in attempts):
+        words, reason = "no evaluation has succeeded", attempts[-1].reason or "no reason given"
         sentence = f"Blind for essential sparsity: none of {len(attempts):,} evaluations succeeded"
-        sentence += f", the last because of: {reason}."
-        return _Finding("no evaluation has succeeded", sentence, _MEND)
-    return None
+    else:
+        return None
+    sentence += f", the last because of: {reason.rstrip('.')}."
+    return _Trouble("broken", "not watching", words, sentence, _MEND)
 
 
 def _duration(seconds: float) -> str:
@@ -207,8 +187,7 @@ def _duration(seconds: float) -> str:
     """
     sizes = {"day": 86400.0, "hour": 3600.0, "minute": 60.0}
     name = next((name for name, size in sizes.items() if seconds >= 1.5 * size), "minute")
-    number = round(seconds / sizes[name])
-    return f"{number} {name}{'' if number == 1 else 's'}"
+    return _counted(round(seconds / sizes[name]), name)
 
 
 # ------------------------------------------------------------------ what happened, what to do
@@ -276,19 +255,30 @@ class Verdict:
         return "\n".join(line for line in lines if line)
 
 
-def verdict(records: Sequence[Record], events: Sequence[Event], standing: Standing) -> Verdict:
-    """The verdict on a run, also on one without a snapshot yet."""
-    found = _of_training(records, events)
-    if found is None or (standing.state == "broken" and found.state != "broken"):
-        found = _of_watch(found or _quiet(records), standing)
-    elif standing.trouble:
-        found = replace(found, headline=_with_trouble(standing, found.headline))
-    return replace(
-        found,
-        not_watched=tuple(_not_watched(records)),
-        trouble=standing.trouble,
-        watch=standing.sentences,
-    )
+def verdict(
+    records: Sequence[Record],
+    events: Sequence[Event],
+    info: RunInfo | None = None,
+    *,
+    now: float | None = None,
+) -> Verdict:
+    """The verdict on a run, also on one without a snapshot yet.
+
+    ``now`` is in seconds since the epoch; None takes the manifest's word without asking the clock.
+    """
+    troubles, sentences = _watched(records, info, now)
+    of_training = _of_training(records, events)
+    found = of_training or _quiet(records)
+    if troubles:
+        trouble = troubles[0]
+        found = replace(found, headline=_with_trouble(trouble, found), trouble=trouble.words)
+        is_worse = trouble.state == "broken" and found.state != "broken"
+        if of_training is None or is_worse:
+            found = replace(
+                found, state=trouble.state, badge=trouble.badge, advice=trouble.advice,
+                cause=sentences[0].rstrip("."), confidence="",
+            )  # fmt: skip
+    return replace(found, not_watched=tuple(_not_watched(records)), watch=tuple(sentences))
 
 
 def _of_training(records: Sequence[Record], events: Sequence[Event]) -> Verdict | None:
@@ -322,6 +312,7 @@ def _not_finite(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
     """Of weights that are NaN or infinite now: since when, and what to go back to."""
     last = records[-1]
     good = max((r.step for r in records if r.was_read and not r.num_not_finite), default=-1)
+    since = next(r.step for r in records if r.step > good and r.num_not_finite)
     signs = [event for event in events if event.kind == "not_finite" and event.reverted_step < 0]
     advice = "Stop the run and go on from a checkpoint before that."
     if good >= 0:
@@ -330,9 +321,9 @@ def _not_finite(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
         state="broken",
         badge="NaN or infinite weights",
         headline=f"{last.num_not_finite:,} weights are NaN or infinite at step {last.step:,}",
-        since=next(r.step for r in records if r.step > good and r.num_not_finite),
+        since=since,
         onset_low=good,
-        onset_high=next(r.step for r in records if r.step > good and r.num_not_finite),
+        onset_high=since,
         where=signs[-1].layers if signs else (),
         advice=signs[-1].advice if signs else advice,
         confidence=_PROVEN,
@@ -348,7 +339,7 @@ def _of_event(event: Event, events: Sequence[Event], number: int) -> Verdict:
     causes = [*event.causes, *([redacted(event.reason)] if event.reason else []), *_joined(events)]
     return Verdict(
         state="broken" if event.severity == "act" and not is_over else "look",
-        badge=f"{number:,} event{'' if number == 1 else 's'}",
+        badge=_counted(number, "event"),
         headline=headline,
         since=event.onset_step,
         onset_low=event.onset_low,
@@ -380,66 +371,41 @@ def _confidence(event: Event) -> str:
     return ", ".join(filter(None, (event.in_noise, f"seen in {also + 1} series" if also else "")))
 
 
-def _of_watch(found: Verdict, standing: Standing) -> Verdict:
-    """A verdict that the watch's own trouble comes before, if there is any."""
-    if not standing.trouble:
-        return found
-    why = standing.sentences[0].rstrip(".")
-    badges = {
-        "broken": "not watching",
-        "look": "ended early" if standing.is_end else "not measured",
-    }
-    happened = found.headline if found.event or found.confidence else ""  # of nothing seen
-    return replace(
-        found,
-        state=standing.state,
-        badge=badges[standing.state],
-        headline=_with_trouble(standing, happened),
-        cause=why,
-        confidence="",
-        advice=standing.advice,
-    )
-
-
 def _quiet(records: Sequence[Record]) -> Verdict:
     """The verdict where nothing is known to be wrong, and the watch is well."""
-    last = records[-1] if records else None
-    if last is None:
+    if not records:
         advice = "The first snapshot comes when `every` says so; no action needed until then."
         return Verdict(
             state="too early to tell", badge="no snapshot yet",
             headline="Nothing has been measured so far", advice=advice,
         )  # fmt: skip
-    number = sum(record.valid for record in records)
-    seen = f"{len(records):,} snapshot{'' if len(records) == 1 else 's'}"
-    happened = f"No alarm in {seen}"
-    if not last.valid:
-        reason = redacted(last.reason.rstrip(".")) or "no reason given"
-        return Verdict(
-            state="look", badge="snapshot failed", headline=happened, since=last.step,
-            cause=f"the last snapshot, of step {last.step:,}, failed: {reason}", advice=_MEND,
-            confidence=_measured(records),
-        )  # fmt: skip
-    if number < MIN_SNAPSHOTS:
-        headline = f"{number:,} of about {MIN_SNAPSHOTS} snapshots so far"
-        return Verdict(
-            state="too early to tell", badge="too early to tell", headline=headline,
-            advice="No action needed: a change can be told from more snapshots.",
-            confidence=_measured(records),
-        )  # fmt: skip
-    return Verdict(
-        state="healthy", badge="healthy", headline=happened,
-        advice="No action needed.", confidence=_measured(records),
-    )  # fmt: skip
-
-
-def _measured(records: Sequence[Record]) -> str:
-    """How much silence rests on."""
-    numbers = {
-        "valid snapshot": sum(record.valid for record in records),
+    last, number = records[-1], sum(record.valid for record in records)
+    rests_on = {
+        "valid snapshot": number,
         "evaluation": sum(record.curve is not None for record in records),
     }
-    return ", ".join(f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in numbers.items() if n)
+    found = Verdict(
+        state="healthy", badge="healthy", advice="No action needed.",
+        headline=f"No alarm in {_counted(len(records), 'snapshot')}",
+        confidence=", ".join(_counted(n, what) for what, n in rests_on.items() if n),
+    )  # fmt: skip
+    if not last.valid:
+        reason = redacted(last.reason.rstrip(".")) or "no reason given"
+        why = f"the last snapshot, of step {last.step:,}, failed: {reason}"
+        return replace(
+            found, state="look", badge="snapshot failed", since=last.step, cause=why, advice=_MEND
+        )
+    if number < MIN_SNAPSHOTS:
+        return replace(
+            found, state="too early to tell", badge="too early to tell",
+            headline=f"{number:,} of about {MIN_SNAPSHOTS} snapshots so far",
+            advice="No action needed: a change can be told from more snapshots.",
+        )  # fmt: skip
+    return found
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _trained(records: Sequence[Record]) -> tuple[float, float]:
@@ -448,15 +414,13 @@ def _trained(records: Sequence[Record]) -> tuple[float, float]:
     return max(known[-2:], default=math.nan), max(known, default=math.nan)
 
 
-def _with_trouble(standing: Standing, happened: str) -> str:
-    """A headline with the trouble first, if there is any; nothing may have ``happened``."""
-    if not standing.trouble:
-        return happened
-    trouble = standing.trouble[0].upper() + standing.trouble[1:]
-    if not happened:
-        return trouble
-    before = " before that:" if standing.is_end else ""
-    return f"{trouble};{before} {happened[0].lower()}{happened[1:]}"
+def _with_trouble(trouble: _Trouble, found: Verdict) -> str:
+    """A headline with the trouble first, and then what was seen, if anything was."""
+    words = trouble.words[0].upper() + trouble.words[1:]
+    if not (found.event or found.confidence):
+        return words
+    before = " before that:" if trouble.is_end else ""
+    return f"{words};{before} {found.headline[0].lower()}{found.headline[1:]}"
 
 
 def main_event(events: Sequence[Event]) -> Event:

@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.analysis.verdict import standing
+from sparsitywatch.analysis.verdict import verdict
 from sparsitywatch.errors import ConfigurationError, SparsityWatchError
 from sparsitywatch.page.data import details_of, page_data
 from sparsitywatch.page.render import as_json, asset, tab_module
@@ -138,7 +138,7 @@ class Runs:
 
 
 def _trouble(run: Run) -> str:
-    return standing(run.records, run.info, now=time.time()).trouble
+    return verdict(run.records, run.events, run.info, now=time.time()).trouble
 
 
 def _logs(prefix: str, root: Path) -> Iterable[tuple[str, Path]]:

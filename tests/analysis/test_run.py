@@ -11,7 +11,7 @@ import sys
 import pytest
 from contracts.made_records import PROVENANCE, made_record
 
-from sparsitywatch.analysis.verdict import standing
+from sparsitywatch.analysis.verdict import Verdict, verdict
 from sparsitywatch.records import Record, RunInfo, WatchState
 
 NOW = 1_700_000_000.0
@@ -32,6 +32,10 @@ def info(status: str = "on", **fields) -> RunInfo:
     return RunInfo(initial_step=0, provenance=PROVENANCE, state=state)
 
 
+def standing(records: list[Record], about: RunInfo | None = None, **now: float) -> Verdict:
+    return verdict(records, (), about, **now)
+
+
 def looks(*steps: int) -> list[Record]:
     return [made_record(step) for step in steps]
 
@@ -48,7 +52,7 @@ def with_proxy(record: Record, **fields) -> Record:
 def test_a_watch_that_is_on_is_no_trouble() -> None:
     found = standing(looks(100, 300), info(overhead=0.0079), now=NOW + 60.0)
     assert found.trouble == ""
-    (sentence,) = found.sentences
+    (sentence,) = found.watch
     assert sentence == (
         "The watch is on, at step 340. Watched: weights 2 of 3. Next snapshot about step 400. The "
         "watch took 0.79 % of the wall time."
@@ -57,20 +61,20 @@ def test_a_watch_that_is_on_is_no_trouble() -> None:
 
 def test_a_replay_and_an_earlier_log_say_nothing_of_a_watch() -> None:
     found = standing(looks(100), RunInfo(initial_step=0, provenance=PROVENANCE), now=NOW)
-    assert (found.trouble, found.sentences) == ("", ())
+    assert (found.trouble, found.watch) == ("", ())
 
 
 def test_off_says_since_when_and_why() -> None:
     found = standing(looks(100, 300), info("off", reason="RuntimeError: no disk"), now=NOW + 1e6)
     assert found.trouble == "the watch has been off since step 340"
-    assert "switched itself off at step 340: RuntimeError: no disk." in found.sentences[0]
-    assert len(found.sentences) == 1
+    assert "switched itself off at step 340: RuntimeError: no disk." in found.watch[0]
+    assert len(found.watch) == 1
 
 
 def test_closed_is_closed_however_long_ago() -> None:
     found = standing(looks(300), info("closed", pid=2**22 + 1), now=NOW + 1e9)
     assert found.trouble == ""
-    assert found.sentences[0].startswith("The watch was closed at step 340.")
+    assert found.watch[0].startswith("The watch was closed at step 340.")
 
 
 def test_a_process_that_is_gone_is_said_with_its_last_sign_of_life() -> None:
@@ -78,7 +82,7 @@ def test_a_process_that_is_gone_is_said_with_its_last_sign_of_life() -> None:
     child.wait()
     found = standing(looks(300), info(pid=child.pid), now=NOW + 1.0)
     assert found.trouble == "the training was killed after step 340"
-    (sentence,) = found.sentences
+    (sentence,) = found.watch
     assert f"The process {child.pid} of the training is gone" in sentence
     assert "step 340, 2023-11-14 22:13:20 UTC" in sentence
 
@@ -88,8 +92,8 @@ def test_a_process_on_another_machine_is_judged_by_the_clock_alone() -> None:
     assert standing(looks(300), elsewhere, now=NOW + 60.0).trouble == ""
     late = standing(looks(300), elsewhere, now=NOW + 600.0)
     assert late.trouble == "the watch was last heard of at step 340"
-    assert "No step was seen for 10 minutes" in late.sentences[0]
-    assert "The snapshot of step 400 has not come." in late.sentences[0]
+    assert "No step was seen for 10 minutes" in late.watch[0]
+    assert "The snapshot of step 400 has not come." in late.watch[0]
 
 
 def test_slow_steps_and_long_snapshots_are_not_late() -> None:
@@ -108,14 +112,14 @@ def test_without_a_clock_the_word_of_the_watch_is_taken() -> None:
 def test_what_the_budget_has_left_out_is_no_trouble() -> None:
     left_out = info(status="closed", step=450, num_due=9, left_out="7 to save time")
     found = standing(looks(100, 300), left_out, now=NOW)
-    assert (found.trouble, found.state) == ("", "")
-    assert "weights 2 of 9. Left out: 7 to save time." in found.sentences[0]
+    assert (found.trouble, found.state) == ("", "too early to tell")
+    assert "weights 2 of 9. Left out: 7 to save time." in found.watch[0]
 
 
 def test_a_record_that_is_newer_than_the_state_counts() -> None:
     found = standing(looks(100, 300, 400, 500), info(step=450), now=NOW)
     assert found.trouble == ""
-    assert found.sentences == ("The watch is on, at step 500. Watched: weights 4 of 5.",)
+    assert found.watch == ("The watch is on, at step 500. Watched: weights 4 of 5.",)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +139,7 @@ def test_a_blind_watch_is_known_from_its_records_alone(valid: str, trouble: str)
     ]
     found = standing(records)
     assert found.trouble == trouble
-    assert [("because of: OSError: no." in s) for s in found.sentences] == [True] * bool(trouble)
+    assert [("because of: OSError: no." in s) for s in found.watch] == [True] * bool(trouble)
 
 
 def test_no_evaluation_that_succeeded_is_said_and_one_left_out_is_none() -> None:
@@ -144,7 +148,6 @@ def test_no_evaluation_that_succeeded_is_said_and_one_left_out_is_none() -> None
     found = standing([broken, left_out])
     assert found.trouble == "no evaluation has succeeded"
     assert (
-        "none of 1 evaluations succeeded, the last because of: ValueError: no."
-        in (found.sentences[0])
+        "none of 1 evaluations succeeded, the last because of: ValueError: no." in (found.watch[0])
     )
     assert standing([left_out]).trouble == ""
