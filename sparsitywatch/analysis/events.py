@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.detect.detector import is_back_by_half, noise_sd, peak_of
+from sparsitywatch.analysis.detect.detector import Course, noise_sd
 from sparsitywatch.analysis.detect.value import value_trend
 from sparsitywatch.records import Event, LayerShare, Record, from_json, to_json
 from sparsitywatch.series import describe
@@ -363,19 +363,13 @@ class _Followed:
     """An event, and what its series did since."""
 
     event: Event  # in its latest version
+    course: Course  # in its direction, at the snapshots that had the series
     num_snapshots: int = 0  # since it was detected
     until: int = -1  # step up to which an onset still belongs to it; -1 while that is any
-    peak: float = math.nan  # its largest size at two snapshots in a row, in its direction
-    last: float = math.nan  # its size at the last snapshot that had the series
-    low_step: int = -1  # first of the snapshots in a row with half of the peak or less; -1: none
 
     @property
     def has_reverted(self) -> bool:
         return self.event.reverted_step >= 0
-
-    def size(self, value: float) -> float:
-        sign = -1.0 if self.event.direction == "down" else 1.0
-        return sign * (value - self.event.baseline)
 
     def reverts(self, step: int, values: Mapping[str, float]) -> bool:
         """One more snapshot; True if the event is seen to have reverted."""
@@ -385,16 +379,7 @@ class _Followed:
         is_gone = self.has_reverted or self.event.kind == "standstill"
         if is_gone or self.event.series not in values:
             return False
-        size = self.size(values[self.event.series])
-        self.peak = peak_of(self.peak, self.last, size)
-        self.last = size
-        if not is_back_by_half(self.peak, size):
-            self.low_step = -1
-        elif self.low_step < 0:
-            self.low_step = step
-        else:
-            return True
-        return False
+        return self.course.is_back(step, size_of(self.event, values[self.event.series]))
 
     def revise(self, step: int, why: str, **fields: Any) -> Event:
         """A new version of the event."""
@@ -404,7 +389,7 @@ class _Followed:
 
     def revert(self, step: int) -> Event:
         """The version that says that the event has reverted."""
-        return self.revise(step, "has reverted", reverted_step=self.low_step)
+        return self.revise(step, "has reverted", reverted_step=self.course.low_step)
 
 
 class EventTracker:
@@ -457,9 +442,8 @@ class EventTracker:
         self._followed = {followed.event.id: followed for followed in saved}
 
     def _add(self, event: Event) -> Event:
-        followed = _Followed(event)
-        followed.peak = followed.last = followed.size(event.value)
-        self._followed[event.id] = followed
+        size = size_of(event, event.value)
+        self._followed[event.id] = _Followed(event, Course(size, size, -1))
         for old in list(self._followed)[:-_MAX_FOLLOWED]:
             del self._followed[old]
         return event
@@ -501,8 +485,14 @@ class EventTracker:
             if is_back and event.series in (first.series, *first.related):
                 if followed.has_reverted:
                     return followed if event.onset_low <= first.reverted_step else None
-                return followed if followed.low_step >= 0 else None
+                return followed if followed.course.low_step >= 0 else None
         return None
+
+
+def size_of(event: Event, value: float) -> float:
+    """How large the change is where its series has a value, in its own direction."""
+    sign = -1.0 if event.direction == "down" else 1.0
+    return sign * (value - event.baseline)
 
 
 def _is_family(first: Event, other: Event) -> bool:

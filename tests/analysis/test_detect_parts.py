@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from sparsitywatch.analysis.detect import AbruptChange, growth
 from sparsitywatch.analysis.detect.abrupt import _ANSWER_IN_LOG, Blocks, share_left_by_rate
 from sparsitywatch.analysis.detect.detector import (
-    NO_HISTORY,
     Limits,
     SeriesHistory,
     median_of_three,
@@ -170,7 +169,7 @@ def test_normal_score_agrees_with_tables_of_student(t: float, nu: int, p: float)
 # ---------------------------------------------------------------------------- growth
 def grown(values: np.ndarray, kind=RISE) -> bool:
     limits = Limits(1e-9, ratio=1.5, score=2.0, growth_score=1.0)
-    return bool(growths(kind, np.arange(float(len(values))), values, limits))
+    return growths(kind, np.arange(float(len(values))), values, limits) is not None
 
 
 def test_five_snapshots_are_enough() -> None:
@@ -188,7 +187,7 @@ def test_a_fall_takes_eight_snapshots_at_most() -> None:
 
 # ----------------------------------------------------------------------------- history
 def history_of(number: int) -> SeriesHistory:
-    history = NO_HISTORY
+    history = SeriesHistory(3, ())
     for step in range(number):
         history = history.add(step, 0.5 * step)
     return history
@@ -197,7 +196,7 @@ def history_of(number: int) -> SeriesHistory:
 @given(st.integers(0, 700))
 def test_recent_snapshots_are_all_kept_and_older_ones_thinned_evenly(number: int) -> None:
     history = history_of(number)
-    steps, recent = list(history.steps), min(number, 96)
+    steps, recent = [row[0] for row in history.rows], min(number, 96)
     assert len(steps) <= 192
     assert steps[len(steps) - recent :] == list(range(number - recent, number))
     assert steps == sorted(set(steps))
@@ -209,7 +208,7 @@ def test_recent_snapshots_are_all_kept_and_older_ones_thinned_evenly(number: int
 
 @given(st.integers(1, 1500))
 def test_blocks_are_means_of_equal_parts(number: int) -> None:
-    blocks, values = Blocks.of(NO_HISTORY), RNG.random(number)
+    blocks, values = Blocks.of(SeriesHistory(4, ())), RNG.random(number)
     for i, x in enumerate(values):
         blocks = blocks.add(10 * i, float(x), 2.0 * i)
     size = blocks.size
@@ -289,7 +288,7 @@ def test_the_onset_is_where_it_was_put(at: int, kind: str) -> None:
     x = 25.0 * np.arange(40)
     late = np.maximum(np.arange(40) - at, 0)
     y = 0.1 + (0.01 * late if kind == "bend" else 0.1 * (late > 0))
-    assert onset_of(x, y, noise=1e-6, latest=37) == (at, at, at)
+    assert onset_of(x, y, noise=1e-6) == (at, at, at)
 
 
 @pytest.mark.slow
@@ -298,7 +297,7 @@ def test_the_interval_of_the_onset_holds_it_about_as_often_as_it_says() -> None:
     for _ in range(200):
         late = np.maximum(np.arange(60) - 40, 0)
         y = 0.1 + 0.004 * late + 0.01 * RNG.normal(size=60)
-        _, low, high = onset_of(np.arange(60.0), y, noise=0.01, latest=57)
+        _, low, high = onset_of(np.arange(60.0), y, noise=0.01)
         held += low <= 40 <= high
     assert 0.8 <= held / 200 <= 1.0
 

@@ -112,11 +112,10 @@ def test_a_state_that_lacks_a_key_is_refused(make: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "parts", "message"),
     [
-        (AbruptChange, {"history": {"steps": [1, 2], "values": [0.1], "rates": [None, None],
-                                    "numbers": [0, 1]}}, "as many 'values' as 'steps'"),
+        (AbruptChange, {"history": {"width": 4, "rows": [[1, 0.1, None]]}}, "rows of 4 numbers"),
         (AbruptChange, {"jumps": {"beliefs": [[1], []], "scores": [], "surprise": 0}},
          r"an array at AbruptMemory\.jumps\.beliefs"),
-        (MeasuredChange, {"rows": [[1, 0.5]]}, "rows of five numbers"),
+        (MeasuredChange, {"history": {"width": 6, "rows": [[1, 0.5]]}}, "rows of 6 numbers"),
     ],
 )  # fmt: skip
 def test_a_state_whose_parts_do_not_go_together_is_refused(

@@ -13,19 +13,16 @@ from sparsitywatch.analysis.detect.detector import (
     FEW,
     HALF,
     LATEST,
-    NO_HISTORY,
     SCORE,
     TREND,
     Array,
     Candidate,
-    Context,
-    Detector,
     Limits,
+    SeriesDetector,
     SeriesHistory,
+    SeriesMemory,
     View,
-    event_of,
     in_family,
-    known_of,
     onset_of,
 )
 from sparsitywatch.analysis.detect.growth import FALL, GROWTH_SCORE, RISE, grown, multiplied
@@ -54,8 +51,8 @@ class Blocks:
     def of(cls, history: SeriesHistory) -> Blocks:
         """The blocks of what is remembered of a series."""
         blocks = cls(1, (), 1)
-        for row in zip(history.steps, history.values, history.rates, strict=True):
-            blocks = blocks.add(*row)
+        for step, value, rate, _ in history.rows:
+            blocks = blocks.add(int(step), value, rate)
         return blocks
 
     def add(self, step: int, value: float, rate: float) -> Blocks:
@@ -109,20 +106,18 @@ class Ongoing:
 
 
 @dataclass
-class AbruptMemory:
-    """What ``AbruptChange`` remembers."""
+class AbruptMemory(SeriesMemory):
+    """What ``AbruptChange`` remembers; beside the history stand the learning rates."""
 
-    history: SeriesHistory
     blocks: Blocks
     jumps: Jumps
     ongoing: Ongoing | None
     num_skipped: int  # snapshots at the start that jumps are not looked for in
     lr_clock: float
-    decay_clock: float
     decayed: float  # what the decay clock advanced by since the last event was over
 
 
-class AbruptChange(Detector):
+class AbruptChange(SeriesDetector):
     """Watches one series for abrupt changes, snapshot by snapshot.
 
     **Jumps**, sigmoids and kinks, up or down: two snapshots or more that no model of a healthy
@@ -186,8 +181,9 @@ class AbruptChange(Detector):
         scores = (in_family(score, family) for score in (SCORE, GROWTH_SCORE))
         self._limits = Limits(float(min_effect), float(ratio), *scores)
         self._direction = direction
+        history = SeriesHistory(4, ())
         self.memory = AbruptMemory(
-            NO_HISTORY, Blocks.of(NO_HISTORY), NO_JUMPS, None, _SKIPPED, math.nan, math.nan, 0.0
+            history, math.nan, Blocks.of(history), NO_JUMPS, None, _SKIPPED, math.nan, 0.0
         )
 
     @property
@@ -197,30 +193,25 @@ class AbruptChange(Detector):
         No model foresaw it, though it is alone so far; or it met half of every requirement of a
         take-off or a fall.
         """
-        if self.memory.ongoing is not None or not self.memory.history.steps:
-            return False
-        if self.memory.jumps.surprise >= self._limits.score:
-            return True
-        return any(self._growths(self.memory.history.view(), self._limits.part(HALF)))
-
-    def update(self, step: int, value: float, context: Context = None) -> Event | None:
-        """One more snapshot; see ``Detector.update``."""
         memory = self.memory
-        known = known_of(step, value, context, memory.history.last_step)
+        if memory.ongoing is not None or not memory.history.rows:
+            return False
+        if memory.jumps.surprise >= self._limits.score:
+            return True
+        return bool(self._growths(memory.history.view(), self._limits.part(HALF)))
+
+    def _seen(self, step: int, value: float, known: Mapping[str, float]) -> Event | None:
         if not math.isfinite(value):
             return None
-        rate = self._advance(step, known)
+        memory, rate = self.memory, self._advance(step, known)
         memory.history = memory.history.add(step, value, rate)
         memory.blocks = memory.blocks.add(step, value, rate)
         if memory.ongoing is not None:
             self._end_if_over(memory.ongoing)
             return None
-        view = memory.history.view()
-        event = self._first_event(self._candidates(view), view)
+        event = self._first_event(memory.history.view())
         if event is None and memory.blocks.has_completed:
-            blocks = memory.blocks.view()
-            found = self._left_by_rate(self._growths(blocks, self._limits), blocks)
-            event = self._first_event(found, blocks)
+            event = self._first_event(memory.blocks.view())
         return event
 
     @property
@@ -242,10 +233,10 @@ class AbruptChange(Detector):
         is_known = last >= 0 and 0.0 <= passed < math.inf
         return passed / (step - last) if is_known else known["lr"]
 
-    def _first_event(self, found: list[Candidate], view: View) -> Event | None:
+    def _first_event(self, view: View) -> Event | None:
         """The event of the first change that makes one; from then on it is going on."""
-        for candidate in found:
-            event = self._event(candidate, view)
+        for candidate in self._candidates(view):
+            event = self._event_of(candidate, view)
             if event is not None:
                 self.memory.jumps = NO_JUMPS
                 return event
@@ -266,83 +257,69 @@ class AbruptChange(Detector):
 
     def _candidates(self, view: View) -> list[Candidate]:
         """The most certain change of each kind, if the rate does not account for it."""
-        limits, found, skipped = self._limits, [], self.memory.num_skipped
-        values = view.values
-        if len(values) - skipped >= MIN_SNAPSHOTS and np.ptp(values) > 0.0:
-            jumps, seen = self.memory.jumps.update(view.steps, values, limits, num_skipped=skipped)
-            self.memory.jumps = jumps
-            found.append([jump for jump in seen if self._direction in (jump.direction, "both")])
-        left = self._left_by_rate([*found, *self._growths(view, limits)], view)
-        may_decay = self._is_decaying and self._direction != "down"
+        limits, values = self._limits, view.values
+        found = [*self._jumps(view), *self._growths(view, limits)]
+        left = [change for change in found if is_left_by_rate(change, view, limits.min_effect)]
+        may_decay = self._is_decaying and self._direction != "down" and not view.is_of_blocks
         if not left and may_decay and values[-1] - values.min() >= limits.min_effect:
             # where decay is the cause the rate is not
-            return multiplied(view.steps, values, limits.ratio)
+            steady = multiplied(view.steps, values, limits.ratio)
+            return [] if steady is None else [steady]
         return left
 
-    def _left_by_rate(self, found: list[list[Candidate]], view: View) -> list[Candidate]:
-        """The first of each kind, if the learning rate does not account for it."""
-        left = []
-        for first in (seen[0] for seen in found if seen):
-            least = self._limits.min_effect if first.offset is None else 0.0
-            if is_left_by_rate(first, view, least):
-                left.append(first)
-        return left
+    def _jumps(self, view: View) -> list[Candidate]:
+        """The most certain jump, if there is one; they are looked for in single snapshots."""
+        skipped, values = self.memory.num_skipped, view.values
+        is_enough = len(values) - skipped >= MIN_SNAPSHOTS and np.ptp(values) > 0.0
+        if view.is_of_blocks or not is_enough:
+            return []
+        self.memory.jumps, seen = self.memory.jumps.update(
+            view.steps, values, self._limits, num_skipped=skipped
+        )
+        return [jump for jump in seen if self._direction in (jump.direction, "both")][:1]
 
-    def _growths(self, view: View, limits: Limits) -> list[list[Candidate]]:
-        """Take-offs and falls, where the series has moved far enough for one."""
-        values = view.values
+    def _growths(self, view: View, limits: Limits) -> list[Candidate]:
+        """A take-off or a fall, where the series has moved far enough for one."""
+        values, is_decaying = view.values, self._is_decaying
         low, high, found = float(values.min()), float(values.max()), []
         for kind, moved in ((RISE, values[-1] - low), (FALL, high - values[-1])):
             is_watched = low >= 0.0 and self._direction in (kind.direction, "both")
             if is_watched and moved >= limits.min_effect:
-                is_decaying = self._is_decaying
                 found.append(grown(kind, view.steps, values, limits, is_decaying=is_decaying))
-        return found
+        return [growth for growth in found if growth is not None]
 
-    def _event(self, candidate: Candidate, view: View) -> Event | None:
+    def _event_of(self, candidate: Candidate, view: View) -> Event | None:
         """The event, if it is of a size that matters."""
         if candidate.kind == "steady":
             first = candidate.start
             onset, low, high, baseline = first, first, len(view.values) - 2, candidate.baseline
         else:
-            onset, low, high, view = self._onset(candidate, view)
+            (onset, low, high), view = self._onset(candidate, view)
             baseline = float(np.median(view.values[max(0, onset - FEW + 1) : onset + 1]))
         size = view.values[-1] - baseline
         if (size if candidate.direction == "up" else -size) < self._limits.min_effect:
             return None
         span = max(FEW, math.ceil(LATEST * (len(view.values) - onset)))
-        history, is_in_blocks = self.memory.history, view.begins is not view.ends
-        self.memory.ongoing = Ongoing(
-            candidate.direction, baseline, span, is_in_blocks, history.last_step
-        )
-        return event_of(
-            history,
-            (int(view.ends[onset]), int(view.begins[low]), int(view.ends[high])),
-            kind=candidate.kind,
-            direction=candidate.direction,
-            baseline=baseline,
-            decay_clock=self.memory.decay_clock,
-        )
+        now = self.memory.history.last_step
+        self.memory.ongoing = Ongoing(candidate.direction, baseline, span, view.is_of_blocks, now)
+        steps = view.ends[onset], view.begins[low], view.ends[high]
+        return self._event(candidate.direction, baseline, steps, kind=candidate.kind)
 
-    def _onset(self, candidate: Candidate, view: View) -> tuple[int, int, int, View]:
+    def _onset(self, candidate: Candidate, view: View) -> tuple[tuple[int, int, int], View]:
         """Where the change began, both ends of its interval, and the view that these are in."""
         first, noise, is_growth = candidate.start, candidate.noise, candidate.offset is not None
         size = self.memory.blocks.size
-        if is_growth and view.begins is view.ends and size > 1:
+        if is_growth and not view.is_of_blocks and size > 1:
             blocks = self.memory.blocks.view()
             since = view.ends[len(view.values) - candidate.split - 1]
             if np.count_nonzero(blocks.begins > since) >= TREND:
                 first = int(np.searchsorted(blocks.ends, view.begins[first]))
                 view, noise = blocks, noise / math.sqrt(size)
-        onset, low, high = onset_of(
-            view.steps[first:],
-            candidate.transformed(view.values)[first:],
-            noise=noise,
-            latest=len(view.values) - 3 - first,
-            direction=candidate.direction,
-            multiplies=is_growth,
+        y, way = candidate.transformed(view.values), candidate.direction
+        found = onset_of(
+            view.steps, y, noise=noise, first=first, direction=way, multiplies=is_growth
         )
-        return first + onset, first + low, first + high, view
+        return found, view
 
 
 # ------------------------------------------------------------------ what the learning rate leaves
@@ -359,12 +336,11 @@ _MEMORIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _SAME = 0.02
 
 
-def is_left_by_rate(candidate: Candidate, view: View, min_size: float) -> bool:
-    """Whether ``min_size`` of the change is left when the learning rate has been accounted for."""
+def is_left_by_rate(candidate: Candidate, view: View, min_effect: float) -> bool:
+    """Whether the change, a jump by so much, is left where the learning rate accounts for some."""
     is_jump = candidate.offset is None
     steps, y = view.steps, candidate.transformed(view.values)
-    first = 0 if is_jump else candidate.start
-    strongest = math.inf if is_jump else _ANSWER_IN_LOG
+    first, strongest = (0, math.inf) if is_jump else (candidate.start, _ANSWER_IN_LOG)
     # the change as it may have come, from the split on: a bend, or also a step; 1 at the end
     bend = np.maximum(steps - steps[len(y) - candidate.split - 1], 0.0)
     bend /= bend[-1]
@@ -372,7 +348,7 @@ def is_left_by_rate(candidate: Candidate, view: View, min_size: float) -> bool:
         left = share_left_by_rate(
             steps, y, view.rates, shape, noise=candidate.noise, strongest=strongest, first=first
         )
-        if left >= HALF and left * candidate.size >= min_size:
+        if left >= HALF and left * candidate.size >= (min_effect if is_jump else 0.0):
             return True
     return False
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import compress
 from statistics import NormalDist
 from typing import Any
 
@@ -88,6 +87,72 @@ class Detector(ABC):
         self.memory = from_data(type(self.memory), dict(state))
 
 
+# ------------------------------------------------------------------ what is remembered of a series
+
+#: Bound: recent snapshots that are all kept, and older ones that are left of the rest.
+_RECENT, _OLDER = 96, 64
+
+
+@dataclass(frozen=True)
+class View:
+    """A series as a test reads it, one entry for each snapshot or block of them."""
+
+    steps: Array  # abscissa, in steps
+    values: Array
+    rates: Array  # mean learning rate since the entry before; NaN where it is not known
+    begins: NDArray[np.int64]  # first step that an entry stands for
+    ends: NDArray[np.int64]  # and the last one; of snapshots the same array
+
+    @property
+    def is_of_blocks(self) -> bool:
+        """Whether its entries are blocks of snapshots."""
+        return self.begins is not self.ends
+
+
+@dataclass(frozen=True)
+class SeriesHistory:
+    """A series so far: every recent snapshot, and older ones evenly spaced over the whole run."""
+
+    width: int
+    #: step, value, what is known beside it, and how many snapshots came before: ``width`` numbers
+    rows: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not {self.width}.issuperset(map(len, self.rows)):
+            raise StateError(f"Expected rows of {self.width} numbers in a detector's state.")
+
+    def add(self, step: int, value: float, *beside: float) -> SeriesHistory:
+        """With one more snapshot."""
+        number = self.rows[-1][-1] + 1.0 if self.rows else 0.0
+        rows = (*self.rows, (float(step), float(value), *beside, number))
+        if len(self.rows) >= 2 * _RECENT:
+            older, stride = rows[:-_RECENT], 1
+            while sum(row[-1] % stride == 0 for row in older) > _OLDER:
+                stride *= 2
+            rows = (*(row for row in older if row[-1] % stride == 0), *rows[-_RECENT:])
+        return SeriesHistory(self.width, rows)
+
+    @property
+    def last_step(self) -> int:
+        """Of the last snapshot; -1 before there is one."""
+        return int(self.rows[-1][0]) if self.rows else -1
+
+    def latest(self, number: int) -> SeriesHistory:
+        """The last ``number`` snapshots, at most all recent ones."""
+        latest = enumerate(self.rows[-min(number, _RECENT) :])
+        return SeriesHistory(self.width, tuple((*row[:-1], float(i)) for i, row in latest))
+
+    def columns(self) -> Array:
+        """Steps, values, and what is known beside them, as arrays."""
+        return np.ascontiguousarray(np.array(self.rows).reshape(-1, self.width).T)
+
+    def view(self) -> View:
+        """Of one beside which the learning rate is known."""
+        steps, values, rates, _ = self.columns()
+        at = steps.astype(np.int64)
+        return View(steps, values, rates, at, at)
+
+
 #: What a context may tell, see ``Detector.update``.
 _UNKNOWN = dict.fromkeys(
     ("lr", "lr_clock", "decay_clock", "estimated_advance", "dormant_by_chance", "low", "high",
@@ -105,87 +170,47 @@ def known_of(step: int, value: float, context: Context, last: float) -> dict[str
     return _UNKNOWN | {name: float(x) for name, x in given.items()}
 
 
-# ------------------------------------------------------------------ what is remembered of a series
+@dataclass
+class SeriesMemory:
+    """What a detector remembers that follows its series snapshot by snapshot."""
 
-#: Bound: recent snapshots that are all kept, and older ones that are left of the rest.
-_RECENT, _OLDER = 96, 64
-
-
-@dataclass(frozen=True)
-class View:
-    """A series as a test reads it, one entry for each snapshot or block of them."""
-
-    steps: Array  # abscissa, in steps
-    values: Array
-    rates: Array  # mean learning rate since the entry before; NaN where it is not known
-    begins: NDArray[np.int64]  # first step that an entry stands for
-    ends: NDArray[np.int64]  # and the last one
+    history: SeriesHistory
+    decay_clock: float  # at the last snapshot; NaN if it is not known
 
 
-@dataclass(frozen=True)
-class SeriesHistory:
-    """A series so far: every recent snapshot, and older ones evenly spaced over the whole run."""
+class SeriesDetector(Detector):
+    """What the detectors here have in common: a history, and the event of its last snapshot."""
 
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
-    rates: tuple[float, ...]  # mean learning rate since the one before; NaN where it is not known
-    numbers: tuple[int, ...]  # how many snapshots came before each
+    memory: SeriesMemory
 
-    def __post_init__(self) -> None:
-        for name, column in vars(self).items():
-            if len(column) != len(self.steps):
-                raise StateError(
-                    f"Expected as many {name!r} as 'steps' ({len(self.steps)}) in a detector's "
-                    f"state, got {len(column)}."
-                )
+    def update(self, step: int, value: float, context: Context = None) -> Event | None:
+        """One more snapshot; see ``Detector.update``."""
+        known = known_of(step, value, context, self.memory.history.last_step)
+        return self._seen(step, value, known)
 
-    def add(self, step: int, value: float, rate: float = math.nan) -> SeriesHistory:
-        """With one more snapshot."""
-        number = self.numbers[-1] + 1 if self.numbers else 0
-        row = (int(step), float(value), float(rate), number)
-        columns = [(*column, x) for column, x in zip(vars(self).values(), row, strict=True)]
-        if len(self.steps) >= 2 * _RECENT:
-            older, stride = columns[-1][:-_RECENT], 1
-            while sum(number % stride == 0 for number in older) > _OLDER:
-                stride *= 2
-            is_kept = [number % stride == 0 for number in older]
-            columns = [(*compress(c, is_kept), *c[-_RECENT:]) for c in columns]
-        return SeriesHistory(*columns)
+    @abstractmethod
+    def _seen(self, step: int, value: float, known: Mapping[str, float]) -> Event | None:
+        """``update``, with all that a context may tell."""
 
-    @property
-    def last_step(self) -> int:
-        """Of the last snapshot; -1 before there is one."""
-        return self.steps[-1] if self.steps else -1
-
-    def latest(self, number: int) -> SeriesHistory:
-        """The last ``number`` snapshots, at most all recent ones."""
-        steps, values, rates, _ = (c[-min(number, _RECENT) :] for c in vars(self).values())
-        return SeriesHistory(steps, values, rates, tuple(range(len(steps))))
-
-    def view(self) -> View:
-        """As arrays."""
-        steps = np.array(self.steps, np.int64)
-        values, rates = np.array(self.values), np.array(self.rates)
-        return View(steps.astype(np.float64), values, rates, steps, steps)
-
-
-NO_HISTORY = SeriesHistory((), (), (), ())
-
-
-def event_of(history: SeriesHistory, onset: tuple[int, int, int], **known: Any) -> Event:
-    """The event of the last snapshot, from the steps of its onset and of both ends of that."""
-    at, low, high = onset
-    before = [x for step, x in zip(history.steps, history.values, strict=True) if step <= at]
-    return Event(
-        series="",
-        onset_step=at,
-        onset_low=low,
-        onset_high=high,
-        detected_step=history.steps[-1],
-        value=history.values[-1],
-        noise=noise_sd(np.array(before)),
-        **known,
-    )
+    def _event(
+        self, direction: str, baseline: float, onset: Iterable[float], **known: Any
+    ) -> Event:
+        """The event of the last snapshot, from the steps of its onset and of both ends of that."""
+        at, low, high = map(int, onset)
+        rows = self.memory.history.rows
+        noise = noise_sd(np.array([row[1] for row in rows if row[0] <= at]))
+        return Event(
+            series="",
+            direction=direction,
+            onset_step=at,
+            onset_low=low,
+            onset_high=high,
+            detected_step=int(rows[-1][0]),
+            baseline=baseline,
+            value=rows[-1][1],
+            decay_clock=self.memory.decay_clock,
+            **{"noise": noise, **known},
+        )
 
 
 # ------------------------------------------------------------------ a change that may be an event
@@ -233,14 +258,24 @@ class Candidate:
         return values if self.offset is None else np.log(values + self.offset)
 
 
-def peak_of(peak: float, last: float, size: float) -> float:
-    """The largest size that a change has had at two snapshots in a row; NaN where there is none."""
-    return float(np.fmax(peak, min(size, last)))
+@dataclass
+class Course:
+    """How large a change was since it was seen, and whether it is back."""
 
+    peak: float  # largest size at two snapshots in a row; NaN before there are two
+    last: float  # at the last snapshot
+    low_step: int  # first of the snapshots in a row at which half of the peak was gone; -1: none
 
-def is_back_by_half(peak: float, size: float) -> bool:
-    """Whether half of what a change was at its largest is gone; at two snapshots it is back."""
-    return peak > 0.0 and size <= HALF * peak
+    def is_back(self, step: int, size: float) -> bool:
+        """After one more snapshot: whether half of the peak is gone, at two in a row."""
+        self.peak = float(np.fmax(self.peak, min(size, self.last)))
+        self.last = size
+        was_low = self.low_step >= 0
+        if not (self.peak > 0.0 and size <= HALF * self.peak):
+            self.low_step = -1
+        elif not was_low:
+            self.low_step = step
+        return was_low and self.low_step >= 0
 
 
 # ------------------------------------------------------------------ level and noise
@@ -290,20 +325,22 @@ def onset_of(
     y: Array,
     *,
     noise: float,
-    latest: int,
+    first: int = 0,
+    latest: int | None = None,
     direction: str = "up",
     multiplies: bool = False,
 ) -> tuple[int, int, int]:
     """Index of the last snapshot before the change, and both ends of the interval that it lies in.
 
-    Fitted are a line before the change and a bend or a step after it. The interval holds the onsets
-    whose fit is not clearly worse (90 percent, profile likelihood), also of gentle bends and, where
-    the change ``multiplies``, of bends of the series itself. Correlated residuals make it wider. No
-    fit can beat the ``noise`` of a snapshot.
+    It is ``latest`` at most, by default the one before the last two. Fitted, from ``first`` on, are
+    a line before the change and a bend or a step after it. The interval holds the onsets whose fit
+    is not clearly worse (90 percent, profile likelihood), also of gentle bends and, where the
+    change ``multiplies``, of bends of the series itself. Correlated residuals make it wider. No fit
+    can beat the ``noise`` of a snapshot.
     """
-    z = (x - x[0]) / (x[-1] - x[0])
-    y = y if direction == "up" else -y
-    last = max(min(latest, len(y) - 2), 0)
+    last = max(min(len(y) - 3 if latest is None else latest, len(y) - 2) - first, 0)
+    z = (x[first:] - x[first]) / (x[-1] - x[first])
+    y = y[first:] if direction == "up" else -y[first:]
     candidates = np.arange(min(1, last), last + 1)
     fits = [_left_by_fits(z, y, int(k), multiplies=multiplies) for k in candidates]
     place = int(np.argmin([min(map(_power, plain)) for plain, _ in fits]))
@@ -315,7 +352,7 @@ def onset_of(
     is_inside = (errors - errors[least]) / variance <= SIDES_90**2 * (1.0 + rho) / (1.0 - rho)
     is_inside[place] = True
     inside = candidates[is_inside]
-    return int(candidates[place]), int(inside[0]), int(inside[-1])
+    return first + int(candidates[place]), first + int(inside[0]), first + int(inside[-1])
 
 
 def _left_by_fits(

@@ -68,8 +68,8 @@ FALL = Growth("down", _FALL_SPLITS, min_past=FEW, ratio=1.25)
 
 def grown(
     kind: Growth, steps: Array, values: Array, limits: Limits, *, is_decaying: bool = False
-) -> list[Candidate]:
-    """Every split at which the last snapshots are beyond what the past explains, best first.
+) -> Candidate | None:
+    """Growth since the split at which it is clearest that the past does not explain it, if any.
 
     Values are not negative. What weight decay can account for (``is_decaying``) needs less proof.
     """
@@ -77,11 +77,11 @@ def grown(
     y = values + offset if kind is RISE else 1.0 / (values + offset)
     ratio = kind.ratio or limits.ratio
     if len(y) < kind.min_past + 2:
-        return []
+        return None
     smooth = median_of_three(y)
     floor = float(smooth[:-2].min())
     if y[-1] < ratio * floor or y[-2] < ratio**HALF * floor:
-        return []
+        return None
     # chance has been tried at every snapshot
     threshold = 0.0 if is_decaying else in_family(limits.growth_score, len(y))
     found = []
@@ -96,31 +96,31 @@ def grown(
         growth = _at_split(kind, x, logs, smooth, past, offset)
         if growth is not None and growth.score >= threshold:
             found.append(growth)
-    return sorted(found, key=lambda growth: -growth.score)
+    return max(found, key=lambda growth: growth.score, default=None)
 
 
-def multiplied(steps: Array, values: Array, ratio: float) -> list[Candidate]:
+def multiplied(steps: Array, values: Array, ratio: float) -> Candidate | None:
     """The take-off that went so far that it is one, however evenly, if decay is a cause."""
     if len(values) < RISE.min_past + 2 or values.min() <= 0.0:
-        return []
+        return None
     smooth = median_of_three(values)
     lowest = int(smooth[:-2].argmin())
     floor = float(smooth[lowest])
     logs = np.log(values)
     at_floor = np.flatnonzero(logs[:-2] <= math.log(floor) + _AT_FLOOR * _noise(logs))
     if values[-2:].min() < ratio**_TIMES_EVEN * floor or not len(at_floor):
-        return []
+        return None
     past = max(int(at_floor[-1]) + 1, RISE.min_past)
     noise = _noise(logs[:past])
     excess = math.log(values[-1] / floor)
     if excess < SCORE * noise:
-        return []
+        return None
     split, score = len(values) - past, excess / noise
     first = int(np.argmax(np.log(smooth) <= math.log(floor) + _AT_FLOOR * noise))
     if _is_even(steps[first:], values[first:]):
-        return [Candidate("up", split, lowest, excess, score, noise, 0.0, "steady", floor)]
+        return Candidate("up", split, lowest, excess, score, noise, 0.0, "steady", floor)
     start = past - RISE.min_past  # before it lies what is no part of this growth
-    return [Candidate("up", split, start, excess, score, noise, 0.0)]
+    return Candidate("up", split, start, excess, score, noise, 0.0)
 
 
 def _is_even(steps: Array, values: Array) -> bool:

@@ -14,6 +14,7 @@ measured at each snapshot: what is watched is the excess over that.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,25 +23,21 @@ from sparsitywatch.analysis.detect.detector import (
     DIRECTIONS,
     FEW,
     HALF,
-    NO_HISTORY,
     SCORE,
     SIDES_90,
     TREND,
     Array,
     Candidate,
-    Context,
-    Detector,
+    Course,
+    SeriesDetector,
     SeriesHistory,
+    SeriesMemory,
     correlation_of,
-    event_of,
-    is_back_by_half,
-    known_of,
     median_of_three,
     noise_sd,
     onset_of,
-    peak_of,
 )
-from sparsitywatch.errors import StateError, expect, expect_number
+from sparsitywatch.errors import expect, expect_number
 from sparsitywatch.records import Event
 from sparsitywatch.records.student import normal_score
 
@@ -61,21 +58,14 @@ _SETTLING, _SETTLED = 12, 0.2
 
 
 @dataclass
-class MeasuredMemory:
-    """What ``MeasuredChange`` remembers."""
+class MeasuredMemory(SeriesMemory):
+    """What ``MeasuredChange`` remembers; beside the history: the interval's ends, and reliance."""
 
-    #: step, value, both ends of its interval and reliance at each of the latest snapshots
-    rows: tuple[tuple[float, ...], ...]
     baseline: float  # of a change that is an event already; NaN when it is over
     seen_step: int  # at which that was seen
-    decay_clock: float
-
-    def __post_init__(self) -> None:
-        if any(len(row) != 5 for row in self.rows):
-            raise StateError("Expected rows of five numbers in a detector's state.")
 
 
-class MeasuredChange(Detector):
+class MeasuredChange(SeriesDetector):
     """Watches a number that is measured with an interval, for changes in both directions.
 
     There is an event when the mean of the last two to eight snapshots lies outside the interval
@@ -116,40 +106,44 @@ class MeasuredChange(Detector):
         self._min_effect = float(min_effect)
         self._ratio = float(ratio)
         self._direction = direction
-        self.memory = MeasuredMemory((), math.nan, -1, math.nan)
+        self.memory = MeasuredMemory(SeriesHistory(6, ()), math.nan, math.nan, -1)
 
-    def update(self, step: int, value: float, context: Context = None) -> Event | None:
-        """One more snapshot; see ``Detector.update``."""
+    def _seen(self, step: int, value: float, known: Mapping[str, float]) -> Event | None:
         memory = self.memory
-        last = memory.rows[-1][0] if memory.rows else -1
-        known = known_of(step, value, context, int(last))
         memory.decay_clock = known["decay_clock"]
         if not math.isfinite(value):
             return None
-        row = (float(step), float(value), known["low"], known["high"], known["reliance"])
-        memory.rows = (*memory.rows, row)[-_MOST_PAST - _SPLITS[-1] :]
+        beside = known["low"], known["high"], known["reliance"]
+        memory.history = memory.history.add(step, value, *beside)
         if not math.isnan(memory.baseline):
             self._end_if_over()
             return None
-        shifts = [shift for shift in map(self._shift, _SPLITS) if shift is not None]
-        return self._event(max(shifts, key=lambda shift: shift.score)) if shifts else None
+        rows = np.array(memory.history.rows[-_MOST_PAST - _SPLITS[-1] :])
+        found = [self._shift(rows, split) for split in _SPLITS]
+        shifts = [shift for shift in found if shift is not None]
+        if not shifts:
+            return None
+        shift = max(shifts, key=lambda shift: shift.score)
+        steps, way, noise = rows[:, 0], shift.direction, shift.noise
+        onset = onset_of(steps, rows[:, 1], noise=noise, direction=way)
+        memory.baseline, memory.seen_step = shift.baseline, step
+        return self._event(way, shift.baseline, steps[list(onset)], noise=noise)
 
     def _end_if_over(self) -> None:
         """Look for the next change once this one is over: the new level is the baseline."""
         memory = self.memory
-        values = [row[1] for row in memory.rows if row[0] >= memory.seen_step]
+        values = [row[1] for row in memory.history.rows if row[0] >= memory.seen_step]
         if len(values) < _SETTLING:
             return
         half = _SETTLING // 2
         added = np.median(values[-half:]) - np.median(values[-_SETTLING:-half])
         size = np.median(values[-half:]) - memory.baseline
         if abs(added) <= _SETTLED * abs(size):
-            memory.rows = memory.rows[-_SETTLING:]
+            memory.history = memory.history.latest(_SETTLING)
             memory.baseline = math.nan
 
-    def _shift(self, split: int) -> Candidate | None:
+    def _shift(self, rows: Array, split: int) -> Candidate | None:
         """How the last ``split`` snapshots differ from those before, if that is a change."""
-        rows = np.array(self.memory.rows)
         if len(rows) < TREND + split:
             return None
         past, late = rows[:-split][-_MOST_PAST:], rows[-split:]
@@ -177,26 +171,6 @@ class MeasuredChange(Detector):
             return None
         start = len(rows) - split - len(past)
         return Candidate(direction, split, start, size, score, noise, baseline=level)
-
-    def _event(self, shift: Candidate) -> Event:
-        rows, level, direction = np.array(self.memory.rows), shift.baseline, shift.direction
-        steps, latest = rows[:, 0], len(rows) - 3
-        found = onset_of(steps, rows[:, 1], noise=shift.noise, latest=latest, direction=direction)
-        at, low, high = (int(steps[i]) for i in found)
-        now = int(steps[-1])
-        self.memory.baseline, self.memory.seen_step = level, now
-        return Event(
-            series="",
-            direction=direction,
-            onset_step=at,
-            onset_low=low,
-            onset_high=high,
-            detected_step=now,
-            baseline=level,
-            value=float(rows[-1, 1]),
-            noise=shift.noise,
-            decay_clock=self.memory.decay_clock,
-        )
 
 
 def _is_cause(before: Array, now: Array) -> bool:
@@ -238,20 +212,16 @@ _LEAST_NOISE = 0.05
 
 
 @dataclass
-class DormantMemory:
-    """What ``DormantRise`` remembers."""
+class DormantMemory(SeriesMemory):
+    """What ``DormantRise`` remembers; beside the history stands what passes by chance."""
 
-    history: SeriesHistory  # its rates are what passes by chance
-    baseline: float  # of a rise that is an event already; NaN once half of it is gone
-    num_back: int  # snapshots in a row at which half of it was gone
-    peak: float  # see ``peak_of``
-    last: float  # its size at the last snapshot
+    baseline: float  # of the last rise
+    course: Course | None  # of a rise that is an event already, until half of it is gone
     num_above: int  # snapshots in a row that meet the requirements
     share: float  # of what is required that the last snapshot met
-    decay_clock: float
 
 
-class DormantRise(Detector):
+class DormantRise(SeriesDetector):
     """Watches the dormant fraction, ``motion/dormant``: units die, long before weights shrink.
 
     There is an event when two snapshots in a row are ``min_effect`` above, and ``ratio`` times,
@@ -289,20 +259,15 @@ class DormantRise(Detector):
         expect_number("ratio", ratio, lambda x: 1.0 <= x < math.inf, "finite, 1 or more")
         self._min_effect = float(min_effect)
         self._ratio = float(ratio)
-        self.memory = DormantMemory(
-            NO_HISTORY, baseline=math.nan, num_back=0, peak=math.nan, last=math.nan, num_above=0,
-            share=0.0, decay_clock=math.nan,
-        )  # fmt: skip
+        self.memory = DormantMemory(SeriesHistory(4, ()), math.nan, math.nan, None, 0, 0.0)
 
     @property
     def is_suspicious(self) -> bool:
         """Whether the last snapshot met half of every requirement of a rise."""
         return self.memory.share >= HALF
 
-    def update(self, step: int, value: float, context: Context = None) -> Event | None:
-        """One more snapshot; see ``Detector.update``."""
+    def _seen(self, step: int, value: float, known: Mapping[str, float]) -> Event | None:
         memory = self.memory
-        known = known_of(step, value, context, memory.history.last_step)
         # False if one of them is not known
         stands_still = known["decay_clock"] <= memory.decay_clock
         stands_still |= known["estimated_advance"] == 0.0
@@ -312,8 +277,11 @@ class DormantRise(Detector):
         by_chance = known["dormant_by_chance"]
         expected = self._expected(by_chance)
         memory.history = memory.history.add(step, value, by_chance)
-        if not math.isnan(memory.baseline):
-            self._end_if_back(value - memory.baseline)
+        if memory.course is not None:
+            # units die one after the other: it is one rise, unless half of it is gone
+            if memory.course.is_back(step, value - memory.baseline):
+                memory.history = memory.history.latest(FEW)
+                memory.course = None
             return None
         required = max(self._min_effect, (self._ratio - 1.0) * expected)
         share = 0.0 if stands_still or math.isnan(expected) else (value - expected) / required
@@ -321,42 +289,25 @@ class DormantRise(Detector):
         memory.num_above = memory.num_above + 1 if share >= 1.0 else 0
         if memory.num_above < _IN_A_ROW and share < _IN_A_ROW:
             return None
-        return self._event(expected)
+        return self._rise(value - expected, expected)
 
-    def _event(self, expected: float) -> Event:
-        memory, history = self.memory, self.memory.history
-        view, size = history.view(), history.values[-1] - expected
-        is_known = bool(np.isfinite(view.rates).all())
-        found = onset_of(
-            view.steps,
-            view.values - view.rates if is_known else view.values,
-            noise=_LEAST_NOISE * self._min_effect,
-            latest=max(len(view.values) - memory.num_above - 1, 0),
-        )
-        memory.baseline = expected
-        memory.peak = memory.last = size
-        memory.num_back = memory.num_above = 0
-        memory.share = 0.0
-        at, low, high = (int(view.ends[i]) for i in found)
-        clock = memory.decay_clock
-        return event_of(
-            history, (at, low, high), direction="up", baseline=expected, decay_clock=clock
-        )
-
-    def _end_if_back(self, size: float) -> None:
-        """Units die one after the other: it is one rise, unless half of it is gone."""
+    def _rise(self, size: float, expected: float) -> Event:
         memory = self.memory
-        memory.peak = peak_of(memory.peak, memory.last, size)
-        memory.last = size
-        memory.num_back = memory.num_back + 1 if is_back_by_half(memory.peak, size) else 0
-        if memory.num_back >= _IN_A_ROW:
-            memory.history = memory.history.latest(FEW)
-            memory.baseline = math.nan
+        steps, values, by_chance, _ = memory.history.columns()
+        found = onset_of(
+            steps,
+            values - by_chance if np.isfinite(by_chance).all() else values,
+            noise=_LEAST_NOISE * self._min_effect,
+            latest=max(len(values) - memory.num_above - 1, 0),
+        )
+        memory.baseline, memory.course = expected, Course(size, size, -1)
+        memory.num_above, memory.share = 0, 0.0
+        return self._event("up", expected, steps[list(found)])
 
     def _expected(self, by_chance: float) -> float:
         """What living weights alone would show; NaN as long as nothing says so."""
-        values = self.memory.history.values
-        before = np.array(values[: len(values) - self.memory.num_above])
+        rows = self.memory.history.rows
+        before = np.array([row[1] for row in rows[: len(rows) - self.memory.num_above]])
         if not len(before):
             return math.nan
         floor = float((median_of_three(before) if len(before) > 2 else before).min())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,10 +22,7 @@ from sparsitywatch.analysis.detect.detector import (
     SIDES_90,
     TREND,
     Array,
-    Context,
     correlation_of,
-    event_of,
-    known_of,
     median_of_three,
     noise_sd,
     onset_of,
@@ -112,30 +109,25 @@ class ValueChange(AbruptChange):
             **vars(self.memory), first=math.nan, best=math.inf, is_lost=False, stood_at=math.inf
         )
 
-    def update(self, step: int, value: float, context: Context = None) -> Event | None:
-        """One more snapshot; see ``Detector.update``."""
-        memory = self.memory
-        known = known_of(step, value, context, memory.history.last_step)
-        sign = -1.0 if known["higher_is_better"] == 1.0 else 1.0
+    def _seen(self, step: int, value: float, known: Mapping[str, float]) -> Event | None:
         if not math.isfinite(value):
             return None
+        memory, sign = self.memory, -1.0 if known["higher_is_better"] == 1.0 else 1.0
         if math.isnan(memory.first):
             memory.first = sign * value
         self._direction = "up" if sign > 0.0 else "down"
         least = _SHARE * max(memory.first - memory.best, abs(value))
         self._limits = replace(self._limits, min_effect=max(least, sys.float_info.min))
-        worse = super().update(step, value, context)
-        harms = sign * np.array(memory.history.values)
+        worse = super()._seen(step, value, known)
+        steps, values, _, _ = memory.history.columns()
+        harms = sign * values
         memory.best = min(memory.best, float(np.median(harms[-3:])) if len(harms) > 2 else math.inf)
-        lost = self._lost(harms, sign)
-        if lost is not None:
-            return lost
-        if worse is not None:
-            return worse
-        is_worse = memory.is_lost or memory.ongoing is not None
-        return None if is_worse else self._standstill(harms, sign)
+        event = self._lost(steps, harms, sign) or worse
+        if event is not None or memory.is_lost or memory.ongoing is not None:
+            return event
+        return self._standstill(steps, harms, sign)
 
-    def _lost(self, harms: Array, sign: float) -> Event | None:
+    def _lost(self, steps: Array, harms: Array, sign: float) -> Event | None:
         """The event that half of what was gained is gone."""
         memory, noise = self.memory, noise_sd(harms[:-2])
         gained, gone = memory.first - memory.best, float(harms[-2:].min()) - memory.best
@@ -143,27 +135,17 @@ class ValueChange(AbruptChange):
         memory.is_lost = gone >= max(HALF * gained, self._limits.min_effect)
         if not memory.is_lost or was_lost or not gained > SCORE * noise:
             return None
-        view, low = memory.history.view(), int(harms[:-2].argmin())
-        latest = len(harms) - 3 - low
-        found = onset_of(view.steps[low:], harms[low:], noise=noise, latest=latest)
-        at, first, last = (int(view.ends[low + i]) for i in found)
+        found = onset_of(steps, harms, noise=noise, first=int(harms[:-2].argmin()))
         baseline, now = sign * memory.best, memory.history.last_step
         memory.ongoing = Ongoing(self._direction, baseline, FEW, False, now)
-        return event_of(
-            memory.history, (at, first, last), kind="lost",
-            direction=self._direction, baseline=baseline, decay_clock=memory.decay_clock,
-        )  # fmt: skip
+        return self._event(self._direction, baseline, steps[list(found)], kind="lost")
 
-    def _standstill(self, harms: Array, sign: float) -> Event | None:
+    def _standstill(self, steps: Array, harms: Array, sign: float) -> Event | None:
         """The remark that nothing is gained any more, until something is."""
-        memory, view = self.memory, self.memory.history.view()
-        before = float(median_of_three(harms)[: len(harms) // 2].min(initial=math.inf))
+        memory, half = self.memory, len(harms) // 2
+        before = float(median_of_three(harms)[:half].min(initial=math.inf))
         gains = [x - memory.best > self._limits.min_effect for x in (memory.stood_at, before)]
-        if gains != [True, False] or improves(view.steps, harms) is not False:
+        if gains != [True, False] or improves(steps, harms) is not False:
             return None
         memory.stood_at = memory.best
-        at = int(view.ends[len(harms) // 2])
-        return event_of(
-            memory.history, (at, at, at), kind="standstill", direction="",
-            baseline=sign * memory.best, decay_clock=memory.decay_clock,
-        )  # fmt: skip
+        return self._event("", sign * memory.best, (steps[half],) * 3, kind="standstill")
