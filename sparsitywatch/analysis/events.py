@@ -27,32 +27,33 @@ _logger = logging.getLogger("sparsitywatch")
 def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
     """The event, seen in the last record, with its trend, its layers, what moved, and why."""
     now = records[-1]
-    agreeing, opposed = rules_that_moved(event, records)
-    event = replace(
-        event,
-        agreeing=agreeing,
-        opposed=opposed,
-        value_trend=value_trend(records),
-        trend=describe(event.series).trend(event.direction),
-        decay_clock=now.decay_clock,
-        num_not_finite=now.num_not_finite,
-        explained_by_decay=explained_by_decay(event, records),
-        why_no_clock=now.why_no_clock,
+    known: dict[str, Any] = {
+        "value_trend": value_trend(records),
+        "trend": describe(event.series).trend(event.direction),
+        "decay_clock": now.decay_clock,
+        "num_not_finite": now.num_not_finite,
+        "explained_by_decay": explained_by_decay(event, records),
+        "why_no_clock": now.why_no_clock,
+        **rules_that_moved(event, records),
         **came(event, records),
-    )
+    }
     # the layers of old records are let go: then the oldest that has them is the closest
     with_layers = [r for r in records[:-1] if r.layers and not r.num_not_finite]
     before = [record for record in with_layers if record.step <= event.onset_step]
     compared = before[-1:] or with_layers[:1]
-    if not compared:
-        return _if_opposed(event)
-    event = replace(
-        event,
-        layers=accountable_layers(compared[0], now, event.series),
-        change=what_moved(compared[0], now, event.series, initial_rms),
-        before_step=compared[0].step,
-    )
-    return _if_opposed(event)
+    if compared:
+        known |= {
+            "layers": accountable_layers(compared[0], now, event.series),
+            "change": what_moved(compared[0], now, event.series, initial_rms),
+            "before_step": compared[0].step,
+        }
+    return _if_opposed(replace(event, **known))
+
+
+def _since_onset(event: Event, records: Sequence[Record]) -> Sequence[Record]:
+    """The last record before the change, and all after it."""
+    at = max((i for i, r in enumerate(records) if r.step <= event.onset_step), default=0)
+    return records[at:]
 
 
 #: Part of a change that comes within two snapshots where it jumps; and the part of the largest
@@ -62,10 +63,9 @@ _WITHIN_TWO, _NEXT_TO_NOTHING = 0.5, 0.25
 
 def came(event: Event, records: Sequence[Record]) -> dict[str, Any]:
     """How an abrupt change came: whether it jumped, and its peak if it is on its way back."""
-    start = max((i for i, r in enumerate(records) if r.step <= event.onset_step), default=0)
-    values = np.array([r.series().get(event.series, math.nan) for r in records[start:]])
-    sign = -1.0 if event.direction == "down" else 1.0
-    way = sign * values[np.isfinite(values)]
+    since = [r.series().get(event.series, math.nan) for r in _since_onset(event, records)]
+    sign = _sign(event)
+    way = sign * np.array(since)[np.isfinite(since)]
     if event.kind != "abrupt" or len(way) < 3:  # what has just come may go on
         return {}
     peak, moves = float(way.max()), np.diff(way)
@@ -140,17 +140,15 @@ def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
         return False
     if records[-1].why_no_clock:  # such as a decay that Adam divides by the gradient's size
         return None
-    start = max((i for i, r in enumerate(records) if r.step <= event.onset_step), default=0)
-    since = [
-        r for r in records[start:] if r.near_zero.get(rule, 0.0) > 0.0 and not r.num_not_finite
-    ]
+    records = _since_onset(event, records)
+    since = [r for r in records if r.near_zero.get(rule, 0.0) > 0.0 and not r.num_not_finite]
     values = np.array([r.near_zero[rule] for r in since])
     if len(since) < 2 or not np.isfinite(values).all():
         return None
     clock = np.array([r.decay_clock for r in since])
     is_known = bool(np.isfinite(clock).all())
     if not is_known:
-        clock = _least_clock(records[start:], since)
+        clock = _least_clock(records, since)
     # standard deviation of log(later / earlier), for each value and the one after it
     counting = 1.0 / np.sqrt(np.maximum(values[:-1] * since[-1].scope.num_weights, 1.0))
     known = 0.0 if math.isnan(event.noise) else event.noise
@@ -209,26 +207,25 @@ _LARGEST_FACTOR = 0.2
 _MIN_RATIO = 1.1
 
 
-def rules_that_moved(
-    event: Event, records: Sequence[Record]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def rules_that_moved(event: Event, records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
     """The other near-zero rules that moved since the onset, the event's way and the other way.
 
     One has moved if it did so by a good part of its level and of the event's size, and by more than
     its noise.
     """
     if not event.series.startswith(_NEAR_ZERO):
-        return (), ()
+        return {}
     known = [r for r in records if r.near_zero and not r.num_not_finite]
     before = [r for r in known if r.step <= event.onset_step] or known[:1]
-    sign, moved = -1.0 if event.direction == "down" else 1.0, {}
+    agreeing: list[str] = []
+    opposed: list[str] = []
     for rule in sorted(before[-1].near_zero):
         past = np.array([r.near_zero.get(rule, math.nan) for r in before])
-        change = sign * (known[-1].near_zero.get(rule, math.nan) - past[-1])
+        change = _sign(event) * (known[-1].near_zero.get(rule, math.nan) - past[-1])
         least = max(_MIN_MOVED * max(past[-1], abs(event.size)), _NOISE_FACTOR * _noise(past))
         if abs(change) > least and _NEAR_ZERO + rule != event.series:
-            moved[_NEAR_ZERO + rule] = change > 0.0
-    return tuple(n for n, same in moved.items() if same), tuple(n for n in moved if not moved[n])
+            (agreeing if change > 0.0 else opposed).append(_NEAR_ZERO + rule)
+    return {"agreeing": tuple(agreeing), "opposed": tuple(opposed)}
 
 
 def _noise(values: np.ndarray) -> float:
@@ -379,7 +376,8 @@ class _Followed:
         is_gone = self.has_reverted or self.event.kind == "standstill"
         if is_gone or self.event.series not in values:
             return False
-        return self.course.is_back(step, size_of(self.event, values[self.event.series]))
+        size = values[self.event.series] - self.event.baseline
+        return self.course.is_back(step, _sign(self.event) * size)
 
     def revise(self, step: int, why: str, **fields: Any) -> Event:
         """A new version of the event."""
@@ -442,7 +440,7 @@ class EventTracker:
         self._followed = {followed.event.id: followed for followed in saved}
 
     def _add(self, event: Event) -> Event:
-        size = size_of(event, event.value)
+        size = _sign(event) * event.size
         self._followed[event.id] = _Followed(event, Course(size, size, -1))
         for old in list(self._followed)[:-_MAX_FOLLOWED]:
             del self._followed[old]
@@ -489,10 +487,8 @@ class EventTracker:
         return None
 
 
-def size_of(event: Event, value: float) -> float:
-    """How large the change is where its series has a value, in its own direction."""
-    sign = -1.0 if event.direction == "down" else 1.0
-    return sign * (value - event.baseline)
+def _sign(event: Event) -> float:
+    return -1.0 if event.direction == "down" else 1.0
 
 
 def _is_family(first: Event, other: Event) -> bool:

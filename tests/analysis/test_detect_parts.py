@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsitywatch.analysis.detect import AbruptChange, growth
-from sparsitywatch.analysis.detect.abrupt import _ANSWER_IN_LOG, Blocks, share_left_by_rate
+from sparsitywatch.analysis.detect.abrupt import _ANSWER_IN_LOG, share_left_by_rate
 from sparsitywatch.analysis.detect.detector import (
+    Blocks,
     Limits,
     SeriesHistory,
     median_of_three,

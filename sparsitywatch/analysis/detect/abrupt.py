@@ -16,6 +16,7 @@ from sparsitywatch.analysis.detect.detector import (
     SCORE,
     TREND,
     Array,
+    Blocks,
     Candidate,
     Limits,
     SeriesDetector,
@@ -34,52 +35,6 @@ from sparsitywatch.records import Event
 _SETTLING_SHARE = 0.1
 #: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
-#: Bound: blocks are made twice as large when there are more of them: 64 to 128 stand for a run.
-_MOST_BLOCKS = 128
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Averages over equal blocks of snapshots, 64 to 128 for the whole run."""
-
-    size: int  # snapshots in a block, a power of two that doubles as the run grows
-    #: first and last step, sums of the values and of the rates; the last one may be partial
-    blocks: tuple[tuple[float, ...], ...]
-    num_in_last: int
-
-    @classmethod
-    def of(cls, history: SeriesHistory) -> Blocks:
-        """The blocks of what is remembered of a series."""
-        blocks = cls(1, (), 1)
-        for step, value, rate, _ in history.rows:
-            blocks = blocks.add(int(step), value, rate)
-        return blocks
-
-    def add(self, step: int, value: float, rate: float) -> Blocks:
-        """With one more snapshot."""
-        if self.num_in_last < self.size:
-            begin, _, *sums = self.blocks[-1]
-            block = (begin, step, sums[0] + value, sums[1] + rate)
-            return Blocks(self.size, (*self.blocks[:-1], block), self.num_in_last + 1)
-        size, blocks = self.size, self.blocks
-        if len(blocks) == _MOST_BLOCKS:
-            size, pairs = 2 * size, zip(blocks[::2], blocks[1::2], strict=True)
-            blocks = tuple((a[0], b[1], a[2] + b[2], a[3] + b[3]) for a, b in pairs)
-        return Blocks(size, (*blocks, (step, step, value, rate)), 1)
-
-    @property
-    def has_completed(self) -> bool:
-        """Whether the last snapshot completed a block of several."""
-        return self.size > 1 and self.num_in_last == self.size
-
-    def view(self) -> View:
-        """The complete blocks, as arrays."""
-        complete = self.blocks[: len(self.blocks) - (self.num_in_last < self.size)]
-        begins, ends, values, rates = np.array(complete, np.float64).reshape(-1, 4).T
-        return View(
-            0.5 * (begins + ends), values / self.size, rates / self.size,
-            begins.astype(np.int64), ends.astype(np.int64),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -221,17 +176,16 @@ class AbruptChange(SeriesDetector):
 
     def _advance(self, step: int, known: Mapping[str, float]) -> float:
         """Follow both clocks; returns the mean learning rate since the last snapshot."""
-        memory, last = self.memory, self.memory.history.last_step
-        clock, lr_clock = known["decay_clock"], known["lr_clock"]
+        memory, rows, clock = self.memory, self.memory.history.rows, known["decay_clock"]
         advance = clock - memory.decay_clock
-        if math.isnan(clock) and last >= 0:  # as much of it as could be seen
+        if math.isnan(clock) and rows:  # as much of it as could be seen
             advance = known["estimated_advance"]
         memory.decayed += advance if advance > 0.0 else 0.0  # NaN: not known
-        passed = lr_clock - memory.lr_clock
-        memory.decay_clock, memory.lr_clock = clock, lr_clock
+        passed = known["lr_clock"] - memory.lr_clock
+        memory.decay_clock, memory.lr_clock = clock, known["lr_clock"]
         # a mean over weights goes back where more of them come into training
-        is_known = last >= 0 and 0.0 <= passed < math.inf
-        return passed / (step - last) if is_known else known["lr"]
+        is_known = rows and 0.0 <= passed < math.inf
+        return passed / (step - rows[-1][0]) if is_known else known["lr"]
 
     def _first_event(self, view: View) -> Event | None:
         """The event of the first change that makes one; from then on it is going on."""
@@ -260,18 +214,17 @@ class AbruptChange(SeriesDetector):
         limits, values = self._limits, view.values
         found = [*self._jumps(view), *self._growths(view, limits)]
         left = [change for change in found if is_left_by_rate(change, view, limits.min_effect)]
-        may_decay = self._is_decaying and self._direction != "down" and not view.is_of_blocks
-        if not left and may_decay and values[-1] - values.min() >= limits.min_effect:
-            # where decay is the cause the rate is not
-            steady = multiplied(view.steps, values, limits.ratio)
-            return [] if steady is None else [steady]
-        return left
+        if left or not self._is_decaying or self._direction == "down" or view.is_of_blocks:
+            return left
+        # where decay is the cause the rate is not
+        is_large = values[-1] - values.min() >= limits.min_effect
+        risen = multiplied(view.steps, values, limits.ratio) if is_large else None
+        return [] if risen is None else [risen]
 
     def _jumps(self, view: View) -> list[Candidate]:
         """The most certain jump, if there is one; they are looked for in single snapshots."""
         skipped, values = self.memory.num_skipped, view.values
-        is_enough = len(values) - skipped >= MIN_SNAPSHOTS and np.ptp(values) > 0.0
-        if view.is_of_blocks or not is_enough:
+        if len(values) - skipped < MIN_SNAPSHOTS or np.ptp(values) == 0.0 or view.is_of_blocks:
             return []
         self.memory.jumps, seen = self.memory.jumps.update(
             view.steps, values, self._limits, num_skipped=skipped

@@ -91,6 +91,8 @@ class Detector(ABC):
 
 #: Bound: recent snapshots that are all kept, and older ones that are left of the rest.
 _RECENT, _OLDER = 96, 64
+#: Bound: blocks are made twice as large when there are more of them: 64 to 128 stand for a run.
+_MOST_BLOCKS = 128
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,50 @@ class SeriesHistory:
         steps, values, rates, _ = self.columns()
         at = steps.astype(np.int64)
         return View(steps, values, rates, at, at)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Averages over equal blocks of snapshots, 64 to 128 for the whole run."""
+
+    size: int  # snapshots in a block, a power of two that doubles as the run grows
+    #: first and last step, sums of the values and of the rates; the last one may be partial
+    blocks: tuple[tuple[float, ...], ...]
+    num_in_last: int
+
+    @classmethod
+    def of(cls, history: SeriesHistory) -> Blocks:
+        """The blocks of what is remembered of a series."""
+        blocks = cls(1, (), 1)
+        for step, value, rate, _ in history.rows:
+            blocks = blocks.add(step, value, rate)
+        return blocks
+
+    def add(self, step: float, value: float, rate: float) -> Blocks:
+        """With one more snapshot."""
+        if self.num_in_last < self.size:
+            begin, _, *sums = self.blocks[-1]
+            block = (begin, step, sums[0] + value, sums[1] + rate)
+            return Blocks(self.size, (*self.blocks[:-1], block), self.num_in_last + 1)
+        size, blocks = self.size, self.blocks
+        if len(blocks) == _MOST_BLOCKS:
+            size, pairs = 2 * size, zip(blocks[::2], blocks[1::2], strict=True)
+            blocks = tuple((a[0], b[1], a[2] + b[2], a[3] + b[3]) for a, b in pairs)
+        return Blocks(size, (*blocks, (step, step, value, rate)), 1)
+
+    @property
+    def has_completed(self) -> bool:
+        """Whether the last snapshot completed a block of several."""
+        return self.size > 1 and self.num_in_last == self.size
+
+    def view(self) -> View:
+        """The complete blocks, as arrays."""
+        complete = self.blocks[: len(self.blocks) - (self.num_in_last < self.size)]
+        begins, ends, values, rates = np.array(complete, np.float64).reshape(-1, 4).T
+        return View(
+            0.5 * (begins + ends), values / self.size, rates / self.size,
+            begins.astype(np.int64), ends.astype(np.int64),
+        )  # fmt: skip
 
 
 #: What a context may tell, see ``Detector.update``.
