@@ -27,6 +27,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.pruning.model_copy import (
     ModelCopy,
+    Runnable,
     Surroundings,
     changes_the_training,
     name_in,
@@ -35,7 +36,7 @@ from sparsitywatch.pruning.model_copy import (
     version_of,
 )
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
-from sparsitywatch.pruning.proxy import ROUNDING, ExampleSubset, Proxy, Runnable, preserve_rng
+from sparsitywatch.pruning.proxy import ROUNDING, ExampleSubset, Proxy, preserve_rng
 from sparsitywatch.pruning.sweeps import (
     Allowed,
     PairedDifferences,
@@ -410,7 +411,7 @@ class MaskedModel:
                 yield masks
             finally:
                 self.restore()
-                masks.check()
+                refuse_written(self.module, masks.shared)  # nobody can put that back
 
     def _memory(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Room for masked weights."""
@@ -440,7 +441,8 @@ class Masks(ABC):
 
     def __init__(self, weights: list[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
         self.weights = weights  # names, dense weights, and where the masked ones go
-        self._to_check: list[ModelCopy | Surroundings] = []
+        #: Tensors of the training that a forward may reach, with what was written to them before.
+        self.shared: list[tuple[torch.Tensor, int]] = []
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -466,11 +468,6 @@ class Masks(ABC):
     def put_back(self) -> object:
         """Make everything that is not a copy as it was; may be called again."""
 
-    def check(self) -> None:
-        """Refuse a forward that has written to tensors of the training: nobody can put it back."""
-        for one in self._to_check:
-            one.check()
-
 
 class _OnCopies(Masks):
     """Evaluates copies of the model: nothing is ever written into the one in training."""
@@ -490,9 +487,10 @@ class _OnCopies(Masks):
         self._dense = ModelCopy(module, value)
         self._dense.note()
         self._surroundings = Surroundings(self._dense)
-        self._to_check = [self._dense, self._surroundings]
-        self._buffers = [(buffer, version_of(buffer)) for buffer in module.buffers()]
-        self._to_run: dict[bool, Runnable] = {False: Runnable(*self._dense.pair)}  # by masked
+        # buffers were copied, so that only other ways lead to them
+        buffers = [(buffer, version_of(buffer)) for buffer in module.buffers()]
+        self.shared = [*self._dense.shared, *self._surroundings.tensors, *buffers]
+        self._to_run: dict[bool, Runnable] = {False: self._dense.runnable}  # by masked
         self._has_run = False  # whether the dense model, which is the first, was given
         self._leaves_nothing = False if renews else None  # known after that
 
@@ -507,13 +505,8 @@ class _OnCopies(Masks):
         self._has_run = True
         if masked not in self._to_run:
             instead = self._instead if masked else {}
-            self._to_run[masked] = Runnable(*ModelCopy(*self._original, instead).pair)
+            self._to_run[masked] = ModelCopy(*self._original, instead).runnable
         return self._to_run[masked]
-
-    def check(self) -> None:
-        """Also buffers, which were copied, so that only other ways lead to them."""
-        super().check()
-        refuse_written(self._original[0], self._buffers)
 
     def put_back(self) -> bool:
         """Make what lies beside the model as it was; whether anything was not."""
@@ -631,14 +624,13 @@ def check_forward(
         surroundings = Surroundings(copied)
         try:
             with _original_refused(model):
-                found = run(Runnable(copied.module, copied.value))
+                found = run(copied.runnable)
         finally:
             finish_despite_interrupt(surroundings.put_back)
         changed = [p for p in model.parameters() if not same_bits(p, clones[id(p)])]
         if changed:
             raise changes_the_training([name_in(model, p) for p in changed])
-        copied.check()
-        surroundings.check()
+        refuse_written(model, [*copied.shared, *surroundings.tensors])
     return found
 
 

@@ -13,9 +13,9 @@ import random
 import sys
 import types
 import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ _LIBRARIES = _SHARED | _DATA | {"torchvision", "torchaudio", "transformers", "ti
 _CONCURRENT = {"threading", "_thread", "queue", "_queue", "concurrent", "multiprocessing"}
 
 _ATOMS = frozenset({int, float, bool, complex, str, bytes, type(None)})
-_PLAIN = _ATOMS | {dict, list, tuple, set}
+_PLAIN = _ATOMS | {dict, list, tuple, set, OrderedDict}
 _CONTAINERS = (dict, list, set, deque, bytearray)
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 #: Not pickled: either copied in a way of its own, or shared.
@@ -55,6 +55,13 @@ _ON_ITS_OWN = (
     *(type, types.ModuleType, types.CodeType, torch.optim.Optimizer),
     *(torch.utils.data.DataLoader, torch.utils.data.Dataset),
 )
+
+
+class Runnable(NamedTuple):
+    """What can be evaluated: a model, and the value function that runs it."""
+
+    module: nn.Module
+    value: Callable[..., torch.Tensor]
 
 
 class ModelCopy:
@@ -76,39 +83,27 @@ class ModelCopy:
         self._model = model
         self._memory = _Memory(model, instead or {})
         self._buffers = {id(buffer) for buffer in model.buffers()}
-        self._pickler = _Pickler()
-        self._shared: list[tuple[torch.Tensor, int]] = []  # with what was written to it before
+        self.shared: list[tuple[torch.Tensor, int]] = []  # with what was written to it before
         self._copies: list[tuple[Any, Any]] = []  # of what is not pickled, with the originals
         used = _modules_of(value)
-        stream = self._pickler.stream((model, used))
-        made = [*map(self._on_its_own, self._pickler.things)]
-        self.module, own = _Unpickler(stream, made).load()
+        pickler = _Pickler((model, used))
+        made = [*map(self._on_its_own, pickler.things)]
+        self.module, own = _Unpickler(pickler.stream, made).load()
         for module in self.module.modules():
             module.training = False
-        self.value = _with_modules(value, {id(a): b for a, b in zip(used, own, strict=True)})
+        own_value = _with_modules(value, {id(a): b for a, b in zip(used, own, strict=True)})
+        self.runnable = Runnable(self.module, own_value)
+        self.kinds: Iterable[type] = pickler.kinds  # of what was copied
+        functions = [one for one in pickler.things if isinstance(one, types.FunctionType)]
+        self.functions = [*functions, *pickler.functions]  # that the model holds, such as hooks
+        self._refused = pickler.refused
         self._was: Any = None
-
-    @property
-    def kinds(self) -> Iterable[type]:
-        """The classes of what was copied."""
-        return self._pickler.kinds
-
-    @property
-    def functions(self) -> list[types.FunctionType]:
-        """Those that the model holds, such as hooks."""
-        outside = [one for one in self._pickler.things if isinstance(one, types.FunctionType)]
-        return [*outside, *self._pickler.functions]
 
     @property
     def uncopied(self) -> dict[str, str]:
         """What refused to be copied and is shared: its class, by its name."""
-        refused = [one for one in self._pickler.refused if not isinstance(one, Iterator)]
+        refused = [one for one in self._refused if not isinstance(one, Iterator)]
         return {name_in(self._model, one): type(one).__name__ for one in refused}
-
-    @property
-    def pair(self) -> tuple[nn.Module, Any]:
-        """The copy, and the value function that runs it."""
-        return self.module, self.value
 
     def note(self) -> None:
         """Remember what the copy consists of."""
@@ -118,16 +113,12 @@ class ModelCopy:
         """Whether forwards have left nothing behind in the copy."""
         return self._was == self._contents() and all(_is_equal(*pair) for pair in self._copies)
 
-    def check(self) -> None:
-        """Refuse a forward that has written to tensors of the training, by their names."""
-        refuse_written(self._model, self._shared)
-
     def _contents(self) -> Any:
         """What the copy consists of; the same as long as nothing is assigned or put into it."""
-        pickler = _Pickler()
-        stream = pickler.stream(self.module)
+        pickler = _Pickler(self.module)
         tensors = [one for one in pickler.things if isinstance(one, torch.Tensor)]
-        return stream, [*map(id, pickler.things)], [(_place(t), t.requires_grad) for t in tensors]
+        places = [(_place(tensor), tensor.requires_grad) for tensor in tensors]
+        return pickler.stream, [*map(id, pickler.things)], places
 
     def _on_its_own(self, thing: Any) -> Any:
         """What stands in the copy for something that is not pickled."""
@@ -162,15 +153,16 @@ class ModelCopy:
             return clone.requires_grad_(tensor.requires_grad and tensor.is_leaf)
         if memory is None:
             memory = tensor.detach()
-            self._shared.append((tensor, version_of(tensor)))
+            self.shared.append((tensor, version_of(tensor)))
         if not isinstance(tensor, nn.Parameter):
             return memory
         made: torch.Tensor
+        kind = type(tensor)
         # values in the place of codes are a parameter like any other
-        if type(memory) is torch.Tensor and not is_encoded(tensor):
-            made = torch.Tensor._make_subclass(type(tensor), memory, tensor.requires_grad)
-        else:
+        if kind is nn.Parameter or type(memory) is not torch.Tensor or is_encoded(tensor):
             made = nn.Parameter(memory, tensor.requires_grad)
+        else:
+            made = torch.Tensor._make_subclass(kind, memory, tensor.requires_grad)
         vars(made).update(vars(tensor))
         return made
 
@@ -184,19 +176,16 @@ class ModelCopy:
 class _Pickler(pickle.Pickler):
     """Pickles what a model consists of; what is copied in another way, or shared, stays outside."""
 
-    def __init__(self) -> None:
-        self._file = io.BytesIO()
-        super().__init__(self._file, protocol=5)
+    def __init__(self, thing: Any) -> None:
+        file = io.BytesIO()
+        super().__init__(file, protocol=5)
         self.things: list[Any] = []  # that stay outside
         self.refused: list[Any] = []
         self.functions: list[types.FunctionType] = []  # that are made anew
         self.kinds: dict[type, None] = {}
         self._index: dict[Any, int] = {}
-
-    def stream(self, thing: Any) -> bytes:
-        """The pickle of a thing."""
         self.dump(thing)
-        return self._file.getvalue()
+        self.stream = file.getvalue()
 
     def persistent_id(self, thing: Any) -> int | None:
         """The number of what stays outside."""
@@ -225,9 +214,8 @@ class _Pickler(pickle.Pickler):
             return not issubclass(type(thing.__self__), _CONTAINERS)
         if kind is weakref.ref:
             return thing() is None
-        return not issubclass(kind, types.MethodType) and self._is_shared(thing, kind)
-
-    def _is_shared(self, thing: Any, kind: type) -> bool:
+        if issubclass(kind, types.MethodType):
+            return False
         if is_of_the_training(thing, kind):
             return True
         try:
@@ -368,9 +356,14 @@ class _Memory:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """What stands in the place of a parameter, or of a view of one; None if nothing does."""
+        if not self._exact:
+            return None
+        place = _place(tensor)
+        if place in self._exact:
+            return self._exact[place]
         around = self._around.get(address_of(tensor) or -1, {})
-        if _place(tensor) in self._exact or len(around) != 1:
-            return self._exact.get(_place(tensor))
+        if len(around) != 1:
+            return None
         ((place, parameter),) = around.items()
         instead = self._exact.get(place)
         if instead is None or tensor.dtype != parameter.dtype:
@@ -389,9 +382,9 @@ def plain_state(model: nn.Module) -> Iterator[tuple[str, Any]]:
             if type(value) in _ATOMS or isinstance(value, torch.Tensor):
                 yield name, value
             elif value:
-                pickler = _Pickler()
                 # hooks have numbers of the process
-                yield name, pickler.stream([*value.values()] if "_hooks" in key else value)
+                pickler = _Pickler([*value.values()] if "_hooks" in key else value)
+                yield name, pickler.stream
                 for number, thing in enumerate(pickler.things):
                     if isinstance(thing, torch.Tensor):
                         yield f"{name}[{number}]", thing
@@ -409,10 +402,9 @@ class Surroundings:
     """
 
     def __init__(self, copied: ModelCopy) -> None:
+        self.tensors: list[tuple[torch.Tensor, int]] = []  # with what was written to them before
         self._variables: list[tuple[Any, tuple[str, ...] | None, dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
-        self._tensors: list[tuple[torch.Tensor, int]] = []
-        self._model = copied.module
         self._seen: dict[int, Any] = {}
         for kind in copied.kinds:
             for base in kind.__mro__:
@@ -436,17 +428,13 @@ class Surroundings:
                 is_changed = True
         return is_changed
 
-    def check(self) -> None:
-        """Refuse a forward that has written to a tensor here, which cannot be put back."""
-        refuse_written(self._model, self._tensors)
-
     def _follow(self, thing: Any) -> None:
         kind = type(thing)
         if kind in _ATOMS or id(thing) in self._seen:
             return
         self._seen[id(thing)] = thing
         if issubclass(kind, torch.Tensor):
-            self._tensors.append((thing, version_of(thing)))
+            self.tensors.append((thing, version_of(thing)))
         elif issubclass(kind, _CONTAINERS):
             self._containers.append((thing, copy.copy(thing)))
             inside = thing.values() if issubclass(kind, dict) else thing
@@ -559,7 +547,9 @@ def is_of_the_training(thing: Any, kind: type) -> bool:
         if module.partition(".")[0] in _SHARED or module.startswith("transformers.trainer"):
             return True
     held = getattr(thing, "__dict__", None)
-    return type(held) is dict and any(_package(type(v)) in _CONCURRENT for v in held.values())
+    if type(held) is not dict:
+        return False
+    return not _CONCURRENT.isdisjoint(map(_package, map(type, held.values())))
 
 
 def version_of(tensor: torch.Tensor) -> int:

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from sparsitywatch.errors import TrainingChangedError
 from sparsitywatch.pruning.evaluation import check_forward
-from sparsitywatch.pruning.proxy import Proxy, Runnable
+from sparsitywatch.pruning.model_copy import Runnable
+from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.layout import clean_name
 from sparsitywatch.weights.scope import Scope, ScopeLike

@@ -35,13 +35,6 @@ _logger = logging.getLogger("sparsitywatch")
 ValueFunction = Callable[[nn.Module, Any], torch.Tensor]
 
 
-class Runnable(NamedTuple):
-    """What can be evaluated: a model, and the value function that runs it."""
-
-    module: nn.Module
-    value: Callable[..., torch.Tensor]
-
-
 @contextlib.contextmanager
 def preserve_rng() -> Iterator[None]:
     """Put the global generators of torch (all devices), numpy and python back afterwards.

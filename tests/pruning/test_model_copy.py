@@ -296,10 +296,10 @@ def test_large_data_is_shared_and_writing_to_it_is_refused(
     assert copied.module.data.data_ptr() == model.data.data_ptr()
     assert copied.module.array is model.array
     assert copied.module.table.data_ptr() != model.table.data_ptr()
-    copied.check()
+    model_copy.refuse_written(model, copied.shared)
     copied.module.data[0] = 1.0
     with pytest.raises(sw.MeasurementError, match="it changed data"):
-        copied.check()
+        model_copy.refuse_written(model, copied.shared)
 
 
 class Locked:
