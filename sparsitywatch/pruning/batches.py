@@ -33,7 +33,7 @@ class Batch:
         self.leaves = [_copied(leaf) for leaf in self.leaves]
 
     def __reduce__(self) -> Any:
-        return Batch, (self.built(self.leaves),)
+        return Batch, (self._build(iter(self.leaves)),)
 
     def _taken_apart(self, value: Any, where: str) -> Callable[[Iterator[Any]], Any]:
         """Note the leaves; what makes something like it of others."""
@@ -49,15 +49,12 @@ class Batch:
             builders.append(self._taken_apart(one, f"{where}[{name!r}]"))
         return lambda leaves: make([build(leaves) for build in builders])
 
-    def built(self, leaves: Iterable[Any]) -> Any:
-        """A batch of these leaves, in containers of its own."""
-        return self._build(iter(leaves))
-
     def on(self, device: torch.device) -> Any:
-        """The batch with its tensors on a device."""
-        return self.built(
+        """The batch with its tensors on a device, in containers of its own."""
+        leaves = [
             leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves
-        )
+        ]
+        return self._build(iter(leaves))
 
     def with_leaves(self, leaves: list[Any]) -> Batch:
         """The same structure with others."""

@@ -179,10 +179,8 @@ class Evaluation:
     def begin(self, sweep: Sweep, allowed: Allowed) -> None:
         """Evaluate the dense model, level 0 and level 1, and refuse what cannot be right."""
         self._dense = self._evaluated_dense()
-        self._whole = ExampleSubset(
-            self._proxy, np.arange(len(self._dense)), self._proxy.num_batches
-        )
-        self._num_forwards = self._whole.num_batches
+        self._whole = ExampleSubset(self._proxy, np.arange(len(self._dense)))
+        self._num_forwards = self._proxy.num_batches
         tolerated = allowed(float(self._dense.mean()))
         if sweep.examples is not None and tolerated > 0.0 and np.isfinite(self._dense).all():
             self._divide(sweep.examples, tolerated)
@@ -212,19 +210,19 @@ class Evaluation:
         """The values of the dense model; on the way, what the pattern has to know of its layers."""
         dense = self._masks.dense()
         if self._pattern.ranks == "shards":  # magnitudes are all it needs
-            return self._proxy.evaluate(*dense)
+            return self._proxy.values(*dense)
         from sparsitywatch.pruning.criteria import input_axes, inputs_of
 
         names = list(self._weights.shapes)
         self._weights = replace(self._weights, input_axes=input_axes(dense.module, names))
         needs = self._pattern.needs_inputs
         if not needs:
-            return self._proxy.evaluate(*dense)
+            return self._proxy.values(*dense)
         found: list[Array] = []
         inputs = inputs_of(
             dense.module,
             names,
-            lambda: found.append(self._proxy.evaluate(*dense)),
+            lambda: found.append(self._proxy.values(*dense)),
             products=needs == "products",
         )
         self._weights = replace(self._weights, inputs=inputs)
@@ -236,8 +234,8 @@ class Evaluation:
         subsets = self._proxy.subsets((*shares, 1.0)) if shares else ()
         if not subsets:
             return
-        first = subsets[0].proxy.evaluate(*self._masks.dense())
-        self._num_forwards += subsets[0].num_batches
+        first = subsets[0].proxy.values(*self._masks.dense())
+        self._num_forwards += subsets[0].proxy.num_batches
         among_all = self._dense[subsets[0].places]
         apart = float(np.abs(first - among_all).max()) if len(first) == len(among_all) else math.inf
         if apart > max(_DEPENDS * float(self._dense.std()), tolerated):
@@ -262,7 +260,7 @@ class Evaluation:
             return
         proxy = self._subsets[0].proxy if self._subsets else self._proxy
         self._num_forwards += proxy.num_batches
-        noise = np.abs(proxy.evaluate(*self._masks.dense()) - dense).max()
+        noise = np.abs(proxy.values(*self._masks.dense()) - dense).max()
         is_rounding = 0.0 < noise <= ROUNDING * np.abs(dense).max()
         if not (is_rounding and np.abs(masked - dense).max() <= 10 * noise):
             raise NotDenseError(
@@ -327,8 +325,8 @@ class Evaluation:
         for subset in subsets:
             if found:  # whatever the subsets before have left behind
                 model = self._fresh(masked=cut is not None)
-            self._num_forwards += subset.num_batches
-            found.append(subset.proxy.evaluate(*model))
+            self._num_forwards += subset.proxy.num_batches
+            found.append(subset.proxy.values(*model))
         return found
 
     def result(self) -> SweepResult:

@@ -202,7 +202,7 @@ def _inputs(
         lambda copied: inputs_of(
             copied.module,
             list(dense),
-            lambda: proxy.evaluate(*copied),
+            lambda: proxy.values(*copied),
             products=needs == "products",
         ),
         proxy.ranks,

@@ -192,7 +192,8 @@ class Proxy:
             ProxyError: they cannot be read, or are of another structure.
         """
         try:
-            return self.with_leaves(torch.load(file, weights_only=True, map_location="cpu"))
+            kept = torch.load(file, weights_only=True, map_location="cpu")
+            other = self._of(unpacked(self._batches, kept))
         except ProxyError:
             raise
         except Exception as error:  # whatever a damaged file makes torch raise
@@ -200,14 +201,6 @@ class Proxy:
                 f"Expected the batches that a proxy kept in {str(file)!r}, got "
                 f"{redacted_error(error)}."
             ) from error
-
-    def with_leaves(self, leaves: Sequence[Sequence[Any]]) -> Proxy:
-        """This proxy with other batches, as ``packed`` gave them.
-
-        Raises:
-            ProxyError: they are of another structure.
-        """
-        other = self._of(unpacked(self._batches, leaves))
         other.unit = ""
         other._identify()
         return other
@@ -215,8 +208,8 @@ class Proxy:
     @property
     def num_bytes(self) -> int:
         """Of the tensors and arrays of the batches."""
-        leaves = (leaf for batch in packed(self._batches) for leaf in batch)
-        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+        leaves = (leaf for batch in self._batches for leaf in batch.leaves)
+        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor | np.ndarray))
 
     def __repr__(self) -> str:
         return f"<Proxy {printable(self.name)[:80]}: {self.num_batches} batches, {self.hash}>"
@@ -236,7 +229,12 @@ class Proxy:
         Raises:
             ProxyError: ``value`` did not return one floating-point number per example.
         """
-        return self.examples(self.by_batch(model, value or self.value))
+        with preserve_rng():
+            return self.values(model, value or self.value)
+
+    def values(self, model: nn.Module, value: ValueFunction) -> np.ndarray:
+        """The same of a copy; the global generators go on from wherever that ends."""
+        return self.examples(self.by_batch(model, value))
 
     def by_batch(self, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
         """The numbers of each batch, by its place."""
@@ -328,11 +326,10 @@ class Proxy:
         batch = self._batches[index].reversed()
         if batch is None or self.unit != "example":
             return None
-        with preserve_rng():
-            _seed_generators(place)
-            state = _drawn_from()
-            turned = self._of_batch(index, model, value, batch)
-            has_drawn = _drawn_from() != state
+        _seed_generators(place)
+        state = _drawn_from()
+        turned = self._of_batch(index, model, value, batch)
+        has_drawn = _drawn_from() != state
         return None if has_drawn or len(turned) != batch.sizes()[0] else turned[::-1]
 
     def run_once(self, model: nn.Module, value: ValueFunction) -> None:
@@ -342,13 +339,12 @@ class Proxy:
     def _own(self, turns: Any, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
         """The values of the batches that this rank evaluates, by their places."""
         own: dict[int, np.ndarray] = {}
-        with preserve_rng():
-            for index, place in turns:
-                _seed_generators(place or 0)
-                with self.ranks.all_or_none("evaluating a batch"), self.ranks.followed():
-                    of_batch = self._of_batch(index, model, value)
-                if place is not None:
-                    own[place] = of_batch
+        for index, place in turns:
+            _seed_generators(place or 0)
+            with self.ranks.all_or_none("evaluating a batch"), self.ranks.followed():
+                of_batch = self._of_batch(index, model, value)
+            if place is not None:
+                own[place] = of_batch
         return own
 
     def _of_batch(
@@ -408,8 +404,9 @@ class Proxy:
             first = np.cumsum([0, *(number for _, number in every)])
             placed = [[p + first[r] for p in of_rank] for r, (of_rank, _) in enumerate(every)]
             own = [np.concatenate(places) for places in zip(*placed, strict=True)]
-        found = [(self._of(batches), p) for (batches, _), p in zip(drawn, own, strict=True)]
-        return tuple(ExampleSubset(proxy, places, proxy.num_batches) for proxy, places in found)
+        subsets = zip(drawn, own, strict=True)
+        found = [ExampleSubset(self._of(batches), places) for (batches, _), places in subsets]
+        return tuple(found)
 
     def _of(self, batches: list[Batch]) -> Proxy:
         """One like this, of other batches."""
@@ -456,12 +453,10 @@ class ExampleSubset(NamedTuple):
     Args:
         proxy: of these examples.
         places: where each is among all, int64 [n].
-        num_batches: calls of the value function per evaluation.
     """
 
     proxy: Proxy
     places: NDArray[np.int64]
-    num_batches: int
 
 
 #: Batches of a part, and where its examples are.

@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import sparsitywatch as sw
-from sparsitywatch.pruning.batches import Batch, packed
 from sparsitywatch.pruning.proxy import Proxy
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
@@ -128,14 +126,10 @@ def test_ranks_of_which_one_cannot_divide_have_no_subsets() -> None:
     assert on_ranks(2, on_rank) == [0, 0]
 
 
-def test_a_proxy_of_other_batches_draws_anew() -> None:
-    proxy = proxy_of([(40, 2)])
-    proxy.subsets(SHARES)
-    longer = [[torch.arange(60)[:, None].repeat(1, 2), torch.zeros(0), "text", 0.0]]
-    assert isinstance(proxy, sw.Proxy)
-    assert proxy._subsets
-    assert not proxy.with_leaves([[longer[0][0], _as_kept(), "text", 0.0]])._subsets
-
-
-def _as_kept() -> torch.Tensor:
-    return packed([Batch({"y": np.zeros(60)})])[0][0]
+def test_a_proxy_of_other_batches_draws_anew(tmp_path) -> None:
+    proxy, longer = proxy_of([(40, 2)]), proxy_of([(60, 2)])
+    longer.keep(tmp_path / "kept.pt")
+    assert proxy.subsets(SHARES)
+    (first, *_) = proxy.with_kept(tmp_path / "kept.pt").subsets(SHARES)
+    (expected, *_) = longer.subsets(SHARES)
+    assert first.places.tolist() == expected.places.tolist()
