@@ -244,15 +244,17 @@ class Rows:
         # what a bin is found by, rising throughout: its key, above those of all rows before
         self._size = 1 << self.bins.inf_key.bit_length()
         self._bases = np.arange(len(histograms), dtype=np.int32)[:, None] * np.int32(self._size)
-        lengths = [len(histogram.keys) for histogram in histograms]
+        lengths = np.array([len(histogram.keys) for histogram in histograms])
         self._order = np.repeat(self._bases, lengths)
         self._order += np.concatenate([histogram.keys for histogram in histograms])
         #: Weights before each bin, and in all of them, int64.
         self.before = np.zeros(len(self._order) + 1, np.int64)
         np.concatenate([histogram.counts for histogram in histograms], out=self.before[1:])
         np.cumsum(self.before, out=self.before)
-        self._starts, ends = self._index_of(np.array([0, self.bins.inf_key])).T[:, :, None]
-        self.num_finite = (self.before[ends] - self.before[self._starts])[:, 0]  # int64 [T]
+        ends = lengths.cumsum()
+        below = self.before[ends - lengths]
+        self.num_finite = self.before[ends] - below  # int64 [T]
+        self._before_rows = below[:, None]
 
     @property
     def keys(self) -> np.ndarray:
@@ -271,7 +273,7 @@ class Rows:
         edges = self.bins.edges
         key = edges.searchsorted(t, "right")
         index = self._index_of(key)
-        found: np.ndarray = (self.before[index] - self.before[self._starts]) + 0.0
+        found: np.ndarray = (self.before[index] - self._before_rows) + 0.0
         if not self.bins.is_exact and len(self._order):
             # the bin around t, where there is one and it holds weights
             is_own = self._order.take(index, mode="clip") == self._bases + key
@@ -300,7 +302,7 @@ class Rows:
 
         Classes of rising bins rise; those below and above all non-zero weights are left out.
         """
-        keys = self.keys.astype(np.intp)  # takes from it are three times as fast
+        keys = self.keys
         index = self._index_of(np.array([1, self.bins.inf_key]))
         firsts, ends = index[index[:, 0] < index[:, 1]].T  # where there are weights but zeros
         if not len(firsts):
@@ -311,7 +313,8 @@ class Rows:
         if factor_of_key is None:
             return classes[:-1], np.diff(self.before[index], axis=1)
         products = np.zeros_like(self.before)
-        np.multiply(np.diff(self.before), factor_of_key.take(keys), out=products[:-1])
+        np.subtract(self.before[1:], self.before[:-1], out=products[:-1])
+        products[:-1] *= factor_of_key.take(keys.astype(np.intp))  # three times as fast as of int32
         sums = np.add.reduceat(products, index.ravel()).reshape(index.shape)
         return classes[:-1], np.where(index[:, :-1] < index[:, 1:], sums[:, :-1], 0)
 

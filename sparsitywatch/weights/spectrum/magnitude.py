@@ -331,8 +331,10 @@ class MagnitudeSpectrum:
         expect_number(kind, factor, lambda f: 0.0 <= f < math.inf, "a finite number >= 0")
         if reference is not None:
             expect_mapping("reference", reference, "scales by name")
-        rules = {kind: NearZeroRule(kind, float(factor))}
-        return self.near_zero_by_rule(rules, reference)[0][kind]
+        if kind == "abs":
+            return self.sparsity_at(factor)
+        near = self._near_zero([NearZeroRule(kind, float(factor))], reference)
+        return math.fsum(near[:, 0].tolist()) / (self.num_weights or math.nan)
 
     def near_zero_by_rule(
         self, rules: Mapping[str, NearZeroRule], initial_rms: Mapping[str, float] | None
@@ -345,31 +347,36 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: a tensor has no initial scale, and a rule asks for it.
         """
-        thresholds = np.empty((len(self.names), len(rules)))
-        for i, rule in enumerate(rules.values()):
-            thresholds[:, i] = rule.factor * self._scales(rule.kind, initial_rms)
-        # a tensor without a scale has no finite weights, so none near zero
-        near, shares = self._by_layer(np.where(np.isnan(thresholds), -1.0, thresholds))
+        near = self._near_zero([*rules.values()], initial_rms)
         in_all = self._at_most(np.array([rule.factor for rule in rules.values()])).tolist()
         whole = {}
         for i, (name, rule) in enumerate(rules.items()):
             num = in_all[i] if rule.kind in ("abs", "zero") else math.fsum(near[:, i].tolist())
-            whole[name] = num / self.num_weights if self.num_weights else math.nan
-        by_layer = {}
-        for name, own in shares.items():
-            by_layer[name] = dict(zip(rules, own, strict=True))
-        return whole, by_layer
+            whole[name] = num / (self.num_weights or math.nan)
+        shares = self._shares(near).items()
+        return whole, {name: dict(zip(rules, own, strict=True)) for name, own in shares}
 
-    def _by_layer(self, thresholds: np.ndarray) -> tuple[np.ndarray, dict[str, list[float]]]:
-        """Weights of each tensor with |w| <= t, for thresholds of its own: both float64 [T, K].
+    def _near_zero(
+        self, rules: Sequence[NearZeroRule], initial_rms: Mapping[str, float] | None
+    ) -> np.ndarray:
+        """Weights of each tensor that are near zero by each rule, float64 [T, R]."""
+        thresholds = np.empty((len(self.names), len(rules)))
+        for i, rule in enumerate(rules):
+            thresholds[:, i] = rule.factor * self._scales(rule.kind, initial_rms)
+        # a tensor without a scale has no finite weights, so none near zero
+        return self._at_most_of_each(np.where(np.isnan(thresholds), -1.0, thresholds))
 
-        And by name, as fractions of all that it has.
-        """
+    def _at_most_of_each(self, thresholds: np.ndarray) -> np.ndarray:
+        """Weights of each tensor with |w| <= t, for thresholds of its own: both float64 [T, K]."""
         nums = np.empty(thresholds.shape)
         for rows, table in self._tables:
             nums[rows] = table.at_most(thresholds[rows])
-        sizes = np.array([[h.num_weights or math.nan] for h in self.histograms.values()])
-        return nums, dict(zip(self.names, (nums / sizes.reshape(-1, 1)).tolist(), strict=True))
+        return nums
+
+    def _shares(self, nums: np.ndarray) -> dict[str, list[float]]:
+        """Some weights of each tensor, [T, K], as fractions of all that it has, by name."""
+        sizes = np.array([h.num_weights or math.nan for h in self.histograms.values()])
+        return dict(zip(self.names, (nums / sizes[:, None]).tolist(), strict=True))
 
     def _scales(self, kind: str, initial_rms: Mapping[str, float] | None) -> np.ndarray:
         """What the thresholds of a kind of rule are relative to, float64 [T]."""
@@ -441,9 +448,10 @@ class MagnitudeSpectrum:
             ConfigurationError: a level lies outside [0, 1].
         """
         thresholds = self.thresholds(levels)
-        nums, shares = self._by_layer(np.tile(thresholds, (len(self.names), 1)))
+        nums = self._at_most_of_each(np.tile(thresholds, (len(self.names), 1)))
         # at a threshold counts are whole numbers, so their sum is that of all
         of_all = (nums.sum(axis=0) / (self.num_weights or math.nan)).tolist()
+        shares = self._shares(nums)
         found = []
         for i, threshold in enumerate(thresholds):
             found.append((threshold, of_all[i], {name: own[i] for name, own in shares.items()}))
