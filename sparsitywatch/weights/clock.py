@@ -238,8 +238,7 @@ class Account:
     """What one optimizer has done to each tensor that it holds, by row.
 
     A step reaches the tensors that have a gradient then: torch's optimizers leave out the others,
-    and their decay. Of R rows ``taken`` is what reached them, ``offered`` what would have if there
-    were always a gradient; float64 [6, R], as ``Clock``.
+    and their decay.
     """
 
     def __init__(self, optimizer: optim.Optimizer) -> None:
@@ -250,10 +249,10 @@ class Account:
         self.names: list[tuple[str, ...]] = []
         #: copies of higher precision that it holds, by the name of the weight
         self.copied: dict[str, weakref.ref[torch.Tensor]] = {}
-        self.taken, self.offered = np.zeros((6, 0)), np.zeros((6, 0))
-        self._last = np.zeros(0)  # the step that reached it last
+        #: Of R rows what reached them, as ``Clock``; what would have if there were always a gradient;
+        #: the momentum, as ``Sums``; the step that reached it last.
+        self._table = np.zeros((14, 0))
         self._looked_at = 0  # steps at the last snapshot
-        self._momentum = np.zeros(0)
         self._steps: list[_Step] = []  # the latest, which are not added up yet
         self._row_of: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self._held: list[int] = []  # ids in the order of the groups, which ...
@@ -286,11 +285,8 @@ class Account:
                 row = self._row_of[tensor] = len(self.names)
                 self.names.append(called)
             self.names[row] = called
-        more = len(self.names) - len(self._last)
-        for table in ("taken", "offered"):
-            setattr(self, table, np.pad(getattr(self, table), ((0, 0), (0, more))))
-        for column in ("_last", "_momentum"):
-            setattr(self, column, np.pad(getattr(self, column), (0, more)))
+        more = len(self.names) - self._table.shape[1]
+        self._table = np.pad(self._table, ((0, 0), (0, more)))
         groups = optimizer.param_groups
         self._held = list(map(id, tensors))
         self._rows = np.array([self._row_of[tensor] for tensor in tensors], int)
@@ -321,26 +317,28 @@ class Account:
     def _add_up(self) -> None:
         """Add the latest steps to what was done, in their order."""
         steps, self._steps = self._steps, []
+        taken, offered, (momentum, last) = self._table[:6], self._table[6:12], self._table[12:]
         for number, step in enumerate(steps, self.num_steps - len(steps) + 1):
-            added, buffered = self._one_step(step.groups)
+            added, buffered = self._one_step(step.groups, momentum[self._rows])
             rows = self._rows
             own = slice(None) if step.is_own is None else step.is_own
-            self.offered[:, rows[own]] += added[:, own]
+            offered[:, rows[own]] += added[:, own]
             if step.is_taken is not None:
                 rows, added = rows[step.is_taken], added[:, step.is_taken]
                 buffered = buffered[step.is_taken]
-            self.taken[:, rows] += added
-            self._momentum[rows] = buffered
-            self._last[rows] = number
+            taken[:, rows] += added
+            momentum[rows] = buffered
+            last[rows] = number
 
-    def _one_step(self, groups: Sequence[_GroupStep]) -> tuple[np.ndarray, np.ndarray]:
+    def _one_step(
+        self, groups: Sequence[_GroupStep], before: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What a step adds to the clock of each of H held tensors, [6, H], and SGD's buffer then.
 
         SGD adds decay to the gradient. So it goes through the momentum buffer and acts again at
         the steps after: 1 / (1 - momentum) times as much in the end.
         """
         added = np.array([group.clock for group in groups]).T[:, self._groups]
-        before = self._momentum[self._rows]
         is_buffered = [group.decay_by == "raw" and group.momentum != 0.0 for group in groups]
         if not any(is_buffered):
             return added, before
@@ -356,10 +354,9 @@ class Account:
     def sums(self) -> dict[str, Sums]:
         """By the names of the model."""
         self._add_up()
-        tables = self.taken.T.tolist(), self.offered.T.tolist(), self._momentum.tolist()
-        rows = zip(self.names, *tables, strict=True)
-        found = ((names, Sums(Clock(*a), Clock(*b), momentum)) for names, a, b, momentum in rows)
-        return united({name: sums} for names, sums in found for name in names)
+        rows = [Sums(Clock(*row[:6]), Clock(*row[6:12]), row[12]) for row in self._table.T.tolist()]
+        held = zip(self.names, rows, strict=True)
+        return united({name: sums} for names, sums in held for name in names)
 
     def take_over(self, earlier: dict[str, Sums]) -> None:
         """Go on from what was done before; what is taken over is taken out.
@@ -371,18 +368,15 @@ class Account:
             known = {earlier.get(name, Sums()) for name in names}
             if len(known) != 1 or known == {Sums()}:
                 continue
-            before = known.pop()
-            self.taken[:, row] += before.taken
-            self.offered[:, row] += before.offered
-            self._momentum[row] += before.momentum  # of an optimizer that is gone: 0
+            before = known.pop()  # with no momentum, of an optimizer that is gone
+            self._table[:13, row] += [*before.taken, *before.offered, before.momentum]
             for name in names:
                 del earlier[name]
 
     def forget(self) -> None:
         """What was done, to go on from what a state says instead."""
         self._add_up()
-        for column in (self.taken, self.offered, self._momentum):
-            column[:] = 0.0
+        self._table[:13] = 0.0
 
     def names_held(self) -> list[str]:
         """What the model calls what it holds now."""
@@ -401,13 +395,13 @@ class Account:
         for row, index, tensor in held:
             group = optimizer.param_groups[index]
             kind, step = kind_of(optimizer, group), _step_of(optimizer, tensor)
-            last = self._last[row]
+            num_taken, last = self._table[[4, 13], row]
             trainer = Trainer(
                 optimizer=optimizer,
                 kind=kind,
                 lr=float(group.get("lr", 0.0)),
                 farthest=farthest(kind, group, step),
-                has_past=step > self.taken[4, row],
+                has_past=step > num_taken,
                 momentum=float(group.get("momentum", 0.0)),
                 is_active=bool(last > since),
                 num_missed=int(self.num_steps - last) if last <= looked_at else 0,
@@ -526,19 +520,16 @@ def masters_of(
         is_own = id(weight) in own or hasattr(weight, "flat_shard")
         if is_own or weight.dtype.itemsize >= finest:
             continue
-        alike = [(p, k) for p, k in trained if _may_be_master(p, weight) and _is_rounded(p, weight)]
+        alike = [(p, k) for p, k in trained if _is_master(p, weight)]
         if len({group for _, group in alike}) == 1:
             found[name] = alike[0][0]
     return found
 
 
-def _may_be_master(copy: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether it has the shape of a copy of higher precision."""
+def _is_master(copy: torch.Tensor, weight: torch.Tensor) -> bool:
     is_finer = weight.is_floating_point() and copy.dtype.itemsize > weight.dtype.itemsize
-    return is_finer and copy.shape == weight.shape
-
-
-def _is_rounded(copy: torch.Tensor, weight: torch.Tensor) -> bool:
+    if not is_finer or copy.shape != weight.shape:
+        return False
     copy, weight = local_of(copy), local_of(weight)
     if copy.shape != weight.shape:  # what is split is split alike, or is no copy
         return False

@@ -119,10 +119,8 @@ class MotionTracker:
         ``near_zero``: below which it is near zero, by name, for the projection of their decay.
         Without an ``optimizer``, as in a replay, shrink and size of the updates are estimated.
         """
-        values = float64_of(*sample.values())
-        ends = np.cumsum(list(map(torch.numel, sample.values())))
-        now = dict(zip(sample, np.split(values, ends[:-1]), strict=False))
-        before = self._before
+        values, now = _values_of(sample)
+        _, before = _values_of(self._before)
         told: dict[str, Any] = {}
         if optimizer is not None:
             between = _between(optimizer, self._clocks) if before else {}
@@ -134,12 +132,16 @@ class MotionTracker:
         motions = {}
         for name, own in now.items():
             if name in between:
-                dtype, why = sample[name].dtype, REPARAMETRIZED if Place.of(name).is_raw else ""
+                why = REPARAMETRIZED if Place.of(name).is_raw else ""
                 done = between[name]._replace(why_not=between[name].why_not or why)
-                motions[name] = motion_of(float64_of(before[name]), own, done, dtype)
+                motions[name] = motion_of(before[name], own, done, sample[name].dtype)
             elif name in missed:
-                is_still = np.array_equal(float64_of(before[name]), own)
-                motions[name] = TensorMotion.of_missed(own, missed[name], is_still=is_still)
+                is_dormant = missed[name] >= FEW_STEPS and np.array_equal(before[name], own)
+                motions[name] = TensorMotion(
+                    dormant=np.ones(len(own), bool),
+                    size=float(np.square(own).sum()),
+                    reason="" if is_dormant else LEFT_OUT,
+                )
         dormant, movement, layers = _moved(
             motions, len(values), self._step, STILL if before else "no earlier snapshot"
         )
@@ -201,6 +203,13 @@ class MotionTracker:
         self._removed = state["masks"]["removed"].numpy().copy()
 
 
+def _values_of(sample: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The values of sampled weights, float64: of all tensors, and the parts of it by name."""
+    values = float64_of(*sample.values())
+    ends = np.cumsum([len(own) for own in sample.values()], dtype=int)
+    return values, dict(zip(sample, np.split(values, ends[:-1]), strict=False))
+
+
 class Between(NamedTuple):
     """What the optimizer did to a tensor between two snapshots."""
 
@@ -221,12 +230,11 @@ def _between(optimizer: OptimizerReading, earlier: Mapping[str, Clock]) -> dict[
 
 
 def _estimated_between(
-    sample_before: Mapping[str, torch.Tensor], now: Values, num_steps: int, eps: float
+    before: Values, now: Values, num_steps: int, eps: float
 ) -> tuple[dict[str, Between], float]:
     """The same of the tensors that moved, and by how much the clock advanced; NaN if unknown."""
-    if not sample_before:
+    if not before:
         return {}, math.nan
-    before = {name: float64_of(sample_before[name]) for name in now}
     moved = {name: own for name, own in now.items() if not np.array_equal(own, before[name])}
     between = estimate_between(before, moved, num_steps, eps)
     return dict.fromkeys(moved, between), math.nan if between.why_not else between.clock.decay
@@ -288,29 +296,14 @@ class TensorMotion:
     """What moved in one tensor."""
 
     dormant: np.ndarray  # bool [N], weights that pass as dormant; none where nobody can tell
-    chance: float  # share of living weights that would pass by chance; NaN if not known
-    change: float  # sum of squares of the change that decay does not explain
     size: float  # sum of squares of the weights before
-    num_flips: int  # weights that changed their sign
-    log_shrink: float  # logarithm of what decay alone has multiplied the weights with
-    decay: float  # by how much the decay clock advanced
+    chance: float = 0.0  # share of living weights that would pass by chance; NaN if not known
+    change: float = 0.0  # sum of squares of the change that decay does not explain
+    num_flips: int = 0  # weights that changed their sign
+    log_shrink: float = 0.0  # logarithm of what decay alone has multiplied the weights with
+    decay: float = 0.0  # by how much the decay clock advanced
     reason: str = ""  # why dormant weights cannot be told; empty if they can
-
     is_slow: bool = False  # beside the learning rate, so that little tells it from a dormant one
-
-    @classmethod
-    def of_missed(cls, values: np.ndarray, num_steps: int, *, is_still: bool) -> TensorMotion:
-        """Of a tensor that no step has reached for so many: after a few all of it is dormant."""
-        return cls(
-            dormant=np.ones(len(values), bool),
-            chance=0.0,
-            change=0.0,
-            size=float(np.square(values).sum()),
-            num_flips=0,
-            log_shrink=0.0,
-            decay=0.0,
-            reason="" if is_still and num_steps >= FEW_STEPS else LEFT_OUT,
-        )
 
 
 @np.errstate(all="ignore")  # what is not finite is not dormant
