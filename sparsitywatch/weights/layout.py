@@ -115,8 +115,8 @@ class Entry:
         return nn.Parameter(data, requires_grad=dtype.is_floating_point)
 
 
-#: All names of one storage, the first one leading, and its parameter, to whether it counts and why.
-Decider = Callable[[Sequence[str], nn.Parameter], tuple[bool, str]]
+#: All names of one storage, the first one leading, to whether it counts and why.
+Decider = Callable[[Sequence[str]], tuple[bool, str]]
 
 #: Why a parameter is out that is not the weight itself, such as that of a weight norm.
 REPARAMETRIZED = "reparametrized: the layer's weight is computed from this"
@@ -251,7 +251,7 @@ class Layout:
         in_blocks = bool(self._blocks) and preset != "layers"
         outputs, how = self._output_layers(preset)
 
-        def decide(names: Sequence[str], _: nn.Parameter) -> tuple[bool, str]:
+        def decide(names: Sequence[str]) -> tuple[bool, str]:
             entries = [self._entries[name] for name in names]
             kinds = [self.kinds[name] for name in names]
             if preset == "matrices":

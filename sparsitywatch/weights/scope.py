@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -71,7 +71,7 @@ class Scope:
         every = model.named_modules(remove_duplicate=False)
         modules = {clean_name(path): type(module) for path, module in every}
         layout = Layout(entries, modules, outputs)
-        decided = cls(_decided(layout, entries, [p for _, p in named], scope))
+        decided = cls(_decided(layout, entries, dict(named), scope))
         if callable(scope):  # it may ask for what only a live parameter has
             return decided
         buffers = [_entry(name, b, None) for name, b in _persistent_buffers(model)]
@@ -87,8 +87,8 @@ class Scope:
 
         A predicate is given parameters without data, on the meta device.
         """
-        placeholders = [entry.placeholder() for entry in entries]
-        return cls(_decided(Layout(entries), entries, placeholders, scope))
+        shown = {entry.name: entry.placeholder() for entry in entries} if callable(scope) else {}
+        return cls(_decided(Layout(entries), entries, shown, scope))
 
     def __repr__(self) -> str:
         summary = self.summary
@@ -290,28 +290,29 @@ def _refuse_packed(model: nn.Module) -> None:
 def _decided(
     layout: Layout,
     entries: Sequence[Entry],
-    parameters: Sequence[nn.Parameter],
+    parameters: Mapping[str, nn.Parameter],
     scope: ScopeLike,
 ) -> tuple[LedgerEntry, ...]:
     """The ledger of a live model where its modules are known, else of stored tensors."""
-    decide = _decider(layout, scope)
-    by_storage: dict[object, dict[str, nn.Parameter]] = {}
-    for entry, parameter in zip(entries, parameters, strict=True):
-        by_storage.setdefault(entry.storage or entry.name, {})[entry.name] = parameter
+    decide = _decider(layout, parameters, scope)
+    by_storage: dict[object, dict[str, Entry]] = {}
+    for entry in entries:
+        by_storage.setdefault(entry.storage or entry.name, {})[entry.name] = entry
     ledger = []
     for tied in by_storage.values():
         names = tuple(sorted(tied))  # a file may have them in another order
-        parameter = tied[names[0]]
-        in_scope, reason = decide(names, parameter)
-        if in_scope and layout.modules is not None:
-            _check_readable(names[0], parameter)
-        elif layout.modules is not None and _is_sealed(parameter):
-            reason += _UNREAD
+        in_scope, reason = decide(names)
+        if layout.modules is not None:
+            if in_scope:
+                _check_readable(names[0], parameters[names[0]])
+            elif _is_sealed(parameters[names[0]]):
+                reason += _UNREAD
+        first = tied[names[0]]
         ledger.append(
             LedgerEntry(
                 name=names[0],
-                shape=tuple(parameter.shape),
-                num_weights=parameter.numel(),
+                shape=first.shape,
+                num_weights=first.num_weights,
                 in_scope=in_scope,
                 reason=reason,
                 aliases=names[1:],
@@ -322,7 +323,9 @@ def _decided(
     return tuple(ledger)
 
 
-def _decider(layout: Layout, scope: ScopeLike) -> Decider:
+def _decider(
+    layout: Layout, parameters: Mapping[str, nn.Parameter], scope: ScopeLike
+) -> Decider:
     if isinstance(scope, str):
         if scope not in PRESETS:
             raise ScopeError(
@@ -334,12 +337,12 @@ def _decider(layout: Layout, scope: ScopeLike) -> Decider:
     is_live = layout.modules is not None
     known = {name for name, kind in layout.kinds.items() if is_live or kind != "buffer"}
     if callable(scope) and not isinstance(scope, type):
-        chosen = partial(_chosen, scope)
+        chosen = partial(_chosen, scope, parameters)
     else:
         chosen = partial(_matched, _patterns(scope, sorted(known)))
 
-    def decide(names: Sequence[str], parameter: nn.Parameter) -> tuple[bool, str]:
-        return chosen(names, parameter) if names[0] in known else (False, "buffer")
+    def decide(names: Sequence[str]) -> tuple[bool, str]:
+        return chosen(names) if names[0] in known else (False, "buffer")
 
     return decide
 
@@ -363,10 +366,12 @@ def _patterns(scope: object, known: Sequence[str]) -> list[str]:
 
 
 def _chosen(
-    chooses: Callable[[str, nn.Parameter], bool], names: Sequence[str], parameter: nn.Parameter
+    chooses: Callable[[str, nn.Parameter], bool],
+    parameters: Mapping[str, nn.Parameter],
+    names: Sequence[str],
 ) -> tuple[bool, str]:
     try:
-        is_chosen = bool(chooses(names[0], parameter))
+        is_chosen = bool(chooses(names[0], parameters[names[0]]))
     except Exception as error:
         raise ScopeError(
             "Expected `scope` to be a function (name, parameter) -> bool, but it raised "
@@ -375,7 +380,7 @@ def _chosen(
     return is_chosen, "chosen by the filter" if is_chosen else "refused by the filter"
 
 
-def _matched(patterns: Sequence[str], names: Sequence[str], _: nn.Parameter) -> tuple[bool, str]:
+def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[bool, str]:
     for pattern in patterns:
         if any(fnmatch.fnmatchcase(name, pattern) for name in names):
             return True, f"matches {pattern!r}"
@@ -400,8 +405,7 @@ def _suggestion(layout: Layout, ledger: Sequence[LedgerEntry]) -> str:
     for entry in weights:
         names = (entry.name, *entry.aliases)
         for preset in PRESETS:
-            is_chosen = decide[preset](names, nn.Parameter())[0]
-            chosen[preset] += entry.num_weights * is_chosen
+            chosen[preset] += entry.num_weights * decide[preset](names)[0]
     best = max(PRESETS, key=lambda preset: chosen[preset])  # the first of those that select as much
     if not chosen[best]:
         return "No preset selects any of them: give name patterns or a predicate."
