@@ -323,9 +323,7 @@ def _decided(
     return tuple(ledger)
 
 
-def _decider(
-    layout: Layout, parameters: Mapping[str, nn.Parameter], scope: ScopeLike
-) -> Decider:
+def _decider(layout: Layout, parameters: Mapping[str, nn.Parameter], scope: ScopeLike) -> Decider:
     if isinstance(scope, str):
         if scope not in PRESETS:
             raise ScopeError(
@@ -399,13 +397,12 @@ def _nothing_matched(layout: Layout, scope: ScopeLike, ledger: Sequence[LedgerEn
 
 def _suggestion(layout: Layout, ledger: Sequence[LedgerEntry]) -> str:
     """The preset that selects most weights, with its share."""
-    decide = {preset: layout.decider(preset) for preset in PRESETS}
-    chosen = dict.fromkeys(PRESETS, 0)
     weights = [entry for entry in ledger if layout.kinds[entry.name] != "buffer"]
-    for entry in weights:
-        names = (entry.name, *entry.aliases)
-        for preset in PRESETS:
-            chosen[preset] += entry.num_weights * decide[preset](names)[0]
+    chosen = {}
+    for preset in PRESETS:
+        decide = layout.decider(preset)
+        own = [e.num_weights for e in weights if decide((e.name, *e.aliases))[0]]
+        chosen[preset] = sum(own)
     best = max(PRESETS, key=lambda preset: chosen[preset])  # the first of those that select as much
     if not chosen[best]:
         return "No preset selects any of them: give name patterns or a predicate."
