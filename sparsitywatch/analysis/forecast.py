@@ -44,19 +44,15 @@ class Forecaster:
 
     def __init__(self) -> None:
         self._past: dict[str, _Past] = {}  # by near-zero rule
-        self._latest: list[Record] = []  # of one step, or not yet looked at
 
     def update(self, record: Record) -> None:
         """One more record, by rising step."""
-        self._latest.append(record)
+        if record.valid and not record.num_not_finite:
+            for rule, fraction in record.near_zero.items():
+                self._past.setdefault(rule, _Past()).add(record, fraction)
 
     def forecast(self, record: Record) -> Forecast | None:
         """What its motion, its clock and the earlier records let one foresee, if anything."""
-        for earlier in self._latest:
-            if earlier.step < record.step and earlier.valid and not earlier.num_not_finite:
-                for rule, fraction in earlier.near_zero.items():
-                    self._past.setdefault(rule, _Past()).add(earlier, fraction)
-        self._latest = [earlier for earlier in self._latest if earlier.step >= record.step]
         past, dormant = self._past.get(next(iter(record.near_zero), "")), record.dormant
         if past is None or not record.decay_clock > past.clock or record.num_not_finite:
             return None  # nothing is known of weights that broke

@@ -164,28 +164,24 @@ class Event:
             return f"{subject} stands still at {series.shown(self.value)}"
         if self.kind == "lost":
             subject = f"Half of what was gained is lost: {subject[:1].lower()}{subject[1:]}"
-        text = f"{subject} {self._verb}"
+        verb = _VERBS.get(self.direction, {}).get("jumped" if self.jumped else self.kind, "changed")
+        text, top = f"{subject} {verb}", self.value if math.isnan(self.peak) else self.peak
         if not (math.isnan(self.baseline) and math.isnan(self.value)):
-            text += f" from {series.shown(self.baseline)} to {series.shown(self._top)}{self._times}"
+            text += f" from {series.shown(self.baseline)} to {series.shown(top)}{self._times(top)}"
+        since = f"after step {self.onset_step:,}"
+        if self.onset_low < self.onset_high:
+            since = f"between steps {self.onset_low:,} and {self.onset_high:,}"
         now = "" if math.isnan(self.peak) else f", and is back at {series.shown(self.value)}"
-        return f"{text} {self._since}{now}"
+        return f"{text} {since}{now}"
 
-    @property
-    def _top(self) -> float:
-        return self.value if math.isnan(self.peak) else self.peak
-
-    @property
-    def _verb(self) -> str:
-        verbs = _VERBS.get(self.direction, {})
-        return verbs.get("jumped" if self.jumped else self.kind, "changed")
-
-    @property
-    def _times(self) -> str:
+    def _times(self, top: float) -> str:
         """How large the change is: as a multiple, or beside the noise."""
-        if self.baseline > 0.0 and self._top > 0.0:
-            times = self._top / self.baseline
-            if not 1.0 / _MULTIPLE < times < _MULTIPLE:
-                return f" (about {_two_digits(times)} ×)"
+        if (
+            self.baseline > 0.0
+            and top > 0.0
+            and not 1 / _MULTIPLE < top / self.baseline < _MULTIPLE
+        ):
+            return f" (about {_two_digits(top / self.baseline)} ×)"
         return f" ({self.in_noise})" if self.in_noise else ""
 
     @property
@@ -193,12 +189,6 @@ class Event:
         """The size beside the noise of a snapshot, in words; empty if it is unknown, or small."""
         sizes = abs(self.size_in_noise)
         return f"{_two_digits(sizes)} times the noise" if _CLEAR <= sizes < math.inf else ""
-
-    @property
-    def _since(self) -> str:
-        if self.onset_low < self.onset_high:
-            return f"between steps {self.onset_low:,} and {self.onset_high:,}"
-        return f"after step {self.onset_step:,}"
 
     @property
     def severity(self) -> str:
@@ -225,32 +215,24 @@ class Event:
     @property
     def causes(self) -> list[str]:
         """What is known of the reason, a few words each."""
-        known = [self._meaning]
+        known = [_MEANINGS.get((self.series, self.direction), "")]
+        if self._is_worse:
+            known = ["the model itself got worse"]
         if self.num_not_finite:
             known.append(f"{self.num_not_finite:,} weights are NaN or infinite")
         if not describe(self.series).needs_proxy:
             known.append(_CHANGES.get(self.change, ""))
         known.append(_EXPLAINED[self.explained_by_decay])
-        if self.why_no_clock and self.explained_by_decay is None and self._may_decay:
+        is_rise = self.series.startswith("near_zero/") and self.direction == "up"
+        if is_rise and self.why_no_clock and self.explained_by_decay is None:
             why = redacted(self.why_no_clock)
             known.append(f"it is not known whether weight decay explains it: {why}")
         return [words for words in known if words]
 
     @property
-    def _meaning(self) -> str:
-        """What a change says of the model; nothing of one that is getting worse."""
-        if self._is_worse:
-            return "the model itself got worse"
-        return _MEANINGS.get((self.series, self.direction), "")
-
-    @property
     def _is_worse(self) -> bool:
         """Whether what removal costs has changed since the model itself got worse."""
         return self.value_trend == "worse" and describe(self.series).needs_proxy
-
-    @property
-    def _may_decay(self) -> bool:
-        return self.series.startswith("near_zero/") and self.direction == "up"
 
     @property
     def sequel(self) -> list[str]:
@@ -274,8 +256,7 @@ class Event:
         first = self.before_step if self.before_step >= 0 else self.onset_step
         compare = f"Compare the checkpoints around steps {first:,} and {self.detected_step:,}"
         decay, value = _DECAY[self.explained_by_decay], _VALUE[self.value_trend]
-        table = _KIND_ADVICE | _ADVICE
-        words = next((table[key] for key in self._keys if key in table), "{compare}.")
+        words = next((_ADVICE[key] for key in self._keys if key in _ADVICE), "{compare}.")
         if self._is_worse:
             words = "{value} {compare}."
         words = words.format(compare=compare, decay=decay, value=value, before=before)
@@ -413,9 +394,7 @@ _ADVICE = {
     "used. Look at the layers beside the watched ones, too.",
     "essential_sparsity up": "{value} {compare} before you prune.",
     "essential_sparsity down": "No action needed: the model makes use of more weights.",
-}
-#: By kind, where it is no change of a series.
-_KIND_ADVICE = {
+    # by kind, where it is no change of a series
     "replicas": "Stop the run and look at what these ranks do otherwise, their devices first. Go "
     "on from a checkpoint of {before} or before.",
     "untrained": "Stop the run and put these tensors into the optimizer, or let the gradient reach "
