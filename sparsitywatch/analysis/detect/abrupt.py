@@ -130,8 +130,7 @@ class AbruptChange(SeriesDetector):
         expect_number("min_effect", min_effect, lambda x: 0.0 < x < math.inf, what)
         what = "finite and above 1 (1.5: a rise by half)"
         expect_number("ratio", ratio, lambda x: 1.0 < x < math.inf, what)
-        is_known = isinstance(direction, str) and direction in DIRECTIONS
-        expect(is_known, "direction", f"one of {DIRECTIONS}", direction)
+        expect(direction in DIRECTIONS, "direction", f"one of {DIRECTIONS}", direction)
         expect_whole("family", family, 1)
         scores = (in_family(score, family) for score in (SCORE, GROWTH_SCORE))
         self._limits = Limits(float(min_effect), float(ratio), *scores)
@@ -164,10 +163,16 @@ class AbruptChange(SeriesDetector):
         if memory.ongoing is not None:
             self._end_if_over(memory.ongoing)
             return None
-        event = self._first_event(memory.history.view())
-        if event is None and memory.blocks.has_completed:
-            event = self._first_event(memory.blocks.view())
-        return event
+        views = [memory.history.view()]
+        if memory.blocks.has_completed:
+            views.append(memory.blocks.view())
+        for view in views:
+            for candidate in self._candidates(view):
+                event = self._event_of(candidate, view)
+                if event is not None:
+                    memory.jumps = NO_JUMPS
+                    return event
+        return None
 
     @property
     def _is_decaying(self) -> bool:
@@ -186,15 +191,6 @@ class AbruptChange(SeriesDetector):
         # a mean over weights goes back where more of them come into training
         is_known = rows and 0.0 <= passed < math.inf
         return passed / (step - rows[-1][0]) if is_known else known["lr"]
-
-    def _first_event(self, view: View) -> Event | None:
-        """The event of the first change that makes one; from then on it is going on."""
-        for candidate in self._candidates(view):
-            event = self._event_of(candidate, view)
-            if event is not None:
-                self.memory.jumps = NO_JUMPS
-                return event
-        return None
 
     def _end_if_over(self, ongoing: Ongoing) -> None:
         """Look for the next change once this one is over: a new level, a new baseline."""

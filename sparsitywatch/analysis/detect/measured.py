@@ -126,7 +126,8 @@ class MeasuredChange(SeriesDetector):
         shift = max(shifts, key=lambda shift: shift.score)
         steps, way, noise = rows[:, 0], shift.direction, shift.noise
         onset = onset_of(steps, rows[:, 1], noise=noise, direction=way)
-        memory.baseline, memory.seen_step = shift.baseline, step
+        memory.baseline = shift.baseline
+        memory.seen_step = step
         return self._event(way, shift.baseline, steps[list(onset)], noise=noise)
 
     def _end_if_over(self) -> None:
@@ -300,8 +301,10 @@ class DormantRise(SeriesDetector):
             noise=_LEAST_NOISE * self._min_effect,
             latest=max(len(values) - memory.num_above - 1, 0),
         )
-        memory.baseline, memory.course = expected, Course(size, size, -1)
-        memory.num_above, memory.share = 0, 0.0
+        memory.baseline = expected
+        memory.course = Course(size, size, -1)
+        memory.num_above = 0
+        memory.share = 0.0
         return self._event("up", expected, steps[list(found)])
 
     def _expected(self, by_chance: float) -> float:
