@@ -295,7 +295,9 @@ def _of_training(records: Sequence[Record], events: Sequence[Event]) -> Verdict 
     alarms = [event for event in events if event.severity != "note"]
     if alarms:
         return _of_event(main_event(alarms), events, len(alarms))
-    share, most = _trained(records)
+    # the share of the weights that steps reach, in either of the last two snapshots; and at most
+    known = [record.trained for record in records if math.isfinite(record.trained)]
+    share, most = max(known[-2:], default=math.nan), max(known, default=math.nan)
     if last is not None and share < most:
         headline = f"Steps reach {share:.1%} of the weights in scope, and reached {most:.1%} before"
         return Verdict(
@@ -333,21 +335,21 @@ def _not_finite(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
 
 def _of_event(event: Event, events: Sequence[Event], number: int) -> Verdict:
     is_over = event.reverted_step >= 0
-    headline = event.headline
-    if is_over:
-        headline += f", and was back by half at step {event.reverted_step:,}"
+    back = f", and was back by half at step {event.reverted_step:,}" if is_over else ""
+    seen_in = f"seen in {len(event.related) + 1} series" if event.related else ""
+    confidence = ", ".join(filter(None, (event.in_noise, seen_in)))
     causes = [*event.causes, *([redacted(event.reason)] if event.reason else []), *_joined(events)]
     return Verdict(
         state="broken" if event.severity == "act" and not is_over else "look",
         badge=_counted(number, "event"),
-        headline=headline,
+        headline=event.headline + back,
         since=event.onset_step,
         onset_low=event.onset_low,
         onset_high=event.onset_high,
         where=tuple(map(printable, event.layers)),
         cause="; ".join(causes),
         advice=event.advice,
-        confidence=_confidence(event),
+        confidence=confidence if event.is_of_series else _PROVEN,
         event=events.index(event) + 1,
     )
 
@@ -362,13 +364,6 @@ def _joined(events: Sequence[Event]) -> list[str]:
     if going >= {("near_zero", "up"), ("essential_sparsity", "down")}:
         return ["many weights become tiny, yet the model needs more of the rest"]
     return []
-
-
-def _confidence(event: Event) -> str:
-    if not event.is_of_series:
-        return _PROVEN
-    also = len(event.related)
-    return ", ".join(filter(None, (event.in_noise, f"seen in {also + 1} series" if also else "")))
 
 
 def _quiet(records: Sequence[Record]) -> Verdict:
@@ -406,12 +401,6 @@ def _quiet(records: Sequence[Record]) -> Verdict:
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _trained(records: Sequence[Record]) -> tuple[float, float]:
-    """Which share of the weights steps reach, in either of the last two snapshots; and at most."""
-    known = [record.trained for record in records if math.isfinite(record.trained)]
-    return max(known[-2:], default=math.nan), max(known, default=math.nan)
 
 
 def _with_trouble(trouble: _Trouble, found: Verdict) -> str:

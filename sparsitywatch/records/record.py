@@ -506,10 +506,8 @@ class Record:
         Args:
             previous: the record before; what holds for it, too, is not said again.
         """
-        remarks = self._remarks()
-        for kind in () if previous is None else previous._remarks():
-            remarks.pop(kind, None)
-        return list(remarks.values())
+        said = {} if previous is None else previous._remarks()
+        return [remark for kind, remark in self._remarks().items() if kind not in said]
 
     def _remarks(self) -> dict[str, str]:
         """By kind: what goes on is one thing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import get_type_hints
 
 import pytest
@@ -108,8 +108,8 @@ RUNS = plain(
 @given(data=st.data())
 def test_round_trip(values: st.SearchStrategy, data: st.DataObject) -> None:
     value = data.draw(values)
-    # repr is an oracle that knows NaN, -0.0 and int from float
-    assert repr(from_json(type(value), to_json(value))) == repr(value)
+    # repr is an oracle that knows NaN, -0.0 and int from float; that of a record is short
+    assert repr(asdict(from_json(type(value), to_json(value)))) == repr(asdict(value))
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_keys_that_are_not_known_are_passed_over() -> None:
     record = fake_run.look(0)[0]
     data = json.loads(to_json(record)) | {"added_later": [1, 2]}
     data["cost"]["added_later"] = None
-    assert repr(from_json(Record, json.dumps(data))) == repr(record)
+    assert repr(asdict(from_json(Record, json.dumps(data)))) == repr(asdict(record))
 
 
 def test_fields_with_a_default_may_be_missing() -> None:
