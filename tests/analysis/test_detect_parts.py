@@ -11,8 +11,8 @@ from contracts.made_records import seen_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.detect import AbruptChange, growth
-from sparsitywatch.analysis.detect.abrupt import _ANSWER_IN_LOG, share_left_by_rate
+from sparsitywatch.analysis.detect import AbruptChange, abrupt
+from sparsitywatch.analysis.detect.abrupt import _ANSWER_IN_LOG, FALL, RISE, share_left_by_rate
 from sparsitywatch.analysis.detect.detector import (
     Blocks,
     Limits,
@@ -21,8 +21,6 @@ from sparsitywatch.analysis.detect.detector import (
     noise_sd,
     onset_of,
 )
-from sparsitywatch.analysis.detect.growth import FALL, RISE
-from sparsitywatch.analysis.detect.growth import grown as growths
 from sparsitywatch.analysis.detect.jumps import MODELS, SPLITS, WINDOW, forecasts, season_of
 from sparsitywatch.records import from_json, to_json
 from sparsitywatch.records.student import normal_score
@@ -170,7 +168,7 @@ def test_normal_score_agrees_with_tables_of_student(t: float, nu: int, p: float)
 # ---------------------------------------------------------------------------- growth
 def grown(values: np.ndarray, kind=RISE) -> bool:
     limits = Limits(1e-9, ratio=1.5, score=2.0, growth_score=1.0)
-    return growths(kind, np.arange(float(len(values))), values, limits) is not None
+    return abrupt.grown(kind, np.arange(float(len(values))), values, limits) is not None
 
 
 def test_five_snapshots_are_enough() -> None:
@@ -327,8 +325,8 @@ def test_growth_is_even_up_to_a_bend_that_makes_it_twice_as_steep(
     steps = np.linspace(0.0, 1.0, 101)
     for bend in (0.2, 0.5, 0.8):  # so small that its logarithm bends alike
         values = 1.0 + 0.02 * steps + 0.02 * (times - 1.0) * np.maximum(steps - bend, 0.0)
-        assert growth._steepening(steps, values) == pytest.approx(times)
-        assert growth._is_even(steps, values) == is_even
+        assert abrupt._steepening(steps, values) == pytest.approx(times)
+        assert abrupt._is_even(steps, values) == is_even
 
 
 def test_an_answer_to_the_rate_is_believed_up_to_its_usual_size() -> None:

@@ -20,7 +20,7 @@ from detecting.sensitivity import (
 )
 
 from sparsitywatch.analysis import detect
-from sparsitywatch.analysis.detect import abrupt, detector, growth, jumps
+from sparsitywatch.analysis.detect import abrupt, detector, jumps
 
 SERIES = [0.05, 0.051, 0.049, 0.05, 0.052, 0.05, 0.049, 0.051, 0.05, 0.06, 0.08, 0.11]
 
@@ -45,8 +45,8 @@ def test_numbers_are_those_that_are_written_in_constants() -> None:
     found = {number.title: number.value for number in numbers()}
     assert found["`detector.FEW`"] == detector.FEW
     assert found["`abrupt._MEMORIES`"] == abrupt._MEMORIES
-    assert found["`growth.RISE.min_past`"] == growth.RISE.min_past
-    assert found["`growth._RISE_SPLITS`"] == growth.RISE.splits
+    assert found["`abrupt.RISE.min_past`"] == abrupt.RISE.min_past
+    assert found["`abrupt._RISE_SPLITS`"] == abrupt.RISE.splits
     assert found["`jumps._FREQUENCIES`"] == jumps._FREQUENCIES  # of a type, by a function
     assert "`jumps.WINDOW`" not in found  # follows from others
 
@@ -93,7 +93,7 @@ def test_changes_are_counted_by_series() -> None:
 @pytest.mark.slow
 def test_a_number_is_tried_on_the_detectors_that_read_it() -> None:
     assert detectors_with("detector") == {"abrupt", "measured", "value"}
-    assert detectors_with("growth") == detectors_with("abrupt") == {"abrupt", "value"}
+    assert detectors_with("jumps") == detectors_with("abrupt") == {"abrupt", "value"}
     assert detectors_with("measured") == {"measured"}
     found = outcomes([100], 41, modules=detectors_with("measured"))
     kinds = ("dormant", "essential sparsity", "reliance")
@@ -135,10 +135,10 @@ ELSEWHERE = {
         "abrupt._MEMORIES",
         2.0,
     ): "test_a_memory_of_thirty_two_snapshots_is_allowed_for_and_no_longer_one",
-    ("growth._BENDS", 0.5): "test_growth_is_even_up_to_a_bend_that_makes_it_twice_as_steep",
-    ("growth._BENDS", 2.0): "test_growth_is_even_up_to_a_bend_that_makes_it_twice_as_steep",
-    ("growth._STEEPER", 0.5): "test_growth_is_even_up_to_a_bend_that_makes_it_twice_as_steep",
-    ("growth._STEEPER", 2.0): "test_growth_is_even_up_to_a_bend_that_makes_it_twice_as_steep",
+    ("abrupt._BENDS", 0.5): "test_growth_is_even_up_to_a_bend_that_makes_it_twice_as_steep",
+    ("abrupt._BENDS", 2.0): "test_growth_is_even_up_to_a_bend_that_makes_it_twice_as_steep",
+    ("abrupt._STEEPER", 0.5): "test_growth_is_even_up_to_a_bend_that_makes_it_twice_as_steep",
+    ("abrupt._STEEPER", 2.0): "test_growth_is_even_up_to_a_bend_that_makes_it_twice_as_steep",
     ("jumps._CORRELATIONS", 2.0): "",  # a correlation above 1
     ("measured._SCORE_OF_MULTIPLE", 2.0): "test_reliance_rises_at_every_recorded_breakthrough",
     ("measured._SETTLED", 0.5): _NEXT,
