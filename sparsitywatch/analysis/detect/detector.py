@@ -206,16 +206,6 @@ _UNKNOWN = dict.fromkeys(
 )  # fmt: skip
 
 
-def known_of(step: int, value: float, context: Context, last: float) -> dict[str, float]:
-    """The checked context of an update, NaN for what is not in it."""
-    expect_whole("step", step, 0)
-    expect(step > last, "step", f"after {last}, the last snapshot", step)
-    expect(is_number(value), "value", "a number, NaN for a gap", value)
-    given = {} if context is None else context
-    expect_mapping("context", given, "numbers by name")
-    return _UNKNOWN | {name: float(x) for name, x in given.items()}
-
-
 @dataclass
 class SeriesMemory:
     """What a detector remembers that follows its series snapshot by snapshot."""
@@ -231,12 +221,16 @@ class SeriesDetector(Detector):
 
     def update(self, step: int, value: float, context: Context = None) -> Event | None:
         """One more snapshot; see ``Detector.update``."""
-        known = known_of(step, value, context, self.memory.history.last_step)
-        return self._seen(step, value, known)
+        last, given = self.memory.history.last_step, {} if context is None else context
+        expect_whole("step", step, 0)
+        expect(step > last, "step", f"after {last}, the last snapshot", step)
+        expect(is_number(value), "value", "a number, NaN for a gap", value)
+        expect_mapping("context", given, "numbers by name")
+        return self._seen(step, value, _UNKNOWN | {name: float(x) for name, x in given.items()})
 
     @abstractmethod
     def _seen(self, step: int, value: float, known: Mapping[str, float]) -> Event | None:
-        """``update``, with all that a context may tell."""
+        """``update``, with all that a context may tell, NaN for what this one does not."""
 
     def _event(
         self, direction: str, baseline: float, onset: Iterable[float], **known: Any
