@@ -245,13 +245,10 @@ class Jumps:
         self, steps: Array, values: Array, limits: Limits, *, num_skipped: int
     ) -> tuple[Jumps, list[Candidate]]:
         """After one more snapshot; and the changes that it shows, the most certain first."""
-        begin = max(num_skipped, len(values) - WINDOW)
-        grid = _grid(values[begin:])
-        first = max(begin, len(values) - WINDOW)
-        x, y = steps[first:], values[first:]
-        x = x / median_of(np.diff(x))
+        first = max(num_skipped, len(values) - WINDOW)
+        x, y = steps[first:] / median_of(np.diff(steps[first:])), values[first:]
+        grid, rho = _grid(y), _lasting(y)
         floor = max(grid / math.sqrt(12.0), _LEAST * max(limits.min_effect, float(np.abs(y).max())))
-        rho = _lasting(values[begin:])
         known = min(_CORRELATIONS, key=lambda ar: abs(ar - rho))
         seen = forecasts(x, y, floor, known, season_of(x, y))
         min_effect = max(limits.min_effect, grid)
