@@ -249,8 +249,8 @@ class Account:
         self.names: list[tuple[str, ...]] = []
         #: copies of higher precision that it holds, by the name of the weight
         self.copied: dict[str, weakref.ref[torch.Tensor]] = {}
-        #: Of R rows what reached them, as ``Clock``; what would have if there were always a gradient;
-        #: the momentum, as ``Sums``; the step that reached it last.
+        #: Of each row what reached it, as ``Clock``; what would have if there were always a
+        #: gradient; the momentum, as of ``Sums``; the step that reached it last.
         self._table = np.zeros((14, 0))
         self._looked_at = 0  # steps at the last snapshot
         self._steps: list[_Step] = []  # the latest, which are not added up yet
