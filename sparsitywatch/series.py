@@ -223,6 +223,15 @@ SERIES = (
 # fmt: on
 
 
+def count(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> count(1, "snapshot"), count(2000, "event")
+    ('1 snapshot', '2,000 events')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @functools.lru_cache(maxsize=4096)
 def describe(name: str, table: tuple[Series, ...] = SERIES) -> Series:
     """What is known of a series; of one that is not in the table, no more than its name."""

@@ -116,7 +116,7 @@ def _lost(state: WatchState, now: float | None, longest_s: float) -> _Trouble | 
     """A watch that was on at its last sign of life; ``longest_s`` is its longest snapshot."""
     if state.status != "on" or now is None:
         return None
-    sign = f"The last sign of life is of step {state.step:,}, {_moment(state.wall_time)}"
+    sign = f"The last sign of life is of step {state.step:,}, {moment(state.wall_time)}"
     silent_s, step_s = now - state.wall_time, state.step_s if math.isfinite(state.step_s) else 0.0
     if _is_gone(state):
         words = f"the training was killed after step {state.step:,}"
@@ -137,12 +137,13 @@ def _lost(state: WatchState, now: float | None, longest_s: float) -> _Trouble | 
     return _Trouble("broken", "not watching", words, sentence, advice, is_end=True)
 
 
-def _moment(wall_time: float) -> str:
+def moment(wall_time: float) -> str:
+    """A time in words, also where a clock was wrong."""
     try:
-        moment = datetime.fromtimestamp(wall_time, timezone.utc)
+        found = datetime.fromtimestamp(wall_time, timezone.utc)
     except (OverflowError, OSError, ValueError):  # a clock was wrong
         return "at a time that is not known"
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{found:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _is_gone(state: WatchState) -> bool:

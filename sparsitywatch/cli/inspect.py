@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from sparsitywatch.cli.options import add_checkpoint_options, settings_of, storage_options
-from sparsitywatch.cli.summary import align, count
+from sparsitywatch.cli.summary import align
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.records import to_json
 from sparsitywatch.redact import printable, redacted_url
+from sparsitywatch.series import count
 
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.checkpoints.discovery import ListedCheckpoint

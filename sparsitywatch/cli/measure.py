@@ -66,10 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _page(record: Record) -> list[str]:
     """The record in words and a table or two."""
-    scope, estimate = record.scope, record.essential_sparsity
-    lines = [
-        f"step {record.step:,}: {scope.num_weights:,} weights in {scope.num_tensors:,} tensors"
-    ]
+    estimate = record.essential_sparsity
+    lines = [f"step {record.step:,}: {record.scope.describe()}"]
     for rule, part in record.near_zero.items():
         lines.append(f"{describe(f'near_zero/{rule}').label}: {part:.2%}")
     if record.reason:

@@ -144,7 +144,7 @@ def server_of(logdir: Path, port: int) -> WSGIServer:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from sparsitywatch.page.facts import watch_line
+    from sparsitywatch.page.data import watch_line
 
     run = load(arguments.logdir)
     verdict, watch = run.verdict, watch_line(run)

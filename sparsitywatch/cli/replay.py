@@ -21,11 +21,11 @@ from sparsitywatch.cli.options import (
     settings_of,
     storage_options,
 )
-from sparsitywatch.cli.summary import count
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.progress import Progress
 from sparsitywatch.records import Event, Record, to_json
 from sparsitywatch.redact import printable, redacted_url
+from sparsitywatch.series import count
 
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.offline.driver import Failure, Replayed

@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from sparsitywatch.analysis.digest import Digest, digest
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.analysis.verdict import moment
 from sparsitywatch.cli.options import add_command, add_json, add_logdir
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.rundir import load
-from sparsitywatch.records import LedgerEntry, ledger_in_short, to_json
-from sparsitywatch.records.curve import units
+from sparsitywatch.records import ledger_in_short, to_json
 from sparsitywatch.redact import printable, redacted
+from sparsitywatch.series import count
 
 #: Of a run that has begun, in the order in which their times say when.
 _FILES = ("records.jsonl", "run.json")
@@ -29,11 +29,11 @@ def read(logdir: Path, name: str | None = None) -> Run:
         return run
     # a manifest is written anew while it is waited for the first record
     files = [path for file in _FILES if (path := (run.directory or logdir) / file).exists()]
-    begun = datetime.fromtimestamp(files[0].stat().st_mtime, timezone.utc)
+    begun = moment(files[0].stat().st_mtime)
     raise ConfigurationError(
         f"Expected records of a watched run at LOGDIR, found none yet in {str(logdir)!r}: the run "
-        f"began at {begun:%Y-%m-%d %H:%M:%S} UTC and has taken no snapshot so far. The first one "
-        "comes when `every` says so; `sparsitywatch scope` shows what is watched."
+        f"began at {begun} and has taken no snapshot so far. The first one comes when `every` says "
+        "so; `sparsitywatch scope` shows what is watched."
     )
 
 
@@ -53,15 +53,13 @@ def _table(summary: Digest) -> list[str]:
     snapshots = count(summary.num_records, "snapshot")
     steps = f"{summary.first_step} to {summary.last_step}"
     stall = f"stall {summary.cost.stall_s:.1f} s"
-    weights = f"{summary.scope.num_weights:,} weights"
-    tensors = count(summary.scope.num_tensors, "tensor")
     pattern, evaluation = summary.provenance.pattern, summary.provenance.evaluation
     lines = [
         *map(redacted, summary.verdict.describe().splitlines()),
         *map(redacted, summary.verdict.watch),
         "",
         f"{snapshots} at steps {steps}, {summary.num_invalid} invalid; {stall}",
-        f"{weights} in {tensors}; pattern {pattern}, {evaluation}",
+        f"{summary.scope.describe()}; pattern {pattern}, {evaluation}",
         "",
     ]
     header = ("series", "first", "last", "lowest", "at step", "highest", "at step")
@@ -95,12 +93,11 @@ def _estimate_lines(summary: Digest) -> list[str]:
     if not estimate.informative:
         told = "" if estimate.reason.startswith("cannot say") else "not informative; "
         return [f"{here} {told}{estimate.reason}", seen]
-    interval = "without an interval"
-    if not math.isnan(estimate.low):
-        by = "" if estimate.unit == "example" else f" by {units(estimate.unit)}"
-        interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]{by} at {estimate.confidence:.0%}"
+    interval = f"at {estimate.confidence:.0%}"
+    if math.isnan(estimate.low):
+        interval = "without an interval"
     tolerance = f"tolerance {estimate.tolerance:g} {estimate.mode}"
-    return [f"{here} {estimate.value:.3f}, {interval}, {tolerance}", seen]
+    return [f"{here} {estimate.describe()} {interval}, {tolerance}", seen]
 
 
 # ------------------------------------------------------------------ which parameters are watched
@@ -120,21 +117,14 @@ def _scope(arguments: argparse.Namespace) -> None:
         )
     print(f"{ledger_in_short(info.ledger)}\n")
     header = ("scope", "parameter", "shape", "weights", "why")
-    print("\n".join(align([header, *map(_ledger_row, info.ledger)], right={3})))
-
-
-def _ledger_row(entry: LedgerEntry) -> tuple[str, ...]:
-    shape = " x ".join(map(str, entry.shape)) or "scalar"
-    scope = "in" if entry.in_scope else "out"
-    return scope, entry.name, shape, f"{entry.num_weights:,}", entry.why
+    rows = [
+        ("in" if one.in_scope else "out", one.name, one.dimensions, f"{one.num_weights:,}", one.why)
+        for one in info.ledger
+    ]
+    print("\n".join(align([header, *rows], right={3})))
 
 
 # ------------------------------------------------------------------ plain-text tables
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def align(rows: Sequence[tuple[str, ...]], right: set[int]) -> list[str]:

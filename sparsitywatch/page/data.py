@@ -11,52 +11,67 @@ web/data.js describes the same object for those who read it there.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
+from sparsitywatch.analysis.digest import Digest, digest
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.page.facts import facts_of, snapshots_taken, watch_line
+from sparsitywatch.analysis.verdict import moment, up_to_date
 from sparsitywatch.page.tensors import chosen, magnitudes, maps
-from sparsitywatch.records import Event, Record, WatchState
+from sparsitywatch.records import Event, Provenance, Record, ledger_in_short
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import describe
+from sparsitywatch.series import count, describe
 
 #: Of more snapshots some are left out; the log has all.
 MAX_SNAPSHOTS = 2000
 #: Curves of removal that are kept, and numbers in maps and magnitudes.
 _MAX_CURVES, _MAX_CELLS, _MAX_MAGNITUDES, _MAX_COLUMNS = 240, 40_000, 120_000, 240
 _DIGITS = 7
-#: Large numbers at the top: series and name; ``{rule}`` is the first near-zero rule, ``{kind}`` is
+#: Longer lists are for `sparsitywatch scope` and for a program.
+_MAX_LEDGER, _MAX_FAILED = 1500, 200
+#: Large numbers at the top: series and label; ``{rule}`` is the first near-zero rule, ``{kind}`` is
 #: loss or score.
-_TILES = (
-    ("near_zero/{rule}", "near zero", "Weights so small that they count as nothing."),
-    ("motion/dormant", "dormant", "Weights that got no gradient since the snapshot before."),
-    ("forecast/near_zero_in_1", "forecast of near zero",
-     "Near-zero weights one unit of the decay clock ahead."),
-    ("essential_sparsity/value", "essential sparsity",
-     "Share of the weights you could remove now, smallest first, within the tolerance."),
-    ("value/dense", "held-out {kind}", "Held-out examples, on the model as it is."),
-    ("value/reliance", "reliance on the weights", "Harm of removing every in-scope weight."),
-)  # fmt: skip
+_TILES = {
+    "near_zero/{rule}": "near zero",
+    "motion/dormant": "dormant",
+    "forecast/near_zero_in_1": "forecast of near zero",
+    "essential_sparsity/value": "essential sparsity",
+    "value/dense": "held-out {kind}",
+    "value/reliance": "reliance on the weights",
+}
+#: What the words mean, beside those of the series.
+_WORDS = {
+    "in-scope weights": "The weights that count: by default the matrices inside the transformer "
+    "blocks. Embeddings, norms, biases and heads do not.",
+    "snapshot": "One measurement of the weights, at one optimizer step.",
+    "event": "A change that a watched number made, against the whole run before it, and beyond "
+    "what the learning rate explains.",
+}
+
+#: A thing, what it is, and what to know about it.
+Fact = tuple[str, str, str]
 
 
 def page_data(run: Run) -> dict[str, Any]:
     """What the page shows of a run, but for its details by tensor: JSON, seven digits a number."""
-    verdict = run.verdict
+    verdict, state = run.verdict, None if run.info is None else run.info.state
+    is_on = state is not None and state.status == "on"
     kept = chosen(run, MAX_SNAPSHOTS)
     first_rule = next(iter(run.rules), "")
     return {
         "version": __version__,
         "name": printable(run.name),
         "verdict": asdict(verdict),
-        "state": _state(None if run.info is None else run.info.state),
+        "alive": _number(state.wall_time, ".13g") if state is not None and is_on else None,
         "watch": watch_line(run),
-        "taken": snapshots_taken(run),
+        "taken": _taken(run),
         "tiles": _tiles(run, first_rule, verdict.event),
         "rule": first_rule,
         "better": _better(run),
@@ -73,7 +88,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "events": [_event(number, event) for number, event in enumerate(run.events, start=1)],
         "curves": _curves(run, kept),
         "tensors": [printable(name) for name in run.tensors],
-        "facts": facts_of(run),
+        "facts": _facts(run),
     }
 
 
@@ -93,14 +108,6 @@ def column(data: dict[str, Any], name: str) -> np.ndarray:
     return np.array([math.nan if x is None else x for x in data["series"][name]], dtype=float)
 
 
-def _state(state: WatchState | None) -> dict[str, Any] | None:
-    """What the page counts time from."""
-    if state is None:
-        return None
-    wall_time = _number(state.wall_time, ".13g")
-    return {"status": state.status, "step": state.step, "wall_time": wall_time}
-
-
 def _about(name: str) -> dict[str, str]:
     row = describe(name)
     return {"label": row.label, "unit": row.unit, "sentence": row.sentence}
@@ -118,10 +125,10 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
     since = main.onset_step if main else -1
     kind = "score" if _better(run) == "higher" else "loss"
     tiles = []
-    for series, label, sentence in _TILES:
+    for series, label in _TILES.items():
         name = series.format(rule=rule)
         why = _why_unknown(run) if name == "motion/dormant" else ""
-        tile = {"series": name, "label": label.format(kind=kind), "sentence": sentence, "why": why}
+        tile = {"series": name, "label": label.format(kind=kind), "why": why}
         if not run.has(name):
             if why:
                 tiles.append(tile | {"value": "unknown", "step": int(run.steps[-1]), "was": ""})
@@ -204,6 +211,137 @@ def _curve(record: Record) -> dict[str, Any] | None:
         "harm": _rounded(harm, digits=4),
         "reason": "" if estimate is None or estimate.informative else estimate.reason,
     }
+
+
+# ------------------------------------------------------------------ how the watch is, and when
+
+
+def watch_line(run: Run) -> list[str]:
+    """How the watch is, in a few words each; empty of a replay."""
+    state = up_to_date(None if run.info is None else run.info.state, run.records)
+    if state is None:
+        return ["replayed from saved checkpoints"] if run.replayed_from else []
+    trouble = run.verdict.trouble
+    is_lost = state.status == "on" and trouble != ""
+    words = [trouble if is_lost else f"watch {state.end or 'on'}"]
+    words.append(f"watched: {state.watched}")
+    if run.records:
+        words.append(f"last snapshot {run.records[-1].step:,}")
+    if state.coming and not is_lost:
+        words.append(state.coming)
+    if math.isfinite(state.overhead):
+        words.append(f"took {100 * state.overhead:.3g} % of the wall time")
+    return words
+
+
+def _taken(run: Run) -> str:
+    """When the snapshots were taken, of how much, and whether during the training."""
+    if not run.records:
+        return "No snapshot has been taken yet."
+    first, last = run.records[0], run.records[-1]
+    steps, times = f"at step {first.step:,}", moment(first.wall_time)
+    if len(run.records) > 1:
+        steps = f"from step {first.step:,} to step {last.step:,}"
+        times += f" to {moment(last.wall_time)}"
+    later = " They are of saved checkpoints, read later." if run.replayed_from else ""
+    number = count(len(run.records), "snapshot")
+    return f"{number} of {last.scope.describe()}, {steps}, taken {times}.{later}"
+
+
+# ------------------------------------------------------------------ at the foot
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """What failed, what to know, what is watched, what numbers depend on, what it cost."""
+    failed = [
+        [record.step, redacted(record.reason) or "no reason given"]
+        for record in run.records
+        if not record.valid
+    ]
+    summary = digest(run) if run.records else None
+    notes = {} if summary is None else summary.notes
+    ledger = () if run.info is None else run.info.ledger
+    return {
+        "failed": failed[:_MAX_FAILED],
+        "num_failed": len(failed),
+        "notes": [[step, text] for step, texts in notes.items() for text in texts][:_MAX_FAILED],
+        "scope": ledger_in_short(ledger) if ledger else "",
+        "ledger": [
+            [
+                printable(entry.name),
+                "in" if entry.in_scope else "out",
+                entry.dimensions,
+                entry.num_weights,
+                redacted(entry.why),
+            ]
+            for entry in ledger[:_MAX_LEDGER]
+        ],
+        "replayed_from": [redacted(place) for place in run.replayed_from],
+        "provenance": _provenances(run.records),
+        "costs": [] if summary is None else _costs(run, summary),
+        "words": list(_WORDS.items()),
+    }
+
+
+def _provenances(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What the numbers depend on, once for each chunk of snapshots that share it."""
+    chunks = [(key, list(own)) for key, own in groupby(records, lambda record: record.provenance)]
+    return [
+        {"first": own[0].step, "last": own[-1].step, "facts": _provenance(provenance, own)}
+        for provenance, own in chunks
+    ]
+
+
+def _provenance(provenance: Provenance, records: Sequence[Record]) -> list[Fact]:
+    curve = next((r.curve for r in reversed(records) if r.curve is not None), None)
+    examples = "none: nothing was evaluated"
+    if provenance.proxy_hash:
+        number = None if curve is None else curve.num_examples
+        examples = provenance.proxy_hash + ("" if number is None else f", {number:,} examples")
+    rows = [
+        ("scope", records[-1].scope.describe(), f"hash {provenance.scope_hash}"),
+        ("proxy", examples, "hash of the held-out examples" if provenance.proxy_hash else ""),
+        ("tolerance", provenance.tolerated, "harm that counts as none"),
+        ("pattern", provenance.pattern, "which weights a sparsity removes"),
+        ("evaluation", provenance.evaluation, "zero-shot: nothing is trained after removal"),
+        ("dtypes", ", ".join(provenance.dtypes) or "none", "of the in-scope weights"),
+        ("sparsitywatch", provenance.sparsitywatch, "version"),
+        ("torch", provenance.torch, "version"),
+    ]  # fmt: skip
+    if any(record.dormant is not None and record.dormant.estimated for record in records):
+        remark = "weight decay and updates were not known, and were read off the weights"
+        rows.append(("dormant weights", "estimated", remark))
+    return [(name, redacted(value), redacted(remark)) for name, value, remark in rows]
+
+
+def _costs(run: Run, summary: Digest) -> list[Fact]:
+    """What the watch took from the training; a replay has no training to hold up."""
+    total, state = summary.cost, summary.state
+    reading = _seconds(total.spectrum_s)
+    evaluating = "evaluating", _seconds(total.evaluation_s), f"{total.num_forwards:,} evaluations"
+    if run.replayed_from:
+        return [("reading weights", reading, "all snapshots together"), evaluating]
+    median_s = statistics.median(record.cost.stall_s for record in run.records)
+    facts = [
+        ("held up the training", _seconds(total.stall_s), "all snapshots together"),
+        ("one snapshot", _seconds(median_s), "median time held up"),
+        ("reading weights", reading, "all snapshots, behind the training where it can be"),
+        evaluating,
+        ("snapshots left out", f"{total.num_left_out:,}", "due, and would have cost too much"),
+        ("evaluations left out", f"{total.num_evaluations_left_out:,}", "only weights were read"),
+    ]
+    if math.isfinite(total.overhead):
+        is_later = state is not None and math.isfinite(state.overhead)
+        until = f"step {state.step:,}" if state is not None and is_later else "the last snapshot"
+        facts.append(("share of the wall time", f"{100 * total.overhead:.3g} %", f"up to {until}"))
+    return facts
+
+
+def _seconds(x: float) -> str:
+    """A time in seconds, or in a larger unit where it is long."""
+    if x >= 3600.0:
+        return f"{x / 3600.0:.3g} h"
+    return f"{x / 60.0:.3g} min" if x >= 600.0 else f"{x:.3g} s"
 
 
 # ------------------------------------------------------------------ numbers

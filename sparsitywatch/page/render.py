@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import unicodedata
@@ -21,11 +22,13 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+import numpy as np
+
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.page.data import details_of, page_data
-from sparsitywatch.page.overview import overview_svg
+from sparsitywatch.page.data import column, details_of, page_data
 from sparsitywatch.pipeline import rundir
 from sparsitywatch.redact import printable
+from sparsitywatch.series import Series, describe
 
 #: The modules of the page in an order in which each comes after those that it imports.
 _MODULES = ("format", "data", "charts", "tensors", "view", "main")
@@ -54,7 +57,7 @@ style-src 'unsafe-inline'; script-src {hashes}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="generator" content="sparsitywatch {escape(data["version"])}">
-<title>{_text(data["name"])}: sparsity report</title>
+<title>{_html(data["name"])}: sparsity report</title>
 <style>
 {asset("vendor/uPlot.min.css")}
 {asset("page.css")}</style>
@@ -62,7 +65,7 @@ style-src 'unsafe-inline'; script-src {hashes}">
 <body>
 <div id="app"></div>
 <div class="static">
-{_static(data)}
+{_static(run, data)}
 </div>
 <script type="text/plain" id="data">{base64.b64encode(packed).decode()}</script>
 <script>{scripts[0]}</script>
@@ -131,46 +134,7 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _static(data: dict[str, Any]) -> str:
-    """What is printed, and what is seen where no script runs: words, events, an overview."""
-    verdict = data["verdict"]
-    known = {
-        "Why": verdict["cause"],
-        "How sure": verdict["confidence"],
-        "What to do": verdict["advice"],
-        "Not watched": "; ".join(verdict["not_watched"]),
-    }
-    answers = "".join(
-        f"<p><b>{name}:</b> {_text(text)}</p>" for name, text in known.items() if text
-    )
-    watch = "".join(f"<p>{_text(text)}</p>" for text in verdict["watch"])
-    tiles = "; ".join(
-        f"{tile['label']} {tile['value']}"
-        + (f" ({tile['why']})" if tile["why"] else f" (was {tile['was']})" if tile["was"] else "")
-        for tile in data["tiles"]
-    )
-    events = "".join(f"<li>{_event(event)}</li>" for event in data["events"])
-    return f"""\
-<p class="eyebrow">Sparsity of the run <b>{_text(data["name"])}</b></p>
-<h1><span class="badge {verdict["state"].split()[0]}">{_text(verdict["badge"])}</span>
-{_text(verdict["headline"])}</h1>
-{answers}{watch}<p>{_text(data["taken"])}</p>
-<p>{_text(tiles)}</p>
-<ol>{events}</ol>
-{overview_svg(data)}
-<noscript><p>Charts with a cursor, every tensor and all the rest need JavaScript.</p></noscript>"""
-
-
-def _event(event: dict[str, Any]) -> str:
-    where = f" Where: {', '.join(event['where'][:6])}." if event["where"] else ""
-    known = [*event["why"], *event["also"]]
-    why = f" Why: {'; '.join(known)}." if known else ""
-    return f"<b>{_text(event['title'])}</b>: {_text(event['when'] + '.' + where + why)} " + _text(
-        event["do"]
-    )
-
-
-def _text(text: str) -> str:
+def _html(text: str) -> str:
     return escape(xml_text(text))
 
 
@@ -178,3 +142,130 @@ def xml_text(text: str) -> str:
     """Text that XML takes, no browser warns of and that moves no other; the rest is escaped."""
     is_odd = {c: c not in "\t\n\r" and unicodedata.category(c) in _NOT_ALLOWED for c in text}
     return "".join(printable(c) if is_odd[c] else c for c in text)
+
+
+# ------------------------------------------------------------------ without script, on paper
+
+
+def _static(run: Run, data: dict[str, Any]) -> str:
+    """What is printed, and what is seen where no script runs: words, events, an overview."""
+    verdict = run.verdict
+    told = [*verdict.describe().splitlines()[1:], *verdict.watch, data["taken"]]
+    told.append("; ".join(map(_tile, data["tiles"])))
+    events = "".join(f"<li>{_html(event.report())}</li>" for event in run.events)
+    return f"""\
+<p class="eyebrow">Sparsity of the run <b>{_html(data["name"])}</b></p>
+<h1><span class="badge {verdict.state.split()[0]}">{_html(verdict.badge)}</span>
+{_html(verdict.headline)}</h1>
+{"".join(f"<p>{_html(line)}</p>" for line in told)}
+<ol>{events}</ol>
+{overview_svg(data)}
+<noscript><p>Charts with a cursor, every tensor and all the rest need JavaScript.</p></noscript>"""
+
+
+def _tile(tile: dict[str, Any]) -> str:
+    more = tile["why"] or (tile["was"] and f"was {tile['was']}")
+    return f"{tile['label']} {tile['value']}{f' ({more})' if more else ''}"
+
+
+_WIDTH, _HEIGHT = 900, 170
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 876, 30, 148
+#: More points than this are finer than print.
+_MAX_POINTS = 300
+#: Title, whether it begins at zero, and its lines: series, name and colour of the page.
+_PANELS = (
+    ("Turning sparse? Share of the in-scope weights", True, (
+        ("near_zero/{rule}", "near zero", "red"),
+        ("motion/dormant", "dormant", "blue"),
+        ("forecast/near_zero_in_1", "forecast of near zero", "orange"),
+    )),
+    ("Essential sparsity, with its interval", True, (
+        ("essential_sparsity/value", "essential sparsity", "green"),
+        ("essential_sparsity/low", "", "light"),
+        ("essential_sparsity/high", "", "light"),
+    )),
+    ("Held-out {kind}", False, (
+        ("value/dense", "as it is", "blue"),
+        ("value/all_removed", "without the in-scope weights", "grey"),
+    )),
+)  # fmt: skip
+
+
+def overview_svg(data: dict[str, Any]) -> str:
+    """The panels that a run has numbers for, of ``page_data``; empty if there is none."""
+    names = {"rule": data["rule"], "kind": "score" if data["better"] == "higher" else "loss"}
+    drawn = []
+    for title, from_zero, lines in _PANELS:
+        known = [
+            (column(data, series.format(**names)), label, colour)
+            for series, label, colour in lines
+            if series.format(**names) in data["series"]
+        ]
+        row = describe(lines[0][0].format(**names))
+        if any(np.isfinite(values).any() for values, *_ in known):
+            drawn.append(_panel(title.format(**names), known, row, data, from_zero=from_zero))
+    return "\n".join(f"<figure>{svg}</figure>" for svg in drawn)
+
+
+def _panel(
+    title: str, lines: list[Any], row: Series, data: dict[str, Any], *, from_zero: bool
+) -> str:
+    steps = np.array(data["steps"], dtype=float)
+    values = np.concatenate([line[np.isfinite(line)] for line, *_ in lines])
+    low = min(0.0, values.min()) if from_zero else values.min()
+    high = values.max() if values.max() > low else low + 1.0
+    first, last = steps[0], max(steps[-1], steps[0] + 1.0)
+
+    def x(step: Any) -> Any:
+        return _LEFT + (_RIGHT - _LEFT) * (step - first) / (last - first)
+
+    def y(value: Any) -> Any:
+        return _BOTTOM - (_BOTTOM - _TOP) * (value - low) / (high - low)
+
+    legend = "; ".join(f"{colour}: {label}" for _, label, colour in lines if label)
+    pieces = [f'<text x="0" y="14">{escape(title)}{f" ({legend})" if ";" in legend else ""}</text>']
+    for tick in ticks(low, high, 4):
+        pieces.append(_line("rule", _LEFT, _RIGHT, y(tick), y(tick)))
+        pieces.append(_label("end", _LEFT - 6, y(tick) + 4, row.shown(tick)))
+    pieces += [_label("middle", x(t), _HEIGHT - 6, f"{t:,.0f}") for t in ticks(first, last, 8)]
+    for event in data["events"]:  # a band where it began, a line where it was seen, its number
+        begun, seen = x(event["low"]), x(event["seen"])
+        pieces.append(
+            f'<rect class="span" x="{begun:.1f}" y="{_TOP}" height="{_BOTTOM - _TOP}" '
+            f'width="{max(x(event["high"]) - begun, 1.0):.1f}"/>'
+        )
+        pieces.append(_line("event", seen, seen, _TOP, _BOTTOM))
+        pieces.append(_label("middle", seen, _TOP - 3, event["number"]))
+    for line, _, colour in lines:
+        path = _path(x(steps), y(line))
+        pieces.append(f'<path class="line" style="stroke:var(--{colour})" d="{path}"/>')
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(pieces)}</svg>"
+    )
+
+
+def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+
+
+def _label(anchor: str, x: float, y: float, text: object) -> str:
+    return f'<text class="{anchor}" x="{x:.1f}" y="{y:.1f}">{text}</text>'
+
+
+def _path(x: np.ndarray, y: np.ndarray) -> str:
+    """A line through the points; it ends where a value is missing."""
+    pieces, mark = [], "M"
+    for i in np.linspace(0, len(x) - 1, min(len(x), _MAX_POINTS)).round().astype(int):
+        if np.isfinite(y[i]):
+            pieces.append(f"{mark}{x[i]:.1f},{y[i]:.1f}")
+        mark = "L" if np.isfinite(y[i]) else "M"
+    return "".join(pieces)
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers from low to high, at most so many and one."""
+    size = 10.0 ** math.floor(math.log10((high - low) / most))
+    spacing = next(s * size for s in (1.0, 2.0, 5.0, 10.0) if (high - low) / (s * size) <= most)
+    first, last = math.ceil(low / spacing - 1e-9), math.floor(high / spacing + 1e-9)
+    return [round(i * spacing, 12) for i in range(first, last + 1)]

@@ -14,7 +14,7 @@ from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import VITAL_KINDS, Event
 from sparsitywatch.redact import html_table, printable
-from sparsitywatch.series import SERIES, describe
+from sparsitywatch.series import SERIES, count, describe
 
 #: Version of the JSON form. Raised when a field changes its name or its sense, or disappears.
 SCHEMA_VERSION = 1
@@ -326,6 +326,10 @@ class ScopeSummary:
     num_tensors: int
     num_weights: int
 
+    def describe(self) -> str:
+        """How much that is: "49,152 weights in 12 tensors"."""
+        return f"{count(self.num_weights, 'weight')} in {count(self.num_tensors, 'tensor')}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -376,6 +380,13 @@ class Provenance:
     tolerance_mode: str
     pattern: str  # what a level means
     evaluation: str = "zero-shot"  # masked weights, no fine-tuning
+
+    @property
+    def tolerated(self) -> str:
+        """The harm that counts as none, in words."""
+        if self.tolerance_mode == "relative":
+            return f"{100 * self.tolerance:.3g} % of the dense value"
+        return f"{self.tolerance:.4g} in units of the value"
 
     def settings(self) -> dict[str, Any]:
         """What has to agree for numbers to be compared; versions of libraries need not."""

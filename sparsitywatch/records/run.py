@@ -29,6 +29,11 @@ class LedgerEntry:
     aliases: tuple[str, ...] = ()  # other names of the same storage (tied weights), counted once
 
     @property
+    def dimensions(self) -> str:
+        """The shape as a person reads it: "768 × 3072"."""
+        return " × ".join(map(str, self.shape)) or "scalar"
+
+    @property
     def why(self) -> str:
         """The reason, and which names are of the same weights."""
         return self.reason + (f"; the same as {', '.join(self.aliases)}" if self.aliases else "")

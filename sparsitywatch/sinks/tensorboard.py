@@ -381,15 +381,12 @@ def _explanation(provenance: Provenance) -> str:
     """What the charts mean, for somebody who sees them for the first time."""
     leading = (describe(name.format(rule="initial_*")) for name in LEADING)
     meanings = "\n".join(f"- **{row.label.partition(',')[0]}**: {row.sentence}" for row in leading)
-    of_what = "times the dense value"
-    if provenance.tolerance_mode != "relative":
-        of_what = "in units of the value"
     proxy = provenance.proxy_hash or "none: nothing is evaluated, so there is no essential sparsity"
     return f"""\
 ### How much of this model could be thrown away right now?
 
 At every snapshot the smallest in-scope weights are masked, more and more of them, and the same \
-held-out examples are evaluated each time. The tolerance is {provenance.tolerance:.3g} {of_what}. \
+held-out examples are evaluated each time. The tolerance is {provenance.tolerated}. \
 Training itself is not touched. What matters most stands first, under `{FIRST}`, the rest under \
 `{LAST}`:
 
@@ -418,7 +415,7 @@ def scope_table(ledger: Sequence[LedgerEntry]) -> str:
             why += f"; the same as {', '.join(map(_code, entry.aliases))}"
         rows.append(
             f"| {'**in**' if entry.in_scope else 'out'} | {_code(entry.name)} "
-            f"| {'x'.join(map(str, entry.shape)) or 'scalar'} | {entry.num_weights:,} | {why} |"
+            f"| {entry.dimensions} | {entry.num_weights:,} | {why} |"
         )
     head = f"**{ledger_in_short(ledger)}**"
     titles = "| | parameter | shape | weights | why |"

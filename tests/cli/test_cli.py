@@ -79,7 +79,7 @@ def test_summary_table(logdir: Path, capsys) -> None:
     assert "11 snapshots at steps 0 to 2000, 0 invalid; stall 3.4 s" in output
     assert "49,152 weights in 12 tensors; pattern global, zero-shot" in output
     estimate = records[-1].essential_sparsity
-    interval = f"{estimate.value:.3f}, [{estimate.low:.3f}, {estimate.high:.3f}] at 90%"
+    interval = f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] at 90%"
     assert f"essential sparsity at step 2000: {interval}, tolerance 0.01 relative" in output
     num_informative = sum(record.essential_sparsity.informative for record in records)
     assert 0 < num_informative < len(records)
@@ -177,7 +177,7 @@ def test_scope(logdir: Path, capsys) -> None:
         assert f"{entry.num_weights:,}" in line
         assert entry.reason in line
     assert "an embedding; the same as cls.predictions.decoder.weight" in output
-    assert "80 x 64" in output
+    assert "80 × 64" in output
 
 
 @pytest.mark.slow

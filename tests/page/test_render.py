@@ -21,8 +21,7 @@ from page.conftest import EVIL, NODE, SCRIPT, WEB, Page, in_node, needs_node
 import sparsitywatch as sw
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.data import page_data
-from sparsitywatch.page.overview import overview_svg, ticks
-from sparsitywatch.page.render import render, script, tab_module, xml_text
+from sparsitywatch.page.render import overview_svg, render, script, tab_module, ticks, xml_text
 
 
 @pytest.fixture(params=["page", "weights_page", "troubled_page"])

@@ -467,7 +467,7 @@ def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
         assert f"{entry.num_weights:,}" in row
         assert all(f"`{alias}`" in row for alias in entry.aliases)
     ((_, about),) = found["z_sparsity/about"]
-    for word in ("zero-shot", "reliance", "decay clock", "dormant", "0.01 times the dense"):
+    for word in ("zero-shot", "reliance", "decay clock", "dormant", "1 % of the dense value"):
         assert word in about
     ((_, text),) = found["0_sparsity/events"]
     assert event.severity == "look"

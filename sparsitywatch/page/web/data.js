@@ -4,7 +4,7 @@
 /**
  * @typedef {(number | null)[]} Values a series at every kept snapshot; null is not measured
  * @typedef {{label: string, unit: string, sentence: string}} About
- * @typedef {{series: string, label: string, sentence: string, value: string, step: number,
+ * @typedef {{series: string, label: string, value: string, step: number,
  *   was: string, why: string}} Tile
  * @typedef {{number: number, series: string, title: string, when: string, where: string[],
  *   why: string[], also: string[], do: string, severity: string, onset: number, low: number, high: number,
@@ -12,14 +12,14 @@
  * @typedef {{step: number, sparsity: number[], harm: Values, reason: string}} Curve
  * @typedef {[string, string, string]} Fact
  * @typedef {{failed: [number, string][], num_failed: number, notes: [number, string][],
- *   scope: string, ledger: (string | number)[][], num_ledger: number, replayed_from: string[],
+ *   scope: string, ledger: (string | number)[][], replayed_from: string[],
  *   provenance: {first: number, last: number, facts: Fact[]}[], costs: Fact[],
  *   words: [string, string][]}} Facts
  * @typedef {{state: string, badge: string, headline: string, since: number, onset_low: number,
  *   onset_high: number, where: string[], cause: string, advice: string, confidence: string,
  *   not_watched: string[], trouble: string, watch: string[], event: number}} Verdict
  * @typedef {{version: string, name: string, verdict: Verdict,
- *   state: {status: string, step: number, wall_time: number | null} | null, watch: string[],
+ *   alive: number | null, watch: string[],
  *   taken: string, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
  *   failed: number[], unasked: number[], series: Record<string, Values>,
  *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[],

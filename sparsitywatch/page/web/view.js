@@ -19,8 +19,8 @@ const FEW_NAMES = 4;
  * @param {(event: RunEvent) => void} pick
  */
 export function header(data, live, selector, pick) {
-  const { verdict, state } = data;
-  const since = live && state?.status === "on" && state.wall_time ? ago(Date.now() / 1000 - state.wall_time) : "";
+  const { verdict } = data;
+  const since = live && data.alive ? ago(Date.now() / 1000 - data.alive) : "";
   const watch = [...data.watch, ...(since ? [`last sign of life ${since}`] : [])].join(" · ");
   const event = data.events[verdict.event - 1];
   return h("header", {}, selector,
@@ -36,7 +36,7 @@ export function header(data, live, selector, pick) {
 /** @param {PageData} data */
 export function tiles(data) {
   return h("ul", { class: "tiles", "aria-label": "Latest numbers" }, ...data.tiles.map((tile) =>
-    h("li", { title: tile.sentence },
+    h("li", { title: data.about[tile.series]?.sentence },
       h("span", { class: "label" }, tile.label),
       h("b", {}, tile.value), h("small", {}, tile.why || (tile.was ? `was ${tile.was}` : `at step ${whole(tile.step)}`)),
       tile.series in data.series ? spark(data.steps, data.series[tile.series]) : null)));
@@ -152,6 +152,7 @@ export function foot(data, live) {
   const failed = facts.failed.map(([step, why]) => [whole(step), why]);
   const notes = facts.notes.map(([step, why]) => [whole(step), why]);
   const left = data.num_snapshots - data.steps.length;
+  const words = [...facts.words, ...Object.values(data.about).map(({ label, sentence }) => [label, sentence])];
   return h("section", { class: "foot" },
     failed.length ? fold("failed", `${facts.num_failed} failed snapshot${facts.num_failed === 1 ? "" : "s"}`, table(["step", "why"], failed), true) : null,
     notes.length ? fold("notes", "Notes", table(["step", "note"], notes), true) : null,
@@ -165,7 +166,7 @@ export function foot(data, live) {
       facts.ledger.map((row) => row.map((cell) => (typeof cell === "number" ? whole(cell) : cell))))) : null,
     facts.costs.length ? fold("costs", facts.replayed_from.length ? "What the replay cost" : "What the watch cost", list(facts.costs)) : null,
     fold("numbers", "All numbers as a table", lazily(() => numbers(data))),
-    fold("words", "What the words mean", h("dl", { class: "words" }, ...facts.words.flatMap(([word, text]) => [h("dt", {}, word), h("dd", {}, text)]))),
+    fold("words", "What the words mean", h("dl", { class: "words" }, ...words.flatMap(([word, text]) => [h("dt", {}, word), h("dd", {}, text)]))),
     h("p", { class: "made" }, left > 0 ? `${whole(data.steps.length)} of ${whole(data.num_snapshots)} snapshots are shown, evenly chosen, and those of events; records.jsonl has all. ` : "",
       `Made by sparsitywatch ${data.version}${live ? "" : " from the log of this run"}. The method: essential sparsity after Jaiswal et al. 2023, arXiv:2306.03805.`));
 }
