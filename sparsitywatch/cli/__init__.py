@@ -59,7 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_to(commands)
     pages.add_to(commands)
     compare.add_to(commands)
-    summary.add_scope_to(commands)
     inspect.add_to(commands)
     measure.add_to(commands)
     replay.add_to(commands)

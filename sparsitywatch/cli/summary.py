@@ -38,10 +38,11 @@ def read(logdir: Path, name: str | None = None) -> Run:
 
 
 def add_to(commands: Any) -> None:
-    """Add the command to the subparsers of the command line."""
+    """Add the commands to the subparsers of the command line."""
     parser = add_command(commands, "summary", _run, "what happened so far")
     add_logdir(parser)
     add_json(parser)
+    add_logdir(add_command(commands, "scope", _scope, "which parameters are watched"))
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -101,11 +102,6 @@ def _estimate_lines(summary: Digest) -> list[str]:
 
 
 # ------------------------------------------------------------------ which parameters are watched
-
-
-def add_scope_to(commands: Any) -> None:
-    """Add the command ``scope`` to the subparsers of the command line."""
-    add_logdir(add_command(commands, "scope", _scope, "which parameters are watched"))
 
 
 def _scope(arguments: argparse.Namespace) -> None:

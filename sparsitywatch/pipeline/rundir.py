@@ -35,21 +35,7 @@ _WAIT_S = 30.0
 
 
 def load(logdir: str | os.PathLike[str], *, name: str | None = None, kind: type[Run] = Run) -> Run:
-    """A run from its log, also while it is still being written.
-
-    Args:
-        logdir: where the run logs to, such as "runs/bert", or the folder in it that has the log,
-            such as "runs/bert/sparsitywatch".
-        name: what to call the run; by default as its folder.
-        kind: what it is made.
-
-    Returns:
-        Its records, its events, its manifest, and how its watch stands; each is read when it is
-        first asked for. A line that is only half written by then is left out.
-
-    Raises:
-        ConfigurationError: there is no run; runs that are near are named.
-    """
+    """A run, of a ``kind``, from its log, as ``page.render.load`` says, which is ``sw.load``."""
     given = place(logdir).parent
     directory = given / "sparsitywatch" if (given / "sparsitywatch").is_dir() else given
     if not _holds_run(directory):
