@@ -7,11 +7,11 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from sparsitywatch.errors import (
     expect,
     expect_number,
 )
-from sparsitywatch.offline.jobs import Outcome, Plan, in_order, sample_of
+from sparsitywatch.offline.jobs import Outcome, Plan, measure, sample_of
 from sparsitywatch.offline.rates import Rates
 from sparsitywatch.pipeline.measure import Measured, RunContext, compared, not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
@@ -123,6 +123,7 @@ class Replayer:
         self._failures: dict[str, Failure] = {}
         self._left_out: dict[str, Failure] = {}
         self._num_snapshots = 0
+        self._waited_for: set[str] = set()  # reasons why nothing could be listed
 
     def run(self, patience: Patience | None) -> Replayed:
         """Measure what is there; with patience also what comes."""
@@ -142,8 +143,8 @@ class Replayer:
             directory=self.pipeline.claim.directory,
         )
 
-    def _list(self) -> Selection:
-        """What to measure; steps that are done are neither listed nor opened again each time."""
+    def _list(self, *, is_final: bool = True) -> dict[int, ListedCheckpoint]:
+        """What to measure, by step; what is done is neither listed nor opened again each time."""
         options = self.plan.storage_options
         known = {url: one for url, one in self._known.items() if one.step in self._done}
         listed = discover(self.urls, options, known, self.duplicates)
@@ -153,22 +154,25 @@ class Replayer:
         if self.rates.is_logged and complete and (complete[-1].step or 0) > self.rates.last_logged:
             url = complete[-1].url
             self.rates.learn(learning_rates(url, options), redacted_url(url))
-        return select(listed)
+        pending, others = select(listed)
+        for one in others:
+            if one.error is None:
+                self._left_out[one.url] = Failure(one.url, one.step, one.reason)
+            elif is_final:
+                self._fail(one, one.reason)
+        return pending
 
-    def _see(self, selection: Selection, *, is_final: bool = True) -> int:
+    def _see(self, pending: Mapping[int, ListedCheckpoint], *, is_final: bool = True) -> int:
         """Measure what has not been measured; how many more steps are done.
 
         Where more is to come, what is not complete is waited for: nothing of its step or a later
         one is measured.
         """
-        self._left_out |= {one.url: one for one in selection.left_out}
-        for failure in selection.unreadable if is_final else ():
-            self._fail(failure)
         if not self._has_begun:
-            self._begin(selection.pending, is_final=is_final)
-        self._refuse_late(selection.pending)
+            self._begin(pending, is_final=is_final)
+        self._refuse_late(pending)
         num_before = len(self._done)
-        todo = {step: one for step, one in selection.pending.items() if step not in self._done}
+        todo = {step: one for step, one in pending.items() if step not in self._done}
         for step, outcome in self._measured(todo):
             if isinstance(outcome, IncompleteCheckpointError) and not is_final:
                 break
@@ -178,31 +182,42 @@ class Replayer:
         return len(self._done) - num_before
 
     def _follow(self, patience: Patience) -> None:
-        """Measure each checkpoint once it is there, until it is time to end, or Ctrl-C.
-
-        What is unfinished at the end fails then.
-        """
-        reported: set[str] = set()
+        """Measure each once it is there, until it is time to end; what is unfinished fails then."""
+        before: Mapping[int, ListedCheckpoint] = {}
         latest_news = patience.clock()
         try:
             while True:
                 # asked before listing: what is there when it says so is still measured
                 is_over = patience.until is not None and patience.until()
-                selection = self._listed(reported)
-                if selection is not None:
-                    self._report_gone(patience.gone(selection))
-                    if self._see(patience.settled(selection), is_final=False):
+                pending = self._list_or_wait(is_final=False)
+                if pending is not None:
+                    self._report_gone(before, pending)
+                    before = pending
+                    if self._see(patience.settled(pending), is_final=False):
                         latest_news = patience.clock()
                 idle_s = patience.clock() - latest_news
                 limit_s = patience.idle_timeout_s
                 if is_over or (limit_s is not None and idle_s >= limit_s):
                     break
                 patience.sleep(patience.poll_s)
-            selection = self._listed(reported)
-            if selection is not None:
-                self._see(selection)
+            pending = self._list_or_wait(is_final=True)
+            if pending is not None:
+                self._see(pending)
         except KeyboardInterrupt:
             _logger.info("sparsitywatch: interrupted; following ends")
+
+    def _list_or_wait(self, *, is_final: bool) -> dict[int, ListedCheckpoint] | None:
+        """What to measure; None while the place is still to come, or out of reach for a while."""
+        try:
+            return self._list(is_final=is_final)
+        except CheckpointError as error:
+            reason = str(error)
+            if reason not in self._waited_for:
+                self._waited_for.add(reason)
+                _logger.warning("sparsitywatch: waiting: %s", reason)
+                for function in self.on_waiting:
+                    function(reason)
+            return None
 
     def _close(self) -> None:
         """Finish the log."""
@@ -261,12 +276,12 @@ class Replayer:
                 continue
             later = [r.step for r in records if r.step > step and r.valid]
             if not set(later) <= readable:
-                self._fail(_too_late(one))
+                self._fail(one, _too_late(one))
                 continue
-            ((_, outcome),) = in_order([(self.plan, step, one)], self.executor, lambda: 1)
+            outcome = self._submitted(self.executor, step, one).result()
             if isinstance(outcome, Measured) and not outcome.failure:
                 return max((known for known in logged if known < step), default=-1)
-            self._fail(_failure(one, outcome))
+            self._fail(one, _why_failed(one, outcome))
         return records[-1].step
 
     def _remember(self, records: Sequence[Record], pending: Mapping[int, ListedCheckpoint]) -> None:
@@ -291,25 +306,37 @@ class Replayer:
     # ------------------------------------------------------------------ measuring
 
     def _measured(self, todo: Mapping[int, ListedCheckpoint]) -> Iterator[tuple[int, Outcome]]:
-        """What comes of each.
-
-        Without a model the next checkpoint is read while what came of the one before is compared
-        and written: that takes about as long.
-        """
+        """What comes of each; without an executor or a model the next one is read meanwhile."""
         executor, size = self.executor, self.window
         with contextlib.ExitStack() as stack:
             if executor is None and self.plan.factory is None:
+                # to compare and to write what came of the one before takes about as long
                 one_ahead = ThreadPoolExecutor(1, "sparsitywatch-replay")
                 executor, size = stack.enter_context(one_ahead), 2
-            jobs = ((self.plan, *item) for item in todo.items())
-            # the first one sets what "initial" rules refer to: the others have to wait for it
-            yield from in_order(jobs, executor, lambda: size if self.plan.initial_rms else 1)
+            elif executor is None:
+                size = 1
+            yield from in_order(
+                todo,
+                lambda step, one: self._submitted(executor, step, one),
+                # the first one sets what "initial" rules refer to: the others have to wait for it
+                lambda: size if self.plan.initial_rms else 1,
+            )
+
+    def _submitted(
+        self, executor: Executor | None, step: int, one: ListedCheckpoint
+    ) -> Future[Outcome]:
+        """What is to come of a checkpoint; without an executor it has come."""
+        if executor is not None and one.error is None:
+            return executor.submit(measure, self.plan, step, one.url)
+        future: Future[Outcome] = Future()
+        future.set_result(one.error or measure(self.plan, step, one.url))
+        return future
 
     def _take(self, step: int, one: ListedCheckpoint, outcome: Outcome) -> None:
         """Record what came of a checkpoint; steps rise from call to call."""
         measured = outcome if isinstance(outcome, Measured) else None
         if measured is None or measured.failure:
-            self._fail(_failure(one, outcome))
+            self._fail(one, _why_failed(one, outcome))
         if measured is not None and not self.plan.initial_rms:
             self.plan = replace(self.plan, initial_rms=measured.initial_rms)
         self._held.append((step, outcome))
@@ -359,39 +386,52 @@ class Replayer:
 
     # ------------------------------------------------------------------ failing
 
-    def _listed(self, reported: set[str]) -> Selection | None:
-        """What is there; None while the place is still to come, or out of reach for a while."""
-        try:
-            return self._list()
-        except CheckpointError as error:
-            if str(error) not in reported:
-                reported.add(str(error))
-                _logger.warning("sparsitywatch: waiting: %s", error)
-                for function in self.on_waiting:
-                    function(str(error))
-            return None
-
-    def _report_gone(self, gone: Sequence[ListedCheckpoint]) -> None:
-        for one in gone:
-            if one.step not in self._done:
+    def _report_gone(
+        self, before: Mapping[int, ListedCheckpoint], pending: Mapping[int, ListedCheckpoint]
+    ) -> None:
+        for step, one in before.items():
+            if one.state == "complete" and step not in pending and step not in self._done:
                 reason = "it was removed before it could be read"
-                reason = f"Cannot read {redacted_url(one.url)}: {reason}."
-                self._fail(Failure(one.url, one.step, reason))
+                self._fail(one, f"Cannot read {redacted_url(one.url)}: {reason}.")
 
     def _refuse_late(self, pending: Mapping[int, ListedCheckpoint]) -> None:
         last_step = max(self._done, default=-1)
         for step, one in pending.items():
             if step < last_step and step not in self._done:
-                self._fail(_failure(one, one.error) if one.error else _too_late(one))
+                self._fail(one, str(one.error) if one.error else _too_late(one))
                 self._done.add(step)
 
-    def _fail(self, failure: Failure) -> None:
-        if failure.url in self._failures:
+    def _fail(self, one: ListedCheckpoint, reason: str) -> None:
+        if one.url in self._failures:
             return
-        self._failures[failure.url] = failure
+        failure = self._failures[one.url] = Failure(one.url, one.step, reason)
         _logger.warning("sparsitywatch: %s", failure.reason)
         for function in self.on_failure:
             function(failure)
+
+
+def in_order(
+    todo: Mapping[int, ListedCheckpoint],
+    submit: Callable[[int, ListedCheckpoint], Future[Outcome]],
+    window: Callable[[], int],
+) -> Iterator[tuple[int, Outcome]]:
+    """What comes of each checkpoint, in its turn; ``window`` says how many are under way at once.
+
+    It is asked after each, and bounds the memory of what waits its turn.
+    """
+    waiting: deque[tuple[int, Future[Outcome]]] = deque()
+    try:
+        for step, one in todo.items():
+            waiting.append((step, submit(step, one)))
+            if len(waiting) >= window():
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        for _, left in waiting:
+            left.cancel()
 
 
 def _scope_of(pending: Mapping[int, ListedCheckpoint], scope: ScopeLike) -> Scope | None:
@@ -409,55 +449,48 @@ def _scope_of(pending: Mapping[int, ListedCheckpoint], scope: ScopeLike) -> Scop
     return None
 
 
-def _failure(one: ListedCheckpoint, outcome: Outcome) -> Failure:
-    reason = str(outcome)
+def _why_failed(one: ListedCheckpoint, outcome: Outcome) -> str:
     if isinstance(outcome, Measured):
         cause = " ".join(outcome.failure.split())
-        reason = f"Cannot evaluate {redacted_url(one.url)}: {cause}"
-    return Failure(one.url, one.step, reason)
+        return f"Cannot evaluate {redacted_url(one.url)}: {cause}"
+    return str(outcome)
 
 
-def _too_late(one: ListedCheckpoint) -> Failure:
-    reason = (
+def _too_late(one: ListedCheckpoint) -> str:
+    return (
         f"Left out {redacted_url(one.url)}: expected checkpoints in the order of their steps, but "
         f"step {one.step} came after later ones had been measured. Replay once more, while they "
         "are all there, to take it in."
     )
-    return Failure(one.url, one.step, reason)
 
 
 # ------------------------------------------------------------------ what to measure, and when
 
 
-class Selection(NamedTuple):
-    """What is measured, and what is not."""
+def select(
+    listed: Sequence[ListedCheckpoint],
+) -> tuple[dict[int, ListedCheckpoint], list[ListedCheckpoint]]:
+    """What to measure, by rising step, and what not, with the reason.
 
-    pending: dict[int, ListedCheckpoint]  # by step, rising
-    left_out: list[Failure]  # passed over on purpose
-    unreadable: list[Failure]  # neither now nor in its turn, as its step is not known
-
-
-def select(listed: Sequence[ListedCheckpoint]) -> Selection:
-    """What to measure of what is there. A single checkpoint without a step stands for step 0."""
+    A single checkpoint without a step stands for step 0.
+    """
     if len(listed) == 1 and listed[0].state == "complete" and listed[0].step is None:
         listed = [replace(listed[0], step=0)]
     complete = {one.step for one in listed if one.state == "complete"}
     pending: dict[int, ListedCheckpoint] = {}
-    left_out, unreadable = [], []
+    others: list[ListedCheckpoint] = []
     for one in listed:
-        if one.state == "duplicate":
-            left_out.append(Failure(one.url, one.step, one.reason))
-        elif one.step is None and one.state == "complete":
+        if one.step is None and one.state == "complete":
             reason = (
                 f"Left out {redacted_url(one.url)}: expected a step in its contents or its name, "
                 "found none. Name it as in checkpoint-500."
             )
-            left_out.append(Failure(one.url, None, reason))
-        elif one.step is None:
-            unreadable.append(Failure(one.url, None, one.reason))
+            others.append(replace(one, reason=reason))
+        elif one.step is None or one.state == "duplicate":
+            others.append(one)
         elif one.state == "complete" or one.step not in complete:
             pending.setdefault(one.step, one)
-    return Selection(dict(sorted(pending.items())), left_out, unreadable)
+    return dict(sorted(pending.items())), others
 
 
 @dataclass(kw_only=True)
@@ -472,7 +505,6 @@ class Patience:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _since: dict[str, tuple[str, float]] = field(default_factory=dict)  # by URL: for what, when
-    _complete: dict[int, ListedCheckpoint] = field(default_factory=dict)  # at the last listing
 
     def __post_init__(self) -> None:
         expect_number("poll_s", self.poll_s, lambda s: s > 0.0, "seconds > 0")
@@ -481,19 +513,10 @@ class Patience:
         is_good = self.until is None or callable(self.until)
         expect(is_good, "until", "a function or None", self.until)
 
-    def gone(self, selection: Selection) -> list[ListedCheckpoint]:
-        """What was complete before and is not there any more."""
-        before, self._complete = self._complete, _complete(selection)
-        return [one for step, one in before.items() if step not in selection.pending]
-
-    def settled(self, selection: Selection) -> Selection:
+    def settled(self, pending: Mapping[int, ListedCheckpoint]) -> dict[int, ListedCheckpoint]:
         """What may be measured by now; what is still to be waited for is incomplete."""
-        last = max(_complete(selection), default=-1)
-        pending = {
-            step: self._settled(one, is_latest=step > last)
-            for step, one in selection.pending.items()
-        }
-        return selection._replace(pending=pending)
+        last = max((step for step, one in pending.items() if one.state == "complete"), default=-1)
+        return {step: self._settled(one, is_latest=step > last) for step, one in pending.items()}
 
     def _settled(self, one: ListedCheckpoint, *, is_latest: bool) -> ListedCheckpoint:
         if one.state == "complete":
@@ -516,10 +539,6 @@ class Patience:
         if self._since.get(one.url, ("", 0.0))[0] != what:
             self._since[one.url] = (what, now)
         return now - self._since[one.url][1]
-
-
-def _complete(selection: Selection) -> dict[int, ListedCheckpoint]:
-    return {step: one for step, one in selection.pending.items() if one.state == "complete"}
 
 
 # ------------------------------------------------------------------ the log of an earlier replay

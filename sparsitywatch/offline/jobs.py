@@ -9,9 +9,8 @@ import pickle
 import signal
 import threading
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +20,6 @@ import torch
 from torch import nn
 
 from sparsitywatch.checkpoints.base import load_into, stored_snapshot
-from sparsitywatch.checkpoints.discovery import ListedCheckpoint
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.storage import one_line
 from sparsitywatch.errors import CheckpointError, ConfigurationError
@@ -210,40 +208,6 @@ def window_of(executor: Executor | None) -> int:
     """How many checkpoints to have under way: two to each worker, so that none waits for work."""
     num_workers = getattr(executor, "_max_workers", None)
     return 2 * num_workers if isinstance(num_workers, int) and num_workers > 0 else _MANY
-
-
-def in_order(
-    jobs: Iterable[tuple[Plan, int, ListedCheckpoint]],
-    executor: Executor | None,
-    window: Callable[[], int],
-) -> Iterator[tuple[int, Outcome]]:
-    """What comes of each checkpoint, in their order; what cannot be measured passes in its turn.
-
-    Without an executor a job is run here and now, once the result before was taken. ``window``,
-    jobs under way at once, is asked after each: it bounds the memory of what waits its turn.
-    """
-    waiting: deque[tuple[int, Outcome | Future[Outcome]]] = deque()
-    try:
-        for plan, step, one in jobs:
-            if one.error is not None:
-                waiting.append((step, one.error))
-            elif executor is None:
-                waiting.append((step, measure(plan, step, one.url)))
-            else:
-                waiting.append((step, executor.submit(measure, plan, step, one.url)))
-            if executor is None or len(waiting) >= window():
-                yield _taken(waiting)
-        while waiting:
-            yield _taken(waiting)
-    finally:
-        for _, left in waiting:
-            if isinstance(left, Future):
-                left.cancel()
-
-
-def _taken(waiting: deque[tuple[int, Outcome | Future[Outcome]]]) -> tuple[int, Outcome]:
-    step, found = waiting.popleft()
-    return step, found.result() if isinstance(found, Future) else found
 
 
 @contextmanager

@@ -36,27 +36,26 @@ def listings(draw: st.DrawFn) -> list[ListedCheckpoint]:
 @pytest.mark.slow
 @given(listings())
 def test_each_step_once_and_nothing_is_left_out_in_silence(found: list[ListedCheckpoint]) -> None:
-    selection = select(found)
-    steps = list(selection.pending)
+    pending, others = select(found)
+    steps = list(pending)
     assert steps == sorted(steps)
     complete = {one.step: one.url for one in found if one.state == "complete"}
-    for step, one in selection.pending.items():
+    for step, one in pending.items():
         assert one in found
         # a complete one is never passed over for another of its step
         assert (one.step, one.url) == (step, complete.get(step, one.url))
-    told = {one.url for one in (*selection.left_out, *selection.unreadable)}
+    told = {one.url for one in others}
     for one in found:
-        is_told = one.url in told or one in selection.pending.values()
+        is_told = one.url in told or one in pending.values()
         # the only silence: a broken or unfinished one beside another one of its step
         assert is_told or (one.state in ("incomplete", "refused") and one.step in steps)
-    assert all(one.reason for one in (*selection.left_out, *selection.unreadable))
+    assert all(one.reason for one in others)
 
 
 def test_a_single_one_without_a_step_stands_for_step_zero() -> None:
     alone = ListedCheckpoint(url="u", step=None, step_from="", format="torch", state="complete")
-    assert select([alone]).pending == {0: replace(alone, step=0)}
+    assert select([alone]) == ({0: replace(alone, step=0)}, [])
     broken = ListedCheckpoint(
         url="v", step=None, step_from="", format="", state="refused", reason="why"
     )
-    assert select([broken]).pending == {}
-    assert [one.reason for one in select([broken]).unreadable] == ["why"]
+    assert select([broken]) == ({}, [broken])

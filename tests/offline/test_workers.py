@@ -22,8 +22,8 @@ from contracts.stored_run import NUM, detectors, on_disk
 import sparsitywatch as sw
 from sparsitywatch.checkpoints.discovery import ListedCheckpoint
 from sparsitywatch.errors import CheckpointError, ConfigurationError
-from sparsitywatch.offline import jobs as workers
-from sparsitywatch.offline.jobs import Outcome, Plan, processes
+from sparsitywatch.offline import driver
+from sparsitywatch.offline.jobs import Outcome, Plan, processes, window_of
 
 Pool = Callable[[int], ProcessPoolExecutor]
 
@@ -122,8 +122,8 @@ def test_without_a_model_one_checkpoint_is_read_ahead(run, monkeypatch) -> None:
                 assert next_one.wait_for(lambda: len(begun) > len(done), timeout=60)
         assert len(begun) <= len(done) + 1
 
-    plain, done = workers.measure, list[int]()
-    monkeypatch.setattr(workers, "measure", measure)
+    plain, done = driver.measure, list[int]()
+    monkeypatch.setattr(driver, "measure", measure)
     sw.replay(run, logdir=None, on_record=[on_record], strict=True)
     assert begun == done == sorted(done)
     assert len(done) == NUM
@@ -132,23 +132,22 @@ def test_without_a_model_one_checkpoint_is_read_ahead(run, monkeypatch) -> None:
 
 def test_how_many_at_once() -> None:
     with ThreadPoolExecutor(3) as pool:
-        assert workers.window_of(pool) == 6
-    assert workers.window_of(Counting()) == 16
-    assert workers.window_of(None) == 16
+        assert window_of(pool) == 6
+    assert window_of(Counting()) == 16
+    assert window_of(None) == 16
 
 
 def test_what_waits_is_cancelled_when_nobody_asks_any_more() -> None:
     submitted = []
     one = ListedCheckpoint(url="u", step=1, step_from="name", format="torch", state="complete")
 
-    class Never(Executor):
-        def submit(self, function, /, *arguments, **options) -> Future:
-            submitted.append(Future())
-            if len(submitted) == 1:
-                submitted[0].set_result(CheckpointError("first"))
-            return submitted[-1]
+    def submit(*_: object) -> Future:
+        submitted.append(Future())
+        if len(submitted) == 1:
+            submitted[0].set_result(CheckpointError("first"))
+        return submitted[-1]
 
-    looks = workers.in_order([(None, 1, one)] * 5, Never(), window=lambda: 3)
+    looks = driver.in_order(dict.fromkeys(range(1, 6), one), submit, window=lambda: 3)
     step, outcome = next(looks)
     assert (step, str(outcome)) == (1, "first")
     looks.close()
