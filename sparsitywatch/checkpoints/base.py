@@ -6,91 +6,26 @@ import math
 import threading
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from sparsitywatch.checkpoints.storage import ByteSource, Location, one_line
-from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.checkpoints.storage import (
+    ByteSource,
+    Location,
+    ReadingError,
+    RefusedError,
+    reading,
+)
+from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.layout import Entry, clean_name, clean_names, unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import LazyTensors, Snapshot
 
 #: Longest name of a tensor, in characters; real ones have some dozens.
 _MAX_NAME = 4096
-
-
-class ReadingError(Exception):
-    """Why something cannot be read, and what to do; ``reading`` completes it with the file."""
-
-    error: type[CheckpointError] = CheckpointError
-    form = "Cannot read {where}: {cause}"
-
-    def __init__(self, cause: str, tensor: str | None = None) -> None:
-        super().__init__(cause)
-        self.tensor = tensor
-
-    def at(self, url: str, tensor: str | None = None) -> CheckpointError:
-        """The error with the file, and the tensor where there is one."""
-        name = self.tensor or tensor
-        where = url if name is None else f"{url}, tensor {name[:120]!r}"
-        return self.error(self.form.format(where=where, cause=self))
-
-
-class UnfinishedError(ReadingError):
-    """The same of what may be there later."""
-
-    error = IncompleteCheckpointError
-
-
-class RefusedError(ReadingError):
-    """What a checkpoint says of itself and is not true."""
-
-    form = "Refused {where}: {cause}. The file is damaged or forged; save it again."
-
-
-@contextmanager
-def reading(url: str, tensor: str | None = None) -> Iterator[None]:
-    """The boundary around the bytes of one file: whatever they bring about is one line about it.
-
-    Readers say what they know to be wrong. No list of what else bytes can raise is long enough:
-    ``RecursionError``, ``OverflowError``, ``struct.error``. Ctrl-C and an exit pass.
-    """
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except ReadingError as error:
-        raise error.at(url, tensor) from error
-    except MemoryError as error:
-        cause = (
-            "expected that memory holds what it describes, it does not. Give more memory, or save "
-            "it again if it is a small one."
-        )
-        raise ReadingError(cause).at(url, tensor) from error
-    except Exception as error:
-        cause = "The file is damaged, or of a kind that is not known here; save it again."
-        raise ReadingError(f"{one_line(error)}. {cause}").at(url, tensor) from error
-
-
-def cut_off(name: str, end: int, size: int) -> UnfinishedError:
-    """A tensor that ends behind the end of its file."""
-    return UnfinishedError(
-        f"expected it to end at byte {end}, but the file ends at {size}. It may be half-written, "
-        "or truncated.",
-        name,
-    )
-
-
-def no_weights(entry: Entry) -> ReadingError:
-    """A tensor that is what it says, and still holds no weights to be read."""
-    return ReadingError(
-        f"expected weights, but {entry.problem}. Leave it out of the scope, or save the model in "
-        "bfloat16 or float32.",
-        entry.name,
-    )
 
 
 def as_step(node: object) -> int | None:
@@ -137,7 +72,7 @@ class StridedTensor(StoredTensor):
     """A tensor whose elements lie in one file as they lie in memory."""
 
     source: ByteSource
-    start: int | Callable[[], int]  # the first byte, or what finds it when it is needed
+    start: int  # the first byte
     num_bytes: int  # from its first element to its last
     stride: tuple[int, ...] | None = None  # in elements; None: they lie in flat order
     crc: int | None = None  # the checksum of its bytes that the file itself states, if any
@@ -160,11 +95,10 @@ class StridedTensor(StoredTensor):
         if self.num_bytes == 0:
             return
         with reading(self.source.url, self.entry.name):
-            start = self.start if isinstance(self.start, int) else self.start()
             crc = 0
             for done in range(0, self.num_bytes, len(buffer)):
                 chunk = buffer[: self.num_bytes - done]
-                self.source.fill(chunk, start + done)
+                self.source.fill(chunk, self.start + done)
                 crc = crc if self.crc is None else zlib.crc32(chunk, crc)
                 yield chunk
             if self.crc is not None and crc != self.crc:
@@ -247,6 +181,17 @@ def _with_codes_told(stored: Stored) -> dict[str, StoredTensor]:
 
 # ------------------------------------------------------------------ checkpoints
 
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a reader finds."""
+
+    place: Location  # the files that are open there are closed with the checkpoint
+    format: str  # how it is stored, such as "safetensors"
+    stored: Stored  # of the model, no optimizer state, in the order of the files
+    step: int | Callable[[], int | None] | None = None  # done, or what looks it up when asked
+
+
 #: Bytes that are read before they are counted. From a local file: what stays in a core's cache,
 #: and is long beside the wait for the interpreter lock that comes between two of them. From a
 #: remote storage: what is long beside the wait for an answer.
@@ -261,28 +206,22 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
     a checkpoint that was open at a fork is not for the child.
     """
 
-    def __init__(
-        self,
-        place: Location,  # the files that are open there are closed with this
-        format: str,  # noqa: A002 how it is stored, such as "safetensors"
-        stored: Stored,  # of the model, no optimizer state, in the order of the files
-        step: int | Callable[[], int | None] | None = None,  # done, or what looks it up when asked
-    ) -> None:
-        self.url = place.shown
-        self.format = format
-        self._place = place
-        self._step = step
+    def __init__(self, contents: Contents) -> None:
+        self.url = contents.place.shown
+        self.format = contents.format
+        self._place = contents.place
+        self._step = contents.step
         #: How long the buffer for ``chunks`` should be.
-        self.chunk_bytes = _CHUNK_BYTES if place.is_local else _REMOTE_CHUNK_BYTES
+        self.chunk_bytes = _CHUNK_BYTES if self._place.is_local else _REMOTE_CHUNK_BYTES
         self._stored: dict[str, StoredTensor] = {}
-        for name, one in _with_codes_told(_by_clean_names(stored)).items():
+        for name, one in _with_codes_told(_by_clean_names(contents.stored)).items():
             if one.entry.name != name:
                 one = replace(one, entry=replace(one.entry, name=name))
             self._stored[name] = one
         if not self._stored:
             raise ReadingError(
-                f"expected tensors, found none in {format}. Name the file or folder that holds the "
-                "model's weights."
+                f"expected tensors, found none in {self.format}. Name the file or folder that "
+                "holds the model's weights."
             )
 
     @property
@@ -353,6 +292,15 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
 # ------------------------------------------------------------------ what is made of one
 
 
+def no_weights(entry: Entry) -> ReadingError:
+    """A tensor that is what it says, and still holds no weights to be read."""
+    return ReadingError(
+        f"expected weights, but {entry.problem}. Leave it out of the scope, or save the model in "
+        "bfloat16 or float32.",
+        entry.name,
+    )
+
+
 def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot:
     """The in-scope weights of an open checkpoint, to be read while it is open."""
     there = {entry.name: entry for entry in checkpoint.entries()}
@@ -398,12 +346,11 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     chosen: dict[str, torch.Tensor] = {}
     for names in ties.values():
         found = next((name for name in names if name in stored), names[0])
-        problem = _why_not(stored.get(found), own[found])
-        if found not in stored:
-            problem = (
-                "the model has it, the checkpoint does not; it has names such as "
-                f"{', '.join(list(stored)[:3])}"
-            )
+        if found in stored:
+            problem = _why_not(stored[found], own[found])
+        else:
+            some = ", ".join(list(stored)[:3])
+            problem = f"the model has it, the checkpoint does not; it has names such as {some}"
         if problem:
             raise CheckpointError(
                 f"Cannot load {checkpoint.url}, tensor {found!r}: {problem}. Give the model that "
@@ -415,10 +362,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
             chosen[name].copy_(tensor)
 
 
-def _why_not(stored: Entry | None, own: torch.Tensor) -> str:
+def _why_not(stored: Entry, own: torch.Tensor) -> str:
     """Why a tensor of a model cannot take the values of a checkpoint's; empty if it can."""
-    if stored is None:
-        return ""
     if stored.problem:
         return f"expected weights, but {stored.problem}"
     if stored.shape != tuple(own.shape):

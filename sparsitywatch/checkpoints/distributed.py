@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsitywatch.checkpoints.base import (
-    Checkpoint,
+from sparsitywatch.checkpoints.base import Contents, Signature, StoredTensor, as_step
+from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
+from sparsitywatch.checkpoints.storage import (
+    Location,
     ReadingError,
     RefusedError,
-    Signature,
-    StoredTensor,
-    as_step,
+    Source,
+    Window,
     cut_off,
     reading,
 )
-from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
-from sparsitywatch.checkpoints.storage import Location, Source, Window
 from sparsitywatch.checkpoints.torch_file import (
     MODEL_KEYS,
     STEP_KEYS,
@@ -74,14 +73,8 @@ def is_distributed(seen: Signature) -> bool:
     return _METADATA in seen.names or any(name.endswith(".distcp") for name in seen.names)
 
 
-def open_distributed(place: Location, _: Signature) -> Checkpoint:
+def read_distributed(place: Location, _: Signature | None = None) -> Contents:
     """A folder of torch.distributed.checkpoint; needs no process group."""
-    stored, find_step = read_distributed(place)
-    return Checkpoint(place, "distributed", stored, find_step)
-
-
-def read_distributed(place: Location) -> tuple[dict[str, StoredTensor], Callable[[], int | None]]:
-    """The tensors of the model by name, and what looks the step up."""
     source = place.inside(_METADATA).open()
     with reading(source.url):
         if source.size > _MAX_METADATA_BYTES:
@@ -99,7 +92,8 @@ def read_distributed(place: Location) -> tuple[dict[str, StoredTensor], Callable
         first = min(((files[p.file].url, p.start) for p in one.pieces), default=("", 0))
         entry = Entry(name=name, shape=one.shape, dtype=one.dtype)
         stored[name] = _ChunkedTensor(entry=entry, position=first, pieces=one.pieces, files=files)
-    return stored, partial(_step, place, places)
+    find_step = partial(_step, place, places)
+    return Contents(place=place, format="distributed", stored=stored, step=find_step)
 
 
 def _of_the_model(tensors: Mapping[str, Described]) -> dict[str, Described]:

@@ -1,4 +1,7 @@
-"""From a URL to the reader of what lies there: the list of formats, and transformers' folders."""
+"""From a URL to the reader of what lies there: the formats of Hugging Face, and the list of all.
+
+Reference: https://github.com/huggingface/safetensors (README, section "Format").
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,180 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
+import torch
+
 from sparsitywatch.checkpoints.base import (
     Checkpoint,
+    Contents,
+    Signature,
+    Stored,
+    StoredTensor,
+    StridedTensor,
+    as_step,
+)
+from sparsitywatch.checkpoints.distributed import is_distributed, read_distributed
+from sparsitywatch.checkpoints.storage import (
+    Location,
     ReadingError,
     RefusedError,
-    Signature,
-    StoredTensor,
+    Source,
     UnfinishedError,
-    as_step,
+    cut_off,
     reading,
 )
-from sparsitywatch.checkpoints.distributed import is_distributed, open_distributed, read_distributed
-from sparsitywatch.checkpoints.safetensors import is_safetensors, open_safetensors, read_safetensors
-from sparsitywatch.checkpoints.storage import Location
 from sparsitywatch.checkpoints.torch_file import (
+    as_sizes,
     is_deepspeed,
     is_torch,
-    open_deepspeed,
-    open_torch,
+    read_deepspeed,
     read_torch,
 )
 from sparsitywatch.errors import is_number
 from sparsitywatch.weights.layout import Entry
+
+# ------------------------------------------------------------------ safetensors
+
+#: The cap of the safetensors library.
+_MAX_HEADER_BYTES = 100_000_000
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+#: dtypes that only some versions of torch have: scales and codes of quantised weights.
+_NEWER = {"F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+          "F8_E5M2FNUZ": "float8_e5m2fnuz"}  # fmt: skip
+_KNOWN = {**DTYPES, **{k: vars(torch)[name] for k, name in _NEWER.items() if name in vars(torch)}}
+#: dtypes of which several elements share bytes, by the bits of one.
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+#: How names of dtypes look; one that is not known here is of a newer format.
+_KIND = re.compile(r"[A-Z][A-Z0-9_]{0,23}")
+
+
+#: dtype, shape, first and last byte of a tensor in a header.
+Described = tuple[str, tuple[int, ...], int, int]
+
+
+def is_safetensors(seen: Signature) -> bool:
+    """Whether a file is one of safetensors, or says so."""
+    return seen.own_name.endswith(".safetensors") or seen.start[8:9] == b"{"
+
+
+def read_safetensors(file: Location, _: Signature | None = None) -> Contents:
+    """One file; only its header is read."""
+    source = file.open()
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise RefusedError(f"expected a header of at most {_MAX_HEADER_BYTES} bytes, got {length}")
+    header = _parse(source.read(8, length))
+    stored = _placed(source, header, 8 + length)
+    return Contents(place=file, format="safetensors", stored=stored)
+
+
+def _placed(source: Source, header: Mapping[str, Described], start: int) -> dict[str, StoredTensor]:
+    """The described tensors, which lie one behind the other from ``start`` to the end."""
+    stored: dict[str, StoredTensor] = {}
+    end = 0
+    for name, one in sorted(header.items(), key=lambda item: (item[1][2:], item[0])):
+        kind, shape, begin, stop = one
+        if begin != end:
+            what = "overlaps the tensor before it" if begin < end else "leaves a hole before it"
+            raise RefusedError(f"it {what} (from byte {begin}, expected {end})", name)
+        end = stop
+        if start + end > source.size:
+            raise cut_off(name, start + end, source.size)
+        position = (source.url, start + begin)
+        if kind in _KNOWN:
+            stored[name] = StridedTensor(
+                entry=Entry(name=name, shape=shape, dtype=_KNOWN[kind]),
+                position=position,
+                source=source,
+                start=start + begin,
+                num_bytes=stop - begin,
+            )
+        else:
+            problem = f"it is of dtype {kind}, which cannot be read here"
+            entry = Entry(
+                name=name, shape=shape, dtype=torch.uint8, stored_as=kind, problem=problem
+            )
+            stored[name] = StoredTensor(entry=entry, position=position)
+    if start + end != source.size:
+        raise RefusedError(
+            f"expected the file to end with its last tensor at byte {start + end}, but it has "
+            f"{source.size}"
+        )
+    return stored
+
+
+def _parse(data: bytes) -> dict[str, Described]:
+    """The description of every tensor in a header."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
+            raise RefusedError(f"expected names that occur once, got {twice[:80]!r} twice")
+        return found
+
+    try:
+        header = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        header = None
+    except ValueError as error:
+        raise RefusedError("a header with a number of thousands of digits") from error
+    if not isinstance(header, dict):
+        raise RefusedError("expected a safetensors header in JSON, got something else")
+    header.pop("__metadata__", None)
+    return {name: _described(name, value) for name, value in header.items()}
+
+
+def _described(name: str, value: Any) -> Described:
+    if not isinstance(value, dict):
+        raise RefusedError(f"expected a description, got {str(value)[:80]!r}", name)
+    kind = value.get("dtype")
+    if not isinstance(kind, str) or not _KIND.fullmatch(kind):
+        known = ", ".join(DTYPES)
+        raise RefusedError(f"expected a dtype such as {known}, got {str(kind)[:40]!r}", name)
+    shape, offsets = as_sizes(value.get("shape")), as_sizes(value.get("data_offsets"))
+    if shape is None:
+        came = str(value.get("shape"))[:80]
+        raise RefusedError(f"expected a shape of some whole numbers, got {came}", name)
+    if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
+        came = str(value.get("data_offsets"))[:80]
+        raise RefusedError(f"expected two rising offsets, got {came}", name)
+    num_bytes = offsets[1] - offsets[0]
+    bits = 8 * _KNOWN[kind].itemsize if kind in _KNOWN else _BITS.get(kind)
+    size = None if bits is None else -(-math.prod(shape) * bits // 8)
+    # of a dtype that nobody here knows at most a number is as long as the longest one
+    is_true = num_bytes <= math.prod(shape) * 16 if size is None else num_bytes == size
+    if not is_true:
+        raise RefusedError(
+            f"expected {str(size)[:40]} bytes for shape {str(shape)[:80]} of {kind}, got offsets "
+            f"for {num_bytes}",
+            name,
+        )
+    return kind, shape, offsets[0], offsets[1]
+
 
 # ------------------------------------------------------------------ transformers
 
@@ -73,8 +224,8 @@ def is_inside(name: str) -> bool:
     return is_known or _OF_A_RANK.match(name) is not None
 
 
-def _open_huggingface(place: Location, seen: Signature) -> Checkpoint:
-    """A folder of transformers as a checkpoint. Pickled settings beside it are never read."""
+def _read_huggingface(place: Location, seen: Signature) -> Contents:
+    """A folder of transformers. Pickled settings beside it are never read."""
     names = seen.names
     main = next((name for name in _WEIGHT_FILES if name in names), None)
     is_sharded = main is None and FSDP_FOLDER in names
@@ -91,23 +242,26 @@ def _open_huggingface(place: Location, seen: Signature) -> Checkpoint:
         raise UnfinishedError(
             f"expected {what}, found none. The Trainer may still be writing the checkpoint."
         )
-    step: int | Callable[[], int | None] | None = None
-    if _TRAINER_STATE in names:
-        step = as_step(_read_json(place.inside(_TRAINER_STATE)).get("global_step"))
     if main is None:
-        stored, find_step = read_distributed(place.inside(FSDP_FOLDER))
-        kind, step = "distributed", find_step if step is None else step
+        found = read_distributed(place.inside(FSDP_FOLDER))
+        kind, stored, step = found.format, found.stored, found.step
     else:
-        stored = _read_sharded(place, main) if main.endswith(_INDEX) else _read(place.inside(main))
-        kind = "safetensors" if ".safetensors" in main else "torch"
-    return Checkpoint(place, f"huggingface/{kind}", stored, step)
+        kind, step = "safetensors" if ".safetensors" in main else "torch", None
+        is_index = main.endswith(_INDEX)
+        stored = _read_sharded(place, main) if is_index else _read_file(place.inside(main))
+    if _TRAINER_STATE in names:
+        stated = as_step(_read_json(place.inside(_TRAINER_STATE)).get("global_step"))
+        step = step if stated is None else stated
+    return Contents(place=place, format=f"huggingface/{kind}", stored=stored, step=step)
 
 
-def _read(file: Location) -> dict[str, StoredTensor]:
-    return read_safetensors(file) if file.path.endswith(".safetensors") else read_torch(file)[0]
+def _read_file(file: Location) -> Stored:
+    with reading(file.shown):
+        read = read_safetensors if file.path.endswith(".safetensors") else read_torch
+        return read(file).stored
 
 
-def _read_sharded(place: Location, index: str) -> dict[str, StoredTensor]:
+def _read_sharded(place: Location, index: str) -> Stored:
     """The tensors of all shards by name, in the order of the index."""
     files = _read_json(place.inside(index)).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
@@ -116,7 +270,7 @@ def _read_sharded(place: Location, index: str) -> dict[str, StoredTensor]:
         )
     found: dict[str, StoredTensor] = {}
     for file in dict.fromkeys(files.values()):
-        shard = _read(place.inside(file))
+        shard = _read_file(place.inside(file))
         found |= {name: shard[name] for name in shard if files.get(name) == file}
     for name, file in files.items():
         if name not in found:
@@ -194,7 +348,7 @@ def _is_nanotron(seen: Signature) -> bool:
     return "checkpoint_metadata.json" in seen.names and "model" in seen.names
 
 
-def _refuse_nanotron(*_: object) -> Checkpoint:
+def _refuse_nanotron(*_: object) -> Contents:
     raise ReadingError(
         "expected a checkpoint, got a folder of nanotron, which is not read. Convert it with "
         "nanotron's examples/llama/convert_nanotron_to_hf.py and read the result."
@@ -229,18 +383,18 @@ def foreign(names: Iterable[str]) -> str:
 # ------------------------------------------------------------------ the list, and what it opens
 
 Matches = Callable[[Signature], bool]
-Open = Callable[[Location, Signature], Checkpoint]
+Read = Callable[[Location, Signature], Contents]
 
 #: How a place is read: by the first that matches.
-FORMATS: Sequence[tuple[str, Matches, Open]] = (
-    ("torch", is_torch, open_torch),
-    ("safetensors", is_safetensors, open_safetensors),
-    ("distributed", is_distributed, open_distributed),
+FORMATS: Sequence[tuple[str, Matches, Read]] = (
+    ("torch", is_torch, read_torch),
+    ("safetensors", is_safetensors, read_safetensors),
+    ("distributed", is_distributed, read_distributed),
     # a Trainer under DeepSpeed writes whole weights beside the partitions where it can
-    ("huggingface", _has_weights, _open_huggingface),
+    ("huggingface", _has_weights, _read_huggingface),
     ("nanotron", _is_nanotron, _refuse_nanotron),
-    ("deepspeed", is_deepspeed, open_deepspeed),
-    ("huggingface", _is_begun, _open_huggingface),
+    ("deepspeed", is_deepspeed, read_deepspeed),
+    ("huggingface", _is_begun, _read_huggingface),
 )
 
 _START_BYTES = 14
@@ -278,12 +432,10 @@ def open_checkpoint(
             place, seen = place.at(parent), Signature(names=[name])
         else:
             seen = Signature(own_name=name, start=_start(place))
-        for _, matches, open_it in FORMATS:
-            if matches(seen):
-                checkpoint = open_it(place, seen)
-                break
-        else:
+        read = next((read for _, matches, read in FORMATS if matches(seen)), None)
+        if read is None:
             raise _unknown(seen)
+        checkpoint = Checkpoint(read(place, seen))
         if _is_adapter(checkpoint.entries()):
             raise ReadingError(_ADAPTER)
         unless_open.pop_all()

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Hashable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from itertools import islice
 from operator import attrgetter
 from typing import Any
@@ -21,18 +19,25 @@ from typing import Any
 import torch
 
 from sparsitywatch.checkpoints.base import (
-    Checkpoint,
-    ReadingError,
-    RefusedError,
+    Contents,
     Signature,
     StoredTensor,
     StridedTensor,
-    UnfinishedError,
     as_step,
-    reading,
 )
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words, read_inert
-from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location
+from sparsitywatch.checkpoints.storage import (
+    ARCHIVE_HEADER_BYTES,
+    ARCHIVE_START,
+    ArchiveRecord,
+    ByteSource,
+    DescriptionFile,
+    Location,
+    ReadingError,
+    RefusedError,
+    UnfinishedError,
+    reading,
+)
 from sparsitywatch.weights.layout import Entry
 
 #: Keys under which a checkpoint keeps the model, in the order in which they are tried.
@@ -40,8 +45,7 @@ MODEL_KEYS = ("state_dict", "model", "module", "model_state_dict", "net")
 #: Keys under which a checkpoint keeps the number of optimizer steps done.
 STEP_KEYS = ("global_step", "iter_num", "step", "global_steps", "iteration", "num_updates",
              "steps_done")  # fmt: skip
-#: How archives begin, and files from before version 1.6: with the pickled magic number.
-_START = b"PK\x03\x04"
+#: How files from before version 1.6 begin: with the pickled magic number.
 _OLD_START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
 _MAX_DEPTH = 3
@@ -52,37 +56,36 @@ _COMPOSER_STEP = (_COMPOSER, "timestamp", "Timestamp", "batch")
 
 def is_torch(seen: Signature) -> bool:
     """Whether a file is one of torch.save."""
-    return seen.start.startswith((_START, _OLD_START))
+    return seen.start.startswith((ARCHIVE_START, _OLD_START))
 
 
-def open_torch(place: Location, _: Signature) -> Checkpoint:
-    """A file of torch.save as a checkpoint: nanoGPT's, Lightning's, a bare state dict."""
-    stored, tree = read_torch(place)
+def read_torch(file: Location, _: Signature | None = None) -> Contents:
+    """A file of torch.save: nanoGPT's, Lightning's, a bare state dict."""
+    return _read(file)[0]
+
+
+def _read(file: Location) -> tuple[Contents, Any]:
+    """What a file holds of a model, and all that it describes."""
+    source = file.open()
+    tree, records = read_torch_zip(source)
+    weights, around = _search(tree, set()), _around_model(tree)
+    # a loss beside the model does not make the top a state dict
+    if around is not None and (weights is None or weights is tree):
+        weights = _search(around, set())
+    if weights is None:
+        raise ReadingError(
+            f"expected a state dict, or one under {', '.join(MODEL_KEYS)}; got {_what(tree)}. "
+            "Save model.state_dict() and read that."
+        )
     kind = "torch"
     if isinstance(tree, dict) and "pytorch-lightning_version" in tree:
         kind = "lightning"
-    elif isinstance(tree, dict) and _around_model(tree) is tree.get(_COMPOSER, tree):
+    elif isinstance(tree, dict) and around is tree.get(_COMPOSER, tree):
         kind = "composer"
-    return Checkpoint(place, kind, stored, step_in(tree))
-
-
-def read_torch(place: Location) -> tuple[dict[str, StoredTensor], Any]:
-    """The tensors of the model by name, and all that a file describes."""
-    source = place.open()
-    with reading(source.url):
-        tree, records = read_torch_zip(source)
-        weights = _search(tree, set())
-        # a loss beside the model does not make the top a state dict
-        inner = _around_model(tree) if weights is None or weights is tree else None
-        if inner is not None:
-            weights = _search(inner, set())
-        if weights is None:
-            raise ReadingError(
-                f"expected a state dict, or one under {', '.join(MODEL_KEYS)}; got {_what(tree)}. "
-                "Save model.state_dict() and read that."
-            )
-        nodes = {key: node for key, node in weights.items() if _is_tensor(node)}
-        return _stored_tensors(source, nodes, records), tree
+    nodes = {key: node for key, node in weights.items() if _is_tensor(node)}
+    stored = _stored_tensors(source, nodes, records)
+    step = _step_in(tree, around)
+    return Contents(place=file, format=kind, stored=stored, step=step), tree
 
 
 def _function(node: Any) -> Global | None:
@@ -136,17 +139,13 @@ def _what(tree: Any) -> str:
     return f"{in_words(tree)}, which is never made" if isinstance(tree, Call) else in_words(tree)
 
 
-def step_in(tree: Any) -> int | None:
+def _step_in(tree: Any, around: Mapping[Any, Any] | None) -> int | None:
     """The number of optimizer steps that a checkpoint states, at its top or beside the model."""
-    for node in (tree, _around_model(tree)):
-        if isinstance(node, dict):
-            for key in STEP_KEYS:
-                if key in node and (step := as_step(node[key])) is not None:
-                    return step
-    node = tree
+    tops = [top for top in (tree, around) if isinstance(top, dict)]
+    found = [as_step(top.get(key)) for top in tops for key in STEP_KEYS]
     for key in _COMPOSER_STEP:
-        node = node.get(key) if isinstance(node, dict) else None
-    return None if node is None else as_step(node)
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return next((step for step in (*found, as_step(tree)) if step is not None), None)
 
 
 # ------------------------------------------------------------------ zip archives
@@ -155,39 +154,9 @@ def step_in(tree: Any) -> int | None:
 _MAX_PICKLE_BYTES = 256 * 2**20
 #: Largest table of contents that is read: some hundred thousand records.
 _MAX_CONTENTS_BYTES = 64 * 2**20
-_LOCAL_HEADER_BYTES = 30
 
 
-@dataclass(frozen=True)
-class Record:
-    """A record of an archive, checked against its table of contents; its bytes lie as they are."""
-
-    source: ByteSource
-    member: zipfile.ZipInfo
-
-    def start(self, offset: int = 0) -> int:
-        """Where a byte of it lies: they begin behind a local header that torch pads."""
-        header = bytearray(_LOCAL_HEADER_BYTES)
-        self.source.fill(memoryview(header), self.member.header_offset)
-        if header[:4] != _START:
-            raise RefusedError(f"the record {self.member.filename[:80]!r} has a false header")
-        name_length, extra_length = struct.unpack("<HH", header[26:30])
-        begin = self.member.header_offset + len(header) + int(name_length) + int(extra_length)
-        if begin + self.member.file_size > self.source.size:
-            raise RefusedError(f"the record {self.member.filename[:80]!r} reaches too far")
-        return begin + offset
-
-    def read(self) -> bytes:
-        """All of it, of a small one: nothing is ever unpacked."""
-        data = self.source.read(self.start(), self.member.file_size)
-        if self.member.CRC and zlib.crc32(data) != self.member.CRC:
-            raise RefusedError(
-                f"the record {self.member.filename[:80]!r} does not match its checksum"
-            )
-        return data
-
-
-def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, Record]]:
+def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, ArchiveRecord]]:
     """What an archive describes, and the records of its storages by their keys."""
     records = _records(source)
     pickle = next((name for name in records if name.endswith("/data.pkl")), None)
@@ -199,19 +168,19 @@ def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, Record]]:
     root = pickle.removesuffix("data.pkl")
     order = records.get(f"{root}byteorder")
     # the checksum says it without another two reads, each a request to a remote storage
-    if order is not None and zlib.crc32(b"little") != order.member.CRC:
-        word = order.read() if order.member.file_size <= len("little") else b""
+    if order is not None and zlib.crc32(b"little") != order.crc:
+        word = order.read_all() if order.size <= len("little") else b""
         if word != b"little":
             raise ReadingError(
                 f"expected little-endian tensors, got byte order {word!r}. Save it again on a "
                 "little-endian machine, or as safetensors."
             )
-    size = records[pickle].member.file_size
+    size = records[pickle].size
     if size > _MAX_PICKLE_BYTES:
         raise RefusedError(
             f"expected a description of at most {_MAX_PICKLE_BYTES} bytes, got one of {size}"
         )
-    data = records[pickle].read()
+    data = records[pickle].read_all()
     try:
         tree = read_inert(data)
     except ValueError as error:
@@ -231,7 +200,7 @@ def _kind_of(names: Collection[str]) -> str:
     return " (one of Keras)" if "model.weights.h5" in names else ""
 
 
-def _records(source: ByteSource) -> dict[str, Record]:
+def _records(source: ByteSource) -> dict[str, ArchiveRecord]:
     """The records by name, each as long as it says, inside the file, beside the others."""
     file: Any = DescriptionFile(source, _MAX_CONTENTS_BYTES)
     try:
@@ -251,7 +220,7 @@ def _records(source: ByteSource) -> dict[str, Record]:
             "expected a state dict, got a TorchScript program. Save its weights: "
             "torch.save(torch.jit.load(path).state_dict(), other_path)."
         )
-    records: dict[str, Record] = {}
+    records: dict[str, ArchiveRecord] = {}
     end = 0
     for member in sorted(archive.infolist(), key=attrgetter("header_offset")):
         what = f"the record {member.filename[:80]!r}"
@@ -263,10 +232,10 @@ def _records(source: ByteSource) -> dict[str, Record]:
             raise RefusedError(f"{what} is encrypted")
         if member.header_offset < end:
             raise RefusedError(f"{what} overlaps the one before it")
-        end = member.header_offset + _LOCAL_HEADER_BYTES + member.file_size
+        end = member.header_offset + ARCHIVE_HEADER_BYTES + member.file_size
         if member.header_offset < 0 or end > source.size:
             raise RefusedError(f"{what} reaches beyond the end of the file")
-        records[member.filename] = Record(source, member)
+        records[member.filename] = ArchiveRecord(source, member)
     return records
 
 
@@ -367,7 +336,7 @@ _MAX_TIMES_SIZE, _MAX_EXPANDED_BYTES = 4, 64 * 2**20
 
 
 def _stored_tensors(
-    source: ByteSource, weights: Mapping[Any, Any], records: Mapping[str, Record]
+    source: ByteSource, weights: Mapping[Any, Any], records: Mapping[str, ArchiveRecord]
 ) -> dict[str, StoredTensor]:
     """The tensors of a state dict by name, out of nodes that describe tensors of any kind.
 
@@ -395,7 +364,7 @@ def _stored_tensors(
 
 
 def stored_tensor(
-    source: ByteSource, name: str, node: Any, records: Mapping[str, Record]
+    source: ByteSource, name: str, node: Any, records: Mapping[str, ArchiveRecord]
 ) -> StoredTensor:
     """The tensor of a node, its place in the file checked against that of its storage."""
     call = _plain_call(node)
@@ -409,25 +378,25 @@ def stored_tensor(
         raise RefusedError("its shape, strides and offset contradict each other", name)
     if key not in records:
         raise RefusedError(f"its storage {key[:40]!r} is not in the file", name)
-    member = records[key].member
+    record = records[key]
     reach, is_flat = extent(shape, stride)
     begin, num_bytes = offset * dtype.itemsize, reach * dtype.itemsize
-    if begin + num_bytes > member.file_size:
+    if begin + num_bytes > record.size:
         raise RefusedError(
             f"expected shape {shape} with strides {stride} of {dtype} inside its storage of "
-            f"{member.file_size} bytes, it needs {begin + num_bytes}",
+            f"{record.size} bytes, it needs {begin + num_bytes}",
             name,
         )
     storage = (source.path, key, offset, shape, stride)
     return StridedTensor(
         entry=Entry(name=name, shape=shape, dtype=dtype, storage=storage),
-        position=(source.url, member.header_offset + begin),
-        source=source,
-        start=partial(records[key].start, begin),
+        position=(record.url, record.position + begin),
+        source=record,
+        start=begin,
         num_bytes=num_bytes,
         stride=None if is_flat else stride,
         # torch writes 0 where it was asked to compute none
-        crc=(member.CRC or None) if num_bytes == member.file_size else None,
+        crc=(record.crc or None) if num_bytes == record.size else None,
     )
 
 
@@ -481,8 +450,8 @@ def is_deepspeed(seen: Signature) -> bool:
     return bool(tags) and (_LATEST in seen.names or "zero_to_fp32.py" in seen.names)
 
 
-def open_deepspeed(place: Location, seen: Signature) -> Checkpoint:
-    """A folder of DeepSpeed, or the one inside that its ``latest`` names, as a checkpoint.
+def read_deepspeed(place: Location, seen: Signature) -> Contents:
+    """A folder of DeepSpeed, or the one inside that its ``latest`` names.
 
     The weights are in the precision that the training computes in; what ZeRO keeps in single
     precision beside them is in partitions.
@@ -496,7 +465,9 @@ def open_deepspeed(place: Location, seen: Signature) -> Checkpoint:
             states = [name for name in place.names() if name.endswith(_STATES)]
     is_whole = states == [_WHOLE]
     if is_whole:
-        stored, tree = read_torch(place.inside(_WHOLE))
+        file = place.inside(_WHOLE)
+        with reading(file.shown):
+            contents, tree = _read(file)
         is_whole = not isinstance(tree, dict) or (as_step(tree.get("mp_world_size")) or 1) == 1
     if not is_whole:
         raise ReadingError(
@@ -504,4 +475,4 @@ def open_deepspeed(place: Location, seen: Signature) -> Checkpoint:
             "`python zero_to_fp32.py . consolidated --safe_serialization` in that folder and read "
             "`consolidated`, or train with stage3_gather_16bit_weights_on_model_save."
         )
-    return Checkpoint(place, "deepspeed", stored, step_in(tree))
+    return replace(contents, place=place, format="deepspeed")

@@ -33,7 +33,7 @@ from sparsitywatch.offline.rates import Rates
 from sparsitywatch.pipeline.measure import Measured, RunContext, compared, not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import prepare
-from sparsitywatch.records import Event, Record, RunInfo, html_of
+from sparsitywatch.records import Detail, Event, Record, RunInfo, html_of
 from sparsitywatch.redact import printable, redacted_url
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
@@ -347,7 +347,8 @@ class Replayer:
             self._open(like.dtypes)  # before, nothing can be said of the run
         if self._run is not None:
             for held in self._held:
-                self._publish(*held, self._run)
+                record, detail = self._record_of(*held, self._run)
+                self.pipeline.publish(record, detail)
             self._held.clear()
         self._done.add(step)
         self._num_snapshots += 1
@@ -369,20 +370,19 @@ class Replayer:
         self._run = run  # from here on the sinks are to be closed
         self.pipeline.open(info)
 
-    def _publish(self, step: int, outcome: Outcome, run: RunContext) -> None:
-        rates = self.rates
+    def _record_of(self, step: int, outcome: Outcome, run: RunContext) -> tuple[Record, Detail]:
         reading = moved = None
         if isinstance(outcome, Measured):
             measured = outcome
-            reading = rates.reading_of(step, measured.sample)
+            reading = self.rates.reading_of(step, measured.sample)
             if self._motion is not None:
                 moved = compared(measured, self._motion, reading, run)
-            if reading is None and rates.is_known:
-                reading = replace(rates.reading(step, ()), decay_clock=math.nan)
+            if reading is None and self.rates.is_known:
+                reading = replace(self.rates.reading(step, ()), decay_clock=math.nan)
         else:
             measured = not_measured(step, str(outcome), run)
         record = record_of(measured, reading, moved, publish_s=self.pipeline.publish_s)
-        self.pipeline.publish(record, measured.detail)
+        return record, measured.detail
 
     # ------------------------------------------------------------------ failing
 

@@ -16,9 +16,8 @@ from contracts.sound_files import KINDS, sound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.checkpoints.formats import DTYPES, open_checkpoint
 from sparsitywatch.checkpoints.inert_pickle import read_inert
-from sparsitywatch.checkpoints.safetensors import DTYPES
 from sparsitywatch.errors import CheckpointError
 
 FOLDER = tempfile.TemporaryDirectory()

@@ -12,8 +12,7 @@ from contracts.reader_contract import ReaderContract, same_bits
 from contracts.sound_files import headed
 from torch import nn
 
-from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.checkpoints.safetensors import DTYPES
+from sparsitywatch.checkpoints.formats import DTYPES, open_checkpoint
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
 
