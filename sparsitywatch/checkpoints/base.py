@@ -3,29 +3,88 @@
 from __future__ import annotations
 
 import math
+import struct
 import threading
+import zipfile
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import nn
 
-from sparsitywatch.checkpoints.storage import (
-    ByteSource,
-    Location,
-    ReadingError,
-    RefusedError,
-    reading,
-)
-from sparsitywatch.errors import CheckpointError
+from sparsitywatch.checkpoints.storage import ByteSource, Location, one_line
+from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.layout import Entry, clean_name, clean_names, unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import LazyTensors, Snapshot
 
 #: Longest name of a tensor, in characters; real ones have some dozens.
 _MAX_NAME = 4096
+
+
+class ReadingError(Exception):
+    """Why something cannot be read, and what to do; ``reading`` completes it with the file."""
+
+    error: type[CheckpointError] = CheckpointError
+    form = "Cannot read {where}: {cause}"
+
+    def __init__(self, cause: str, tensor: str | None = None) -> None:
+        super().__init__(cause)
+        self.tensor = tensor
+
+    def at(self, url: str, tensor: str | None = None) -> CheckpointError:
+        """The error with the file, and the tensor where there is one."""
+        name = self.tensor or tensor
+        where = url if name is None else f"{url}, tensor {name[:120]!r}"
+        return self.error(self.form.format(where=where, cause=self))
+
+
+class UnfinishedError(ReadingError):
+    """The same of what may be there later."""
+
+    error = IncompleteCheckpointError
+
+
+class RefusedError(ReadingError):
+    """What a checkpoint says of itself and is not true."""
+
+    form = "Refused {where}: {cause}. The file is damaged or forged; save it again."
+
+
+@contextmanager
+def reading(url: str, tensor: str | None = None) -> Iterator[None]:
+    """The boundary around the bytes of one file: whatever they bring about is one line about it.
+
+    Readers say what they know to be wrong. No list of what else bytes can raise is long enough:
+    ``RecursionError``, ``OverflowError``, ``struct.error``. Ctrl-C and an exit pass.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ReadingError as error:
+        raise error.at(url, tensor) from error
+    except MemoryError as error:
+        cause = (
+            "expected that memory holds what it describes, it does not. Give more memory, or save "
+            "it again if it is a small one."
+        )
+        raise ReadingError(cause).at(url, tensor) from error
+    except Exception as error:
+        cause = "The file is damaged, or of a kind that is not known here; save it again."
+        raise ReadingError(f"{one_line(error)}. {cause}").at(url, tensor) from error
+
+
+def cut_off(name: str, end: int, size: int) -> UnfinishedError:
+    """A tensor that ends behind the end of its file."""
+    return UnfinishedError(
+        f"expected it to end at byte {end}, but the file ends at {size}. It may be half-written, "
+        "or truncated.",
+        name,
+    )
 
 
 def as_step(node: object) -> int | None:
@@ -47,6 +106,46 @@ class Signature:
 
 
 # ------------------------------------------------------------------ tensors in files
+
+#: How a record of a zip archive begins, and the length of the fixed part of its header.
+ARCHIVE_START, ARCHIVE_HEADER_BYTES = b"PK\x03\x04", 30
+
+
+@dataclass(frozen=True)
+class ArchiveRecord:
+    """A record of a zip archive whose bytes lie as they are, checked against its contents."""
+
+    source: ByteSource
+    member: zipfile.ZipInfo
+
+    @property
+    def url(self) -> str:
+        """That of the file, as it is shown."""
+        return self.source.url
+
+    @cached_property
+    def _begin(self) -> int:
+        """Its first byte: it comes behind a header of its own, which torch pads."""
+        what, at = f"the record {self.member.filename[:80]!r}", self.member.header_offset
+        header = self.source.read(at, ARCHIVE_HEADER_BYTES)
+        if header[:4] != ARCHIVE_START:
+            raise RefusedError(f"{what} has a false header")
+        begin: int = at + len(header) + sum(struct.unpack("<HH", header[26:30]))
+        if begin + self.member.file_size > self.source.size:
+            raise RefusedError(f"{what} reaches too far")
+        return begin
+
+    def fill(self, buffer: memoryview, start: int) -> None:
+        """Fill ``buffer`` with its bytes from ``start`` on; they are within it."""
+        self.source.fill(buffer, self._begin + start)
+
+    def read(self) -> bytes:
+        """All of a small one: nothing is ever unpacked."""
+        data = self.source.read(self._begin, self.member.file_size)
+        if self.member.CRC and zlib.crc32(data) != self.member.CRC:
+            what = f"the record {self.member.filename[:80]!r}"
+            raise RefusedError(f"{what} does not match its checksum")
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +170,7 @@ class StoredTensor:
 class StridedTensor(StoredTensor):
     """A tensor whose elements lie in one file as they lie in memory."""
 
-    source: ByteSource
+    source: ByteSource | ArchiveRecord
     start: int  # the first byte
     num_bytes: int  # from its first element to its last
     stride: tuple[int, ...] | None = None  # in elements; None: they lie in flat order

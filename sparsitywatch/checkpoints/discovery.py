@@ -182,10 +182,7 @@ def _places_under(
 
 
 def checkpoints_below(root: Location, known: Collection[str] = ()) -> tuple[list[str], list[str]]:
-    """Files and folders that are checkpoints, and the files beside them; relative to a folder.
-
-    The folder itself is "". What is known by its URL is not listed again.
-    """
+    """Checkpoints in a folder ("" for itself), unless known by URL; and the files beside them."""
     before = root.at(f"{root.prefix}x").url[:-1]
     found: list[str] = []
     beside: list[str] = []
@@ -219,20 +216,22 @@ def checkpoints_below(root: Location, known: Collection[str] = ()) -> tuple[list
 
 
 def _children(root: Location, folder: str, reals: tuple[str, ...]) -> dict[str, str | None] | None:
-    """What is in a folder below ``root``; None: removed meanwhile, or none of ours."""
-    list_folder = _local_children if root.is_local else _remote_children
+    """Names in a folder below ``root``, those of folders with where they are, links resolved.
+
+    None: it was removed meanwhile, or is none of ours.
+    """
+    path = root.prefix + folder
     try:
-        return dict(list_folder(root.fs, root.prefix + folder, reals))
+        return dict(
+            _local_children(path, reals) if root.is_local else _remote_children(root.fs, path)
+        )
     except (FileNotFoundError, PermissionError):
         if not folder:
             raise
         return None
 
 
-def _local_children(
-    _: fsspec.AbstractFileSystem, folder: str, reals: tuple[str, ...]
-) -> Iterator[tuple[str, str | None]]:
-    """Names in a folder; those of folders with where they are, links resolved."""
+def _local_children(folder: str, reals: tuple[str, ...]) -> Iterator[tuple[str, str | None]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.is_dir():
@@ -247,7 +246,7 @@ def _local_children(
 
 
 def _remote_children(
-    fs: fsspec.AbstractFileSystem, folder: str, _: tuple[str, ...]
+    fs: fsspec.AbstractFileSystem, folder: str
 ) -> Iterator[tuple[str, str | None]]:
     for info in fs.ls(folder.rstrip("/"), detail=True):
         path = info["name"].rstrip("/")

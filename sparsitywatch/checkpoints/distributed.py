@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsitywatch.checkpoints.base import Contents, Signature, StoredTensor, as_step
-from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
-from sparsitywatch.checkpoints.storage import (
-    Location,
+from sparsitywatch.checkpoints.base import (
+    Contents,
     ReadingError,
     RefusedError,
-    Source,
-    Window,
+    Signature,
+    StoredTensor,
+    as_step,
     cut_off,
     reading,
 )
+from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
+from sparsitywatch.checkpoints.storage import Location, Source, Window
 from sparsitywatch.checkpoints.torch_file import (
     MODEL_KEYS,
     STEP_KEYS,

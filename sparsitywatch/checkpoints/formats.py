@@ -19,22 +19,19 @@ import torch
 from sparsitywatch.checkpoints.base import (
     Checkpoint,
     Contents,
+    ReadingError,
+    RefusedError,
     Signature,
     Stored,
     StoredTensor,
     StridedTensor,
-    as_step,
-)
-from sparsitywatch.checkpoints.distributed import is_distributed, read_distributed
-from sparsitywatch.checkpoints.storage import (
-    Location,
-    ReadingError,
-    RefusedError,
-    Source,
     UnfinishedError,
+    as_step,
     cut_off,
     reading,
 )
+from sparsitywatch.checkpoints.distributed import is_distributed, read_distributed
+from sparsitywatch.checkpoints.storage import Location, Source
 from sparsitywatch.checkpoints.torch_file import (
     as_sizes,
     is_deepspeed,

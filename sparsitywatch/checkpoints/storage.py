@@ -7,13 +7,10 @@ import errno
 import io
 import os
 import re
-import struct
 import threading
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,8 +23,6 @@ from sparsitywatch.redact import redacted_error, redacted_url
 
 #: Longest range fetched at once from a remote storage, in bytes: bounds the extra memory.
 _MAX_FETCH_BYTES = 64 * 2**20
-#: How a record of a zip archive begins, and the length of the fixed part of its header.
-ARCHIVE_START, ARCHIVE_HEADER_BYTES = b"PK\x03\x04", 30
 #: Longest name of a file that storages take, as on Linux.
 _MAX_NAME = 4096
 
@@ -126,68 +121,6 @@ def _explained(what: str, error: Exception) -> CheckpointError:
     return CheckpointError(f"{what}: {one_line(error)}.")
 
 
-class ReadingError(Exception):
-    """Why something cannot be read, and what to do; ``reading`` completes it with the file."""
-
-    error: type[CheckpointError] = CheckpointError
-    form = "Cannot read {where}: {cause}"
-
-    def __init__(self, cause: str, tensor: str | None = None) -> None:
-        super().__init__(cause)
-        self.tensor = tensor
-
-    def at(self, url: str, tensor: str | None = None) -> CheckpointError:
-        """The error with the file, and the tensor where there is one."""
-        name = self.tensor or tensor
-        where = url if name is None else f"{url}, tensor {name[:120]!r}"
-        return self.error(self.form.format(where=where, cause=self))
-
-
-class UnfinishedError(ReadingError):
-    """The same of what may be there later."""
-
-    error = IncompleteCheckpointError
-
-
-class RefusedError(ReadingError):
-    """What a checkpoint says of itself and is not true."""
-
-    form = "Refused {where}: {cause}. The file is damaged or forged; save it again."
-
-
-@contextmanager
-def reading(url: str, tensor: str | None = None) -> Iterator[None]:
-    """The boundary around the bytes of one file: whatever they bring about is one line about it.
-
-    Readers say what they know to be wrong. No list of what else bytes can raise is long enough:
-    ``RecursionError``, ``OverflowError``, ``struct.error``. Ctrl-C and an exit pass.
-    """
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except ReadingError as error:
-        raise error.at(url, tensor) from error
-    except MemoryError as error:
-        cause = (
-            "expected that memory holds what it describes, it does not. Give more memory, or save "
-            "it again if it is a small one."
-        )
-        raise ReadingError(cause).at(url, tensor) from error
-    except Exception as error:
-        cause = "The file is damaged, or of a kind that is not known here; save it again."
-        raise ReadingError(f"{one_line(error)}. {cause}").at(url, tensor) from error
-
-
-def cut_off(name: str, end: int, size: int) -> UnfinishedError:
-    """A tensor that ends behind the end of its file."""
-    return UnfinishedError(
-        f"expected it to end at byte {end}, but the file ends at {size}. It may be half-written, "
-        "or truncated.",
-        name,
-    )
-
-
 # ------------------------------------------------------------------ bytes
 
 
@@ -238,40 +171,6 @@ class Window(ByteSource):
             self._source.fill(buffer, self._start + start)
         else:
             buffer[:] = self._data[start : start + len(buffer)]
-
-
-class ArchiveRecord(ByteSource):
-    """A record of a zip archive whose bytes lie as they are, checked against its contents."""
-
-    def __init__(self, source: ByteSource, member: zipfile.ZipInfo) -> None:
-        super().__init__(source.url, source.path, member.file_size)
-        self.position = member.header_offset
-        self.crc = member.CRC
-        self._what = f"the record {member.filename[:80]!r}"
-        self._source = source
-
-    @cached_property
-    def _begin(self) -> int:
-        """Its first byte: it comes behind a header of its own, which torch pads."""
-        header = self._source.read(self.position, ARCHIVE_HEADER_BYTES)
-        if header[:4] != ARCHIVE_START:
-            raise RefusedError(f"{self._what} has a false header")
-        begin: int = self.position + len(header) + sum(struct.unpack("<HH", header[26:30]))
-        if begin + self.size > self._source.size:
-            raise RefusedError(f"{self._what} reaches too far")
-        return begin
-
-    def fill(self, buffer: memoryview, start: int) -> None:
-        """As of ``ByteSource``."""
-        self.check_range(start, len(buffer))
-        self._source.fill(buffer, self._begin + start)
-
-    def read_all(self) -> bytes:
-        """All of a small one, as its checksum has it: nothing is ever unpacked."""
-        data = self.read(0, self.size)
-        if self.crc and zlib.crc32(data) != self.crc:
-            raise RefusedError(f"{self._what} does not match its checksum")
-        return data
 
 
 class Source(ByteSource):

@@ -19,25 +19,21 @@ from typing import Any
 import torch
 
 from sparsitywatch.checkpoints.base import (
-    Contents,
-    Signature,
-    StoredTensor,
-    StridedTensor,
-    as_step,
-)
-from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words, read_inert
-from sparsitywatch.checkpoints.storage import (
     ARCHIVE_HEADER_BYTES,
     ARCHIVE_START,
     ArchiveRecord,
-    ByteSource,
-    DescriptionFile,
-    Location,
+    Contents,
     ReadingError,
     RefusedError,
+    Signature,
+    StoredTensor,
+    StridedTensor,
     UnfinishedError,
+    as_step,
     reading,
 )
+from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words, read_inert
+from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location
 from sparsitywatch.weights.layout import Entry
 
 #: Keys under which a checkpoint keeps the model, in the order in which they are tried.
@@ -142,7 +138,7 @@ def _what(tree: Any) -> str:
 def _step_in(tree: Any, around: Mapping[Any, Any] | None) -> int | None:
     """The number of optimizer steps that a checkpoint states, at its top or beside the model."""
     tops = [top for top in (tree, around) if isinstance(top, dict)]
-    found = [as_step(top.get(key)) for top in tops for key in STEP_KEYS]
+    found = [as_step(top[key]) for top in tops for key in STEP_KEYS if key in top]
     for key in _COMPOSER_STEP:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return next((step for step in (*found, as_step(tree)) if step is not None), None)
@@ -168,19 +164,19 @@ def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, ArchiveRecord]]:
     root = pickle.removesuffix("data.pkl")
     order = records.get(f"{root}byteorder")
     # the checksum says it without another two reads, each a request to a remote storage
-    if order is not None and zlib.crc32(b"little") != order.crc:
-        word = order.read_all() if order.size <= len("little") else b""
+    if order is not None and zlib.crc32(b"little") != order.member.CRC:
+        word = order.read() if order.member.file_size <= len("little") else b""
         if word != b"little":
             raise ReadingError(
                 f"expected little-endian tensors, got byte order {word!r}. Save it again on a "
                 "little-endian machine, or as safetensors."
             )
-    size = records[pickle].size
+    size = records[pickle].member.file_size
     if size > _MAX_PICKLE_BYTES:
         raise RefusedError(
             f"expected a description of at most {_MAX_PICKLE_BYTES} bytes, got one of {size}"
         )
-    data = records[pickle].read_all()
+    data = records[pickle].read()
     try:
         tree = read_inert(data)
     except ValueError as error:
@@ -378,25 +374,25 @@ def stored_tensor(
         raise RefusedError("its shape, strides and offset contradict each other", name)
     if key not in records:
         raise RefusedError(f"its storage {key[:40]!r} is not in the file", name)
-    record = records[key]
+    record, member = records[key], records[key].member
     reach, is_flat = extent(shape, stride)
     begin, num_bytes = offset * dtype.itemsize, reach * dtype.itemsize
-    if begin + num_bytes > record.size:
+    if begin + num_bytes > member.file_size:
         raise RefusedError(
             f"expected shape {shape} with strides {stride} of {dtype} inside its storage of "
-            f"{record.size} bytes, it needs {begin + num_bytes}",
+            f"{member.file_size} bytes, it needs {begin + num_bytes}",
             name,
         )
     storage = (source.path, key, offset, shape, stride)
     return StridedTensor(
         entry=Entry(name=name, shape=shape, dtype=dtype, storage=storage),
-        position=(record.url, record.position + begin),
+        position=(source.url, member.header_offset + begin),
         source=record,
         start=begin,
         num_bytes=num_bytes,
         stride=None if is_flat else stride,
         # torch writes 0 where it was asked to compute none
-        crc=(record.crc or None) if num_bytes == record.size else None,
+        crc=(member.CRC or None) if num_bytes == member.file_size else None,
     )
 
 

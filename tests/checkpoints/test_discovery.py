@@ -167,9 +167,9 @@ def test_what_is_known_is_neither_listed_nor_opened_again(tmp_path: Path, monkey
         opened.append(Path(url).name)
         return plain_open(url, options)
 
-    def children(fs: object, folder: str, reals: tuple[str, ...]) -> object:
+    def children(folder: str, reals: tuple[str, ...]) -> object:
         listed.append(Path(folder).name)
-        return plain_children(fs, folder, reals)
+        return plain_children(folder, reals)
 
     monkeypatch.setattr(discovery, "open_checkpoint", opening)
     monkeypatch.setattr(discovery, "_local_children", children)
