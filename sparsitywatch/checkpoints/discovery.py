@@ -5,14 +5,14 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import fsspec
 
-from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.formats import (
     FSDP_FOLDER,
     foreign,
@@ -20,6 +20,7 @@ from sparsitywatch.checkpoints.formats import (
     is_inside,
     open_checkpoint,
 )
+from sparsitywatch.checkpoints.series import ListedCheckpoint, are_same, one_of_each_step
 from sparsitywatch.checkpoints.step_from_path import (
     is_temporary,
     part_of,
@@ -47,29 +48,6 @@ _BESIDE = re.compile(
 #: Folders in which FSDP keeps what it has sharded of an optimizer.
 _OPTIMIZER = re.compile(r"optimizer(_\d+)?")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListedCheckpoint:
-    """One checkpoint that is there, or is about to be."""
-
-    url: str  # what ``open_checkpoint`` takes
-    step: int | None  # optimizer steps done; None if nothing says so
-    step_from: str  # "trainer state", "contents" of the file, "name", or "" without a step
-    format: str  # empty while that is not known
-    #: "complete"; "incomplete": not yet all there, worth a wait; "refused": it will not become
-    #: readable; "duplicate": another one of the same step is better.
-    state: str
-    reason: str = ""  # why the state is not "complete", in one line
-    #: Every tensor, in the order of the files; empty while it cannot be opened.
-    entries: tuple[Entry, ...] = field(default=(), repr=False, compare=False)
-
-    @property
-    def error(self) -> CheckpointError | None:
-        """Why it cannot be read; None if it can."""
-        if self.state == "incomplete":
-            return IncompleteCheckpointError(self.reason)
-        return CheckpointError(self.reason) if self.state == "refused" else None
 
 
 def discover(
@@ -113,7 +91,8 @@ def discover(
     for url, place in places.items():
         found.append(known[url] if url in known else probe.at(place, as_part=is_strict))
     found.sort(key=lambda one: (one.step is None, one.step or 0, natural_order(one.url)))
-    return _without_duplicates(found, known, probe.are_same if is_strict else None)
+    same = partial(are_same, storage_options=storage_options) if is_strict else None
+    return one_of_each_step(found, known, same)
 
 
 # ------------------------------------------------------------------ listing
@@ -314,14 +293,6 @@ class _Probe:
         step_from = "trainer state" if kind.startswith("huggingface") else "contents"
         return whole if step is None else replace(whole, step=step, step_from=step_from)
 
-    def are_same(self, one: str, other: str) -> bool:
-        """Whether two checkpoints hold the same weights, by a sample of their bytes."""
-        with (
-            open_checkpoint(one, self._storage_options) as first,
-            open_checkpoint(other, self._storage_options) as second,
-        ):
-            return _are_same(first, second)
-
     def _check_whole(self, place: Location) -> None:
         """Raise if the name says that this is one of several, and it is not one of copies."""
         part = part_of(place.url)
@@ -333,7 +304,7 @@ class _Probe:
             found = ""
             if len(group) == 1 and part.is_one_of_several:
                 found = "others are missing"
-            elif not all(self.are_same(group[0], other) for other in group[1:]):
+            elif not all(are_same(group[0], other, self._storage_options) for other in group[1:]):
                 found = f"there are {len(group)}, and they do not hold the same weights"
             self._groups[group] = found
         if self._groups[group]:
@@ -357,83 +328,6 @@ class _Probe:
             what = f"Cannot list {place.shown}"
             paths = asked(what, lambda: [path for path in paths if place.fs.exists(path)])
         return [place.at(path).url for path in paths]
-
-
-#: Tensors that are compared, and bytes of each.
-_NUM_COMPARED, _COMPARED_BYTES = 32, 4096
-
-
-def _are_same(first: Checkpoint, second: Checkpoint) -> bool:
-    ours, theirs = ({e.name: e for e in one.entries()} for one in (first, second))
-    names = [name for name in ours if name in theirs]
-    for mine in (ours, theirs):
-        # of tied weights one name may be stored
-        stored = {mine[name].storage for name in names} - {None}
-        if any(e.storage not in stored for n, e in mine.items() if n not in names):
-            return False
-    pairs = [(ours[name], theirs[name]) for name in names]
-    if not names or any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
-        return False
-    # what is split between ranks are matrices, and not the smallest of them
-    by_size = sorted(names, key=lambda name: (len(ours[name].shape) > 1, ours[name].num_bytes))
-    step = max(1, len(by_size) // _NUM_COMPARED)
-    return all(_begin(first, n) == _begin(second, n) for n in by_size[::-1][::step])
-
-
-def _begin(checkpoint: Checkpoint, name: str) -> bytes:
-    """The first bytes of a tensor in flat order."""
-    chunks = checkpoint.chunks(name, memoryview(bytearray(_COMPARED_BYTES)))
-    return bytes(next(chunks, b"")[:_COMPARED_BYTES])
-
-
-# ------------------------------------------------------------------ one of each step
-
-
-def _without_duplicates(
-    ordered: Sequence[ListedCheckpoint],
-    known: Mapping[str, ListedCheckpoint],
-    are_same: Callable[[str, str], bool] | None,
-) -> list[ListedCheckpoint]:
-    """Of complete checkpoints of one step the first stays: a whole folder before a file.
-
-    Where others do not hold the same weights, nobody knows which are those of the step.
-    """
-    by_step: dict[int, list[ListedCheckpoint]] = {}
-    for one in ordered:
-        if one.step is not None and one.state == "complete":
-            by_step.setdefault(one.step, []).append(one)
-    resolved: dict[str, ListedCheckpoint] = {}
-    for several in by_step.values():
-        best = next((one for one in several if one.url in known), None)
-        best = best or next((one for one in several if one.step_from != "name"), several[0])
-        others = [one for one in several if one is not best]
-        reason = "" if are_same is None or best.url in known else _unlike(best, others, are_same)
-        if reason:
-            resolved[best.url] = replace(best, state="refused", reason=reason)
-        for one in others:
-            taken = "is refused for it" if reason else "is taken"
-            words = f"{redacted_url(best.url)} is of step {one.step} as well and {taken}."
-            resolved[one.url] = replace(one, state="duplicate", reason=words)
-    return [resolved.get(one.url, one) for one in ordered]
-
-
-def _unlike(
-    best: ListedCheckpoint, others: Sequence[ListedCheckpoint], are_same: Callable[[str, str], bool]
-) -> str:
-    """Why none of several checkpoints of one step can be taken; empty if all are the same."""
-    shown = redacted_url(best.url)
-    try:
-        other = next((one for one in others if not are_same(best.url, one.url)), None)
-    except CheckpointError as error:
-        return f"Cannot compare {shown} with others of step {best.step}. {error}"
-    if other is None:
-        return ""
-    return (
-        f"Cannot read {shown}: expected one checkpoint of step {best.step}, got "
-        f"{redacted_url(other.url)} as well, and they do not hold the same weights: they may be "
-        "parts of a model, or one of them is something else. Name those that you mean, or give "
-        "`--duplicates first` (duplicates='first') to take the first."
-    )
 
 
 # ------------------------------------------------------------------ what one says of itself

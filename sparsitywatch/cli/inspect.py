@@ -15,7 +15,7 @@ from sparsitywatch.redact import printable, redacted_url
 from sparsitywatch.series import count
 
 if TYPE_CHECKING:  # torch takes a second to import
-    from sparsitywatch.checkpoints.discovery import ListedCheckpoint
+    from sparsitywatch.checkpoints.series import ListedCheckpoint
 
 #: Exit status when something in the list cannot be read, or not yet.
 _NOT_ALL_READABLE = 2

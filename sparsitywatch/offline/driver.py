@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.checkpoints.discovery import ListedCheckpoint, discover
+from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import learning_rates
+from sparsitywatch.checkpoints.series import ListedCheckpoint, select
 from sparsitywatch.checkpoints.step_from_path import part_of
 from sparsitywatch.errors import (
     CheckpointError,
@@ -464,33 +465,7 @@ def _too_late(one: ListedCheckpoint) -> str:
     )
 
 
-# ------------------------------------------------------------------ what to measure, and when
-
-
-def select(
-    listed: Sequence[ListedCheckpoint],
-) -> tuple[dict[int, ListedCheckpoint], list[ListedCheckpoint]]:
-    """What to measure, by rising step, and what not, with the reason.
-
-    A single checkpoint without a step stands for step 0.
-    """
-    if len(listed) == 1 and listed[0].state == "complete" and listed[0].step is None:
-        listed = [replace(listed[0], step=0)]
-    complete = {one.step for one in listed if one.state == "complete"}
-    pending: dict[int, ListedCheckpoint] = {}
-    others: list[ListedCheckpoint] = []
-    for one in listed:
-        if one.step is None and one.state == "complete":
-            reason = (
-                f"Left out {redacted_url(one.url)}: expected a step in its contents or its name, "
-                "found none. Name it as in checkpoint-500."
-            )
-            others.append(replace(one, reason=reason))
-        elif one.step is None or one.state == "duplicate":
-            others.append(one)
-        elif one.state == "complete" or one.step not in complete:
-            pending.setdefault(one.step, one)
-    return dict(sorted(pending.items())), others
+# ------------------------------------------------------------------ when to measure
 
 
 @dataclass(kw_only=True)

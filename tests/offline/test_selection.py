@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.checkpoints.discovery import ListedCheckpoint
-from sparsitywatch.offline.driver import select
+from sparsitywatch.checkpoints.series import ListedCheckpoint, select
 
 STATES = ("complete", "incomplete", "refused", "duplicate")
 

@@ -20,7 +20,7 @@ from contracts.live_runs import held_out, save_torch, tiny_bert, told_by_weights
 from contracts.stored_run import NUM, detectors, on_disk
 
 import sparsitywatch as sw
-from sparsitywatch.checkpoints.discovery import ListedCheckpoint
+from sparsitywatch.checkpoints.series import ListedCheckpoint
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.offline import driver
 from sparsitywatch.offline.jobs import Outcome, Plan, processes, window_of

@@ -1,0 +1,150 @@
+"""Checkpoints as one series: what is known of each, which are the same, one of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sparsitywatch.checkpoints.base import Checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.redact import redacted_url
+from sparsitywatch.weights.layout import Entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedCheckpoint:
+    """One checkpoint that is there, or is about to be."""
+
+    url: str  # what ``open_checkpoint`` takes
+    step: int | None  # optimizer steps done; None if nothing says so
+    step_from: str  # "trainer state", "contents" of the file, "name", or "" without a step
+    format: str  # empty while that is not known
+    #: "complete"; "incomplete": not yet all there, worth a wait; "refused": it will not become
+    #: readable; "duplicate": another one of the same step is better.
+    state: str
+    reason: str = ""  # why the state is not "complete", in one line
+    #: Every tensor, in the order of the files; empty while it cannot be opened.
+    entries: tuple[Entry, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def error(self) -> CheckpointError | None:
+        """Why it cannot be read; None if it can."""
+        if self.state == "incomplete":
+            return IncompleteCheckpointError(self.reason)
+        return CheckpointError(self.reason) if self.state == "refused" else None
+
+
+# ------------------------------------------------------------------ the same weights
+
+#: Tensors that are compared, and bytes of each.
+_NUM_COMPARED, _COMPARED_BYTES = 32, 4096
+
+
+def are_same(one: str, other: str, storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether two checkpoints hold the same weights, by a sample of their bytes."""
+    with (
+        open_checkpoint(one, storage_options) as first,
+        open_checkpoint(other, storage_options) as second,
+    ):
+        return _are_same(first, second)
+
+
+def _are_same(first: Checkpoint, second: Checkpoint) -> bool:
+    ours, theirs = ({e.name: e for e in one.entries()} for one in (first, second))
+    names = [name for name in ours if name in theirs]
+    for mine in (ours, theirs):
+        # of tied weights one name may be stored
+        stored = {mine[name].storage for name in names} - {None}
+        if any(e.storage not in stored for n, e in mine.items() if n not in names):
+            return False
+    pairs = [(ours[name], theirs[name]) for name in names]
+    if not names or any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
+        return False
+    # what is split between ranks are matrices, and not the smallest of them
+    by_size = sorted(names, key=lambda name: (len(ours[name].shape) > 1, ours[name].num_bytes))
+    step = max(1, len(by_size) // _NUM_COMPARED)
+    return all(_begin(first, n) == _begin(second, n) for n in by_size[::-1][::step])
+
+
+def _begin(checkpoint: Checkpoint, name: str) -> bytes:
+    """The first bytes of a tensor in flat order."""
+    chunks = checkpoint.chunks(name, memoryview(bytearray(_COMPARED_BYTES)))
+    return bytes(next(chunks, b"")[:_COMPARED_BYTES])
+
+
+# ------------------------------------------------------------------ one of each step
+
+
+def one_of_each_step(
+    ordered: Sequence[ListedCheckpoint],
+    known: Mapping[str, ListedCheckpoint],
+    are_same: Callable[[str, str], bool] | None,
+) -> list[ListedCheckpoint]:
+    """Of complete checkpoints of one step the first stays: a whole folder before a file.
+
+    Where others do not hold the same weights, nobody knows which are those of the step.
+    """
+    by_step: dict[int, list[ListedCheckpoint]] = {}
+    for one in ordered:
+        if one.step is not None and one.state == "complete":
+            by_step.setdefault(one.step, []).append(one)
+    resolved: dict[str, ListedCheckpoint] = {}
+    for several in by_step.values():
+        best = next((one for one in several if one.url in known), None)
+        best = best or next((one for one in several if one.step_from != "name"), several[0])
+        others = [one for one in several if one is not best]
+        reason = "" if are_same is None or best.url in known else _unlike(best, others, are_same)
+        if reason:
+            resolved[best.url] = replace(best, state="refused", reason=reason)
+        for one in others:
+            taken = "is refused for it" if reason else "is taken"
+            words = f"{redacted_url(best.url)} is of step {one.step} as well and {taken}."
+            resolved[one.url] = replace(one, state="duplicate", reason=words)
+    return [resolved.get(one.url, one) for one in ordered]
+
+
+def _unlike(
+    best: ListedCheckpoint, others: Sequence[ListedCheckpoint], are_same: Callable[[str, str], bool]
+) -> str:
+    """Why none of several checkpoints of one step can be taken; empty if all are the same."""
+    shown = redacted_url(best.url)
+    try:
+        other = next((one for one in others if not are_same(best.url, one.url)), None)
+    except CheckpointError as error:
+        return f"Cannot compare {shown} with others of step {best.step}. {error}"
+    if other is None:
+        return ""
+    return (
+        f"Cannot read {shown}: expected one checkpoint of step {best.step}, got "
+        f"{redacted_url(other.url)} as well, and they do not hold the same weights: they may be "
+        "parts of a model, or one of them is something else. Name those that you mean, or give "
+        "`--duplicates first` (duplicates='first') to take the first."
+    )
+
+
+def select(
+    listed: Sequence[ListedCheckpoint],
+) -> tuple[dict[int, ListedCheckpoint], list[ListedCheckpoint]]:
+    """What to measure, by rising step, and what not, with the reason.
+
+    A single checkpoint without a step stands for step 0.
+    """
+    if len(listed) == 1 and listed[0].state == "complete" and listed[0].step is None:
+        listed = [replace(listed[0], step=0)]
+    complete = {one.step for one in listed if one.state == "complete"}
+    pending: dict[int, ListedCheckpoint] = {}
+    others: list[ListedCheckpoint] = []
+    for one in listed:
+        if one.step is None and one.state == "complete":
+            reason = (
+                f"Left out {redacted_url(one.url)}: expected a step in its contents or its name, "
+                "found none. Name it as in checkpoint-500."
+            )
+            others.append(replace(one, reason=reason))
+        elif one.step is None or one.state == "duplicate":
+            others.append(one)
+        elif one.state == "complete" or one.step not in complete:
+            pending.setdefault(one.step, one)
+    return dict(sorted(pending.items())), others
