@@ -127,7 +127,8 @@ class ArchiveRecord:
     def _begin(self) -> int:
         """Its first byte: it comes behind a header of its own, which torch pads."""
         what, at = f"the record {self.member.filename[:80]!r}", self.member.header_offset
-        header = self.source.read(at, ARCHIVE_HEADER_BYTES)
+        header = bytearray(ARCHIVE_HEADER_BYTES)
+        self.source.fill(memoryview(header), at)
         if header[:4] != ARCHIVE_START:
             raise RefusedError(f"{what} has a false header")
         begin: int = at + len(header) + sum(struct.unpack("<HH", header[26:30]))

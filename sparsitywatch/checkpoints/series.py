@@ -48,24 +48,26 @@ def are_same(one: str, other: str, storage_options: Mapping[str, Any] | None) ->
         open_checkpoint(one, storage_options) as first,
         open_checkpoint(other, storage_options) as second,
     ):
-        return _are_same(first, second)
+        names = _compared(first.entries(), second.entries())
+        return bool(names) and all(_begin(first, n) == _begin(second, n) for n in names)
 
 
-def _are_same(first: Checkpoint, second: Checkpoint) -> bool:
-    ours, theirs = ({e.name: e for e in one.entries()} for one in (first, second))
+def _compared(one: Sequence[Entry], other: Sequence[Entry]) -> list[str]:
+    """Names of tensors to compare; none if the checkpoints differ by what is in them."""
+    ours, theirs = ({entry.name: entry for entry in entries} for entries in (one, other))
     names = [name for name in ours if name in theirs]
     for mine in (ours, theirs):
         # of tied weights one name may be stored
         stored = {mine[name].storage for name in names} - {None}
         if any(e.storage not in stored for n, e in mine.items() if n not in names):
-            return False
+            return []
     pairs = [(ours[name], theirs[name]) for name in names]
-    if not names or any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
-        return False
+    if any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
+        return []
     # what is split between ranks are matrices, and not the smallest of them
     by_size = sorted(names, key=lambda name: (len(ours[name].shape) > 1, ours[name].num_bytes))
     step = max(1, len(by_size) // _NUM_COMPARED)
-    return all(_begin(first, n) == _begin(second, n) for n in by_size[::-1][::step])
+    return by_size[::-1][::step]
 
 
 def _begin(checkpoint: Checkpoint, name: str) -> bytes:
