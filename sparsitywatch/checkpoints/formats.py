@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,8 +74,6 @@ _KNOWN = {**DTYPES, **{k: vars(torch)[name] for k, name in _NEWER.items() if nam
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 #: How names of dtypes look; one that is not known here is of a newer format.
 _KIND = re.compile(r"[A-Z][A-Z0-9_]{0,23}")
-
-
 #: dtype, shape, first and last byte of a tensor in a header.
 Described = tuple[str, tuple[int, ...], int, int]
 
@@ -90,8 +89,7 @@ def read_safetensors(file: Location, _: Signature | None = None) -> Contents:
     length = int.from_bytes(source.read(0, 8), "little")
     if length > _MAX_HEADER_BYTES:
         raise RefusedError(f"expected a header of at most {_MAX_HEADER_BYTES} bytes, got {length}")
-    header = _parse(source.read(8, length))
-    stored = _placed(source, header, 8 + length)
+    stored = _placed(source, _parse(source.read(8, length)), 8 + length)
     return Contents(place=file, format="safetensors", stored=stored)
 
 
@@ -239,17 +237,17 @@ def _read_huggingface(place: Location, seen: Signature) -> Contents:
         raise UnfinishedError(
             f"expected {what}, found none. The Trainer may still be writing the checkpoint."
         )
-    if main is None:
-        found = read_distributed(place.inside(FSDP_FOLDER))
-        kind, stored, step = found.format, found.stored, found.step
-    else:
-        kind, step = "safetensors" if ".safetensors" in main else "torch", None
-        is_index = main.endswith(_INDEX)
-        stored = _read_sharded(place, main) if is_index else _read_file(place.inside(main))
+    stated = None
     if _TRAINER_STATE in names:
         stated = as_step(_read_json(place.inside(_TRAINER_STATE)).get("global_step"))
-        step = step if stated is None else stated
-    return Contents(place=place, format=f"huggingface/{kind}", stored=stored, step=step)
+    if main is None:
+        found = read_distributed(place.inside(FSDP_FOLDER))
+        step = found.step if stated is None else stated
+        return replace(found, place=place, format=f"huggingface/{found.format}", step=step)
+    kind = "safetensors" if ".safetensors" in main else "torch"
+    is_index = main.endswith(_INDEX)
+    stored = _read_sharded(place, main) if is_index else _read_file(place.inside(main))
+    return Contents(place=place, format=f"huggingface/{kind}", stored=stored, step=stated)
 
 
 def _read_file(file: Location) -> Stored:

@@ -100,10 +100,7 @@ def _is_tensor(node: Any) -> bool:
 
 
 def _search(node: Any, seen: set[int], depth: int = 0) -> Mapping[Any, Any] | None:
-    """The first dictionary that holds tensors, under the keys of a model or at the top.
-
-    Each dictionary is searched once, however often it is mentioned.
-    """
+    """The first dictionary that holds tensors, under a model's keys or at the top; once each."""
     if not isinstance(node, dict) or depth == _MAX_DEPTH or id(node) in seen:
         return None
     seen.add(id(node))
@@ -115,10 +112,7 @@ def _search(node: Any, seen: set[int], depth: int = 0) -> Mapping[Any, Any] | No
 
 
 def _around_model(tree: Any) -> Mapping[Any, Any] | None:
-    """The one dictionary at the top that holds a model under its key, whatever its own is.
-
-    None if there are several: which one is watched nobody has said.
-    """
+    """The dictionary at the top that holds a model under its key; None if there are several."""
     seen: set[int] = set()
     holders = [
         node

@@ -416,10 +416,7 @@ def in_order(
     submit: Callable[[int, ListedCheckpoint], Future[Outcome]],
     window: Callable[[], int],
 ) -> Iterator[tuple[int, Outcome]]:
-    """What comes of each checkpoint, in its turn; ``window`` says how many are under way at once.
-
-    It is asked after each, and bounds the memory of what waits its turn.
-    """
+    """What comes of each, in its turn; at most ``window()`` at once, which bounds the memory."""
     waiting: deque[tuple[int, Future[Outcome]]] = deque()
     try:
         for step, one in todo.items():
