@@ -182,10 +182,10 @@ def test_a_folder_that_is_removed_while_it_is_listed(tmp_path: Path, monkeypatch
         saved(tmp_path, f"checkpoint-{step}/w.pt", 0)
     plain = discovery._local_children
 
-    def children(fs: object, folder: str, reals: tuple[str, ...]) -> object:
+    def children(folder: str, reals: tuple[str, ...]) -> object:
         if folder.endswith("checkpoint-1/"):
             shutil.rmtree(folder)
-        return plain(fs, folder, reals)
+        return plain(folder, reals)
 
     monkeypatch.setattr(discovery, "_local_children", children)
     found = discover(tmp_path)
