@@ -307,7 +307,7 @@ def test_a_worker_that_dies_is_said_in_words(
     run: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("sparsitywatch.offline.jobs.measure", die)
+        patch.setattr("sparsitywatch.offline.driver.measure", die)
         arguments = ["replay", str(run), "--logdir", str(tmp_path), "--workers", "2"]
         assert main(arguments) == 2
     assert "A worker ended before its time" in capsys.readouterr().err
