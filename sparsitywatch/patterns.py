@@ -1,7 +1,6 @@
 """Which weights a level removes: for ``sw.Settings(pattern=, controls=)``."""
 
 from sparsitywatch.pruning.criteria import SparseGPT, Wanda
-from sparsitywatch.pruning.n_of_m import KeepNM
 from sparsitywatch.pruning.patterns import (
     Cut,
     GlobalMagnitude,
@@ -12,7 +11,7 @@ from sparsitywatch.pruning.patterns import (
     Weights,
     mask_similarity,
 )
-from sparsitywatch.pruning.selections import PerRow, Random, RandomERK
+from sparsitywatch.pruning.selections import KeepNM, PerRow, Random, RandomERK
 
 __all__ = [
     "Cut",

@@ -36,8 +36,8 @@ from sparsitywatch.pipeline.measure import RunContext, counted, expect_model
 from sparsitywatch.pipeline.parts import Examiner
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
-from sparsitywatch.pruning.evaluation import MaskedModel, check_proxy, expected_s
-from sparsitywatch.pruning.output_layers import seen_scope
+from sparsitywatch.pruning.checks import check_proxy, seen_scope
+from sparsitywatch.pruning.evaluation import MaskedModel, expected_s
 from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE, Ranks, is_distributed

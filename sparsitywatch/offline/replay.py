@@ -28,8 +28,7 @@ from sparsitywatch.offline.jobs import EmptyModel, ModelFactory, Plan, window_of
 from sparsitywatch.offline.rates import Rate, Rates
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks
 from sparsitywatch.pipeline.rundir import Claim, place
-from sparsitywatch.pruning.evaluation import check_proxy
-from sparsitywatch.pruning.output_layers import seen_scope
+from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors

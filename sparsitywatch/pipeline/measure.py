@@ -17,8 +17,8 @@ from torch import nn
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
 from sparsitywatch.errors import ConfigurationError, ScopeError, expect, reraise_foreign
 from sparsitywatch.pipeline.parts import Examined, nothing_examined
-from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, check_proxy, run_sweep
-from sparsitywatch.pruning.output_layers import seen_scope
+from sparsitywatch.pruning.checks import check_proxy, seen_scope
+from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import SameLevels
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader

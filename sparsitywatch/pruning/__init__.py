@@ -14,7 +14,7 @@ PATTERNS = {
                 "the smallest |w| of each output's inputs, the same share of each"),
     "random": ("selections", "Random", "each with the same probability"),
     "erk": ("selections", "RandomERK", "at random, more in large tensors"),
-    "keep_2_of_4": ("n_of_m", "KeepNM",
+    "keep_2_of_4": ("selections", "KeepNM",
                     "of each M weights in a row along the inputs, all but the N largest"),
     "wanda": ("criteria", "Wanda",
               "of each output's inputs, the smallest |w| times the norm of the input"),

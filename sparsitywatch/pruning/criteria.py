@@ -16,7 +16,14 @@ from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MeasurementError, expect_number, expect_whole
 from sparsitywatch.pruning.patterns import Cut, Inputs, Pattern, Weights
-from sparsitywatch.pruning.selections import from_output_rows, row_cuts, smallest, to_output_rows
+from sparsitywatch.pruning.selections import (
+    counted_shares,
+    from_output_rows,
+    row_cuts,
+    row_shape,
+    smallest,
+    to_output_rows,
+)
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import clean_name
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
@@ -183,15 +190,13 @@ class SparseGPT(Pattern):
         cuts: list[Cut] = []
         for level in levels:
             num_removed = {}
-            for name, shape in weights.shapes.items():
-                rows = to_output_rows(torch.empty(shape, device="meta"), weights.input_axis(name))
+            for name in weights.shapes:
+                num_rows, row_width = row_shape(weights, name)
                 num_removed[name] = sum(
-                    num_pruned(rows.shape[0] * width, level)
-                    for _, width in _blocks(rows.shape[1], self.block)
+                    num_pruned(num_rows * width, level)
+                    for _, width in _blocks(row_width, self.block)
                 )
-            sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
-            shares = {name: num / max(sizes[name], 1) for name, num in num_removed.items()}
-            sparsity = sum(num_removed.values()) / max(sum(sizes.values()), 1)
+            sparsity, shares = counted_shares(weights, num_removed)
             axes = {name: weights.input_axis(name) for name in weights.shapes}
             cuts.append(_UpdatingCut(level, sparsity, shares, self.block, axes, factor))
         return cuts

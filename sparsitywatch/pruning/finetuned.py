@@ -28,21 +28,18 @@ from sparsitywatch.errors import (
     listed,
 )
 from sparsitywatch.progress import Progress
+from sparsitywatch.pruning.checks import check_forward
 from sparsitywatch.pruning.criteria import input_axes, inputs_of
-from sparsitywatch.pruning.evaluation import check_forward
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights, as_pattern
 from sparsitywatch.pruning.proxy import Proxy, preserve_rng
+from sparsitywatch.pruning.selections import WORDS
 from sparsitywatch.pruning.sweeps import check_levels, standard_error
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope, ScopeLike, named_parameters
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 _logger = logging.getLogger("sparsitywatch")
-
-#: The integers of as many bytes.
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -169,11 +166,8 @@ def _pruned(
     """Prune a model in place; its counted sparsity, and what is removed, by name."""
     parameters = Scope.of(model, scope).parameters(model)
     dense = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    axes = input_axes(model, list(dense))
-    shapes = {name: tuple(tensor.shape) for name, tensor in dense.items()}
-    weights = Weights(
-        MagnitudeSpectrum.of(dense), shapes, axes, seed, _inputs(model, pattern, dense, proxy)
-    )
+    axes, inputs = input_axes(model, list(dense)), _inputs(model, pattern, dense, proxy)
+    weights = Weights.of(dense, input_axes=axes, seed=seed, inputs=inputs)
     cut: Cut
     (cut,) = pattern.cuts(weights, [level])
     masks = {}
@@ -236,7 +230,7 @@ def _held(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> Iterator[None]
 
 def _clear(tensor: torch.Tensor, kept: torch.Tensor) -> None:
     """Set all bits of some numbers to zero, where ``kept``, int8, is 0 and not -1."""
-    tensor.detach().view(_INTEGERS[tensor.itemsize]).bitwise_and_(kept.to(tensor.device))
+    tensor.detach().view(WORDS[tensor.itemsize]).bitwise_and_(kept.to(tensor.device))
 
 
 def _check_held(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:

@@ -1,8 +1,8 @@
 """What a level means: which weights one-shot pruning removes at a sparsity.
 
 A pattern makes cuts, a cut removes weights. Here are the seam, and the patterns by a threshold on
-the magnitudes, which need no more than counts. ``selections.py`` has those that choose within rows,
-or at random; ``n_of_m.py`` N:M; ``criteria.py`` those that look at the inputs of layers.
+the magnitudes, which need no more than counts. ``selections.py`` has those that choose within rows
+or groups of M, or at random; ``criteria.py`` those that look at the inputs of layers.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from sparsitywatch.integrations.language_models import (
     masked_loss,
     text_proxy,
 )
-from sparsitywatch.pruning.evaluation import check_proxy
+from sparsitywatch.pruning.checks import check_proxy
 from sparsitywatch.sinks.jsonl import read_records
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -25,7 +25,8 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.pruning import model_copy
-from sparsitywatch.pruning.evaluation import MaskedModel, check_proxy
+from sparsitywatch.pruning.checks import check_proxy
+from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.model_copy import ModelCopy, Surroundings
 from sparsitywatch.weights.scope import Scope
 

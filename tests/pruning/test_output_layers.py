@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.output_layers import seen_scope
+from sparsitywatch.pruning.checks import seen_scope
 from sparsitywatch.weights.scope import Scope
 
 

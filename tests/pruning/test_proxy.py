@@ -20,7 +20,7 @@ import sparsitywatch as sw
 from sparsitywatch.errors import ProxyError
 from sparsitywatch.pruning.batches import Batch, packed, unit_of, unpacked
 from sparsitywatch.pruning.batches import digest as digest_of
-from sparsitywatch.pruning.evaluation import check_proxy
+from sparsitywatch.pruning.checks import check_proxy
 from sparsitywatch.pruning.proxy import Proxy
 
 

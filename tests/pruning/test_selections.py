@@ -14,7 +14,6 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.pruning.n_of_m import KeepNM
 from sparsitywatch.pruning.patterns import (
     GlobalMagnitude,
     GlobalNormalised,
@@ -23,6 +22,7 @@ from sparsitywatch.pruning.patterns import (
     Weights,
 )
 from sparsitywatch.pruning.selections import (
+    KeepNM,
     PerRow,
     Random,
     RandomERK,

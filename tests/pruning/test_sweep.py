@@ -15,7 +15,8 @@ from torch import nn
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError, MeasurementError, is_out_of_memory
 from sparsitywatch.pruning.batches import Batch
-from sparsitywatch.pruning.evaluation import MaskedModel, check_proxy, run_sweep
+from sparsitywatch.pruning.checks import check_proxy
+from sparsitywatch.pruning.evaluation import MaskedModel, run_sweep
 from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import Bisection, Grid, Point, Sweep

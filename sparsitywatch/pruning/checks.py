@@ -1,30 +1,174 @@
-"""Which layers make a model's output, as a forward of the proxy shows it."""
+"""What is tried before anything is measured: does the proxy work, and which layers make the output.
+
+Nothing of it disturbs the training: forwards run a copy of the model on copies of its weights.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sparsitywatch.errors import TrainingChangedError
-from sparsitywatch.pruning.evaluation import check_forward
-from sparsitywatch.pruning.model_copy import Runnable
+from sparsitywatch.errors import MeasurementError, ProxyError, TrainingChangedError
+from sparsitywatch.pruning.evaluation import InShards, finish_despite_interrupt, undisturbed
+from sparsitywatch.pruning.model_copy import (
+    ModelCopy,
+    Runnable,
+    Surroundings,
+    changes_the_training,
+    name_in,
+    refuse_written,
+    same_bits,
+)
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.redact import redacted_error
+from sparsitywatch.ranks.protocol import Ranks
+from sparsitywatch.records.curve import units
+from sparsitywatch.redact import printable, redacted_error
 from sparsitywatch.weights.layout import clean_name
 from sparsitywatch.weights.scope import Scope, ScopeLike
-from sparsitywatch.weights.sharded import address_of
+from sparsitywatch.weights.sharded import address_of, is_sharded
 
 _logger = logging.getLogger("sparsitywatch")
 
+T = TypeVar("T")
+
 #: Operators that make a layer of a weight: products of matrices, convolutions.
 _PRODUCT = re.compile(r"mm|mv|dot|conv|linear")
+
+
+def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> None:
+    """Evaluate once and refuse what could not be used, without disturbing the model.
+
+    Without ``has_weights`` those of the model are still to come, so that values mean nothing.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise ProxyError(
+                f"Expected a model whose parameters are all there, but {printable(name)!r} is "
+                "made by the first forward. Run one forward before attaching."
+            )
+    _say_what_is_shared(model, proxy.value)
+    try:
+        every = check_forward(
+            model, proxy.value, lambda copied: proxy.by_batch(*copied), proxy.ranks
+        )
+        values = proxy.examples(every)
+        check_forward(
+            model, proxy.value, lambda copied: proxy.check_repeats(every, *copied), proxy.ranks
+        )
+        if proxy.unit != "example":
+            check_forward(
+                model, proxy.value, lambda copied: proxy.check_order(every, *copied), proxy.ranks
+            )
+    except ProxyError:
+        raise
+    except MeasurementError as error:  # it says all there is to say
+        raise ProxyError(str(error)) from error
+    except Exception as error:
+        raise ProxyError(
+            "Expected `value(model, batch)` of the proxy to work on the model as it is, but "
+            f"it raised {type(error).__name__}: {error}."
+        ) from error
+    if values.size < 2:
+        raise ProxyError(
+            f"Expected `value` to return at least two {units(proxy.unit)} over all batches, so "
+            f"that an error can be estimated, got {values.size}."
+            + (f" It returns one number per {proxy.unit}." if proxy.unit != "example" else "")
+        )
+    if proxy.unit != "example":
+        _logger.warning(
+            "sparsitywatch: the value has one number per %s, not per example: intervals are those "
+            "of %d batches. Return the mean of each example's own positions for narrower ones.",
+            proxy.unit,
+            values.size,
+        )
+    if has_weights and not np.isfinite(values).all():
+        raise ProxyError(proxy.not_finite(values))
+
+
+def check_forward(
+    model: nn.Module, value: Callable[..., Any], run: Callable[[Runnable], T], ranks: Ranks
+) -> T:
+    """What ``run`` gives of a copy of a model, if that leaves the training as it is.
+
+    All parameters are copied meanwhile, so that what is written to them is seen and does no harm.
+    """
+    with undisturbed(ranks):
+        if any(map(is_sharded, model.parameters())):
+            return _checked_in_shards(model, value, run)
+        clones = {id(p): p.detach().clone() for p in model.parameters()}
+        copied = ModelCopy(model, value, clones)
+        surroundings = Surroundings(copied)
+        try:
+            with _original_refused(model):
+                found = run(copied.runnable)
+        finally:
+            finish_despite_interrupt(surroundings.put_back)
+        changed = [p for p in model.parameters() if not same_bits(p, clones[id(p)])]
+        if changed:
+            raise changes_the_training([name_in(model, p) for p in changed])
+        refuse_written(model, [*copied.shared, *surroundings.tensors])
+    return found
+
+
+def _say_what_is_shared(model: nn.Module, value: Callable[..., Any]) -> None:
+    if any(map(is_sharded, model.parameters())):
+        return
+    for name, kind in ModelCopy(model, value).uncopied.items():
+        _logger.info(
+            "sparsitywatch: %s (%s) cannot be copied: evaluations use that of the training",
+            name,
+            kind,
+        )
+
+
+def _checked_in_shards(
+    model: nn.Module, value: Callable[..., Any], run: Callable[[Runnable], T]
+) -> T:
+    masks = InShards(model, value, dict(model.named_parameters()))
+    try:
+        found = run(masks.dense())
+        masks.reshard()
+        changed = [name for name, dense, local in masks.weights if not same_bits(dense, local)]
+    finally:
+        finish_despite_interrupt(masks.put_back)
+    if changed:
+        raise changes_the_training(changed)
+    return found
+
+
+@contextlib.contextmanager
+def _original_refused(model: nn.Module) -> Iterator[None]:
+    """Refuse to run modules of the model itself, which is in training mode and not masked."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    thread = threading.get_ident()
+
+    def refuse(module: nn.Module, _: object) -> None:
+        if id(module) in paths and threading.get_ident() == thread:
+            what = f"its module {paths[id(module)]!r}" if paths[id(module)] else "it"
+            raise MeasurementError(
+                "Expected `value(model, batch)` to run the model that it is given, which is a copy "
+                f"of the watched one, but it ran {what} of the watched model. Use the argument."
+            )
+
+    handle = register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# ------------------------------------------------------------------ which layers make the output
 
 
 def seen_scope(decided: Scope, scope: ScopeLike, model: nn.Module, proxy: Proxy) -> Scope:
