@@ -380,17 +380,18 @@ class MagnitudeSpectrum:
 
     def _scales(self, kind: str, initial_rms: Mapping[str, float] | None) -> np.ndarray:
         """What the thresholds of a kind of rule are relative to, float64 [T]."""
-        if kind not in ("rms", "initial"):
+        if kind == "rms":
+            return self._rms
+        if kind != "initial":
             return np.ones(len(self.names))
-        scales = self.layer_rms() if kind == "rms" else initial_rms
-        missing = [] if scales is None else [name for name in self.names if name not in scales]
-        if scales is None or missing:
-            came = "none" if scales is None else f"no entry for {missing[0]!r}"
+        missing = [name for name in self.names if name not in (initial_rms or {})]
+        if initial_rms is None or missing:
+            came = "none" if initial_rms is None else f"no entry for {missing[0]!r}"
             raise ConfigurationError(
                 "Expected `reference` with the initial scale of each tensor for `initial`, got "
                 f"{came}."
             )
-        return np.array([scales[name] for name in self.names])
+        return np.array([initial_rms[name] for name in self.names])
 
     def layers(self) -> dict[str, MagnitudeSpectrum]:
         """One spectrum per tensor, by name, in order; they share this one's counts."""
@@ -431,15 +432,15 @@ class MagnitudeSpectrum:
         return [(rows, Rows([histograms[row] for row in rows])) for rows in groups.values()]
 
     @cached_property
-    def _rms(self) -> dict[str, float]:
+    def _rms(self) -> np.ndarray:
         found = np.empty(len(self.names))
         for rows, table in self._tables:
             found[rows] = root_mean_squares([table])
-        return dict(zip(self.names, found.tolist(), strict=True))
+        return found
 
     def layer_rms(self) -> dict[str, float]:
         """``rms`` of each layer, by name, in order."""
-        return dict(self._rms)
+        return dict(zip(self.names, self._rms.tolist(), strict=True))
 
     def cuts(self, levels: Sequence[float]) -> list[tuple[float, float, dict[str, float]]]:
         """For each level its threshold, and ``sparsity_at`` it: of all, and of each layer by name.
