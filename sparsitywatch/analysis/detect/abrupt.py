@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -23,7 +24,6 @@ from sparsitywatch.analysis.detect.detector import (
     SeriesHistory,
     SeriesMemory,
     View,
-    in_family,
     median_of_three,
     noise_sd,
     onset_of,
@@ -37,6 +37,14 @@ from sparsitywatch.records.student import normal_score
 _SETTLING_SHARE = 0.1
 #: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
+
+
+def in_family(score: float, number: int) -> float:
+    """The score that one of several chances needs, so that any of them is as rare as one alone.
+
+    By Bonferroni's bound, which holds however they hang together.
+    """
+    return -NormalDist().inv_cdf(0.5 * math.erfc(score / math.sqrt(2.0)) / number)
 
 
 @dataclass(frozen=True)

@@ -256,14 +256,6 @@ class SeriesDetector(Detector):
 # ------------------------------------------------------------------ a change that may be an event
 
 
-def in_family(score: float, number: int) -> float:
-    """The score that one of several chances needs, so that any of them is as rare as one alone.
-
-    By Bonferroni's bound, which holds however they hang together.
-    """
-    return -NormalDist().inv_cdf(0.5 * math.erfc(score / math.sqrt(2.0)) / number)
-
-
 @dataclass(frozen=True)
 class Limits:
     """What is required of a change."""
