@@ -26,7 +26,7 @@ BAD: dict[type[Detector], dict[str, tuple[object, ...]]] = {
     AbruptChange: {
         "min_effect": (0, -0.01, math.nan, math.inf, "1%", None, True),
         "ratio": (1, 0.5, math.nan, math.inf, "2"),
-        "direction": ("upward", "", None),
+        "direction": ("upward", "", None, np.array(["up", "down"])),
         "family": (0, -1, 1.5, "4", True),
     },
     DormantRise: {
@@ -34,7 +34,8 @@ BAD: dict[type[Detector], dict[str, tuple[object, ...]]] = {
         "ratio": (0.9, math.nan, math.inf, "2"),
     },
     MeasuredChange: {
-        "min_effect": (-0.1, math.nan), "ratio": (0.5,), "direction": ("upward", ["up"]),
+        "min_effect": (-0.1, math.nan), "ratio": (0.5,),
+        "direction": ("upward", ["up"], np.array(["up", "down"])),
     },
 }  # fmt: skip
 

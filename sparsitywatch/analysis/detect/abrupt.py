@@ -10,7 +10,6 @@ from statistics import NormalDist
 import numpy as np
 
 from sparsitywatch.analysis.detect.detector import (
-    DIRECTIONS,
     FEW,
     HALF,
     LATEST,
@@ -24,12 +23,13 @@ from sparsitywatch.analysis.detect.detector import (
     SeriesHistory,
     SeriesMemory,
     View,
+    expect_direction,
     median_of_three,
     noise_sd,
     onset_of,
 )
 from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS, NO_JUMPS, Jumps
-from sparsitywatch.errors import expect, expect_number, expect_whole
+from sparsitywatch.errors import expect_number, expect_whole
 from sparsitywatch.records import Event
 from sparsitywatch.records.student import normal_score
 
@@ -140,7 +140,7 @@ class AbruptChange(SeriesDetector):
         expect_number("min_effect", min_effect, lambda x: 0.0 < x < math.inf, what)
         what = "finite and above 1 (1.5: a rise by half)"
         expect_number("ratio", ratio, lambda x: 1.0 < x < math.inf, what)
-        expect(direction in DIRECTIONS, "direction", f"one of {DIRECTIONS}", direction)
+        expect_direction(direction)
         expect_whole("family", family, 1)
         scores = (in_family(score, family) for score in (SCORE, GROWTH_SCORE))
         self._limits = Limits(float(min_effect), float(ratio), *scores)

@@ -199,6 +199,12 @@ class Blocks:
         )  # fmt: skip
 
 
+def expect_direction(direction: str) -> None:
+    """Refuse what is no direction, with a ConfigurationError."""
+    is_known = isinstance(direction, str) and direction in DIRECTIONS
+    expect(is_known, "direction", f"one of {DIRECTIONS}", direction)
+
+
 #: What a context may tell, see ``Detector.update``.
 _UNKNOWN = dict.fromkeys(
     ("lr", "lr_clock", "decay_clock", "estimated_advance", "dormant_by_chance", "low", "high",

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsitywatch.analysis.detect.detector import (
-    DIRECTIONS,
     FEW,
     HALF,
     SCORE,
@@ -33,11 +32,12 @@ from sparsitywatch.analysis.detect.detector import (
     SeriesHistory,
     SeriesMemory,
     correlation_of,
+    expect_direction,
     median_of_three,
     noise_sd,
     onset_of,
 )
-from sparsitywatch.errors import expect, expect_number
+from sparsitywatch.errors import expect_number
 from sparsitywatch.records import Event
 from sparsitywatch.records.student import normal_score
 
@@ -102,7 +102,7 @@ class MeasuredChange(SeriesDetector):
         what = "finite and 0 or more, in units of the series"
         expect_number("min_effect", min_effect, lambda x: 0.0 <= x < math.inf, what)
         expect_number("ratio", ratio, lambda x: 1.0 <= x < math.inf, "finite, 1 or more")
-        expect(direction in DIRECTIONS, "direction", f"one of {DIRECTIONS}", direction)
+        expect_direction(direction)
         self._min_effect = float(min_effect)
         self._ratio = float(ratio)
         self._direction = direction
