@@ -589,7 +589,7 @@ class Watcher:
             )
         self._restore(int(state["step"]), state)
         self._log = state["log"]
-        self._pipeline.history.restore(records, events)
+        self._pipeline.restore(records, events, state["initial_rms"])
         self._pipeline.open(run_info(self.step_count, self._taker.run))
         self._pipeline.history.load_state_dict(state["pipeline"])
 

@@ -223,8 +223,8 @@ class Replayer:
     def _close(self) -> None:
         """Finish the log."""
         try:
-            kept, initial_rms = self._kept, self.plan.initial_rms or {}
-            if kept and self._run is None and self.pipeline.lacks_events(initial_rms):
+            kept = self._kept
+            if kept and self._run is None and self.pipeline.lacks_events:
                 self._open(kept.records[-1].provenance.dtypes)
             if self._run is not None:
                 self.pipeline.close()
@@ -256,7 +256,7 @@ class Replayer:
             self.plan = replace(self.plan, initial_rms=given_rms)
             return
         self._kept = kept
-        self.pipeline.history.restore(kept.records, kept.events)
+        self.pipeline.restore(kept.records, kept.events, log.info.initial_rms)
         self._done |= {record.step for record in kept.records}
         if not is_final or not pending.keys() <= self._done:
             self._remember(kept.records, pending)

@@ -60,7 +60,6 @@ class History:
         self._tracker = EventTracker()
         self._forecaster = Forecaster()
         self._first_steps: dict[str, int] = {}  # by fingerprint
-        self._restored: tuple[list[Event], list[Event]] | None = None
         self.records: list[Record] = []  # layers are kept for the latest hundred only
         self.events: list[Event] = []  # in their latest versions, in the order they were seen in
         self.initial_rms: dict[str, float] = {}  # of each tensor when the watch first saw it
@@ -83,16 +82,24 @@ class History:
 
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""
-        late = self.finish_restore()
         series = record.series()
         seen = self._detect(record, series)
         self._remember(record)
-        changes = self._track(record.step, series, seen)
-        return Changes((*late.new, *changes.new), (*late.revised, *changes.revised))
+        return self._track(record.step, series, seen)
 
-    def restore(self, records: Sequence[Record], events: Sequence[Event]) -> None:
-        """Take up what an earlier process saw and logged, before the first ``add``."""
+    def restore(
+        self,
+        records: Sequence[Record],
+        events: Sequence[Event],
+        initial_rms: Mapping[str, float],
+    ) -> Changes:
+        """Take up what an earlier process saw and logged, before the first ``add``.
+
+        Returns what its last record holds and its log, after a kill between the two, lacks.
+        """
+        self.initial_rms = dict(initial_rms)
         self.events[:] = events
+        late = Changes()
         waiting = sorted(events, key=lambda event: event.detected_step)
         for record in records:
             series = record.series()
@@ -101,20 +108,13 @@ class History:
             logged = [e for e in waiting if e.detected_step <= record.step]
             waiting = waiting[len(logged) :]
             if record is records[-1]:
-                self._restored = (seen, logged)
+                reported = [e for e in self.events if e.reported_step == record.step]
+                known = {name for e in reported for name in (e.series, *e.related, *e.opposed)}
+                untold = [e for e in seen if e.series not in known]
+                late = self._track(record.step, series, untold, logged)
             else:
                 self._tracker.update(record.step, series, (), logged)
-
-    def finish_restore(self) -> Changes:
-        """What the last restored record holds and the log, after a kill between the two, lacks."""
-        if self._restored is None:
-            return Changes()
-        (seen, logged), self._restored = self._restored, None
-        record = self.records[-1]
-        reported = [e for e in self.events if e.reported_step == record.step]
-        known = {name for e in reported for name in (e.series, *e.related, *e.opposed)}
-        late = [e for e in seen if e.series not in known]
-        return self._track(record.step, record.series(), late, logged)
+        return late
 
     def state_dict(self) -> dict[str, Any]:
         """What the detectors and the events go on from; plain data."""
@@ -242,17 +242,24 @@ class Pipeline:
         self._on_record = tuple(on_record)
         self._strict = strict
         self._failures: dict[int, int] = {}  # of sinks, in a row
-        self._late = Changes()  # of the last record that was restored; not yet in the log
+        self._late = Changes()  # in records that were restored; not yet in the log
         self._unsaid: tuple[Event, ...] = ()  # by actions
         self._is_open = False
         self._at_exit: Finalize | None = None  # not called in a forked child
         self.publish_s = 0.0  # what the last record took to be detected in and written
 
-    def lacks_events(self, initial_rms: Mapping[str, float]) -> bool:
-        """Whether the log that was restored lacks events of its last record; ``open`` adds them."""
-        self.history.initial_rms = dict(initial_rms)
-        if not (self._late.new or self._late.revised):
-            self._late = self.history.finish_restore()
+    def restore(
+        self,
+        records: Sequence[Record],
+        events: Sequence[Event],
+        initial_rms: Mapping[str, float],
+    ) -> None:
+        """Take up what is logged, before ``open``, which adds the events that the log lacks."""
+        self._late = self.history.restore(records, events, initial_rms)
+
+    @property
+    def lacks_events(self) -> bool:
+        """Whether the log that was restored lacks events of its last record."""
         return bool(self._late.new or self._late.revised)
 
     def open(
@@ -266,10 +273,10 @@ class Pipeline:
             self._each(lambda sink: sink.open(run))
             if self.records:
                 self._each(lambda sink: sink.catch_up(self.records, self.events, detail_of))
-            self.lacks_events(run.initial_rms)
             late, self._late = self._late, Changes()
             self._unsaid = late.new
             self._tell(late)
+        self.history.initial_rms = dict(run.initial_rms)
         self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
         self._at_exit = Finalize(None, self._end, exitpriority=0)

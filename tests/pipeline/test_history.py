@@ -144,9 +144,7 @@ def test_events_that_a_kill_kept_out_of_the_log_are_told_when_it_is_taken_up() -
     whole = History({INITIAL: Above()})
     (event,) = events_of(whole, records)
     second = History({INITIAL: Above()})
-    second.restore(records, [])
-    assert [e.id for e in second.finish_restore().new] == [event.id]
-    assert second.finish_restore().new == ()
+    assert [e.id for e in second.restore(records, [], {}).new] == [event.id]
     assert [e.id for e in second.events] == [event.id]
 
 
@@ -155,8 +153,7 @@ def test_what_a_log_holds_is_not_told_again() -> None:
     whole = History({INITIAL: Above(), "near_zero/rms_0.1": Above()})
     (event,) = events_of(whole, records)
     second = History({INITIAL: Above(), "near_zero/rms_0.1": Above()})
-    second.restore(records, [event])
-    told = second.finish_restore()
+    told = second.restore(records, [event], {})
     assert (told.new, told.revised) == ((), ())
     assert second.events == [event]
 
@@ -167,8 +164,7 @@ def test_a_fall_that_a_kill_kept_out_of_the_log_is_told() -> None:
     whole = History({INITIAL: Above()})
     (event,) = events_of(whole, records)
     second = History({INITIAL: Above()})
-    second.restore(records[:5], [event])
-    ((amended),) = second.finish_restore().revised
+    ((amended),) = second.restore(records[:5], [event], {}).revised
     assert repr(amended) == repr(whole.events[0])
     assert (amended.reverted_step, amended.revised_step) == (3, 4)
 
@@ -194,7 +190,7 @@ def test_taken_up_at_any_look_events_are_the_same(cut: int, way: str) -> None:
     for record in records[:cut]:
         part.add(record)
     again = new()
-    again.restore(records[:cut], part.events)
+    again.restore(records[:cut], part.events, {})
     if way == "state":
         again = new()
         again.events = list(part.events)
