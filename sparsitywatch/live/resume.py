@@ -110,21 +110,16 @@ def open_log(
             run, why = _resume_from_log(claim.directory, initial_step, run, pipeline, trace)
         if why:
             claim.set_aside(why, is_expected=others == "ended")
-    info = run_info(initial_step, run)
-    pipeline.open(info, lambda record: _detail(claim.directory, record.step))
-    if claim.directory is not None and run.proxy is not None:
-        _keep_batches(claim, run.proxy)
-    return run
-
-
-def run_info(initial_step: int, run: RunContext) -> RunInfo:
-    """What a log says once."""
-    return RunInfo(
+    info = RunInfo(
         initial_step=initial_step,
         provenance=run.provenance,
         ledger=run.scope.ledger,
         initial_rms=run.initial_rms,
     )
+    pipeline.open(info, lambda record: _detail(claim.directory, record.step))
+    if claim.directory is not None and run.proxy is not None:
+        _keep_batches(claim, run.proxy)
+    return run
 
 
 def _claimed(claim: Claim, initial_step: int) -> bool:

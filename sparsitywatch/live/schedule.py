@@ -43,9 +43,9 @@ class StepOnly:
         """Whether a snapshot is due at ``step``."""
         return self.next_due(step - 1) == step
 
-    def may_be_due(self, step: int) -> bool:
-        """Whether one is due at ``step``, or would be after an alert."""
-        return self(step)
+    def is_due_after_alert(self, _: int, /) -> bool:
+        """Whether one that is not due at a step would be after an alert."""
+        return False
 
     def alert(self, step: int) -> None:
         """Something may be going on at ``step``."""
@@ -58,20 +58,15 @@ class StepOnly:
         """Go on from what ``state_dict`` gave."""
 
 
-class _AskedOnce(StepOnly):
+class _Function(StepOnly):
     """A user's function, which may remember what it was asked: each step is asked about once."""
 
     def __init__(self, due: Schedule) -> None:
         super().__init__(lambda _: -1)
         self._due = due
-        self._step = -1
-        self._is_due = False
 
     def __call__(self, step: int) -> bool:
-        if step != self._step:
-            self._step = step
-            self._is_due = bool(self._due(step))
-        return self._is_due
+        return bool(self._due(step))
 
 
 class Adaptive(StepOnly):
@@ -90,8 +85,8 @@ class Adaptive(StepOnly):
         usual, closer = self._usual.next_due(step), self._closely.next_due(step)
         return min(usual, closer) if closer <= self._until else usual
 
-    def may_be_due(self, step: int) -> bool:
-        return self._usual(step) or self._closely(step)
+    def is_due_after_alert(self, step: int, /) -> bool:
+        return self._closely(step)
 
     def alert(self, step: int) -> None:
         self._until = max(self._until, step + self._while_steps)
@@ -186,7 +181,7 @@ def as_schedule(spec: int | Schedule) -> StepOnly:
         return every(spec)
     what = "a whole number of optimizer steps >= 1 or a schedule"
     expect(callable(spec) and not isinstance(spec, type), "every", what, spec)
-    return spec if isinstance(spec, StepOnly) else _AskedOnce(spec)
+    return spec if isinstance(spec, StepOnly) else _Function(spec)
 
 
 class Due(IntEnum):
@@ -380,10 +375,8 @@ class BudgetedSchedule:
         self.budget.start()
         self.last_step = step
         self._num_steps += 1
-        if not self.schedule.may_be_due(step):
-            return None
         if not self.schedule(step):
-            return Due.NOTHING
+            return Due.NOTHING if self.schedule.is_due_after_alert(step) else None
         if is_busy and self.budget.max_overhead is not None:
             return self._leave_out(_BUSY)
         if self.budget.wait_s(Due.EVERYTHING) <= 0.0:

@@ -17,7 +17,6 @@ from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.pipeline.measure import (
     Measured,
     RunContext,
-    SnapshotContext,
     compared,
     counted,
     measure_snapshot,
@@ -26,6 +25,7 @@ from sparsitywatch.pipeline.measure import (
 )
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel
+from sparsitywatch.pruning.model_copy import version_of
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import redacted_error
@@ -71,35 +71,35 @@ class SnapshotTaker:
         budget: OverheadBudget,
     ) -> None:
         self.run = run  # replaced where an earlier log is gone on from
+        self.pipeline = pipeline
+        self.trace = trace
+        self.model = model
         self._reader = reader
-        self._model = model
-        self._pipeline = pipeline
-        self._trace = trace
         self._budget = budget
+        self._marks: dict[str, tuple[int, int]] = {}  # of the weights that were remembered
         self._pool: ThreadPoolExecutor | None = None
         self._job: Future[FinishedSnapshot] | None = None
         self._is_on_cpu = False  # as of the latest read
         # an evaluation begins when nothing is on its way, so it may restore from the same buffers
         self._copy = model.spare = WarmCopy()
 
-    @property
-    def training_changed(self) -> str:
-        """How an evaluation has changed what the training goes on from; empty if none has."""
-        return self._model.training_changed
+    def begin(self, step: int | None, *, behind: bool) -> None:
+        """Remember the weights as those that the run begins with, unless they are still the same.
 
-    def begin(self, step: int, *, behind: bool, anew: bool = False) -> None:
-        """Remember the weights of ``step``, so that the first snapshot can say what moved.
-
-        ``anew``: they are not those that the run was made of.
+        The first snapshot says what has moved since. ``step`` is None to ask the optimizer.
         """
+        marks = {name: (id(one), version_of(one)) for name, one in self.lookup()[0].items()}
+        if marks == self._marks:
+            return
+        self._marks = marks
+        step = self.trace.steps_done if step is None else step
         with torch.no_grad():
             snapshot, every = self._read(step)
-            training = self._trace.training(every)
-            self._trace.examine(step, every, training, strict=self.run.strict)(None)
-            if anew:
-                spectrum, mark = counted(snapshot, self._reader)[:2]
-                self.run = replace(self.run, initial_rms=spectrum.layer_rms(), fingerprint=mark)
-        motion, reading = self._trace.tracker, self._trace.reading(training)
+            training = self.trace.training(every)
+            self.trace.examine(step, every, training, strict=self.run.strict)(None)
+            spectrum, mark = counted(snapshot, self._reader)[:2]
+        self.run = replace(self.run, initial_rms=spectrum.layer_rms(), fingerprint=mark)
+        motion, reading = self.trace.tracker, self.trace.reading(training)
         if motion is not None:
             sample = self._reader.sample(motion.sampler, snapshot)
             motion.compare(step, sample, optimizer=reading)
@@ -120,7 +120,8 @@ class SnapshotTaker:
         outcome: _Outcome | None = None
         try:
             with torch.no_grad():
-                measured = self._read_to_measure(step, not_evaluated, is_later=is_later)
+                model = self.model if evaluated else None
+                measured = self._read_to_measure(step, model, not_evaluated, is_later=is_later)
                 outcome = None if is_later else measured()
         except BaseException as error:  # noqa: BLE001 sorted by _failed
             outcome = self._failed(step, error, not_evaluated)
@@ -145,12 +146,12 @@ class SnapshotTaker:
                 reading,
                 moved,
                 stall_s=front_s(),
-                publish_s=self._pipeline.publish_s,
+                publish_s=self.pipeline.publish_s,
                 overhead=self._budget.overhead(behind_s()),
                 num_left_out=num_left_out,
                 num_evaluations_left_out=int(bool(not_evaluated)),
             )
-            record, events = self._pipeline.take(record, found.detail)
+            record, events = self.pipeline.take(record, found.detail)
             return FinishedSnapshot(record, events, evaluated, front_s(), behind_s())
 
         if behind:
@@ -192,7 +193,7 @@ class SnapshotTaker:
 
     def lookup(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """The parameters in scope as they are now, by name, and every one."""
-        return self._reader.lookup(self._model.module, self.run.scope)
+        return self._reader.lookup(self.model.module, self.run.scope)
 
     def _read(self, step: int) -> tuple[Snapshot, Mapping[str, torch.Tensor]]:
         """The weights, and every parameter, in scope or not."""
@@ -202,24 +203,27 @@ class SnapshotTaker:
         return snapshot, every
 
     def _read_to_measure(
-        self, step: int, not_evaluated: str, *, is_later: bool
+        self, step: int, model: MaskedModel | None, not_evaluated: str, *, is_later: bool
     ) -> Callable[[], _Outcome]:
         """What says all about the model, here and now; or later, of a copy made here."""
         snapshot, every = self._read(step)
-        training = self._trace.training(every)
-        reader, motion, reading = self._reader, self._trace.motion, self._trace.reading(training)
-        at = SnapshotContext(
-            model=None if is_later else self._model,
-            not_evaluated=not_evaluated,
-            sampler=None if motion is None else motion.sampler,
-            # what the next step changes is read now; before a copy leaves caches cold
-            examined=self._trace.examine(step, every, training, strict=self.run.strict),
-        )
+        training = self.trace.training(every)
+        reader, motion, reading = self._reader, self.trace.motion, self.trace.reading(training)
+        # what the next step changes is read now; before a copy leaves caches cold
+        examined = self.trace.examine(step, every, training, strict=self.run.strict)
         if is_later:
             snapshot, reader = self._copy.take(snapshot), reader.behind
 
         def measured() -> _Outcome:
-            found = measure_snapshot(snapshot, self.run, reader, at)
+            found = measure_snapshot(
+                snapshot,
+                self.run,
+                reader,
+                model=model,
+                not_evaluated=not_evaluated,
+                sampler=None if motion is None else motion.sampler,
+                examined=examined,
+            )
             moved = None if motion is None else compared(found, motion, reading, self.run)
             return found, reading, moved
 
@@ -227,7 +231,7 @@ class SnapshotTaker:
 
     def _failed(self, step: int, error: BaseException, not_evaluated: str) -> _Outcome:
         """An invalid snapshot that says why."""
-        self._model.restore()  # done before, unless a signal came at that very moment
+        self.model.restore()  # done before, unless a signal came at that very moment
         reraise_foreign(error, strict=self.run.strict)
         _logger.error("sparsitywatch: the snapshot at step %d failed", step, exc_info=error)
         return not_measured(step, redacted_error(error), self.run, not_evaluated), None, None

@@ -221,9 +221,9 @@ class StepCounter:
         self,
         optimizer: Optimizer,
         num_held: int,
+        is_of_copy: Callable[[Optimizer], bool],
         *,
         is_inside: bool,
-        is_of_copy: Callable[[], bool],
     ) -> int:
         """How many steps count now that ``optimizer`` took one, which holds that many weights.
 
@@ -231,7 +231,7 @@ class StepCounter:
         """
         if not num_held and optimizer not in self._given:
             self._beside[id(optimizer)] += 1
-            if self._beside[id(optimizer)] == _FEW_STEPS and is_of_copy():
+            if self._beside[id(optimizer)] == _FEW_STEPS and is_of_copy(optimizer):
                 self._tell_once(optimizer, "a copy of this model, it seems", "Watch that one")
             return 0
         num_steps = (
@@ -305,19 +305,24 @@ def _is_part_of(inner: Optimizer, outer: Optimizer) -> bool:
 
 
 class OptimizerTrace:
-    """What every optimizer of the process does to the weights of one model, and what moves them."""
+    """What every optimizer of the process does to the weights of one model, and what moves them.
+
+    ``lookup`` finds every parameter of the model as it is now, by name.
+    """
 
     _watched: ClassVar[weakref.WeakSet[Optimizer]] = weakref.WeakSet()  # by any watch
 
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
+        lookup: Callable[[], Mapping[str, torch.Tensor]],
         sizes: Mapping[str, int],
         motion: MotionTracker | None,
         examiner: Examiner,
     ) -> None:
         self.given = tuple(optimizers)
         self.tracker = motion  # compares the weights
+        self._lookup = lookup
         self._sizes = sizes  # of the weights in scope, by name
         self._examiner = examiner
         self._accounts: list[Account] = []
@@ -325,6 +330,8 @@ class OptimizerTrace:
             weakref.WeakKeyDictionary()
         )
         self._is_restored = False  # whether a state was loaded
+        self._counter = StepCounter(self.given)
+        self._is_seen = self._is_said = False  # whether hooks count steps; whether the training
         self._has_hooks = False  # whether a step of what was given has been seen
         self._start = (0.0, 0.0)  # decay and lr of the run, where nobody knows of which weights
         # by name what was done in an earlier process, and by optimizers that are gone
@@ -349,8 +356,9 @@ class OptimizerTrace:
 
     # ------------------------------------------------------------------ steps
 
-    def attach(self, parameters: Mapping[str, torch.Tensor]) -> set[str]:
-        """Take up the optimizers that were given; returns what they hold of ``parameters``."""
+    def attach(self) -> set[str]:
+        """Take up the optimizers that were given; returns which parameters they hold."""
+        parameters = self._lookup()
         for optimizer in self.given:
             self._identify(optimizer, parameters)
         return {name for one in self._accounts for names in one.names for name in names}
@@ -361,49 +369,54 @@ class OptimizerTrace:
         coarsest = min(one.dtype.itemsize for one in parameters.values())
         return any(one.dtype.itemsize > coarsest for one in held)
 
-    def saw(
-        self,
-        optimizer: Optimizer,
-        reached: Collection[int],
-        parameters: Callable[[], Mapping[str, torch.Tensor]],
-    ) -> int:
-        """An optimizer took a step; returns how many weights in scope it holds.
+    def saw(self, optimizer: Optimizer, reached: Collection[int], *, is_inside: bool) -> int:
+        """An optimizer took a step; returns how many steps of the training that makes.
 
-        ``reached``: ids of the tensors that optimizers inside it have stepped on.
+        ``reached``: ids of the tensors that optimizers inside it have stepped on; ``is_inside``:
+        whether it is inside another one itself.
         """
-        account = self._known(optimizer, parameters)
+        account = self._known(optimizer)
         self._has_hooks |= optimizer in self.given
         if any(account.names):
             self._watched.add(optimizer)
             account.advance(reached)
-        return account.num_in_scope
+        if self._is_said:
+            return 0
+        num_held = account.num_in_scope
+        num_steps = self._counter.count(optimizer, num_held, self._is_of_copy, is_inside=is_inside)
+        self._is_seen |= num_steps > 0
+        return num_steps
 
-    def is_of_copy(self, optimizer: Optimizer, parameters: Mapping[str, torch.Tensor]) -> bool:
-        """Whether an optimizer that no watch knows holds tensors shaped as this model's."""
-        held = [p.shape for group in optimizer.param_groups for p in group["params"]]
-        shapes = [p.shape for p in parameters.values() if p.requires_grad]
-        return optimizer not in self._watched and Counter(held) == Counter(shapes)
+    def said(self, step: int | None) -> bool:
+        """The training says that it took a step; returns whether no hook has counted that.
 
-    def knows(
-        self, optimizer: Optimizer, parameters: Callable[[], Mapping[str, torch.Tensor]]
-    ) -> bool:
+        With ``step``, the number of it, that counts in any case.
+        """
+        is_counted, self._is_said = self._is_seen and not self._is_said, True
+        if is_counted and step is None:
+            return False
+        for account in () if self._has_hooks else self._accounts:
+            if account.optimizer() in self.given:
+                account.advance(is_seen=False)
+        return True
+
+    def knows(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer was given, or holds weights in scope."""
-        account = self._known(optimizer, parameters)
+        account = self._known(optimizer)
         return optimizer in self.given or account.num_in_scope > 0
 
-    def _known(
-        self, optimizer: Optimizer, parameters: Callable[[], Mapping[str, torch.Tensor]]
-    ) -> Account:
+    def _is_of_copy(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer that no watch knows holds tensors shaped as this model's."""
+        held = [p.shape for group in optimizer.param_groups for p in group["params"]]
+        shapes = [p.shape for p in self._lookup().values() if p.requires_grad]
+        return optimizer not in self._watched and Counter(held) == Counter(shapes)
+
+    def _known(self, optimizer: Optimizer) -> Account:
         account = self._account_of.get(optimizer)
         # after some steps a copy of higher precision is the weight, if it was not at first
         if account is None or not account.is_current or account.num_steps == _FEW_STEPS:
-            account = self._identify(optimizer, parameters())
+            account = self._identify(optimizer, self._lookup())
         return account
-
-    def said(self) -> None:
-        """A step was taken, says the training, which no hook of what was given has seen."""
-        for optimizer in () if self._has_hooks else self.given:
-            self._account_of[optimizer].advance(is_seen=False)
 
     def _identify(self, optimizer: Optimizer, parameters: Mapping[str, torch.Tensor]) -> Account:
         """Say what the model calls what an optimizer holds."""
@@ -500,16 +513,16 @@ class OptimizerTrace:
 
         return examined
 
-    def groups(self, parameters: Mapping[str, torch.Tensor]) -> list[Any]:
+    def groups(self) -> list[Any]:
         """Learning rate, decay and names of each param group, to be compared between ranks."""
-        names = _names_of(parameters)
+        names = _names_of(self._lookup())
         return [
             [
                 float(group.get("lr", 0.0)),
                 float(group.get("weight_decay", 0.0)),
                 sorted(name for p in group["params"] for name in names.get(id(p), ())),
             ]
-            for optimizer in [*self._account_of]
+            for optimizer in self._account_of
             for group in optimizer.param_groups
         ]
 

@@ -30,9 +30,10 @@ from sparsitywatch.errors import (
     expect_whole,
 )
 from sparsitywatch.live.schedule import BudgetedSchedule, OverheadBudget, Schedule
+from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizers
 from sparsitywatch.live.watcher import Watcher
-from sparsitywatch.pipeline.measure import RunContext, counted, expect_model
+from sparsitywatch.pipeline.measure import RunContext, expect_model
 from sparsitywatch.pipeline.parts import Examiner
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
@@ -163,44 +164,46 @@ def watch(
             on_record=on_record if leads else (),
             strict=strict,
         )
-    has = {"proxy": proxy is not None, "optimizer": optimizer is not None}
-    given = {"every": every, "max_overhead": max_overhead, **has}
+    given = {
+        "every": every,
+        "max_overhead": max_overhead,
+        "proxy": proxy is not None,
+        "optimizer": optimizer is not None,
+    }
     with _on_every(ranks):  # who has failed above does not come here
         _check_alike(ranks, scope, chosen, given)
-        reader, _ = _readers(inner, scope, ranks, watches_all=False)
-        checked = _checked(proxy, inner, chosen, reader, is_off=bool(off))
+        checked = _checked(proxy, inner, ranks, is_off=bool(off))
         if checked is not None and not off:
             scope = seen_scope(scope, chosen.scope, inner, checked)
         reader, examiner = _readers(inner, scope, ranks, watches_all=chosen.dormant_samples != 0)
+        for pattern in (chosen.pattern, *chosen.controls) if checked is not None else ():
+            _check_pattern(pattern, reader)
         if leads:
             _tell(scope)
         snapshot = Snapshot.of(inner, scope, 0)
         run = RunContext(
             settings=chosen, scope=scope, proxy=checked, dtypes=snapshot.dtypes, strict=strict
         )
-        if not off:
-            spectrum, mark = counted(snapshot, reader)[:2]
-            run = replace(run, initial_rms=spectrum.layer_rms(), fingerprint=mark)
-            if max_overhead is not None:
-                masked = MaskedModel(model, scope, reader)
-                _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0])
+        masked = MaskedModel(model, scope, reader)
         motion = MotionTracker.of(chosen.dormant_samples)
-        trace = OptimizerTrace(optimizers, dict(scope.sizes), motion, examiner)
+        trace = OptimizerTrace(
+            optimizers, lambda: reader.lookup(inner, scope)[1], dict(scope.sizes), motion, examiner
+        )
+        taker = SnapshotTaker(masked, run, reader, pipeline, trace, schedule.budget)
         if not off:
             _take_up_optimizers(trace, scope, inner, ranks)
+            taker.begin(initial_step, behind=background)
+            if max_overhead is not None:
+                _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0])
         if directory is not None:
             prepare(directory)
         return Watcher(
-            model,
-            run=run,
-            reader=reader,
-            trace=trace,
-            pipeline=pipeline,
-            schedule=schedule,
+            taker,
+            schedule,
+            ranks=ranks,
             background=background,
             initial_step=initial_step,
             off=off,
-            ranks=ranks,
         )
 
 
@@ -238,8 +241,8 @@ def _take_up_optimizers(
     trace: OptimizerTrace, scope: Scope, model: nn.Module, ranks: Ranks
 ) -> None:
     """Refuse optimizers that train none of the weights in scope; say so if they train a part."""
-    parameters, every = scope.lookup(model)
-    held = trace.attach(every)
+    parameters = scope.parameters(model)
+    held = trace.attach()
     if ranks.rank == 0 and (average := _average_of(trace, model)):
         _logger.warning("sparsitywatch: the numbers are about %s", average)
     if not trace.given:
@@ -267,26 +270,17 @@ def _take_up_optimizers(
         )
 
 
-def _checked(
-    proxy: Proxy | None,
-    model: nn.Module,
-    settings: Settings,
-    reader: ShardedReader,
-    *,
-    is_off: bool,
-) -> Proxy | None:
+def _checked(proxy: Proxy | None, model: nn.Module, ranks: Ranks, *, is_off: bool) -> Proxy | None:
     """The proxy as all ranks evaluate it, tried once."""
     if proxy is None:
         return None
-    for pattern in (settings.pattern, *settings.controls):
-        _check_pattern(pattern, reader)
     if flat_parameters(modules_of(model)):
         raise ProxyError(
             "Expected a model without FSDP1 (FullyShardedDataParallel) for a proxy, since "
             "its weights cannot be masked where they lie. Use FSDP2 (fully_shard), or "
             "leave `proxy` out: the weights are watched all the same."
         )
-    shared = proxy.shared(reader.ranks)
+    shared = proxy.shared(ranks)
     if not is_off:
         check_proxy(shared, model)
     return shared

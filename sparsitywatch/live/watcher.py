@@ -17,7 +17,6 @@ from multiprocessing.util import Finalize
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
 
 from sparsitywatch.errors import (
     LogTakenError,
@@ -28,22 +27,13 @@ from sparsitywatch.errors import (
     note_signal_handlers,
     reraise_foreign,
 )
-from sparsitywatch.live.resume import (
-    check_state,
-    open_log,
-    restore_proxy,
-    run_info,
-    step_in_log,
-)
+from sparsitywatch.live.resume import check_state, open_log, restore_proxy, step_in_log
 from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import SnapshotTaker
-from sparsitywatch.live.trace import OptimizerTrace, StepCounter, StepHook, step_was_skipped
-from sparsitywatch.pipeline.measure import RunContext, not_measured, record_of
+from sparsitywatch.live.trace import StepHook, step_was_skipped
+from sparsitywatch.pipeline.measure import not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
-from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.model_copy import version_of
 from sparsitywatch.ranks.protocol import ALONE, Ranks
-from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Event, Record, html_of
 from sparsitywatch.redact import redacted_error
 
@@ -99,50 +89,33 @@ class Watcher:
     logged, the record is marked invalid, and a watch that keeps failing switches itself
     off. Use it as a context manager, or call ``close``. A copy of it, as of a model that keeps
     it, is closed and off.
-
-    Args:
-        model: what is watched.
-        run, reader: what snapshots are measured with.
-        trace: what optimizers do.
-        pipeline: what becomes of the record.
-        schedule: when to take one.
-        background: whether what can be done behind the training is done there.
-        initial_step: steps done before the first one that is watched; None to find out.
-        off: why this watch does nothing; empty if it does.
-        ranks: that watch together with this one, or may still come.
     """
 
     _all: ClassVar[weakref.WeakSet[Watcher]] = weakref.WeakSet()  # of this process
 
     def __init__(
         self,
-        model: nn.Module,
-        *,
-        run: RunContext,
-        reader: ShardedReader,
-        trace: OptimizerTrace,
-        pipeline: Pipeline,
+        taker: SnapshotTaker,
         schedule: BudgetedSchedule,
+        *,
+        ranks: Ranks,
         background: bool,
         initial_step: int | None,
         off: str,
-        ranks: Ranks,
     ) -> None:
-        self._pipeline = pipeline
+        self._taker = taker
+        self._pipeline = pipeline = taker.pipeline
+        self._trace = trace = taker.trace
         self._schedule = schedule
         self._budget = schedule.budget
+        self._ranks = ranks  # that watch together with this one, or may still come
         self._background = background
-        self._ranks = ranks
-        self._strict = run.strict
+        self._strict = taker.run.strict
         self._off = off  # why this watch does nothing; empty if it does
-        self._model = MaskedModel(model, run.scope, reader)
-        self._trace = trace
-        self._taker = SnapshotTaker(self._model, run, reader, pipeline, trace, self._budget)
         self._step = initial_step  # optimizer steps done; None until that is found out
         self._pid = os.getpid()
         self._attached = self._stepped = next(_order)  # as of ``_order``
         self._opened = False
-        self._is_seen = self._is_said = False  # whether hooks count steps; whether ``step`` does
         self._closed = False
         self._num_failures = 0  # in a row
         self._reported_at = -math.inf
@@ -152,36 +125,18 @@ class Watcher:
         self._at_exit = Finalize(None, at_exit, exitpriority=1)  # before the pipeline's
         self._last_words = weakref.finalize(self, _report_dropped, os.getpid(), pipeline, schedule)
         self._last_words.atexit = False
-        self._counter = StepCounter(trace.given)
         self._hook = StepHook(self._before_step, self._on_step)
-        self._marks: dict[str, tuple[int, int]] = {}  # of the weights, as they were taken up
         if off:
             self._hook.remove()
         else:
             for optimizer in trace.given[:1]:
                 self._hook.tie_once(optimizer)
-            self._take_up()
             self._take_place()
             self._all.add(self)
             self._schedule.attached()
 
-    def _take_up(self, *, anew: bool = False) -> None:
-        """Remember the weights as they are now: the first snapshot is compared with them."""
-        step = self._trace.steps_done if self._step is None else self._step
-        self._taker.begin(step, behind=self._background, anew=anew)
-        self._marks = self._marks_now()
-
-    def _marks_now(self) -> dict[str, tuple[int, int]]:
-        """What changes where weights in scope are written, by name."""
-        parameters, _ = self._taker.lookup()
-        return {name: (id(one), version_of(one)) for name, one in parameters.items()}
-
     def __reduce__(self) -> tuple[type[CopiedWatcher], tuple[()]]:
         return CopiedWatcher, ()
-
-    def _parameters(self) -> dict[str, torch.Tensor]:
-        """Every parameter as it is now, in scope or not, by name."""
-        return dict(self._taker.lookup()[1])
 
     def __repr__(self) -> str:
         state = f"off: {self._off[:80]}" if self._off else "closed" if self._closed else "on"
@@ -238,10 +193,8 @@ class Watcher:
         Once called, it alone counts: steps that hooks see do so no more. ``step`` is the number of
         steps done by now, by default one more than before, unless hooks have counted this one.
         """
-        is_counted, self._is_said = self._is_seen and not self._is_said, True
-        if is_counted and step is None:
+        if not self._trace.said(step):
             return
-        self._trace.said()
         if self._is_idle():
             self._decline(self.step_count + 1 if step is None else step)
             return
@@ -398,12 +351,11 @@ class Watcher:
         if self._is_idle():
             return
         with self._contained():
-            if not self._trace.knows(optimizer, self._parameters):
+            if not self._trace.knows(optimizer):
                 return
             self._hook.begin()
-            is_new = not self._opened and self._pending is None
-            if is_new and self._marks != self._marks_now():
-                self._take_up(anew=True)
+            if not self._opened and self._pending is None:
+                self._taker.begin(self._step, behind=self._background)
 
     def _on_step(
         self, optimizer: torch.optim.Optimizer, reached: Collection[int], is_inside: bool
@@ -415,21 +367,12 @@ class Watcher:
         if step_was_skipped(optimizer):
             return
         with self._contained():
-            num_held = self._trace.saw(optimizer, reached, self._parameters)
-            if self._is_said:
-                return
-            num_steps = self._counter.count(
-                optimizer,
-                num_held,
-                is_inside=is_inside,
-                is_of_copy=lambda: self._trace.is_of_copy(optimizer, self._parameters()),
-            )
+            num_steps = self._trace.saw(optimizer, reached, is_inside=is_inside)
             if not num_steps:
                 return
             if self._off:
                 self._decline(self.step_count + 1)
                 return
-            self._is_seen = True
             self._hook.tie_once(optimizer)
             self._advance(num_steps)
 
@@ -463,7 +406,8 @@ class Watcher:
         if self._closed or os.getpid() != self._pid:
             return
         self._step = step
-        if what or self._schedule.schedule.may_be_due(step):
+        schedule = self._schedule.schedule
+        if what or schedule(step) or schedule.is_due_after_alert(step):
             ranks, self._ranks = self._ranks, ALONE
             with contextlib.suppress(MeasurementError, RanksError):
                 ranks.agree(what or f"step {step}", MeasurementError(self._off))
@@ -497,7 +441,7 @@ class Watcher:
         if finished.events or self._pipeline.history.is_suspicious:
             self._schedule.schedule.alert(record.step)
         self._num_failures = 0 if record.valid else self._num_failures + 1
-        if changed := self._taker.training_changed:
+        if changed := self._taker.model.training_changed:
             self._switch_off(
                 f"the evaluation at step {record.step} may have changed the training, which is no "
                 f"longer what it would be without the watch. {changed}"
@@ -552,7 +496,7 @@ class Watcher:
     def _take_place(self) -> None:
         """Close an earlier watch of this very model on this log."""
         for other in self._others():
-            if other._model.module is self._model.module:
+            if other._taker.model.module is self._taker.model.module:
                 if not other._opened:
                     other._off = "another watch has taken its place"  # before it saw anything
                 other._end(reason="another watch has taken its place")
@@ -573,15 +517,14 @@ class Watcher:
                     other._end(reason="another watch has begun a new log")
         return found
 
-    def _begun(self) -> tuple[dict[str, Any], list[Record], list[Event], list[Any]]:
-        groups = self._trace.groups(self._parameters())
-        return self.state_dict(), self._pipeline.records, self._pipeline.events, groups
+    def _begun(self) -> tuple[Any, ...]:
+        """What the others go on from, and param groups to compare with theirs; plain data."""
+        pipeline = self._pipeline
+        return self.state_dict(), pipeline.records, pipeline.events, self._trace.groups()
 
-    def _begin_as_rank_0(
-        self, begun: tuple[dict[str, Any], list[Record], list[Event], list[Any]]
-    ) -> None:
+    def _begin_as_rank_0(self, begun: tuple[Any, ...]) -> None:
         state, records, events, groups = begun
-        if self._trace.groups(self._parameters()) != groups:
+        if self._trace.groups() != groups:
             _logger.warning(
                 "sparsitywatch: the optimizer of rank %d has other param groups, learning rates or "
                 "decays than that of rank 0; the decay clock is that of rank 0.",
@@ -590,7 +533,6 @@ class Watcher:
         self._restore(int(state["step"]), state)
         self._log = state["log"]
         self._pipeline.restore(records, events, state["initial_rms"])
-        self._pipeline.open(run_info(self.step_count, self._taker.run))
         self._pipeline.history.load_state_dict(state["pipeline"])
 
     def _stand_back(self) -> None:

@@ -23,12 +23,8 @@ from sparsitywatch.checkpoints.base import load_into, stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.storage import one_line
 from sparsitywatch.errors import CheckpointError, ConfigurationError
-from sparsitywatch.pipeline.measure import (
-    Measured,
-    RunContext,
-    SnapshotContext,
-    measure_snapshot,
-)
+from sparsitywatch.pipeline.measure import Measured, RunContext, measure_snapshot
+from sparsitywatch.pipeline.parts import nothing_examined
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.reading import ShardedReader
@@ -75,9 +71,7 @@ Outcome = Measured | CheckpointError
 
 def measure(plan: Plan, step: int, url: str) -> Outcome:
     """Measure a checkpoint. Whatever is wrong with it is reported, not raised."""
-    num_samples, at = plan.settings.dormant_samples, SnapshotContext()
-    if num_samples != 0:
-        at = SnapshotContext(sampler=Sampler(num_samples), examined=unread(_NOT_TOLD))
+    num_samples = plan.settings.dormant_samples
     reader = ShardedReader(num_threads=plan.num_threads)
     try:
         with torch.no_grad(), open_checkpoint(url, plan.storage_options) as checkpoint:
@@ -87,9 +81,15 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
             snapshot = stored_snapshot(checkpoint, plan.run.scope, step)
             run = replace(plan.run, dtypes=snapshot.dtypes)
             if model is not None:
-                at = replace(at, model=MaskedModel(model, run.scope))
                 snapshot = _held_by(model, snapshot)
-            measured = measure_snapshot(snapshot, run, reader, at)
+            measured = measure_snapshot(
+                snapshot,
+                run,
+                reader,
+                model=None if model is None else MaskedModel(model, run.scope),
+                sampler=None if num_samples == 0 else Sampler(num_samples),
+                examined=nothing_examined if num_samples == 0 else unread(_NOT_TOLD),
+            )
             return replace(measured, sample=_Sample(measured.sample))
     except CheckpointError as error:
         return type(error)(str(error))  # a new one, which holds no frame with what was read

@@ -94,16 +94,6 @@ class RunContext:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnapshotContext:
-    """What belongs to one snapshot, beside its weights."""
-
-    model: MaskedModel | None = None  # holds the weights; None to leave the evaluation out
-    not_evaluated: str = ""  # why the model is left out on purpose
-    sampler: Sampler | None = None  # of the weights to compare with those of other snapshots
-    examined: Examined = nothing_examined
-
-
-@dataclass(frozen=True, kw_only=True)
 class Measured:
     """What a snapshot says by itself; ``record_of`` makes the record."""
 
@@ -124,14 +114,18 @@ def measure_snapshot(
     snapshot: Snapshot,
     run: RunContext,
     reader: ShardedReader = WHOLE_MODEL,
-    at: SnapshotContext = SnapshotContext(),
+    *,
+    model: MaskedModel | None = None,  # holds the weights; None to leave the evaluation out
+    not_evaluated: str = "",  # why it is left out on purpose
+    sampler: Sampler | None = None,  # of the weights to compare with those of other snapshots
+    examined: Examined = nothing_examined,
 ) -> Measured:
     """Everything that a snapshot says by itself, whoever has taken it."""
     started = time.perf_counter()
-    spectrum, mark, sample, replicas = counted(snapshot, reader, at.sampler)
+    spectrum, mark, sample, replicas = counted(snapshot, reader, sampler)
     initial_rms = run.initial_rms or spectrum.layer_rms()
     counted_at = time.perf_counter()
-    result, controls, reason = _evaluated(snapshot.step, spectrum, run, at)
+    result, controls, reason = _evaluated(snapshot.step, spectrum, run, model)
     curve = result.curve if result else None
     confidence = run.settings.confidence
     reliance = curve.reliance_interval(confidence) if curve else (math.nan, math.nan)
@@ -151,14 +145,14 @@ def measure_snapshot(
             "near_zero": near_zero,
             "fingerprint": mark,
             "replicas": replicas,
-            "vital": at.examined(spectrum),
+            "vital": examined(spectrum),
             "curve": curve,
             "controls": {name: control.curve for name, control in controls.items()},
             "reliance": curve.reliance if curve else math.nan,
             "reliance_low": reliance[0],
             "reliance_high": reliance[1],
             "essential_sparsity": None if curve is None else _estimate(curve, controls, run),
-            "not_evaluated": at.not_evaluated,
+            "not_evaluated": not_evaluated,
             "layers": _layers(spectrum, near_zero_of, result),
             "provenance": run.provenance,
         },
@@ -276,10 +270,9 @@ def measure(
         scope = seen_scope(scope, chosen.scope, inner, proxy)
     snapshot = Snapshot.of(inner, scope, 0)
     run = RunContext(settings=chosen, scope=scope, proxy=proxy, dtypes=snapshot.dtypes, strict=True)
-    at = SnapshotContext(model=None if proxy is None else MaskedModel(model, scope))
     started = time.perf_counter()
     with torch.no_grad():
-        measured = measure_snapshot(snapshot, run, at=at)
+        measured = measure_snapshot(snapshot, run, model=MaskedModel(model, scope))
     return record_of(measured, stall_s=time.perf_counter() - started)
 
 
@@ -294,12 +287,12 @@ def expect_model(model: object, proxy: object) -> None:
 
 
 def _evaluated(
-    step: int, spectrum: MagnitudeSpectrum, run: RunContext, at: SnapshotContext
+    step: int, spectrum: MagnitudeSpectrum, run: RunContext, model: MaskedModel | None
 ) -> tuple[SweepResult | None, dict[str, SweepResult], str]:
     """What the model is worth at many levels, also by each control; and why it is not known."""
-    model, proxy, settings = at.model, run.proxy, run.settings
+    proxy, settings = run.proxy, run.settings
     controls: dict[str, SweepResult] = {}
-    if model is None or proxy is None or at.not_evaluated:
+    if model is None or proxy is None:
         return None, controls, ""
     try:
         result = run_sweep(

@@ -42,9 +42,6 @@ class Examiner:
         """What is said of a snapshot at which ``read`` failed."""
         return nothing_examined
 
-    def forget(self) -> None:
-        """Compare the next snapshot with nothing: what happened until then is not known."""
-
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings and tensors that ``load_state_dict`` goes on from."""
         return {}

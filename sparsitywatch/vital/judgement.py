@@ -92,6 +92,8 @@ _COLUMNS: tuple[tuple[str, type | str, Any], ...] = (
     ("trained_by", "U7", "unknown"),
     ("num_steps", int, 0),  # in the last interval, at a learning rate above 0
     ("num_reached", int, 0),  # of these, at which it had a gradient
+    ("sized_by", "U8", "unknown"),  # what says how large its updates are, as of ``Kind.size``
+    ("momentum", float, 0.0),
     ("lr", float, 0.0),  # mean over the last interval; 0 where it has no group
     ("lr_share", float, 0.0),  # present learning rate / highest that was seen
     ("lr_rise", float, 1.0),  # present learning rate / mean over the last interval
@@ -204,10 +206,15 @@ def _found(grounds: Mapping[str, np.ndarray], *keys: np.ndarray) -> _Found:
     return order, "; ".join(why for why, holds in grounds.items() if holds.any())
 
 
+def is_ours(facts: TensorFacts) -> np.ndarray:
+    """Whether an optimizer that is known steps on it, or on a copy of it, bool [T]."""
+    found: np.ndarray = (facts.trained_by == "own") | (facts.trained_by == "master")
+    return found
+
+
 def _is_stepped_on(facts: TensorFacts) -> np.ndarray:
     """Whether the optimizer takes steps for it that count, of a rate that is not near its end."""
-    is_ours = (facts.trained_by == "own") | (facts.trained_by == "master")
-    is_so: np.ndarray = is_ours & (facts.lr > 0.0) & (facts.lr_share >= _NO_RATE)
+    is_so: np.ndarray = is_ours(facts) & (facts.lr > 0.0) & (facts.lr_share >= _NO_RATE)
     return is_so
 
 
@@ -391,8 +398,7 @@ def _overwritten(facts: TensorFacts) -> _Found:
     What writes to weights in every interval, such as a bound that they are held to, is part of the
     training; and an average, or a state that was earlier, is no farther away than the start.
     """
-    is_ours = (facts.trained_by == "own") | (facts.trained_by == "master")
-    is_so = is_ours & facts.was_within & ~facts.is_within & (facts.num >= FEW)
+    is_so = is_ours(facts) & facts.was_within & ~facts.is_within & (facts.num >= FEW)
     is_so &= (facts.back_at < 0) & (facts.update > facts.from_start)
     is_so &= ~facts.has_past | (facts.update >= FAR * facts.rms)
     if not is_so.any():

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from enum import IntEnum
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,15 @@ import torch
 
 from sparsitywatch.pipeline.parts import Examined, Examiner
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
-from sparsitywatch.vital.judgement import FAR, TensorFacts, VitalReading, judged, table_of, unread
+from sparsitywatch.vital.judgement import (
+    FAR,
+    TensorFacts,
+    VitalReading,
+    is_ours,
+    judged,
+    table_of,
+    unread,
+)
 from sparsitywatch.vital.samples import FEW, ROUNDED, SOME, Comparison, Sample, chosen
 from sparsitywatch.weights.clock import Clock, Sums, Trainer, Training, stepped_on
 from sparsitywatch.weights.motion import spacing
@@ -56,9 +63,10 @@ _CARRIED = (
     "has_moved", "still_for", "shrinks_for", "dead_for", "dead_steps", "alive_steps", "is_fading",
     "absence", "is_relieved", "is_within", "num_lossy_moved", "num_lossy_expected",
 )  # fmt: skip
-#: Facts that an optimizer says of a tensor, beside ``lr_rise``, which is 1 without one.
+#: Facts that an optimizer says of a tensor, in numbers.
 _OF_TRAINER = (
     "num_steps", "num_reached", "lr", "lr_share", "lr_rise", "weight_decay", "reach", "has_past",
+    "momentum",
 )  # fmt: skip
 
 
@@ -71,9 +79,10 @@ class VitalTracker(Examiner):
         self._start = Sample({})
         self._marks: deque[tuple[int, np.ndarray]] = deque(maxlen=_NUM_MARKS)
         self._updates: deque[np.ndarray] = deque(maxlen=_NUM_PAST)
-        self.forget()
+        self._forget()
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
+        """Compare the next snapshot with nothing: what happened until then is not known."""
         self._before = Sample({})
         self._done: Mapping[str, Sums] = {}
         self._means: Mapping[str, np.ndarray] = {}  # of gradients that were zero, as sampled
@@ -90,7 +99,7 @@ class VitalTracker(Examiner):
         return lambda spectrum: judged(said(), spectrum)
 
     def failed(self, reason: str) -> Examined:
-        self.forget()
+        self._forget()
         return unread(reason)
 
     def look(
@@ -112,22 +121,24 @@ class VitalTracker(Examiner):
         if self._start.kinds != now.kinds:
             self._start = now
         if self._before.kinds != now.kinds:
-            self.forget()
+            self._forget()
+        facts = table_of(list(now.tensors), len(self._updates))
+        facts.num_weights = [one.numel() for one in weights.values()]
+        facts.num_dims = [one.dim() for one in weights.values()]
         since, seen, trained = self._step, None, None
         if self._before.tensors:
             seen = Comparison(self._start, self._before, now)
             if training is not None:  # compared here, to know which gradients to look at
                 done = self._done_since(training)
-                trained = _Trained(seen, weights, training, done, self._reader)
+                has_stepped = _tell_trainers(facts, training, done, weights, self._reader)
+                gradients = Gradients(weights, training.trainers, self._reader)
+                trained = _Trained(seen, facts, gradients if has_stepped else None)
         means, self._means = self._means, {} if trained is None else trained.means
-        shapes = [tuple(one.shape) for one in weights.values()]
         self._before, self._step = now, step
         self._done = {} if training is None else training.done
 
         def said() -> VitalReading:  # arithmetic that need not hold up the training
-            facts, marks = table_of(list(now.tensors), len(self._updates)), now.marks()
-            facts.num_weights = list(map(math.prod, shapes))
-            facts.num_dims = list(map(len, shapes))
+            marks = now.marks()
             facts.num = now.num
             facts.num_not_finite = now.count(~np.isfinite(now.values))
             if seen is not None:
@@ -165,7 +176,7 @@ class VitalTracker(Examiner):
             facts.back_at[moved & (earlier == marks)] = step  # the latest one stays
 
     def _done_since(self, training: Training) -> dict[str, tuple[float, ...]]:
-        """By name what was done to each tensor since the snapshot before, as `_OF_TRAINER`."""
+        """By name what was done to each tensor since the snapshot before, as ``_OF_TRAINER``."""
         found: dict[str, tuple[float, ...]] = {}
         for name, trainer in training.trainers.items():
             done, before = training.done[name], self._done.get(name, Sums())
@@ -178,28 +189,32 @@ class VitalTracker(Examiner):
             decay = clock.known_decay / clock.lr if clock.lr > 0.0 else 0.0
             reach = trainer.farthest * clock.lr if clock.lr > 0.0 else math.inf
             past = float(trainer.has_past)
-            found[name] = (clock.steps, reached, mean, share, rise, decay, reach, past)
+            found[name] = (
+                clock.steps, reached, mean, share, rise, decay, reach, past, trainer.momentum
+            )  # fmt: skip
         return found
 
     def _tell(self, facts: TensorFacts, trained: _Trained, means: Mapping[str, np.ndarray]) -> None:
         """Add how each tensor was trained, and what has gone wrong up to now."""
-        trained.tell(facts)
-        trained.tell_beyond(facts)
-        facts.was_within = self._last(facts)["is_within"]
-        self._tell_of_gradients(facts, trained.are_gone(facts, means))
         last = self._last(facts)
+        trained.tell()
+        trained.tell_beyond()
+        facts.was_within = last["is_within"]
+        self._tell_of_gradients(facts, trained.is_ours, trained.are_gone(means))
         # one weight that moves is no end of losses: they add up from interval to interval
         for name in ("num_lossy_moved", "num_lossy_expected"):
             facts[name] = np.where(facts.num_lossy > 0, last[name] + facts[name], 0)
 
-    def _tell_of_gradients(self, facts: TensorFacts, is_gone: np.ndarray) -> None:
+    def _tell_of_gradients(
+        self, facts: TensorFacts, is_ours: np.ndarray, is_gone: np.ndarray
+    ) -> None:
         """Add how long each tensor has had gradients, and has had none by now.
 
         ``is_gone``: it had none in the whole interval.
         """
         last = self._last(facts)
-        is_ours = np.isin(facts.trained_by, ("own", "master")) & (facts.num_steps > 0)
-        is_alive = is_ours & ~is_gone & (facts.num_reached > 0) & (facts.gradient != "zero")
+        is_in_steps = is_ours & (facts.num_steps > 0)
+        is_alive = is_in_steps & ~is_gone & (facts.num_reached > 0) & (facts.gradient != "zero")
         has_lived = last["alive_steps"] > 0
         was_away: np.ndarray = last["is_fading"] | (last["dead_for"] > 0)
         facts.dead_for = np.where(is_gone, last["dead_for"] + 1, 0)
@@ -207,7 +222,7 @@ class VitalTracker(Examiner):
         facts.alive_steps = last["alive_steps"] + np.where(is_alive, facts.num_reached, 0)
         # of an interval with gradients at some steps they may have been the first ones
         is_part = is_alive & (facts.num_reached < facts.num_steps)
-        facts.is_fading = is_part | (is_ours & ~is_gone & ~is_alive)
+        facts.is_fading = is_part | (is_in_steps & ~is_gone & ~is_alive)
         missed = last["dead_steps"] + facts.num_steps - facts.num_reached + 1
         is_back = is_alive & was_away & has_lived
         facts.absence = np.maximum(last["absence"], np.where(is_back, missed, 0))
@@ -234,7 +249,7 @@ class VitalTracker(Examiner):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.forget()
+        self._forget()
         self._start = Sample({name: one.cpu() for name, one in state["start"].items()})
         self._before = Sample({name: one.cpu() for name, one in state["before"].items()})
         self._done = {n: Sums(Clock(*t), Clock(*o)) for n, (t, o) in state["done"].items()}
@@ -268,21 +283,19 @@ _ROLES = ("frozen", "none", "unknown", "master", "own")
 _SIZES = ("unknown", "relative", "gradient", "lr")
 
 
-def roles(
+def _tell_trainers(
+    facts: TensorFacts,
     training: Training,
     done: Mapping[str, Sequence[float]],
     parameters: Mapping[str, torch.Tensor],
     reader: ShardedReader,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Who trains each parameter, as in the facts; how large updates are; and numbers, [7, T].
-
-    The numbers are those of ``done``, the momentum, and whether a step was taken.
-    """
+) -> bool:
+    """Add who trains each parameter, and how, on whichever rank; returns whether any stepped."""
     # an optimizer with no parameter of the model may step on copies that are not known
     is_blind = not training.trainers
-    codes = np.zeros((2, len(parameters)), np.int64)
-    numbers = np.zeros((len(_OF_TRAINER) + 2, len(parameters)))
-    numbers[-1] = training.has_stepped
+    codes = np.zeros((3, len(parameters)), np.int64)
+    codes[2] = training.has_stepped
+    numbers = np.zeros((len(_OF_TRAINER), len(parameters)))
     for i, (name, parameter) in enumerate(parameters.items()):
         trainer = training.trainers.get(name)
         if not parameter.requires_grad:
@@ -290,14 +303,17 @@ def roles(
         elif trainer is not None:
             role = "master" if name in training.copied else "own"
             codes[1, i] = _SIZES.index(trainer.kind.size)
-            numbers[:-1, i] = *done[name], trainer.momentum
+            numbers[:, i] = done[name]
         else:
             role = "unknown" if is_blind and parameter.dtype.itemsize < 4 else "none"
         codes[0, i] = _ROLES.index(role)
     # of numbers that are not negative the largest one has the largest bits
     united = reader.ranks.highest(np.concatenate([codes, numbers.view(np.int64)]))
-    who, sizes = np.array(_ROLES)[united[0]], np.array(_SIZES)[united[1]]
-    return who, sizes, united[2:].view(np.float64)
+    facts.trained_by, facts.sized_by = np.array(_ROLES)[united[0]], np.array(_SIZES)[united[1]]
+    for name, column in zip(_OF_TRAINER, united[3:].view(np.float64), strict=True):
+        facts[name] = column
+    facts.lr_rise[~is_ours(facts)] = 1.0
+    return bool(united[2].any())
 
 
 # ------------------------------------------------------------------ gradients
@@ -308,17 +324,9 @@ _MEANS = ("exp_avg", "momentum_buffer")
 _KEPT_APART = ("kahan", "comp", "shift", "resid", "error", "master")
 
 
-class GradientState(IntEnum):
-    """What a gradient is. Where ranks differ the last one holds: one may hold nothing of it."""
-
-    NONE = 0
-    ZERO = 1
-    SOME = 2
-    UNKNOWN = 3
-
-
-#: The same in the facts.
-_SAID = np.array(["none", "zero", "some", "unknown"])
+#: What a gradient is. Where ranks differ the last one holds: one may hold nothing of it.
+_STATES = ("none", "zero", "some", "unknown")
+_NONE, _ZERO, _SOME, _UNKNOWN = range(4)
 
 
 class Gradients:
@@ -335,20 +343,19 @@ class Gradients:
         self._reader = reader
 
     def states(self, names: Sequence[str]) -> np.ndarray:
-        """The ``GradientState`` of each, int64 [T]."""
+        """What each of them is, one of ``_STATES``, [T]."""
         with self._reader.ranks.all_or_none("gradients"):
-            own, parts = [GradientState.NONE] * len(names), {}
+            codes, parts = np.full(len(names), _NONE), {}
             for i, name in enumerate(names):
                 held = stepped_on(self._parameters[name]).grad
                 if held is not None:
                     part = kept_for(self._parameters[name], held)
-                    own[i] = GradientState.UNKNOWN
+                    codes[i] = _UNKNOWN
                     if part is not None and part.is_floating_point():
                         parts[i] = part
             for i, has_some in zip(parts, _have_some(list(parts.values())), strict=True):
-                own[i] = GradientState.SOME if has_some else GradientState.ZERO
-            codes = np.array(own, np.int64)
-        return self._reader.ranks.highest(codes)
+                codes[i] = _SOME if has_some else _ZERO
+        return np.array(_STATES)[self._reader.ranks.highest(codes)]
 
     def values(self, names: Sequence[str]) -> Mapping[str, np.ndarray]:
         """Sampled weights' gradients, float64; of tensors that have some."""
@@ -436,23 +443,16 @@ def goes_on_by_itself(before: np.ndarray, weights: np.ndarray, now: np.ndarray, 
 
 
 class _Trained:
-    """What the optimizer did in one interval, and what the gradients say of what stands still.
+    """What the gradients of one interval say, and so whether what stands still ought to.
 
-    All that is the training's is read when it is made. What is asked later is told from that.
+    All that is the training's is read when it is made. What is asked later is told from that, and
+    added to the same facts.
     """
 
-    def __init__(
-        self,
-        seen: Comparison,
-        parameters: Mapping[str, torch.Tensor],
-        training: Training,
-        done: Mapping[str, Sequence[float]],
-        reader: ShardedReader,
-    ) -> None:
-        self._seen = seen
-        self._who, self._sizes, self._numbers = roles(training, done, parameters, reader)
+    def __init__(self, seen: Comparison, facts: TensorFacts, gradients: Gradients | None) -> None:
+        self._seen, self._facts = seen, facts
         self._is_unmoved = seen.is_still | seen.is_shrinking
-        self._states = np.full(len(parameters), -1)  # of gradients; -1 where nobody looked
+        self.is_ours = is_ours(facts)
         self._odd: list[int] = []  # places of the tensors that need a look
         self._are_kept_apart: np.ndarray = np.zeros(0, bool)
         self._usual: list[str] = []  # tensors that move and say what a gradient is like
@@ -460,26 +460,26 @@ class _Trained:
         self.means: Mapping[str, np.ndarray] = {}  # of what has gradients of zero
         self._far: list[int] = []  # places of what SGD has moved by much of its size, if it has
         self._buffers: Mapping[str, np.ndarray] = {}
-        if self._numbers[-1].any():
-            self._look(np.array(list(parameters)), Gradients(parameters, training.trainers, reader))
+        if gradients is not None:
+            self._look(gradients)
+        self._has_some = bool((facts.gradient == "some").any())  # a gradient other than 0
 
-    def _look(self, names: np.ndarray, gradients: Gradients) -> None:
+    def _look(self, gradients: Gradients) -> None:
         """Read which gradients there are, and those of what needs a look at them.
 
         Few do in a training that is well: what stands still, shrinks as one, or keeps more bits
         than some zeros and some that came back.
         """
-        seen, states = self._seen, self._states
-        is_ours = np.isin(self._who, ("own", "master"))
-        asked = np.flatnonzero(is_ours | (self._who == "none"))
-        states[asked] = gradients.states(names[asked].tolist())
+        seen, facts, names = self._seen, self._facts, self._facts.name
+        asked = np.flatnonzero(self.is_ours | (facts.trained_by == "none"))
+        facts.gradient[asked] = gradients.states(names[asked].tolist())
         by_chance = np.maximum(FEW, seen.now.num // 64)
         is_odd = self._is_unmoved | (seen.num_still > by_chance)
-        is_odd &= states >= 0
+        is_odd &= facts.gradient != ""
         self._odd = np.flatnonzero(is_odd).tolist()
-        is_some = states == GradientState.SOME
-        usual = names[is_ours & ~self._is_unmoved & is_some].tolist()
-        is_far = is_ours & is_some & (self._sizes == "gradient")
+        is_some = facts.gradient == "some"
+        usual = names[self.is_ours & ~self._is_unmoved & is_some].tolist()
+        is_far = self.is_ours & is_some & (facts.sized_by == "gradient")
         if is_far.any():
             with np.errstate(all="ignore"):
                 is_far &= seen.update >= FAR * seen.rms
@@ -493,39 +493,40 @@ class _Trained:
         if self._far:
             self._buffers = gradients.means(names[self._far].tolist())
         # where all were set to none or zero, perhaps before, means tell
-        is_zero = (states == GradientState.ZERO) & is_ours
+        is_zero = (facts.gradient == "zero") & self.is_ours
         if not is_some.any():
-            is_zero |= (states == GradientState.NONE) & is_ours
+            is_zero |= (facts.gradient == "none") & self.is_ours
         if is_zero.any():
             self.means = gradients.means(names[is_zero].tolist())
 
-    def are_gone(self, facts: TensorFacts, before: Mapping[str, np.ndarray]) -> np.ndarray:
+    def are_gone(self, before: Mapping[str, np.ndarray]) -> np.ndarray:
         """Which tensors had no gradient, or one of zero, in the whole interval, bool [T].
 
         ``before``: means of gradients that were zero at the snapshot before, by name.
         """
-        is_some_seen = bool((self._states == GradientState.SOME).any())
-        is_gone: np.ndarray = (facts.gradient == "none") & self._seen.is_still
+        seen, facts = self._seen, self._facts
+        is_gone: np.ndarray = (facts.gradient == "none") & seen.is_still
         for i in np.flatnonzero(facts.gradient == "zero").tolist():
-            name, where = facts.name[i], self._seen.now.slice_of(i)
-            mean = self.means.get(name, np.full(1, math.nan))
+            name = facts.name[i]
+            mean = self._mean_of(i)
             # else it may have been set to zero after the step
-            is_true = is_some_seen or not np.isfinite(mean).all() or not mean.any()
+            is_true = self._has_some or not np.isfinite(mean).all() or not mean.any()
             is_gone[i] = self._is_unmoved[i] and is_true
             if not is_gone[i] and name in before:
-                eps = torch.finfo(self._seen.now.tensors[name].dtype).eps
-                weights = self._seen.before.values[where]
+                eps = torch.finfo(seen.now.tensors[name].dtype).eps
+                weights = seen.before.values[seen.now.slice_of(i)]
                 is_gone[i] = goes_on_by_itself(before[name], weights, mean, eps)
-        is_gone[~np.isin(self._who, ("own", "master")) | (facts.num_steps == 0)] = False
+        is_gone[~self.is_ours | (facts.num_steps == 0)] = False
         return is_gone
 
-    def tell(self, facts: TensorFacts) -> None:
-        """Add who trains each tensor, and how, and what the gradients say."""
-        facts.trained_by = self._who
-        for name, column in zip(_OF_TRAINER, self._numbers, strict=False):
-            facts[name] = column
-        facts.lr_rise[~np.isin(self._who, ("own", "master"))] = 1.0
-        self._tell_states(facts)
+    def _mean_of(self, index: int) -> np.ndarray:
+        """The optimizer's mean of a tensor's gradients, as sampled; NaN where it was not read."""
+        return self.means.get(self._facts.name[index], np.full(1, math.nan))
+
+    def tell(self) -> None:
+        """Add what the gradients say."""
+        facts = self._facts
+        self._tell_of_gradients_taken_away()
         sizes = [_rms(self._values[name]) for name in self._usual]
         sizes = [size for size in sizes if math.isfinite(size)]
         reference = float(np.median(sizes)) if sizes else math.nan
@@ -539,31 +540,31 @@ class _Trained:
                 self._look_into(facts[i], i, values, is_kept_apart=is_kept_apart)
 
     @np.errstate(all="ignore")  # what is not finite is told beside
-    def tell_beyond(self, facts: TensorFacts) -> None:
+    def tell_beyond(self) -> None:
         """Add how many weights moved farther than steps, decay and rounding can have moved them."""
-        is_ours = np.isin(self._who, ("own", "master"))
-        is_relative = is_ours & (self._sizes == "relative")  # it may grow meanwhile
+        facts, seen = self._facts, self._seen
+        is_relative = self.is_ours & (facts.sized_by == "relative")  # it may grow meanwhile
         grown = np.exp(facts.reach[is_relative]) * np.maximum(facts.rms[is_relative], 1e-3)
         facts.reach[is_relative] *= grown
         for i in self._far:
-            facts.reach[i] = self._reach_of_gradients(facts[i], i)
-        facts.reach[~is_ours] = math.inf
+            facts.reach[i] = self._reach_of_gradients(facts[i])
+        facts.reach[~self.is_ours] = math.inf
         # where most weights are beyond it, the root mean square is so by nearly as much
         for i in np.flatnonzero(facts.update > 0.5 * facts.reach).tolist():
-            one, where = facts[i], self._seen.now.slice_of(i)
-            eps = torch.finfo(self._seen.now.tensors[one.name].dtype).eps
+            one = facts[i]
+            eps = torch.finfo(seen.now.tensors[one.name].dtype).eps
             of_itself = one.lr * np.nan_to_num(one.weight_decay) + 2.0 * eps
-            of_itself *= one.num_steps * np.abs(self._seen.before.values[where])
-            one.num_beyond = self._seen.num_moved(i, one.reach + of_itself)
+            of_itself *= one.num_steps * np.abs(seen.before.values[seen.now.slice_of(i)])
+            one.num_beyond = seen.num_moved(i, one.reach + of_itself)
         facts.is_within = facts.num_beyond <= 0.5 * facts.num
 
-    def _reach_of_gradients(self, one: Any, index: int) -> float:
+    def _reach_of_gradients(self, one: Any) -> float:
         """How far steps of SGD go, by the momentum at their end; infinity where that forgets.
 
         A gradient moves a weight at its own step and by what momentum makes of it, and what is left
         of it in the end is the least of the first one.
         """
-        momentum, num_steps = float(self._numbers[-2, index]), int(one.num_steps)
+        momentum, num_steps = float(one.momentum), int(one.num_steps)
         left = momentum ** (num_steps - 1)
         buffer = self._buffers[one.name] if momentum > 0.0 else self._values[one.name]
         if not (left > 0.0 and momentum < 1.0 and np.isfinite(buffer).all()):
@@ -572,17 +573,16 @@ class _Trained:
         lr = one.lr * max(one.lr_rise, 1.0)
         return float(_CANCELLED * lr * times * _rms(buffer))
 
-    def _tell_states(self, facts: TensorFacts) -> None:
-        """Add what each gradient is; where none is left at all, what the means say of it."""
-        is_known = self._states >= 0
-        facts.gradient[is_known] = _SAID[self._states[is_known]]
-        if (facts.gradient == "some").any():
+    def _tell_of_gradients_taken_away(self) -> None:
+        """Where no gradient is left at all, add what the means say of each."""
+        facts = self._facts
+        if self._has_some:
             return
         # what a step has reached had one, which has been taken away since
         is_away = (facts.gradient == "none") & (facts.num_reached > 0)
         facts.gradient[is_away] = "unknown"
         for i in np.flatnonzero(is_away & self._is_unmoved):
-            mean = self.means.get(facts.name[i], np.full(1, math.nan))
+            mean = self._mean_of(i)
             if np.isfinite(mean).all():
                 facts.gradient[i] = "some" if mean.any() else "zero"
 
@@ -593,11 +593,11 @@ class _Trained:
         where = seen.now.slice_of(index)
         before, is_still = seen.before.values[where], seen.is_same[where]
         spaces = spacing(before, seen.now.tensors[one.name].dtype)
-        update = self._update(one, index, before, values)
+        update = _update(one, before, values)
         is_reached = values != 0.0
         later = _STILL_TO_RISE if one.lr_rise > 1.0 + 1e-6 else 1.0
         is_lossy = is_reached & (0.5 * spaces > _FAR_BELOW * later * update)
-        if not is_own or is_kept_apart or self._has_learned(one, index, update):
+        if not is_own or is_kept_apart or _has_learned(one, update):
             is_lossy[:] = False
         moves = _AT_LEAST * one.num_steps * update / np.maximum(spaces, 1e-300)
         # decay moves a weight by less than a spacing, and still off its place
@@ -611,22 +611,23 @@ class _Trained:
         one.num_not_decayed = (must_decay & is_still).sum()
         one.num_to_decay = must_decay.sum()
 
-    def _update(self, one: Any, index: int, before: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """About the size of one step of each weight, before it is rounded."""
-        size = self._sizes[index]
-        if size == "gradient":
-            momentum = self._numbers[-2, index]
-            found: np.ndarray = one.lr * np.abs(gradient) / (1.0 - min(momentum, 0.99))
-            return found
-        return np.full(len(before), one.lr * (max(one.rms, 1e-3) if size == "relative" else 1.0))
 
-    def _has_learned(self, one: Any, index: int, update: np.ndarray) -> bool:
-        """Whether updates are small because its gradient has ended with what there was to learn."""
-        if self._sizes[index] != "gradient" or not len(one.past_updates):
-            return False
-        intended = _rms(update) * one.num_steps
-        most = float(one.lr_share * one.past_updates.max())
-        return bool(intended < _ENDED * most)
+def _update(one: Any, before: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """About the size of one step of each weight of a tensor, before it is rounded."""
+    if one.sized_by == "gradient":
+        found: np.ndarray = one.lr * np.abs(gradient) / (1.0 - min(one.momentum, 0.99))
+        return found
+    unit = max(one.rms, 1e-3) if one.sized_by == "relative" else 1.0
+    return np.full(len(before), one.lr * unit)
+
+
+def _has_learned(one: Any, update: np.ndarray) -> bool:
+    """Whether updates are small because its gradient has ended with what there was to learn."""
+    if one.sized_by != "gradient" or not len(one.past_updates):
+        return False
+    intended = _rms(update) * one.num_steps
+    most = float(one.lr_share * one.past_updates.max())
+    return bool(intended < _ENDED * most)
 
 
 def _rms(values: np.ndarray) -> float:

@@ -20,12 +20,12 @@ class Traced:
     ) -> None:
         self.parameters = parameters
         sizes = {name: local_of(one).numel() for name, one in parameters.items()}
-        self.trace = OptimizerTrace(optimizers, sizes, None, Examiner())
-        self.trace.attach(parameters)
+        self.trace = OptimizerTrace(optimizers, lambda: parameters, sizes, None, Examiner())
+        self.trace.attach()
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer has taken a step."""
-        self.trace.saw(optimizer, (), lambda: self.parameters)
+        self.trace.saw(optimizer, (), is_inside=False)
 
     def training(self) -> Training | None:
         """Who trains what, as of now."""

@@ -187,7 +187,7 @@ def test_a_snapshot_of_the_weights_is_behind_the_training_with_a_proxy_too(monke
     monkeypatch.setattr(
         snapshots,
         "measure_snapshot",
-        lambda *a: names.append(threading.current_thread().name) or measure(*a),
+        lambda *a, **k: names.append(threading.current_thread().name) or measure(*a, **k),
     )
     costly.train(1)
     costly.watcher.close()

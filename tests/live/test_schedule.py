@@ -80,9 +80,9 @@ def test_closer_looks_are_those_in_the_alerted_stretch(interval, closer, interva
 
 def test_a_function_is_asked_once_about_each_step_and_never_ahead() -> None:
     asked = []
-    schedule = as_schedule(lambda step: asked.append(step) or step == 4)
-    assert [step for step in (3, 4) if schedule(step) and schedule.may_be_due(step)] == [4]
-    assert schedule.next_due(4) == -1
+    pace = BudgetedSchedule(lambda step: asked.append(step) or step == 4, None)
+    assert [step for step in (3, 4) if pace.due(step, is_busy=False)] == [4]
+    assert pace.schedule.next_due(4) == -1
     assert asked == [3, 4]
     assert as_schedule(50).next_due(50) == 100
 

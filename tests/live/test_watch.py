@@ -203,6 +203,7 @@ def test_switched_off_by_the_environment(tmp_path: Path, monkeypatch) -> None:
     with run.watch(tmp_path / "log") as watcher:
         run.train(4)
         assert watcher.off == "SPARSITYWATCH_DISABLED is set"
+        watcher.step()
         assert not watcher.snapshot().valid
     assert watcher.records == []
     assert not (tmp_path / "log").exists()
