@@ -12,7 +12,6 @@ writes.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -30,12 +29,11 @@ from sparsitywatch.errors import (
     contain_faults,
     reraise_foreign,
 )
-from sparsitywatch.live.watch import watch
+from sparsitywatch.live.watch import option_names, watch
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event
 from sparsitywatch.redact import redacted_error
-from sparsitywatch.settings import Settings
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -79,9 +77,8 @@ class SparsityWatchCallback(TrainerCallback):
         on_event: Sequence[Callable[[Event], object] | str] = ("log",),
         **watch_options: Any,
     ) -> None:
-        known = {*inspect.signature(watch).parameters, *Settings.names()}
-        known -= {"model", "optimizer", "initial_step", "fields"}
-        unknown = sorted(set(watch_options) - known)
+        known = option_names() - {"initial_step"}
+        unknown = sorted(watch_options.keys() - known)
         if unknown:
             raise ConfigurationError(
                 f"Expected options of sparsitywatch.watch, one of {sorted(known)}, got {unknown}."

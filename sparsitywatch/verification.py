@@ -7,7 +7,6 @@ function, depending on which of them was imported last.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -20,13 +19,12 @@ from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MeasurementError, expect, expect_whole
 from sparsitywatch.live.schedule import Schedule
-from sparsitywatch.live.watch import watch
+from sparsitywatch.live.watch import option_names, watch
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.model_copy import plain_state
 from sparsitywatch.pruning.proxy import preserve_rng
 from sparsitywatch.records import Record
 from sparsitywatch.redact import printable
-from sparsitywatch.settings import Settings
 from sparsitywatch.weights.layout import clean_name
 
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
@@ -433,9 +431,7 @@ def _check(
     expect_whole("steps", steps, 1)
     expect_whole("seed", seed, 0)
     expect(seed < 2**32, "seed", "below 2**32", seed)
-    known = {*inspect.signature(watch).parameters, *Settings.names()}
-    known -= {"model", "optimizer", "fields"}
-    unknown = sorted(set(watch_arguments) - known)
+    unknown = sorted(watch_arguments.keys() - option_names())
     if unknown:
         raise ConfigurationError(
             f"Expected arguments of sw.watch beside model and optimizer, got `{unknown[0]}`."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -23,6 +23,7 @@ from sparsitywatch.pipeline.measure import (
     not_measured,
     record_of,
 )
+from sparsitywatch.pipeline.parts import Examined
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.model_copy import version_of
@@ -94,12 +95,11 @@ class SnapshotTaker:
         self._marks = marks
         step = self.trace.steps_done if step is None else step
         with torch.no_grad():
-            snapshot, every = self._read(step)
-            training = self.trace.training(every)
-            self.trace.examine(step, every, training, strict=self.run.strict)(None)
+            snapshot, reading, examined = self._read(step)
+            examined(None)
             spectrum, mark = counted(snapshot, self._reader)[:2]
         self.run = replace(self.run, initial_rms=spectrum.layer_rms(), fingerprint=mark)
-        motion, reading = self.trace.tracker, self.trace.reading(training)
+        motion = self.trace.tracker
         if motion is not None:
             sample = self._reader.sample(motion.sampler, snapshot)
             motion.compare(step, sample, optimizer=reading)
@@ -195,22 +195,22 @@ class SnapshotTaker:
         """The parameters in scope as they are now, by name, and every one."""
         return self._reader.lookup(self.model.module, self.run.scope)
 
-    def _read(self, step: int) -> tuple[Snapshot, Mapping[str, torch.Tensor]]:
-        """The weights, and every parameter, in scope or not."""
+    def _read(self, step: int) -> tuple[Snapshot, OptimizerReading, Examined]:
+        """The weights, what optimizers have done, and what says what became of all parameters."""
         parameters, every = self.lookup()
         snapshot = Snapshot.of_parameters(parameters, self.run.scope, step)
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
-        return snapshot, every
+        training = self.trace.training(every)
+        # what the next step changes is read now; before a copy leaves caches cold
+        examined = self.trace.examine(step, every, training, strict=self.run.strict)
+        return snapshot, self.trace.reading(training), examined
 
     def _read_to_measure(
         self, step: int, model: MaskedModel | None, not_evaluated: str, *, is_later: bool
     ) -> Callable[[], _Outcome]:
         """What says all about the model, here and now; or later, of a copy made here."""
-        snapshot, every = self._read(step)
-        training = self.trace.training(every)
-        reader, motion, reading = self._reader, self.trace.motion, self.trace.reading(training)
-        # what the next step changes is read now; before a copy leaves caches cold
-        examined = self.trace.examine(step, every, training, strict=self.run.strict)
+        snapshot, reading, examined = self._read(step)
+        reader, motion = self._reader, self.trace.motion
         if is_later:
             snapshot, reader = self._copy.take(snapshot), reader.behind
 

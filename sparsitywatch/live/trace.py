@@ -331,7 +331,8 @@ class OptimizerTrace:
         )
         self._is_restored = False  # whether a state was loaded
         self._counter = StepCounter(self.given)
-        self._is_seen = self._is_said = False  # whether hooks count steps; whether the training
+        self._is_counting = False  # whether hooks have counted a step
+        self._is_said = False  # whether the training says which steps it takes
         self._has_hooks = False  # whether a step of what was given has been seen
         self._start = (0.0, 0.0)  # decay and lr of the run, where nobody knows of which weights
         # by name what was done in an earlier process, and by optimizers that are gone
@@ -384,7 +385,7 @@ class OptimizerTrace:
             return 0
         num_held = account.num_in_scope
         num_steps = self._counter.count(optimizer, num_held, self._is_of_copy, is_inside=is_inside)
-        self._is_seen |= num_steps > 0
+        self._is_counting |= num_steps > 0
         return num_steps
 
     def said(self, step: int | None) -> bool:
@@ -392,7 +393,7 @@ class OptimizerTrace:
 
         With ``step``, the number of it, that counts in any case.
         """
-        is_counted, self._is_said = self._is_seen and not self._is_said, True
+        is_counted, self._is_said = self._is_counting and not self._is_said, True
         if is_counted and step is None:
             return False
         for account in () if self._has_hooks else self._accounts:

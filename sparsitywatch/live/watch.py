@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import re
@@ -205,6 +206,12 @@ def watch(
             initial_step=initial_step,
             off=off,
         )
+
+
+def option_names() -> frozenset[str]:
+    """What ``watch`` takes beside a model and an optimizer, the fields of ``Settings`` too."""
+    own = inspect.signature(watch).parameters.keys() - {"model", "optimizer", "fields"}
+    return Settings.names() | own
 
 
 def _expect(initial_step: object, logdir: object, keep_spectra: object, **flags: object) -> None:

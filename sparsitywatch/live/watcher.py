@@ -193,13 +193,13 @@ class Watcher:
         Once called, it alone counts: steps that hooks see do so no more. ``step`` is the number of
         steps done by now, by default one more than before, unless hooks have counted this one.
         """
-        if not self._trace.said(step):
-            return
-        if self._is_idle():
-            self._decline(self.step_count + 1 if step is None else step)
-            return
         with self._contained():
-            self._advance(1, step)
+            if not self._trace.said(step):
+                return
+            if self._is_idle():
+                self._decline(self.step_count + 1 if step is None else step)
+            else:
+                self._advance(1, step)
 
     def snapshot(self) -> Record:
         """Take a snapshot now, whatever the schedule says.
@@ -406,6 +406,8 @@ class Watcher:
         if self._closed or os.getpid() != self._pid:
             return
         self._step = step
+        if self._ranks.is_alone:
+            return
         schedule = self._schedule.schedule
         if what or schedule(step) or schedule.is_due_after_alert(step):
             ranks, self._ranks = self._ranks, ALONE

@@ -345,7 +345,7 @@ class Gradients:
     def states(self, names: Sequence[str]) -> np.ndarray:
         """What each of them is, one of ``_STATES``, [T]."""
         with self._reader.ranks.all_or_none("gradients"):
-            codes, parts = np.full(len(names), _NONE), {}
+            codes, parts = np.full(len(names), _NONE, np.int64), {}
             for i, name in enumerate(names):
                 held = stepped_on(self._parameters[name]).grad
                 if held is not None:

@@ -131,6 +131,20 @@ def test_explicit_steps_replace_the_hook() -> None:
         assert watcher.step_count == 12
 
 
+def test_a_schedule_that_raises_ends_the_watch_once_and_no_step_that_is_said() -> None:
+    asked = []
+
+    def every(step: int) -> bool:
+        asked.append(step)
+        raise RuntimeError("of the user")
+
+    watcher = sw.watch(Run().model, logdir=None, every=every, max_overhead=None)
+    for _ in range(3):
+        watcher.step()
+    assert watcher.off == "RuntimeError: of the user"
+    assert (watcher.step_count, asked) == (3, [1])
+
+
 def test_steps_that_no_hook_sees_are_said() -> None:
     run = Run()
     with sw.watch(run.model, logdir=None, every=2, strict=True, max_overhead=None) as watcher:
