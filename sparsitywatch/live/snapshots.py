@@ -77,7 +77,7 @@ class SnapshotTaker:
         self.model = model
         self._reader = reader
         self._budget = budget
-        self._marks: dict[str, tuple[int, int]] = {}  # of the weights that were remembered
+        self._marks: dict[str, tuple[int, int]] = {}  # what changes where weights are written
         self._pool: ThreadPoolExecutor | None = None
         self._job: Future[FinishedSnapshot] | None = None
         self._is_on_cpu = False  # as of the latest read
@@ -85,14 +85,10 @@ class SnapshotTaker:
         self._copy = model.spare = WarmCopy()
 
     def begin(self, step: int | None, *, behind: bool) -> None:
-        """Remember the weights as those that the run begins with, unless they are still the same.
+        """Remember the weights as those that the run begins with: what has moved since is asked.
 
-        The first snapshot says what has moved since. ``step`` is None to ask the optimizer.
+        ``step`` is None to ask the optimizer.
         """
-        marks = {name: (id(one), version_of(one)) for name, one in self.lookup()[0].items()}
-        if marks == self._marks:
-            return
-        self._marks = marks
         step = self.trace.steps_done if step is None else step
         with torch.no_grad():
             snapshot, reading, examined = self._read(step)
@@ -105,6 +101,15 @@ class SnapshotTaker:
             motion.compare(step, sample, optimizer=reading)
         if behind and self._is_on_cpu:  # touches memory now, where it is nobody's time
             self._copy.take(snapshot)
+
+    def mark(self) -> bool:
+        """Note the weights as they stand; returns whether they were written to since the last time.
+
+        An evaluation in shards writes to them, too.
+        """
+        before = self._marks
+        self._marks = {name: (id(one), version_of(one)) for name, one in self.lookup()[0].items()}
+        return self._marks != before
 
     def take(
         self, step: int, *, behind: bool = False, num_left_out: int = 0, not_evaluated: str = ""

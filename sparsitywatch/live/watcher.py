@@ -131,6 +131,7 @@ class Watcher:
         else:
             for optimizer in trace.given[:1]:
                 self._hook.tie_once(optimizer)
+            taker.mark()
             self._take_place()
             self._all.add(self)
             self._schedule.attached()
@@ -354,7 +355,7 @@ class Watcher:
             if not self._trace.knows(optimizer):
                 return
             self._hook.begin()
-            if not self._opened and self._pending is None:
+            if not self._opened and self._pending is None and self._taker.mark():
                 self._taker.begin(self._step, behind=self._background)
 
     def _on_step(
