@@ -40,7 +40,6 @@ from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
 from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.evaluation import MaskedModel, expected_s
-from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE, Ranks, is_distributed
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
@@ -165,20 +164,16 @@ def watch(
             on_record=on_record if leads else (),
             strict=strict,
         )
-    given = {
-        "every": every,
-        "max_overhead": max_overhead,
-        "proxy": proxy is not None,
-        "optimizer": optimizer is not None,
-    }
+    has = {"proxy": proxy is not None, "optimizer": optimizer is not None}
+    given = {"every": every, "max_overhead": max_overhead, **has}
     with _on_every(ranks):  # who has failed above does not come here
         _check_alike(ranks, scope, chosen, given)
         checked = _checked(proxy, inner, ranks, is_off=bool(off))
         if checked is not None and not off:
             scope = seen_scope(scope, chosen.scope, inner, checked)
         reader, examiner = _readers(inner, scope, ranks, watches_all=chosen.dormant_samples != 0)
-        for pattern in (chosen.pattern, *chosen.controls) if checked is not None else ():
-            _check_pattern(pattern, reader)
+        if checked is not None:
+            _check_patterns(chosen, reader)
         if leads:
             _tell(scope)
         snapshot = Snapshot.of(inner, scope, 0)
@@ -194,17 +189,11 @@ def watch(
         if not off:
             _take_up_optimizers(trace, scope, inner, ranks)
             taker.begin(initial_step, behind=background)
-            if max_overhead is not None:
-                _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0])
+            _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0])
         if directory is not None:
             prepare(directory)
         return Watcher(
-            taker,
-            schedule,
-            ranks=ranks,
-            background=background,
-            initial_step=initial_step,
-            off=off,
+            taker, schedule, ranks, background=background, initial_step=initial_step, off=off
         )
 
 
@@ -299,7 +288,9 @@ def _price(
     run: RunContext,
     count: Callable[[], MagnitudeSpectrum],
 ) -> None:
-    """Tell the budget what snapshots will take; ProxyError if one changes the training."""
+    """Tell a budget what snapshots will take; ProxyError if one changes the training."""
+    if budget.max_overhead is None:
+        return
     started = time.perf_counter()
     spectrum = count()  # not for the first time, which warms up
     budget.weights.expect(time.perf_counter() - started + _WRITING_S)
@@ -349,14 +340,15 @@ def _readers(
 _HELD = ("alone", "replicas", "shards")
 
 
-def _check_pattern(pattern: Pattern, reader: ShardedReader) -> None:
+def _check_patterns(settings: Settings, reader: ShardedReader) -> None:
     """Refuse a pattern that would remove other weights on each rank."""
-    if _HELD.index(reader.holds) > _HELD.index(pattern.ranks):
-        raise ConfigurationError(
-            f"Expected a pattern that the ranks can apply to what each of them holds, got "
-            f"{pattern.name!r}. Use 'global', 'global_normalised' or 'layerwise', or measure the "
-            "checkpoints with `sparsitywatch replay --pattern`."
-        )
+    for pattern in (settings.pattern, *settings.controls):
+        if _HELD.index(reader.holds) > _HELD.index(pattern.ranks):
+            raise ConfigurationError(
+                f"Expected a pattern that the ranks can apply to what each of them holds, got "
+                f"{pattern.name!r}. Use 'global', 'global_normalised' or 'layerwise', or measure "
+                "the checkpoints with `sparsitywatch replay --pattern`."
+            )
 
 
 @contextlib.contextmanager

@@ -89,6 +89,14 @@ class Watcher:
     logged, the record is marked invalid, and a watch that keeps failing switches itself
     off. Use it as a context manager, or call ``close``. A copy of it, as of a model that keeps
     it, is closed and off.
+
+    Args:
+        taker: reads and measures; has the optimizers' trace, and what becomes of the records.
+        schedule: when to take one.
+        ranks: that watch together with this one, or may still come.
+        background: whether what can be done behind the training is done there.
+        initial_step: steps done before the first one that is watched; None to find out.
+        off: why this watch does nothing; empty if it does.
     """
 
     _all: ClassVar[weakref.WeakSet[Watcher]] = weakref.WeakSet()  # of this process
@@ -97,8 +105,8 @@ class Watcher:
         self,
         taker: SnapshotTaker,
         schedule: BudgetedSchedule,
-        *,
         ranks: Ranks,
+        *,
         background: bool,
         initial_step: int | None,
         off: str,
@@ -108,10 +116,10 @@ class Watcher:
         self._trace = trace = taker.trace
         self._schedule = schedule
         self._budget = schedule.budget
-        self._ranks = ranks  # that watch together with this one, or may still come
+        self._ranks = ranks
         self._background = background
         self._strict = taker.run.strict
-        self._off = off  # why this watch does nothing; empty if it does
+        self._off = off
         self._step = initial_step  # optimizer steps done; None until that is found out
         self._pid = os.getpid()
         self._attached = self._stepped = next(_order)  # as of ``_order``
