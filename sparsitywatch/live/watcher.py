@@ -61,11 +61,10 @@ class CopiedWatcher:
     def __enter__(self) -> CopiedWatcher:  # noqa: PYI034 typing.Self needs Python 3.11
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def step(self, step: int | None = None) -> None:
+    def _do_nothing(self, *_: object, **__: object) -> None:
         """Nothing: nobody watches."""
+
+    __exit__ = step = load_state_dict = close = _do_nothing
 
     def snapshot(self) -> Record:
         """Raise a MeasurementError: there is nothing that could be measured."""
@@ -74,12 +73,6 @@ class CopiedWatcher:
     def state_dict(self) -> dict[str, Any]:
         """Empty."""
         return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing: nobody watches."""
-
-    def close(self) -> None:
-        """Nothing: it is closed."""
 
 
 class Watcher:
