@@ -355,7 +355,8 @@ class Gradients:
                         parts[i] = part
             for i, has_some in zip(parts, _have_some(list(parts.values())), strict=True):
                 codes[i] = _SOME if has_some else _ZERO
-        return np.array(_STATES)[self._reader.ranks.highest(codes)]
+        found: np.ndarray = np.array(_STATES)[self._reader.ranks.highest(codes)]
+        return found
 
     def values(self, names: Sequence[str]) -> Mapping[str, np.ndarray]:
         """Sampled weights' gradients, float64; of tensors that have some."""
@@ -581,7 +582,7 @@ class _Trained:
         # what a step has reached had one, which has been taken away since
         is_away = (facts.gradient == "none") & (facts.num_reached > 0)
         facts.gradient[is_away] = "unknown"
-        for i in np.flatnonzero(is_away & self._is_unmoved):
+        for i in np.flatnonzero(is_away & self._is_unmoved).tolist():
             mean = self._mean_of(i)
             if np.isfinite(mean).all():
                 facts.gradient[i] = "some" if mean.any() else "zero"
