@@ -301,6 +301,7 @@ def test_steps_of_an_optimizer_inside_the_given_one_count(is_given: bool, caplog
 def test_steps_of_a_copied_model_are_said_unless_it_has_a_watch(
     is_given: bool, is_watched: bool, caplog
 ) -> None:
+    gc.collect()  # watches of earlier tests, which nobody closed, would say it, too
     run = Run()
     chosen = run.optimizer if is_given else None
     with run.watch(None, every=10, proxy=None, optimizer=chosen) as watcher:
