@@ -80,7 +80,7 @@ def kill(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_killed_at_any_write(run, whole, tmp_path: Path, kill, owner, method, when) -> None:
-    """At each write on one of its sides, in turns; at and beside one with an event on both."""
+    """At each second write on one of its sides; at the ends and at an event on both."""
     events = [json.loads(line) for line in whole["events"]]
     with_events = {max(e["detected_step"], e["revised_step"]) // EVERY for e in events}
     calls = range(1, 1 + (len(events) if method == "event" else NUM))
@@ -89,8 +89,8 @@ def test_killed_at_any_write(run, whole, tmp_path: Path, kill, owner, method, wh
     elif owner is TensorBoardSink:
         chosen = sorted(with_events)
     else:
-        beside = {call + by for call in with_events for by in (-1, 0, 1)}
-        chosen = [c for c in calls if c in beside or c % 2 == (when == "before")]
+        side = 1 if when == "before" else 3
+        chosen = [c for c in calls if c in {1, NUM} | with_events or c % 4 == side]
     for call in chosen:
         logdir = tmp_path / str(call)
         assert kill(run, logdir, owner, method, call, when)
@@ -136,6 +136,7 @@ def test_a_replay_that_keeps_few_spectra_goes_on_as_one_that_keeps_all(
     assert kept == [f"step-{step:08d}.npz" for step in steps]
 
 
+@pytest.mark.slow
 def test_a_finished_one_does_nothing_more(run, whole, tmp_path: Path) -> None:
     first = replay(run, tmp_path)
 
@@ -181,6 +182,7 @@ def test_a_real_kill(run, whole, tmp_path: Path) -> None:
     assert found == whole
 
 
+@pytest.mark.slow
 def test_checkpoints_that_came_later_are_added(run, whole, tmp_path: Path) -> None:
     place = tmp_path / "run"
     place.mkdir()
@@ -196,6 +198,7 @@ def _of(whole: dict, folder: Path) -> dict:
     return {**whole, "run": {**whole["run"], "replayed_from": [str(folder / "run")]}}
 
 
+@pytest.mark.slow
 def test_a_gap_that_is_filled_is_taken_in(run, whole, tmp_path: Path) -> None:
     place = tmp_path / "run"
     shutil.copytree(run, place)
@@ -212,6 +215,7 @@ def test_a_gap_that_is_filled_is_taken_in(run, whole, tmp_path: Path) -> None:
     assert len(lost) >= NUM - 5
 
 
+@pytest.mark.slow
 def test_a_gap_is_not_filled_at_the_price_of_records_whose_checkpoints_are_gone(
     run, tmp_path: Path
 ) -> None:
@@ -228,6 +232,7 @@ def test_a_gap_is_not_filled_at_the_price_of_records_whose_checkpoints_are_gone(
     assert "came after later ones had been measured" in failure.reason
 
 
+@pytest.mark.slow
 def test_gone_checkpoints_stay_in_the_log(run, tmp_path: Path) -> None:
     place = tmp_path / "run"
     place.mkdir()
@@ -243,6 +248,7 @@ def test_gone_checkpoints_stay_in_the_log(run, tmp_path: Path) -> None:
     assert again.records[-1].near_zero == sw.replay(run, logdir=None).records[2].near_zero
 
 
+@pytest.mark.slow
 def test_the_log_of_something_else_is_refused(run, tmp_path: Path) -> None:
     replay(run, tmp_path)
     before = on_disk(tmp_path)
@@ -280,6 +286,7 @@ def test_step_zero_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "log" / "sparsitywatch" / "superseded.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_two_at_once_do_not_write_to_one_log(run, tmp_path: Path) -> None:
     refused = []
 
@@ -296,6 +303,7 @@ def test_two_at_once_do_not_write_to_one_log(run, tmp_path: Path) -> None:
     assert replay(run, tmp_path).num_snapshots == 0  # the claim ended with it
 
 
+@pytest.mark.slow
 def test_a_live_watch_does_not_go_on_from_a_replay(
     run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
