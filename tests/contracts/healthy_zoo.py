@@ -661,10 +661,12 @@ def pairs_of(seed: int) -> list[tuple[str, str]]:
     return fault_zoo.PAIRS[::2] if seed % 2 else fault_zoo.PAIRS[1::2]
 
 
-def said_of(oddity: str, seed: int) -> dict[tuple[str, str], list[str]]:
+def said_of(
+    oddity: str, seed: int, pairs: list[tuple[str, str]] | None = None
+) -> dict[tuple[str, str], list[str]]:
     """The events of trainings that are well, by model and optimizer, of those that have any."""
     said = {}
-    for index, (model, optimizer) in enumerate(pairs_of(seed)):
+    for index, (model, optimizer) in enumerate(pairs or pairs_of(seed)):
         watcher = watched(ODDITIES[oddity], Training(model, optimizer, 10 * seed + index))
         assert all(r.valid and r.vital is not None and not r.vital.reason for r in watcher.records)
         if watcher.events:
