@@ -91,23 +91,18 @@ def with_fault(way: str, fault: Fault) -> Told:
         }
 
 
+#: Each place, each way to spread the model and each choice of ranks at least once.
 FAULTS: dict[str, tuple[str, Callable[[], Fault]]] = {
-    "before the forward, DDP": ("ddp", lambda: Fault("before")),
     "in the middle, DDP": ("ddp", lambda: Fault("layers.1.down", call=3)),
     "before the forward, FSDP2": ("fsdp", lambda: Fault("before")),
-    "at the first layer, FSDP2": ("fsdp", lambda: Fault("layers.0.norm")),
-    "at the last layer, FSDP2": ("fsdp", lambda: Fault("layers.1.drop", call=4)),
-    "at the head, FSDP2": ("fsdp", lambda: Fault("head")),
-    "after the forward, FSDP2": ("fsdp", lambda: Fault("after", call=2)),
     "in a second forward, FSDP2": ("fsdp", lambda: Fault("layers.0.up", num_forwards=2, call=1)),
-    "on rank 0, FSDP2": ("fsdp", lambda: Fault("layers.1.norm", ranks=(0,))),
-    "on both, FSDP2": ("fsdp", lambda: Fault("layers.1.norm", ranks=(0, 1))),
-    "in the middle, each by itself": ("each", lambda: Fault("layers.1.norm", call=2)),
+    "at the first layer, on rank 0": ("fsdp", lambda: Fault("layers.0.norm", ranks=(0,))),
+    "in the middle, on both": ("fsdp", lambda: Fault("layers.1.norm", ranks=(0, 1))),
     "at the head, each by itself": ("each", lambda: Fault("head", call=1)),
     "in the middle, layers alone": ("layers", lambda: Fault("layers.1.up", call=2)),
-    "in the middle, kept after forwards": ("kept", lambda: Fault("layers.0.up", call=1)),
+    "after the forward, kept after forwards": ("kept", lambda: Fault("after", call=2)),
     "in the middle, prefetched": ("prefetch", lambda: Fault("layers.0.down", call=1)),
-    "in the middle, bfloat16": ("bf16", lambda: Fault("layers.0.down")),
+    "at the last layer, bfloat16": ("bf16", lambda: Fault("layers.1.drop", call=4)),
 }
 for _name, (_way, _fault) in FAULTS.items():
     case(2, name=_name)(lambda _, way=_way, fault=_fault: with_fault(way, fault()))
@@ -117,8 +112,8 @@ case(4, name="in the middle, HSDP")(lambda _: with_fault("hsdp", Fault("layers.1
 @pytest.mark.parametrize("name", [*FAULTS, "in the middle, HSDP"])
 def test_a_value_that_raises_makes_one_invalid_record_on_every_rank(name: str, came: Came) -> None:
     found = came(name)
-    failed = {"on rank 0, FSDP2": [0], "on both, FSDP2": [0, 1]}.get(name, [1])
-    failed = [2] if "HSDP" in name else failed
+    named = {"on rank 0": [0], "on both": [0, 1], "HSDP": [2]}
+    failed = next((ranks for end, ranks in named.items() if name.endswith(end)), [1])
     for rank, told in enumerate(found):
         assert told["unlike"] == []
         assert told["off"] == ""

@@ -59,7 +59,7 @@ def of_the_whole(training: Training, num_rows: int) -> sw.Record:
     return sw.measure(model, told["proxy"], scope=told["scope"], sweep=told["sweep"])
 
 
-WAYS = [("ddp", 2), ("fsdp", 2), ("bf16", 2), ("tp", 2), ("fsdp", 4), ("hsdp", 4), ("tp_fsdp", 4)]
+WAYS = [("ddp", 2), ("fsdp", 2), ("bf16", 2), ("tp", 2), ("hsdp", 4), ("tp_fsdp", 4)]
 for _way, _num in WAYS:
     case(_num, name=f"{_way}_{_num}")(
         lambda folder, way=_way: watched_and_not(folder, way, 12 if "tp" in way else 13)

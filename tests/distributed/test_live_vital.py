@@ -130,10 +130,10 @@ FAULTS: dict[str, tuple[Callable[[Run], None], tuple[str, str, int, int] | None]
 #: How a training is spread, over how many ranks, and what is planted there.
 WAYS: dict[str, tuple[int, tuple[str, ...]]] = {
     "fsdp": (2, (*FAULTS,)),
-    "ddp": (2, ("warming up", "left out", "rolled back")),
-    "fsdp1": (2, ("warming up", "left out", "worn down")),
-    "tp": (2, ("warming up", "left out")),
-    "hsdp": (4, ("warming up", "left out")),
+    "ddp": (2, ("warming up", "rolled back")),
+    "fsdp1": (2, ("warming up", "worn down")),
+    "tp": (2, ("left out",)),
+    "hsdp": (4, ("left out",)),
     "tp_fsdp": (4, ("warming up", "left out")),
 }
 PAIRS = [(fault, way) for way, (_, planted) in WAYS.items() for fault in planted]
