@@ -18,7 +18,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 from contracts.live_runs import loss_per_sentence, tiny_bert
 from contracts.trainers import Sentences, proxy, train
 from contracts.watched import SeesStep
@@ -97,9 +97,9 @@ def stopped(folder: Path) -> dict:
     return {"step": trainer.state.global_step, "seen": seen}
 
 
-def accelerated(folder: Path, **options: Any) -> dict:
+def accelerated(folder: Path) -> dict:
     """A plain loop through an Accelerator, whose optimizer is wrapped."""
-    accelerator = Accelerator(cpu=True, **options)
+    accelerator = Accelerator(cpu=True)
     watched = model()
     optimizer = torch.optim.AdamW(watched.parameters(), lr=1e-3)
     watched, optimizer = accelerator.prepare(watched, optimizer)
@@ -114,13 +114,13 @@ def accelerated(folder: Path, **options: Any) -> dict:
 class Lit(lightning.LightningModule):
     """The same loop as Lightning wants it."""
 
-    def __init__(self, *, is_sharded: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.inner, self.is_sharded = model(), is_sharded
+        self.inner = model()
 
     def configure_model(self) -> None:
         """Shard it; called again where it is done."""
-        if self.is_sharded and not isinstance(self.inner, FSDPModule):
+        if not isinstance(self.inner, FSDPModule):
             mesh = self.device_mesh["data_parallel"]
             for part in (*self.inner.bert.encoder.layer, self.inner):
                 fully_shard(part, mesh=mesh)
@@ -152,17 +152,17 @@ class Watching(lightning.Callback):
         self.watcher.close()
 
 
-def lit(folder: Path, strategy: Any = "ddp") -> dict:
-    """A Trainer of Lightning."""
-    watching, module = Watching(folder / "log"), Lit(is_sharded=strategy != "ddp")
+def lit(folder: Path) -> dict:
+    """A Trainer of Lightning that shards by FSDP2."""
+    watching, module = Watching(folder / "log"), Lit()
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=2, strategy=strategy, max_steps=STEPS, callbacks=[watching],
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", devices=2, strategy=ModelParallelStrategy(2, 1), max_steps=STEPS,
+        callbacks=[watching], logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module, DataLoader(Sentences(8 * STEPS), 8))
     ALIVE.append(watching.wrapped)
-    return said(watching.wrapped if strategy == "ddp" else module.inner, watching.watcher)
+    return said(module.inner, watching.watcher)
 
 
 def said(wrapped: torch.nn.Module, watcher: sw.Watcher) -> dict:
@@ -188,20 +188,14 @@ def main(folder: Path) -> None:
     save, saved = huggingface._save, []
     huggingface._save = lambda state, file: (saved.append(str(file)), save(state, file))
     dist.init_process_group("gloo")
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["BertLayer"],
-    )  # fmt: skip
     cases = {
         "ddp": lambda to: trained(to, BEFORE),
         "ddp-resumed": lambda to: resumed(to.with_name("ddp")),
         "events": stopped,
         "accelerate": accelerated,
-        "lightning": lit,
-        "lightning-fsdp": lambda to: lit(to, ModelParallelStrategy(2, 1)),
+        "lightning-fsdp": lit,
         "fsdp": lambda to: trained(to, BEFORE, **FSDP2),
         "fsdp-resumed": lambda to: resumed(to.with_name("fsdp"), **FSDP2),
-        "accelerate-fsdp": lambda to: accelerated(to, fsdp_plugin=plugin),
     }
     found: dict[str, Any] = {"saved": saved}
     for name, case in cases.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -143,8 +145,16 @@ def test_texts_and_models_that_cannot_be_used(folder: Path, tmp_path: Path) -> N
         text_proxy(text, folder, torch.nn.Linear(2, 2))
 
 
+class Sending(ThreadPoolExecutor):
+    """Threads that are given what other processes would be: copies by pickle."""
+
+    def submit(self, function, /, *arguments) -> Future:
+        return super().submit(*pickle.loads(pickle.dumps((function, *arguments))))
+
+
 @pytest.mark.slow
-def test_from_a_text_on_the_command_line(folder: Path, tmp_path: Path) -> None:
+def test_from_a_text_on_the_command_line(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sparsitywatch.offline.jobs.processes", Sending)
     for step in (1, 2):
         torch.manual_seed(step)
         model = make_model(str(folder))

@@ -77,8 +77,6 @@ def logged(folder: Path) -> list[dict[str, Any]]:
         ("ddp", "DistributedDataParallel", "trainer"),
         ("fsdp", "FSDPBertForMaskedLM", "trainer"),
         ("accelerate", "DistributedDataParallel", "accelerate"),
-        ("accelerate-fsdp", "FSDPBertForMaskedLM", "accelerate"),
-        ("lightning", "DistributedDataParallel", "accelerate"),
         ("lightning-fsdp", "FSDPBertForMaskedLM", "accelerate"),
     ],
 )
