@@ -359,9 +359,8 @@ def other_board(logs: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("which", ["board", "other_board"])
-def test_the_tab(open_page: Open, request, which: str) -> None:
-    url = request.getfixturevalue(which)
+def test_the_tab(open_page: Open, other_board: str) -> None:
+    url = other_board
     page = open_page(f"{url}/#sparsity", viewport={"width": 1500, "height": 1000})
     tab = tab_of(page)
     expect_text(tab, "h1", "between steps 1,000 and 1,100")

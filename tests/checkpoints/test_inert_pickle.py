@@ -27,7 +27,7 @@ PLAIN = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=120)
 @given(PLAIN, st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_data_is_what_pickle_makes_of_it(value: object, protocol: int) -> None:
     # sets and bytes are calls in old protocols

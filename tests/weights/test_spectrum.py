@@ -70,7 +70,7 @@ def counted(tensor, t):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=120)
 @given(weights())
 def test_thresholds_and_counts_are_those_of_a_sort(tensor):
     spectrum = MagnitudeSpectrum.of({"w": tensor})
@@ -102,7 +102,6 @@ def test_thresholds_beside_infinities_in_the_same_bin(dtype):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=100)
 @given(st.lists(weights(), min_size=2, max_size=4))
 def test_thresholds_of_mixed_dtypes_count_right_in_each_tensor_s_own_dtype(parts):
     # beyond the range of the narrowest dtype a cast of t can only end at infinity
@@ -139,7 +138,7 @@ def test_thresholds_of_two_dtypes_count_right_in_both(dtypes, scale):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=30)
 @given(st.lists(weights(), max_size=4), st.integers(0, 30))
 def test_counts_do_not_depend_on_how_weights_are_split(parts, cut):
     tensors = {f"w{i}": part for i, part in enumerate(parts)}

@@ -295,7 +295,7 @@ def some_weights(dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=30)
 @given(
     size=st.integers(1, 7000),
     most=st.integers(1, 4000) | st.just(1 << 30),
