@@ -123,6 +123,7 @@ def test_even_growth_is_steady_since_its_floor() -> None:
     assert event.detected_step - event.onset_high <= 2 * every
 
 
+@pytest.mark.slow
 def test_growth_with_a_bend_is_abrupt_where_decay_accounts_for_it() -> None:
     series = take_off(120, end=0.2) + noise(160, 0.001)
     clock = [{"decay_clock": 0.05 * i} for i in range(160)]
@@ -303,6 +304,7 @@ def answer(rates: np.ndarray, memory: float) -> np.ndarray:
     return np.array(seen)
 
 
+@pytest.mark.slow
 def test_what_answers_to_the_learning_rate_is_no_event_where_the_rate_is_known() -> None:
     """A rate that falls to a tenth, and a series that rises by 80 % as it does."""
     rates = np.where(np.arange(120) < 60, 1.0, 0.1)

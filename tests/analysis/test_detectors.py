@@ -126,6 +126,7 @@ def test_a_state_whose_parts_do_not_go_together_is_refused(
         make().load_state_dict({**make().state_dict(), **parts})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", DETECTORS)
 def test_the_state_is_a_copy_and_bounded(make: Any) -> None:
     detector = make()

@@ -287,6 +287,7 @@ DOUBTS = st.sampled_from([0.0, 0.0, 1e-12, 0.05, 3.0, 1e9, INF, NAN])
 LEVELS = st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.9, 1.0])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(
     st.lists(st.tuples(LEVELS, HARMS, DOUBTS, st.integers(1, 5)), min_size=1, max_size=9),

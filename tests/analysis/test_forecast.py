@@ -105,6 +105,7 @@ def test_what_is_foreseen_comes(growth: float) -> None:
     assert math.isnan(forecast.at(0.25)[0])
 
 
+@pytest.mark.slow
 def test_the_step_of_doubling() -> None:
     population = Population(share=0.3)
     records = run(population, 40)

@@ -75,6 +75,7 @@ def test_a_fraction_that_only_falls_never_doubles():
     assert find_takeoff([]) is None
 
 
+@pytest.mark.slow
 def test_the_table_of_a_run(tmp_path) -> None:
     fake_run.write_run(tmp_path, fake_run.looks(range(0, 2001, 100)), fake_run.events())
     run = sw.load(tmp_path)

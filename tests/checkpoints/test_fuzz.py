@@ -71,6 +71,7 @@ def test_headers_of_safetensors(header: dict, data: bytes, shift: int) -> None:
     read_or_refuse("w.safetensors", length.to_bytes(8, "little") + text + data)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, **RELAXED)
 @given(st.binary(max_size=60))
 def test_bytes_that_are_no_pickle(data: bytes) -> None:

@@ -27,6 +27,7 @@ def measured(checkpoint: Path, *options: str) -> list[str]:
     return ["measure", str(checkpoint), *model, *options]
 
 
+@pytest.mark.slow
 def test_the_record_is_that_of_a_replay(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_broken_checkpoint_is_one_line_and_the_exit_status(
     assert len(read_records(tmp_path / "sparsitywatch")) == NUM
 
 
+@pytest.mark.slow
 def test_for_programs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = broken(run, tmp_path / "run")
     torch.save(weights(0), folder / "final.pt")
@@ -280,6 +281,7 @@ def test_a_sidecar_ends_after_a_while_without_news(run: Path, tmp_path: Path) ->
     assert [record.step for record in read_records(tmp_path / "sparsitywatch")] == [10]
 
 
+@pytest.mark.slow
 def test_interrupted_it_says_how_to_go_on(
     run: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

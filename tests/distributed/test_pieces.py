@@ -100,6 +100,7 @@ def held(shape: tuple[int, ...], placements: list[Any], whole: tuple[int, ...]) 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("third_of_four")
 def test_a_piece_is_what_the_placements_of_a_tensor_say() -> None:
     for tensor, expected in (

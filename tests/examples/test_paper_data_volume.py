@@ -187,6 +187,7 @@ def _runs(means, spread=0.01):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_is_read_from_its_log(tmp_path):
     fake_run.write_run(tmp_path, fake_run.looks(range(0, 2001, 100)), fake_run.events())
     run = read_run(tmp_path, 0.6, 7)
@@ -233,6 +234,7 @@ def test_a_measure_that_some_runs_lack_says_how_many_have_it():
     assert "event began at step: some runs have none" in conclusion(runs)
 
 
+@pytest.mark.slow
 def test_shares_that_differ_less_than_seeds():
     told = conclusion(_runs({1.0: 0.300, 0.6: 0.302, 0.2: 0.298}))
     assert "within the spread of the seeds" in told

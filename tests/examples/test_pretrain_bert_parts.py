@@ -123,6 +123,7 @@ def test_a_text_that_is_too_short_is_refused_with_the_length_needed(num_tokens: 
 # ------------------------------------------------------------------ vocabularies
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=40), min_size=1, max_size=4))
 def test_characters_against_a_dictionary_and_a_loop(texts: list[str]) -> None:
     text = "".join(" ".join(text.lower().split()) + " " for text in texts)
@@ -245,6 +246,7 @@ def model() -> torch.nn.Module:
     return bert(parser().parse_args(words.split()), SIZE).eval()
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1_000))
 def test_the_losses_are_those_that_transformers_computes(model: torch.nn.Module, seed: int) -> None:
@@ -363,6 +365,7 @@ def _bits(run: Pretraining) -> dict[str, torch.Tensor]:
     return {**state["model"], **moments, **state["rng"]}
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_its_checkpoint_bit_for_bit(
     tmp_path: Path, tiny: list[str]
 ) -> None:

@@ -55,6 +55,7 @@ def test_scale_or_shape(change: Callable[[nn.Module], None]) -> None:
     assert event.explained_by_decay is False  # this optimizer decays nothing
 
 
+@pytest.mark.slow
 def test_two_rules_make_one_event() -> None:
     rules = ("near_zero/rms_0.1", "near_zero/initial_0.1", "near_zero/zero")
     (event,) = watched(zero_some, detectors={name: sw.detectors.AbruptChange() for name in rules})

@@ -369,6 +369,7 @@ def of_the_same_weights(run: Run) -> Optimizer:
     return torch.optim.SGD(run.model.parameters(), lr=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "others"),
     [

@@ -48,6 +48,7 @@ def decayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("decayed"), ADVANCE, lambda _: 48)
 
 
+@pytest.mark.slow
 def test_the_advance_is_recorded_and_is_no_decay_clock(decayed: Path) -> None:
     first, *later = sw.replay(decayed, logdir=None).records
     assert math.isnan(first.dormant.estimated_advance)
@@ -60,6 +61,7 @@ def test_the_advance_is_recorded_and_is_no_decay_clock(decayed: Path) -> None:
     assert all(math.isnan(record.dormant.estimated_advance) for record in known)
 
 
+@pytest.mark.slow
 def test_even_growth_under_decay_is_told_without_a_schedule(decayed: Path) -> None:
     (event,) = sw.replay(decayed, logdir=None).events
     assert (event.series, event.direction) == ("near_zero/initial_0.1", "up")

@@ -108,6 +108,7 @@ def test_the_scale_of_another_run_can_be_asked_for(live, tmp_path: Path) -> None
         sw.replay(later, logdir=None, initial_rms=tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_bfloat16_in_a_model_of_its_own_dtype_and_of_a_wider_one(tmp_path: Path) -> None:
     model = tiny_bert().bfloat16()
     with torch.no_grad():
@@ -128,6 +129,7 @@ def test_bfloat16_in_a_model_of_its_own_dtype_and_of_a_wider_one(tmp_path: Path)
     assert wide.curve.value == pytest.approx(live.curve.value, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_callers_model_only_changes_its_weights(live) -> None:
     model = tiny_bert().train()
     generator = torch.get_rng_state()
@@ -180,6 +182,7 @@ def rolled_back(folder: Path, step: int) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_weights_that_come_again_are_said_live_and_replayed_and_after_a_resume(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,6 +86,7 @@ def test_a_replay_tells_what_the_live_watch_told_of_the_scope(
     assert counts == [0.0] * 7 + [1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [2, 5, 6])
 def test_a_replay_that_goes_on_tells_the_same(
     run: tuple[Path, list[Event]], tmp_path: Path, first: int

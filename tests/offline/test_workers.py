@@ -105,6 +105,7 @@ def test_in_order_and_never_too_many_at_once(run, window: int) -> None:
     executor.pool.shutdown()
 
 
+@pytest.mark.slow
 def test_without_a_model_one_checkpoint_is_read_ahead(run, monkeypatch) -> None:
     begun: list[int] = []
     next_one = threading.Condition()

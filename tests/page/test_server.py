@@ -226,6 +226,7 @@ def fetched(url: str, **headers: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
+@pytest.mark.slow
 def test_show_serves_the_page_on_this_machine_alone(logs: Path) -> None:
     with shown(logs) as url:
         assert fetched(f"{url}/")[1].startswith("<!DOCTYPE html>")
@@ -239,6 +240,7 @@ def test_show_serves_the_page_on_this_machine_alone(logs: Path) -> None:
         assert fetched(f"{url}/runs", Host=f"localhost:{port}")[0] == 200
 
 
+@pytest.mark.slow
 def test_show_needs_a_directory_and_a_free_port(logs: Path, capsys) -> None:
     assert main(["show", str(logs / "nowhere")]) == 2
     assert "Expected LOGDIR to be a directory with logs" in capsys.readouterr().err

@@ -244,6 +244,7 @@ def test_seeds_that_agree_do_not_prove_that_all_would(drop: float, most: float) 
     assert 1.6448536 * curve.stderr[1] == pytest.approx((1 - 0.05 ** (1 / 3)) * most)
 
 
+@pytest.mark.slow
 def test_the_interval_of_three_seeds_covers() -> None:
     """A line whose harm is 1 at sparsity 1: each seed's drop at a level has noise of its own."""
     random, covered = np.random.default_rng(0), 0

@@ -154,6 +154,7 @@ def test_a_compiled_model_runs_with_the_masks_and_compiles_nothing_anew(compiled
     assert counter.frame_count == graphs
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_a_watch_masks_in_the_copy_that_the_counting_has() -> None:
     """One copy of the weights beside the model, not two; and every bit is back."""
     torch.manual_seed(0)

@@ -172,6 +172,7 @@ def test_what_a_copy_changes_stays_in_the_copy_and_is_noticed(what: str) -> None
     assert read(held) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", LEFTOVERS)
 def test_every_copy_starts_from_the_model_as_it_is(what: str) -> None:
     torch.manual_seed(0)

@@ -213,6 +213,7 @@ def test_answers_that_are_right_or_wrong_are_asked_of_many_or_bisected() -> None
 NUMBERS = st.sampled_from([0.0, 0.0, 1.0, -1.0, 0.9, 1e-9, 1e9, -1e9, math.inf, math.nan])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.data(), st.sampled_from([Racing(), Racing(resolution=0.25), Bisection((0.3, 0.6))]))
 def test_whatever_a_level_costs_a_sweep_comes_to_an_end(data: st.DataObject, sweep: Sweep) -> None:
@@ -231,6 +232,7 @@ def test_whatever_a_level_costs_a_sweep_comes_to_an_end(data: st.DataObject, swe
     assert len(points) < 130
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.lists(NUMBERS, min_size=16, max_size=16), min_size=3, max_size=3),

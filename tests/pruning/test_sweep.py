@@ -228,6 +228,7 @@ def watched(room_later: float, **options) -> list[sw.Record]:
         return watcher.records
 
 
+@pytest.mark.slow
 def test_a_watch_goes_on_with_smaller_batches_and_says_so(caplog) -> None:
     roomy, tight = watched(math.inf), watched(2, strict=True)
     assert [r.valid for r in tight] == [True] * 4

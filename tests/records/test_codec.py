@@ -104,6 +104,7 @@ RUNS = plain(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [RECORDS, plain(Event), RUNS], ids=["Record", "Event", "Run"])
 @given(data=st.data())
 def test_round_trip(values: st.SearchStrategy, data: st.DataObject) -> None:

@@ -107,6 +107,7 @@ def test_nothing_there_yet(tmp_path: Path) -> None:
         read_spectrum(tmp_path, 7)
 
 
+@pytest.mark.slow
 def test_truncated_anywhere(tmp_path: Path) -> None:
     """Wherever a write was cut off, the whole lines before it are read and kept."""
     write_run(tmp_path / "whole", [(small(step), Detail()) for step in (0, 25, 50)])
@@ -388,6 +389,7 @@ def test_other_tensors_get_names_of_their_own(tmp_path: Path) -> None:
     assert places[3] is None
 
 
+@pytest.mark.slow
 def test_layers_of_a_lost_future_can_still_be_read(tmp_path: Path) -> None:
     write_run(tmp_path)
     write_run(tmp_path, [fake_run.look(100, seed=1)], first=75)
@@ -484,6 +486,7 @@ def spectra_of(directory: Path) -> list[int]:
     return sorted(int(path.stem[5:]) for path in (directory / "spectra").glob("*.npz"))
 
 
+@pytest.mark.slow
 def test_every_third_spectrum_and_the_last_one_are_kept(tmp_path: Path) -> None:
     """Counted over the whole run, wherever it was taken up again."""
     looks = fake_run.looks(range(10, 111, 10))

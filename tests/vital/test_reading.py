@@ -103,6 +103,7 @@ def test_shrinking_by_one_factor_is_told_from_anything_else() -> None:
     assert [one.has_moved for one in found.values()] == [True, False, True, True]
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 999),
     size=st.integers(1, 40),
@@ -189,6 +190,7 @@ class Trained(Looked):
         self.traced.stepped(self.other)
 
 
+@pytest.mark.slow
 def test_who_trains_a_tensor_and_whether_it_has_a_gradient() -> None:
     trained = Trained()
     trained.rows()

@@ -31,6 +31,7 @@ def taken(account: Account, name: str) -> Clock:
     return account.sums()[name].taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["AdamW", "SGD", "SGD, nesterov"])
 @given(
     lrs=st.lists(st.floats(0.0, 0.5), min_size=1, max_size=150),
@@ -123,6 +124,7 @@ def test_decay_that_is_no_law_is_not_known(case: str) -> None:
         assert taken(account, "w").known_decay == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own
 def test_one_that_is_sharded_over_ranks_steps_as_the_one_inside() -> None:
     from torch.distributed.optim import ZeroRedundancyOptimizer

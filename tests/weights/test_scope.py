@@ -524,6 +524,7 @@ def test_parameters_that_cannot_be_read_are_refused_by_name() -> None:
         Scope.of(model)
 
 
+@pytest.mark.slow
 def test_the_hash_is_the_identity_of_the_set() -> None:
     one = Scope.of(small())
     assert one.hash == Scope.of(small()).hash
@@ -553,6 +554,7 @@ on_disk = settings(
 )
 
 
+@pytest.mark.slow
 @on_disk
 @given(draw=draws)
 def test_a_layer_called_linear_is_not_the_output_layer_for_its_name(
@@ -583,6 +585,7 @@ def test_live_and_stored_scopes_do_not_differ_in_silence(
         assert found ^ set(live.names) <= set(live.unlike_stored)
 
 
+@pytest.mark.slow
 @given(draw=draws)
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_the_tensors_decides_nothing(draw: random.Random) -> None:
