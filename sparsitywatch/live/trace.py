@@ -379,7 +379,6 @@ class OptimizerTrace:
         account = self._known(optimizer)
         self._has_hooks |= optimizer in self.given
         if any(account.names):
-            self._watched.add(optimizer)
             account.advance(reached)
         if self._is_said:
             return 0
@@ -430,6 +429,8 @@ class OptimizerTrace:
         account.copied |= {name: weakref.ref(copy) for name, copy in copies.items()}
         known = {name: one for name, ref in account.copied.items() if (one := ref()) is not None}
         account.hold(_names_of(parameters) | _names_of(known))
+        if any(account.names):
+            self._watched.add(optimizer)
         account.take_over(self._earlier)
         before = account.num_in_scope
         account.num_in_scope = sum(self._sizes.get(name, 0) for name in account.names_held())

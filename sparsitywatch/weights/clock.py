@@ -200,6 +200,10 @@ def united(parts: Iterable[Mapping[str, Sums]]) -> dict[str, Sums]:
 _MANY_STEPS = 64
 
 
+#: What a param group says of a step, beside its kind.
+_READ = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "decoupled_weight_decay")
+
+
 class _GroupStep(NamedTuple):
     """What one step does to the tensors of one param group."""
 
@@ -254,6 +258,8 @@ class Account:
         self._table = np.zeros((14, 0))
         self._looked_at = 0  # steps at the last snapshot
         self._steps: list[_Step] = []  # the latest, which are not added up yet
+        self._said: list[list[Any]] = []  # by the param groups, when ...
+        self._group_steps: list[_GroupStep] = []  # ... this followed
         self._row_of: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self._held: list[int] = []  # ids in the order of the groups, which ...
         self._rows = self._groups = np.empty(0, int)  # ... these follow
@@ -301,7 +307,7 @@ class Account:
         if optimizer is None or not self._held:
             return
         self.num_steps += 1
-        groups = [_GroupStep.of(optimizer, group) for group in optimizer.param_groups]
+        groups = self._steps_now(optimizer)
         is_reached = [t.grad is not None for t in _held_by(optimizer)] if is_seen else []
         is_own = is_taken = None
         if is_seen and not any(is_reached):
@@ -313,6 +319,16 @@ class Account:
         self._steps.append(_Step(groups, is_own, is_taken))
         if len(self._steps) == _MANY_STEPS:
             self._add_up()
+
+    def _steps_now(self, optimizer: optim.Optimizer) -> list[_GroupStep]:
+        """What a step does; as long as its param groups say the same they are not asked again."""
+        read = [[*map(group.get, _READ)] for group in optimizer.param_groups]
+        # a tensor may change in place
+        said = [[x.tolist() if torch.is_tensor(x) else x for x in row] for row in read]
+        if said != self._said:
+            self._said = said
+            self._group_steps = [_GroupStep.of(optimizer, g) for g in optimizer.param_groups]
+        return self._group_steps
 
     def _add_up(self) -> None:
         """Add the latest steps to what was done, in their order."""

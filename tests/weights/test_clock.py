@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import pytest
@@ -153,6 +154,28 @@ def test_decay_that_ends_in_mid_run_is_still_in_the_buffer() -> None:
         account.advance()
     shrunk = -math.log(weight[0].item())
     assert taken(account, "w").decay == pytest.approx(shrunk, rel=1e-3)
+
+
+@pytest.mark.parametrize("is_tensor", [True, False])
+def test_each_step_counts_with_the_rate_that_its_group_has_then(is_tensor: bool) -> None:
+    """A scheduler sets a number anew, or changes the tensor of a captured step in place."""
+    weight = nn.Parameter(torch.ones(3))
+    lr = torch.tensor(0.0, dtype=torch.float64) if is_tensor else 0.0
+    optimizer = optim.AdamW([weight], lr=lr, weight_decay=0.5)
+    account = account_of(optimizer, weight=weight)
+    weight.grad = torch.ones(3)
+    (group,) = optimizer.param_groups
+    rates, decays = [0.1, 0.1, 0.2, 0.2, 0.4], [0.5, 0.5, 0.5, 0.25, 0.25]
+    for rate, decay in zip(rates, decays, strict=True):
+        if is_tensor:
+            lr.fill_(rate)
+        else:
+            group["lr"] = rate
+        group["weight_decay"] = decay
+        account.advance()
+    assert taken(account, "weight").lr == pytest.approx(sum(rates), rel=1e-12)
+    expected = sum(map(operator.mul, rates, decays))
+    assert taken(account, "weight").decay == pytest.approx(expected, rel=1e-12)
 
 
 def test_decay_that_begins_in_mid_run_is_seen() -> None:
