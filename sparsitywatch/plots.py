@@ -236,7 +236,7 @@ def _label_steps(axes: Any, run: Run) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.set_xlabel("optimizer step")
+    axes.set_xlabel("optimizer step" if run.unit == "step" else run.unit)
 
 
 def _home_of(event: Event, panels: Sequence[_Panel]) -> _Panel | None:

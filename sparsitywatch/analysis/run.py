@@ -167,12 +167,17 @@ class Run:
         except ImportError as error:
             raise MissingExtraError("pandas", "pandas", "run.frame()") from error
         columns = {name: self.column(name) for name in self.names}
-        return pd.DataFrame(columns, index=pd.Index(self.steps, name="step"))
+        return pd.DataFrame(columns, index=pd.Index(self.steps, name=self.unit))
 
     @property
     def replayed_from(self) -> tuple[str, ...]:
         """Where the checkpoints lay, in a replay; empty for a live watch."""
         return () if self.info is None else self.info.replayed_from
+
+    @property
+    def unit(self) -> str:
+        """What its steps count: "step", or in a replay what its checkpoints are numbered by."""
+        return "step" if self.info is None else self.info.unit
 
     @property
     def rules(self) -> tuple[str, ...]:

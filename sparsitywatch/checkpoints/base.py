@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -282,6 +282,10 @@ def _with_codes_told(stored: Stored) -> dict[str, StoredTensor]:
 # ------------------------------------------------------------------ checkpoints
 
 
+#: A number that a checkpoint states, or what looks it up when asked.
+Stated = int | Callable[[], int | None] | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contents:
     """What a reader finds."""
@@ -289,7 +293,11 @@ class Contents:
     place: Location  # the files that are open there are closed with the checkpoint
     format: str  # how it is stored, such as "safetensors"
     stored: Stored  # of the model, no optimizer state, in the order of the files
-    step: int | Callable[[], int | None] | None = None  # done, or what looks it up when asked
+    step: Stated = None  # done, or what looks it up when asked
+    epoch: Stated = None
+    key: str = ""  # what leads to the model in it, and how many tensors each has that might
+    among: Mapping[str, int] = field(default_factory=dict)
+    counts_saves: bool = False  # a number in its name counts saves, not steps
 
 
 #: Bytes that are read before they are counted. From a local file: what stays in a core's cache,
@@ -310,7 +318,11 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         self.url = contents.place.shown
         self.format = contents.format
         self._place = contents.place
-        self._step = contents.step
+        self._step, self._epoch = contents.step, contents.epoch
+        #: What leads to the model in it, and how many tensors each has that might be it.
+        self.key, self.among = contents.key, contents.among
+        #: Whether a number in its name counts saves.
+        self.counts_saves = contents.counts_saves
         #: How long the buffer for ``chunks`` should be.
         self.chunk_bytes = _CHUNK_BYTES if self._place.is_local else _REMOTE_CHUNK_BYTES
         self._stored: dict[str, StoredTensor] = {}
@@ -327,10 +339,18 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
     @property
     def step(self) -> int | None:
         """Optimizer steps done, where the contents say so."""
-        if callable(self._step):
-            with reading(self.url):
-                self._step = self._step()
+        self._step = self._known(self._step)
         return self._step
+
+    @property
+    def epoch(self) -> int | None:
+        """Epochs, as the contents count them, where they do."""
+        self._epoch = self._known(self._epoch)
+        return self._epoch
+
+    def _known(self, stated: Stated) -> int | None:
+        with reading(self.url):
+            return stated() if callable(stated) else stated
 
     @property
     def num_bytes_read(self) -> int:

@@ -24,13 +24,15 @@ from sparsitywatch.checkpoints.series import ListedCheckpoint, are_same, one_of_
 from sparsitywatch.checkpoints.step_from_path import (
     is_temporary,
     part_of,
+    path_parts,
+    says_steps,
     step_of_name,
     without_temporary,
 )
 from sparsitywatch.checkpoints.storage import Location, asked, one_line
+from sparsitywatch.checkpoints.units import in_one_unit, is_guess
 from sparsitywatch.errors import (
     CheckpointError,
-    ConfigurationError,
     IncompleteCheckpointError,
     ScopeError,
 )
@@ -42,19 +44,26 @@ _MAX_DEPTH = 6
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
 #: Files that training, and a watch, write beside the weights.
 _BESIDE = re.compile(
-    r"^(optimizer|optim|scheduler|scaler|random_states|rng_state|training_args|trainer_state|ema"
+    r"^(optimizer|optim|opt(?=[\d._-])|scheduler|scaler|random_states|rng_state|training_args|trainer_state"
     r"|sampler|dataloader|sparsitywatch)[\w.-]*$|_(model|optim)_states\.pt$"
 )
+#: How the name of an average of the weights tells it: ``step-5_ema.pt``, ``unet_ema``.
+_AVERAGE = re.compile(r"(?:^|[._-])(?:ema|swa)(?![A-Za-z])", re.IGNORECASE)
 #: Folders in which FSDP keeps what it has sharded of an optimizer.
 _OPTIMIZER = re.compile(r"optimizer(_\d+)?")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
+Url = str | os.PathLike[str]
+#: Where checkpoints are looked for, or which there are, by step.
+Places = Url | Iterable[Url] | Mapping[int, Url]
+
+
 def discover(
-    urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    urls: Places,
     storage_options: Mapping[str, Any] | None = None,
     known: Mapping[str, ListedCheckpoint] | None = None,
-    duplicates: str = "refuse",
+    key: str | None = None,
 ) -> list[ListedCheckpoint]:
     """Every checkpoint under some places, by step; those without a step come last.
 
@@ -65,34 +74,39 @@ def discover(
     Args:
         urls: files, folders and patterns with ``*`` on any storage that fsspec knows. On the
             Hub a pattern may stand for branches (``hf://org/model@step*``) and for
-            repositories (``hf://org/model-step_*``).
+            repositories (``hf://org/model-step_*``). What is there by that very name is no
+            pattern. Or, by step, the address of each: nothing else is asked for its step.
         storage_options: passed on to fsspec.
         known: by URL, what an earlier call found; taken as it is and neither listed nor opened
             again where the name states a step. Other names may be written to again and again.
-        duplicates: "refuse": of several of one step that do not hold the same weights, such as
-            one for each rank, none is taken. "first": the first is taken.
+        key: what leads to the model in each, as of ``open_checkpoint``.
 
     Raises:
         CheckpointError: a place is not there at all, or a pattern matches nothing.
-        ConfigurationError: ``duplicates`` is something else.
     """
-    if not isinstance(duplicates, str) or duplicates not in ("refuse", "first"):
-        raise ConfigurationError(
-            f"Expected `duplicates` to be 'refuse' or 'first', got {duplicates!r}."
-        )
+    probe = _Probe(storage_options, key)
+    if isinstance(urls, Mapping):
+        at = {step: Location.of(url, storage_options) for step, url in sorted(urls.items())}
+        known = known or {}
+        return [known.get(place.url) or _given(step, place, probe) for step, place in at.items()]
     known = {url: one for url, one in (known or {}).items() if step_of_name(url) is not None}
     places: dict[str, Location] = {}
     for url in [urls] if isinstance(urls, str | os.PathLike) else urls:
         for place in _expanded(Location.of(url, storage_options), known):
             places[place.url] = place
-    is_strict = duplicates == "refuse"
-    probe = _Probe(storage_options)
     found = []
     for url, place in places.items():
-        found.append(known[url] if url in known else probe.at(place, as_part=is_strict))
+        found.append(known[url] if url in known else probe.at(place))
+    found = _beside_weights(in_one_unit(found))
     found.sort(key=lambda one: (one.step is None, one.step or 0, natural_order(one.url)))
-    same = partial(are_same, storage_options=storage_options) if is_strict else None
+    same = partial(are_same, storage_options=storage_options, key=key)
     return one_of_each_step(found, known, same)
+
+
+def _given(step: int, place: Location, probe: _Probe) -> ListedCheckpoint:
+    """The checkpoint that somebody says is of a step, whatever it says itself."""
+    found = probe.at(place, is_part=False)
+    return replace(found, step=step, step_from="given", unit="step", note="")
 
 
 # ------------------------------------------------------------------ listing
@@ -104,8 +118,9 @@ def _expanded(origin: Location, known: Mapping[str, ListedCheckpoint]) -> list[L
     """What a URL stands for, as the storage has it now."""
     what = f"Cannot list {origin.shown}"
     origin.fs.invalidate_cache()  # a live run has written since
-    has_magic = fsspec.core.has_magic(origin.path)
-    paths = asked(what, _matching, origin.fs, origin.path) if has_magic else [origin.path]
+    pattern = asked(what, _pattern_of, origin.fs, origin.path)
+    has_magic = pattern is not None
+    paths = [origin.path] if pattern is None else asked(what, _matching, origin.fs, pattern)
     places: list[Location] = []
     for path in sorted(paths, key=natural_order):
         places += asked(what, _places_under, origin.at(path), known, len(paths) > 1)
@@ -115,6 +130,20 @@ def _expanded(origin: Location, known: Mapping[str, ListedCheckpoint]) -> list[L
         what_to_do = foreign(others) or _NAME_ONE
         raise CheckpointError(f"{what}: expected checkpoints, found none. {what_to_do}")
     return places
+
+
+def _pattern_of(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
+    """A path as a pattern, unless it is that of what is there: ``run [v2]/`` may be a folder."""
+    parts = path.split("/")
+    if "hf" not in fs.protocol:
+        for at, part in enumerate(parts):
+            if fsspec.core.has_magic(part):
+                if not fs.exists("/".join(path.split("/")[: at + 1])):
+                    break
+                parts[at] = re.sub(r"[*?[]", r"[\g<0>]", part)
+        else:
+            return None
+    return "/".join(parts) if fsspec.core.has_magic(path) else None
 
 
 def _matching(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
@@ -236,6 +265,27 @@ def _remote_children(
         yield path.removeprefix(folder), path if is_folder else None
 
 
+def _beside_weights(found: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
+    """The same list; of one step what lies beside the weights and is something else says so."""
+    complete = [one for one in found if one.state == "complete" and one.step is not None]
+    reasons = {}
+    for one in complete:
+        if _AVERAGE.search("/".join(path_parts(one.url)[-2:])):
+            reasons[one.url] = "its name says that it is an average"
+        elif not any(len(entry.shape) > 1 for entry in one.entries):
+            reasons[one.url] = "there is no matrix in it"
+    by_step = {one.step: redacted_url(one.url) for one in complete if one.url not in reasons}
+    others = {one.url: by_step[one.step] for one in complete if one.step in by_step}
+    listed = []
+    for one in found:
+        if one.url in reasons and one.url in others:
+            why = f"{reasons[one.url]}, and {others[one.url]} is of step {one.step}"
+            reason = f"Left out {redacted_url(one.url)}: {why}. Name it to read it."
+            one = replace(one, state="foreign", reason=reason)
+        listed.append(one)
+    return listed
+
+
 def _is_weights(name: str) -> bool:
     stem = without_temporary(name)
     is_one = stem.endswith(_WEIGHT_SUFFIXES) and not is_inside(name)
@@ -246,22 +296,22 @@ def _is_weights(name: str) -> bool:
 
 _MAKE_WHOLE = (
     "Make the model whole with what saved it, such as Megatron's tools/checkpoint/convert.py or a "
-    "full state dict of FSDP, or name the folder that has an index of its shards; or give "
-    "`--duplicates first` (duplicates='first') to take the first part for the model."
+    "full state dict of FSDP, or name the folder that has an index of its shards."
 )
 
 
 class _Probe:
     """What a storage has answered so far; nothing is asked twice."""
 
-    def __init__(self, storage_options: Mapping[str, Any] | None) -> None:
+    def __init__(self, storage_options: Mapping[str, Any] | None, key: str | None) -> None:
         self._storage_options = storage_options
+        self._key = key
         self._groups: dict[tuple[str, ...], str] = {}  # of parts: why they are no whole model
         self._listed: dict[str, list[str]] = {}
         self._entries: tuple[Entry, ...] = ()  # the same object as long as they are the same
 
-    def at(self, place: Location, *, as_part: bool) -> ListedCheckpoint:
-        """What a place holds; ``as_part``: one of a rank counts only if the others are the same."""
+    def at(self, place: Location, *, is_part: bool = True) -> ListedCheckpoint:
+        """What a place holds; one of a rank counts only if the others are the same."""
         named = step_of_name(place.url)
         unread = ListedCheckpoint(
             url=place.url,
@@ -275,10 +325,11 @@ class _Probe:
                 unread, reason=f"Cannot read {place.shown} yet: it has a temporary name."
             )
         try:
-            if as_part:
+            if is_part:
                 self._check_whole(place)
-            with open_checkpoint(place.url, self._storage_options) as checkpoint:
+            with open_checkpoint(place.url, self._storage_options, self._key) as checkpoint:
                 step, kind, entries = checkpoint.step, checkpoint.format, checkpoint.entries()
+                epoch, is_save = checkpoint.epoch, checkpoint.counts_saves
         except IncompleteCheckpointError as error:
             return replace(unread, reason=str(error))
         except CheckpointError as error:
@@ -288,7 +339,15 @@ class _Probe:
             return replace(unread, state="refused", reason=reason)
         if entries != self._entries:
             self._entries = entries
-        whole = replace(unread, format=kind, state="complete", entries=self._entries)
+        whole = replace(unread, format=kind, state="complete", entries=self._entries, epoch=epoch)
+        if step is None and is_save and is_guess(whole):
+            whole = replace(whole, unit="save")
+        if step is not None and named not in (None, step) and says_steps(place.url):
+            note = (
+                f"{place.shown} is taken for step {step}, as its contents say; its name says step "
+                f"{named}."
+            )
+            whole = replace(whole, note=note)
         # folders of transformers have no other place for it than the Trainer's file
         step_from = "trainer state" if kind.startswith("huggingface") else "contents"
         return whole if step is None else replace(whole, step=step, step_from=step_from)
@@ -304,7 +363,7 @@ class _Probe:
             found = ""
             if len(group) == 1 and part.is_one_of_several:
                 found = "others are missing"
-            elif not all(are_same(group[0], other, self._storage_options) for other in group[1:]):
+            elif not all(self._is_same(group[0], other) for other in group[1:]):
                 found = f"there are {len(group)}, and they do not hold the same weights"
             self._groups[group] = found
         if self._groups[group]:
@@ -312,6 +371,9 @@ class _Probe:
                 f"Cannot read {place.shown}: expected a whole model, got one of several parts: "
                 f"{self._groups[group]}. {_MAKE_WHOLE}"
             )
+
+    def _is_same(self, one: str, other: str) -> bool:
+        return are_same(one, other, self._storage_options, self._key)
 
     def _others(self, place: Location, depth: int, names: re.Pattern[str]) -> list[str]:
         parts = place.path.rstrip("/").split("/")
@@ -337,6 +399,7 @@ def describe(
     listed: ListedCheckpoint,
     scope: ScopeLike = "blocks",
     storage_options: Mapping[str, Any] | None = None,
+    key: str | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint that was discovered holds, as plain data; no weight is read.
 
@@ -346,8 +409,9 @@ def describe(
     """
     if listed.error is not None:
         raise listed.error
-    with open_checkpoint(listed.url, storage_options) as checkpoint:
+    with open_checkpoint(listed.url, storage_options, key) as checkpoint:
         entries, num_bytes_read = checkpoint.entries(), checkpoint.num_bytes_read
+        key, among = checkpoint.key, checkpoint.among
     by_storage: dict[object, list[Entry]] = {}
     for entry in entries:
         by_storage.setdefault(entry.storage or entry.name, []).append(entry)
@@ -379,6 +443,9 @@ def describe(
         "format": listed.format,
         "step": listed.step,
         "step_from": listed.step_from,
+        "unit": listed.unit,
+        "key": key,
+        "candidates": dict(among),
         "num_bytes_read": num_bytes_read,
         "total": _total(tensors),
         "in_scope": _total([t for t in tensors if t["in_scope"]]) if decided else None,

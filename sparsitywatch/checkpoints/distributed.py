@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -19,19 +19,19 @@ from sparsitywatch.checkpoints.base import (
     RefusedError,
     Signature,
     StoredTensor,
-    as_step,
     cut_off,
     reading,
 )
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
+from sparsitywatch.checkpoints.model_key import Pick, choose
+from sparsitywatch.checkpoints.step_from_contents import EPOCH_KEYS, PROGRESS, STEP_KEYS
 from sparsitywatch.checkpoints.storage import Location, Source, Window
 from sparsitywatch.checkpoints.torch_file import (
-    MODEL_KEYS,
-    STEP_KEYS,
     as_dtype,
     as_sizes,
     read_torch_zip,
     stored_tensor,
+    whole_in,
 )
 from sparsitywatch.weights.layout import Entry
 
@@ -74,17 +74,20 @@ def is_distributed(seen: Signature) -> bool:
     return _METADATA in seen.names or any(name.endswith(".distcp") for name in seen.names)
 
 
-def read_distributed(place: Location, _: Signature | None = None) -> Contents:
+def read_distributed(place: Location, _: Signature | None = None, pick: Pick = choose) -> Contents:
     """A folder of torch.distributed.checkpoint; needs no process group."""
     source = place.inside(_METADATA).open()
     with reading(source.url):
         if source.size > _MAX_METADATA_BYTES:
             raise RefusedError(f"expected at most {_MAX_METADATA_BYTES} bytes of metadata")
         tensors, places = parse_metadata(source.read(0, source.size))
-        described = _of_the_model(tensors)
+        choice = pick(_tree(tensors), _look)
+        if choice is None:
+            names = ", ".join(list(tensors)[:5]) or "none"
+            raise ReadingError(f"expected tensors of a model beside an optimizer's, got {names}.")
     files: dict[str, Source] = {}
     stored: dict[str, StoredTensor] = {}
-    for name, one in described.items():
+    for name, one in choice.tensors.items():
         for piece in one.pieces:
             if piece.file not in files:
                 files[piece.file] = place.inside(piece.file).open()
@@ -93,27 +96,33 @@ def read_distributed(place: Location, _: Signature | None = None) -> Contents:
         first = min(((files[p.file].url, p.start) for p in one.pieces), default=("", 0))
         entry = Entry(name=name, shape=one.shape, dtype=one.dtype)
         stored[name] = _ChunkedTensor(entry=entry, position=first, pieces=one.pieces, files=files)
-    find_step = partial(_step, place, places)
-    return Contents(place=place, format="distributed", stored=stored, step=find_step)
+    find = partial(_number, place, places, tensors)
+    return Contents(
+        place=place,
+        format="distributed",
+        stored=stored,
+        step=partial(find, STEP_KEYS),
+        epoch=partial(find, EPOCH_KEYS),
+        key=choice.key,
+        among=choice.among,
+    )
 
 
-def _of_the_model(tensors: Mapping[str, Described]) -> dict[str, Described]:
-    """The model's tensors by their own names, out of a state dict that holds more."""
-    if {described.path[0] for described in tensors.values()} <= {"state", "rng"}:  # Composer's
-        inner = [d for d in tensors.values() if d.path[0] == "state" and len(d.path) > 1]
-        tensors = {".".join(d.path[1:]): replace(d, path=d.path[1:]) for d in inner}
-    heads = {described.path[0] for described in tensors.values() if len(described.path) > 1}
-    key = next((key for key in MODEL_KEYS if key in heads), None)
-    if key is not None:
-        chosen = {".".join(d.path[1:]): d for d in tensors.values() if d.path[0] == key}
-    else:
-        chosen = {n: d for n, d in tensors.items() if not d.path[0].startswith("optim")}
-    if not chosen:
-        raise ReadingError(
-            f"expected tensors of a model, at the top or under one of {', '.join(MODEL_KEYS)}; got "
-            f"{', '.join(list(tensors)[:5]) or 'none'}."
-        )
-    return chosen
+def _tree(tensors: Mapping[str, Described]) -> dict[str, Any]:
+    """The dictionaries that were saved, those around each tensor as one with a dotted key."""
+    tree: dict[str, Any] = {}
+    for one in tensors.values():
+        *before, name = one.path
+        inner = tree.setdefault(".".join(before), {}) if before else tree
+        if not isinstance(inner, dict) or name in inner:
+            raise RefusedError("it describes one of its tensors twice", ".".join(one.path))
+        inner[name] = one
+    return tree
+
+
+def _look(node: Any) -> tuple[Sequence[int], bool] | None:
+    """Of a tensor its shape and whether it holds floats, as ``Look``."""
+    return (node.shape, node.dtype.is_floating_point) if isinstance(node, Described) else None
 
 
 def _check_place(file_size: int, name: str, piece: Piece, itemsize: int) -> None:
@@ -126,14 +135,26 @@ def _check_place(file_size: int, name: str, piece: Piece, itemsize: int) -> None
         )
 
 
-def _step(folder: Location, places: Mapping[str, tuple[str, int, int]]) -> int | None:
-    """The step that was saved beside the model, read without making any object."""
-    for file, start, length in (places[key] for key in STEP_KEYS if key in places):
-        with closing(folder.inside(file).source()) as source:
-            if length <= _ARCHIVE_BYTES:
-                step = as_step(read_torch_zip(Window(source, start, length))[0])
-                if step is not None:
-                    return step
+def _number(
+    folder: Location,
+    places: Mapping[str, tuple[str, int, int]],
+    tensors: Mapping[str, Described],
+    keys: Sequence[str],
+) -> int | None:
+    """A number that was saved beside the model, read without making any object."""
+    before = ("", *(f"{name}." for name in PROGRESS))
+    for name in (start + key for start in before for key in keys):
+        pieces = tensors[name].pieces if name in tensors else ()
+        one = [(piece.file, piece.start, piece.length) for piece in pieces]
+        if math.prod(tensors[name].shape if pieces else ()) != 1:
+            continue
+        for file, start, length in [places[name]] if name in places else one:
+            with closing(folder.inside(file).source()) as source:
+                if length <= _ARCHIVE_BYTES:
+                    part = Window(source, start, length)
+                    number = whole_in(part, *read_torch_zip(part))
+                    if number is not None:
+                        return number
     return None
 
 
@@ -263,7 +284,7 @@ def _described(name: str, node: Call, paths: Any, places: Places) -> Described:
         pieces.append(Piece(offsets, sizes, *places[name, offsets]))
     _check_cover(name, shape, pieces)
     path = paths.get(name) if isinstance(paths, dict) else None
-    return Described(_parts(path) or _guessed(name), dtype, shape, tuple(pieces))
+    return Described(_parts(path) or (name,), dtype, shape, tuple(pieces))
 
 
 def _parts(path: Any) -> tuple[str, ...]:
@@ -272,12 +293,6 @@ def _parts(path: Any) -> tuple[str, ...]:
         return ()
     is_path = all(isinstance(part, str) or (type(part) is int and part < 2**63) for part in path)
     return tuple(map(str, path)) if is_path else ()
-
-
-def _guessed(name: str) -> tuple[str, ...]:
-    head, _, rest = name.partition(".")
-    is_known = head in MODEL_KEYS or head.startswith("optim")
-    return (head, rest) if is_known and rest else (name,)
 
 
 def _check_cover(name: str, shape: tuple[int, ...], pieces: list[Piece]) -> None:

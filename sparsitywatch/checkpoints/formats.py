@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from sparsitywatch.checkpoints.base import (
     reading,
 )
 from sparsitywatch.checkpoints.distributed import is_distributed, read_distributed
+from sparsitywatch.checkpoints.model_key import Pick, choose, everything
+from sparsitywatch.checkpoints.step_from_contents import EPOCH_KEYS, STEP_KEYS, stated, whole_of
 from sparsitywatch.checkpoints.storage import Location, Source
 from sparsitywatch.checkpoints.torch_file import (
     as_sizes,
@@ -83,14 +86,32 @@ def is_safetensors(seen: Signature) -> bool:
     return seen.own_name.endswith(".safetensors") or seen.start[8:9] == b"{"
 
 
-def read_safetensors(file: Location, _: Signature | None = None) -> Contents:
+def read_safetensors(file: Location, _: Signature | None = None, pick: Pick = choose) -> Contents:
     """One file; only its header is read."""
     source = file.open()
     length = int.from_bytes(source.read(0, 8), "little")
     if length > _MAX_HEADER_BYTES:
         raise RefusedError(f"expected a header of at most {_MAX_HEADER_BYTES} bytes, got {length}")
-    stored = _placed(source, _parse(source.read(8, length)), 8 + length)
-    return Contents(place=file, format="safetensors", stored=stored)
+    header, words = _parse(source.read(8, length))
+    found = _picked(file, "safetensors", _placed(source, header, 8 + length), pick)
+    step, epoch = (stated([words], keys, whole_of) for keys in (STEP_KEYS, EPOCH_KEYS))
+    return replace(found, step=step, epoch=epoch)
+
+
+def _picked(place: Location, kind: str, stored: Stored, pick: Pick) -> Contents:
+    """The model's tensors out of those that have nothing but names."""
+    choice = pick(dict(stored), _look) if stored else None
+    if choice is None:
+        return Contents(place=place, format=kind, stored=stored)
+    return Contents(
+        place=place, format=kind, stored=choice.tensors, key=choice.key, among=choice.among
+    )
+
+
+def _look(node: Any) -> tuple[Sequence[int], bool] | None:
+    """Of a stored tensor its shape and whether it holds floats, as ``Look``."""
+    entry: Entry = node.entry
+    return entry.shape, entry.dtype.is_floating_point or bool(entry.stored_as)
 
 
 def _placed(source: Source, header: Mapping[str, Described], start: int) -> dict[str, StoredTensor]:
@@ -128,8 +149,8 @@ def _placed(source: Source, header: Mapping[str, Described], start: int) -> dict
     return stored
 
 
-def _parse(data: bytes) -> dict[str, Described]:
-    """The description of every tensor in a header."""
+def _parse(data: bytes) -> tuple[dict[str, Described], dict[str, Any]]:
+    """The description of every tensor in a header, and the words beside them."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -147,8 +168,9 @@ def _parse(data: bytes) -> dict[str, Described]:
         raise RefusedError("a header with a number of thousands of digits") from error
     if not isinstance(header, dict):
         raise RefusedError("expected a safetensors header in JSON, got something else")
-    header.pop("__metadata__", None)
-    return {name: _described(name, value) for name, value in header.items()}
+    words = header.pop("__metadata__", None)
+    described = {name: _described(name, value) for name, value in header.items()}
+    return described, words if isinstance(words, dict) else {}
 
 
 def _described(name: str, value: Any) -> Described:
@@ -201,6 +223,8 @@ _SHARD = re.compile(r"-\d+-of-\d+\.(?:safetensors|bin)$")
 _TRAINER_STATE = "trainer_state.json"
 _OF_A_RANK = re.compile(r"pytorch_model_fsdp(?:_\d+)?_rank\d+\.bin$")
 _TRAINER_MARK = "training_args.bin"
+#: Accelerate writes it beside the weights, in folders that it counts: ``checkpoint_0``.
+_ACCELERATE_MARK = "random_states_"
 
 
 def _has_weights(seen: Signature) -> bool:
@@ -219,7 +243,7 @@ def is_inside(name: str) -> bool:
     return is_known or _OF_A_RANK.match(name) is not None
 
 
-def _read_huggingface(place: Location, seen: Signature) -> Contents:
+def _read_huggingface(place: Location, seen: Signature, pick: Pick) -> Contents:
     """A folder of transformers. Pickled settings beside it are never read."""
     names = seen.names
     main = next((name for name in _WEIGHT_FILES if name in names), None)
@@ -237,23 +261,28 @@ def _read_huggingface(place: Location, seen: Signature) -> Contents:
         raise UnfinishedError(
             f"expected {what}, found none. The Trainer may still be writing the checkpoint."
         )
-    stated = None
+    step = None
     if _TRAINER_STATE in names:
-        stated = as_step(_read_json(place.inside(_TRAINER_STATE)).get("global_step"))
+        step = as_step(_read_json(place.inside(_TRAINER_STATE)).get("global_step"))
     if main is None:
-        found = read_distributed(place.inside(FSDP_FOLDER))
-        step = found.step if stated is None else stated
-        return replace(found, place=place, format=f"huggingface/{found.format}", step=step)
-    kind = "safetensors" if ".safetensors" in main else "torch"
-    is_index = main.endswith(_INDEX)
-    stored = _read_sharded(place, main) if is_index else _read_file(place.inside(main))
-    return Contents(place=place, format=f"huggingface/{kind}", stored=stored, step=stated)
+        found = read_distributed(place.inside(FSDP_FOLDER), pick=pick)
+    elif main.endswith(_INDEX):
+        kind = "safetensors" if ".safetensors" in main else "torch"
+        found = _picked(place, kind, _read_sharded(place, main), pick)
+    else:
+        found = _read_file(place.inside(main), pick)
+    own = found.step if step is None else step
+    is_save = place.path.rsplit("/", 1)[-1].startswith("checkpoint_")
+    is_save &= any(name.startswith(_ACCELERATE_MARK) for name in names)
+    return replace(
+        found, place=place, format=f"huggingface/{found.format}", step=own, counts_saves=is_save
+    )
 
 
-def _read_file(file: Location) -> Stored:
+def _read_file(file: Location, pick: Pick) -> Contents:
     with reading(file.shown):
         read = read_safetensors if file.path.endswith(".safetensors") else read_torch
-        return read(file).stored
+        return read(file, pick=pick)
 
 
 def _read_sharded(place: Location, index: str) -> Stored:
@@ -265,7 +294,7 @@ def _read_sharded(place: Location, index: str) -> Stored:
         )
     found: dict[str, StoredTensor] = {}
     for file in dict.fromkeys(files.values()):
-        shard = _read_file(place.inside(file))
+        shard = _read_file(place.inside(file), everything).stored
         found |= {name: shard[name] for name in shard if files.get(name) == file}
     for name, file in files.items():
         if name not in found:
@@ -378,7 +407,7 @@ def foreign(names: Iterable[str]) -> str:
 # ------------------------------------------------------------------ the list, and what it opens
 
 Matches = Callable[[Signature], bool]
-Read = Callable[[Location, Signature], Contents]
+Read = Callable[[Location, Signature, Pick], Contents]
 
 #: How a place is read: by the first that matches.
 FORMATS: Sequence[tuple[str, Matches, Read]] = (
@@ -402,20 +431,25 @@ def format_of(names: Collection[str]) -> str | None:
 
 
 def open_checkpoint(
-    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+    url: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    key: str | None = None,
 ) -> Checkpoint:
     """Open one checkpoint, whatever its format; reads descriptions, no weights.
 
     Args:
         url: a file or a folder, local or on any storage that fsspec knows.
         storage_options: passed on to fsspec, such as credentials and an endpoint.
+        key: what leads to the model in it, such as "model_ema": a dotted path, or what the
+            names of its tensors begin with. By default the only one that may be a model.
 
     Returns:
         The open checkpoint, a context manager.
 
     Raises:
         IncompleteCheckpointError: something is missing or cut off; it may still be written.
-        CheckpointError: it cannot be read, or is refused. One line with file and cause.
+        CheckpointError: it cannot be read, or is refused; or there are several models in it, or
+            none under ``key``. One line with file and cause.
     """
     place = Location.of(url, storage_options)
     with ExitStack() as unless_open, reading(place.shown):
@@ -430,7 +464,7 @@ def open_checkpoint(
         read = next((read for _, matches, read in FORMATS if matches(seen)), None)
         if read is None:
             raise _unknown(seen)
-        checkpoint = Checkpoint(read(place, seen))
+        checkpoint = Checkpoint(read(place, seen, partial(choose, key=key)))
         if _is_adapter(checkpoint.entries()):
             raise ReadingError(_ADAPTER)
         unless_open.pop_all()

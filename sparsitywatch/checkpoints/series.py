@@ -19,12 +19,16 @@ class ListedCheckpoint:
 
     url: str  # what ``open_checkpoint`` takes
     step: int | None  # optimizer steps done; None if nothing says so
-    step_from: str  # "trainer state", "contents" of the file, "name", or "" without a step
+    step_from: str  # "given", "trainer state", "contents", "name", or "" without a step
     format: str  # empty while that is not known
     #: "complete"; "incomplete": not yet all there, worth a wait; "refused": it will not become
-    #: readable; "duplicate": another one of the same step is better.
+    #: readable; "duplicate": another one of the same step is better; "foreign": it lies beside
+    #: weights, and is something else.
     state: str
     reason: str = ""  # why the state is not "complete", in one line
+    unit: str = "step"  # what the step counts: "step", or else "epoch" or "save"
+    epoch: int | None = None  # that the contents state, if any
+    note: str = ""  # what of a complete one is worth a word, in one line
     #: Every tensor, in the order of the files; empty while it cannot be opened.
     entries: tuple[Entry, ...] = field(default=(), repr=False, compare=False)
 
@@ -42,11 +46,13 @@ class ListedCheckpoint:
 _NUM_COMPARED, _COMPARED_BYTES = 32, 4096
 
 
-def are_same(one: str, other: str, storage_options: Mapping[str, Any] | None) -> bool:
+def are_same(
+    one: str, other: str, storage_options: Mapping[str, Any] | None, key: str | None = None
+) -> bool:
     """Whether two checkpoints hold the same weights, by a sample of their bytes."""
     with (
-        open_checkpoint(one, storage_options) as first,
-        open_checkpoint(other, storage_options) as second,
+        open_checkpoint(one, storage_options, key) as first,
+        open_checkpoint(other, storage_options, key) as second,
     ):
         names = _compared(first.entries(), second.entries())
         return bool(names) and all(_begin(first, n) == _begin(second, n) for n in names)
@@ -82,7 +88,7 @@ def _begin(checkpoint: Checkpoint, name: str) -> bytes:
 def one_of_each_step(
     ordered: Sequence[ListedCheckpoint],
     known: Mapping[str, ListedCheckpoint],
-    are_same: Callable[[str, str], bool] | None,
+    are_same: Callable[[str, str], bool],
 ) -> list[ListedCheckpoint]:
     """Of complete checkpoints of one step the first stays: a whole folder before a file.
 
@@ -97,7 +103,7 @@ def one_of_each_step(
         best = next((one for one in several if one.url in known), None)
         best = best or next((one for one in several if one.step_from != "name"), several[0])
         others = [one for one in several if one is not best]
-        reason = "" if are_same is None or best.url in known else _unlike(best, others, are_same)
+        reason = "" if best.url in known else _unlike(best, others, are_same)
         if reason:
             resolved[best.url] = replace(best, state="refused", reason=reason)
         for one in others:
@@ -121,8 +127,8 @@ def _unlike(
     return (
         f"Cannot read {shown}: expected one checkpoint of step {best.step}, got "
         f"{redacted_url(other.url)} as well, and they do not hold the same weights: they may be "
-        "parts of a model, or one of them is something else. Name those that you mean, or give "
-        "`--duplicates first` (duplicates='first') to take the first."
+        "parts of a model, or one of them is something else. Name those that you mean, or say "
+        "which step each is of: `--steps` (sw.replay({0: url, ...}))."
     )
 
 
@@ -140,12 +146,12 @@ def select(
     others: list[ListedCheckpoint] = []
     for one in listed:
         if one.step is None and one.state == "complete":
-            reason = (
+            reason = one.reason or (
                 f"Left out {redacted_url(one.url)}: expected a step in its contents or its name, "
                 "found none. Name it as in checkpoint-500."
             )
             others.append(replace(one, reason=reason))
-        elif one.step is None or one.state == "duplicate":
+        elif one.step is None or one.state in ("duplicate", "foreign"):
             others.append(one)
         elif one.state == "complete" or one.step not in complete:
             pending.setdefault(one.step, one)

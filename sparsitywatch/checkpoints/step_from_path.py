@@ -22,6 +22,8 @@ def path_parts(url: str) -> list[str]:
     links = url.split("::")
     while len(links) > 1 and _BARE_LINK.fullmatch(links[0]):
         del links[0]
+    if "://" not in links[0]:  # no chain begins so: a local path
+        links = ["::".join(links)]
     scheme, has_scheme, path = links[0].rpartition("://")
     if scheme in ("http", "https"):
         path = re.split("[?#]", path, maxsplit=1)[0]
@@ -85,6 +87,18 @@ def step_of_name(url: str) -> int | None:
     parts = [part for part in path_parts(url)[-3:] if not _is_only_a_rank(part)]
     steps = (_step_in(_SUFFIX.sub("", part)) for part in reversed(parts[-2:]))
     return next((step for step in steps if step is not None), None)
+
+
+@lru_cache(_NUM_NAMES)
+def says_steps(url: str) -> bool:
+    """Whether a name, or that of the folder around it, says that a number counts steps.
+
+    >>> [says_steps(n) for n in ("run/step-500.pt", "checkpoint-500", "ep0-ba500.pt", "500")]
+    [True, False, True, False]
+    """
+    stems = [_SUFFIX.sub("", part) for part in path_parts(url)[-2:]]
+    found = ((stem, match) for stem in stems for one in _SURE for match in one.finditer(stem))
+    return any(not _SETTING.search(stem[: match.start()]) for stem, match in found)
 
 
 def _step_in(stem: str) -> int | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any, ParamSpec, TypeVar
 
 import fsspec
@@ -353,7 +354,14 @@ class Location:
         """The place that a URL names."""
         text = os.fspath(url)
         try:
-            fs, path = fsspec.core.url_to_fs(text, **(storage_options or {}))
+            folder = re.split(r"[^/]*[*?[]", text, maxsplit=1)[0]
+            is_there = os.path.lexists(text) or (folder and os.path.lexists(folder))
+            if is_there or (isinstance(url, PurePath) and ":" in text):
+                # what is there by this very name is meant, also where it looks like a URL
+                fs = fsspec.filesystem("file", **(storage_options or {}))
+                path = fs._strip_protocol(os.path.abspath(text))  # noqa: PTH100 links stay
+            else:
+                fs, path = fsspec.core.url_to_fs(text, **(storage_options or {}))
         except (ImportError, ValueError) as error:
             raise CheckpointError(
                 f"Cannot read {redacted_url(text)}: expected a URL that fsspec can open "
@@ -414,9 +422,9 @@ def url_at(url: str, fs: fsspec.AbstractFileSystem, path: str, place: str) -> st
 
     Its login, host and chain stay.
     """
-    links = url.split("::")
-    if isinstance(fs, LocalFileSystem) and len(links) == 1:
+    if isinstance(fs, LocalFileSystem):
         return place
+    links = url.split("::")
     # in front of a chain may stand how to read what follows, such as simplecache
     at = next((i for i, link in enumerate(links) if "://" in link), len(links) - 1)
     own, path = links[at].rstrip("/"), path.rstrip("/")

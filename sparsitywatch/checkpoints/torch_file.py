@@ -9,9 +9,10 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 from typing import Any
@@ -33,21 +34,15 @@ from sparsitywatch.checkpoints.base import (
     reading,
 )
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words, read_inert
+from sparsitywatch.checkpoints.model_key import Pick, choose
+from sparsitywatch.checkpoints.step_from_contents import EPOCH_KEYS, STEP_KEYS, stated, whole_of
 from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location
 from sparsitywatch.weights.layout import Entry
 
-#: Keys under which a checkpoint keeps the model, in the order in which they are tried.
-MODEL_KEYS = ("state_dict", "model", "module", "model_state_dict", "net")
-#: Keys under which a checkpoint keeps the number of optimizer steps done.
-STEP_KEYS = ("global_step", "iter_num", "step", "global_steps", "iteration", "num_updates",
-             "steps_done")  # fmt: skip
+#: Where Composer keeps the model.
+_COMPOSER = "state"
 #: How files from before version 1.6 begin: with the pickled magic number.
 _OLD_START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
-
-_MAX_DEPTH = 3
-#: Where Composer keeps the model, and the number of batches done.
-_COMPOSER = "state"
-_COMPOSER_STEP = (_COMPOSER, "timestamp", "Timestamp", "batch")
 
 
 def is_torch(seen: Signature) -> bool:
@@ -55,33 +50,47 @@ def is_torch(seen: Signature) -> bool:
     return seen.start.startswith((ARCHIVE_START, _OLD_START))
 
 
-def read_torch(file: Location, _: Signature | None = None) -> Contents:
+def read_torch(file: Location, _: Signature | None = None, pick: Pick = choose) -> Contents:
     """A file of torch.save: nanoGPT's, Lightning's, a bare state dict."""
-    return _read(file)[0]
+    return _read(file, pick)[0]
 
 
-def _read(file: Location) -> tuple[Contents, Any]:
+def _read(file: Location, pick: Pick) -> tuple[Contents, Any]:
     """What a file holds of a model, and all that it describes."""
     source = file.open()
     tree, records = read_torch_zip(source)
-    weights, around = _search(tree, set()), _around_model(tree)
-    # a loss beside the model does not make the top a state dict
-    if around is not None and (weights is None or weights is tree):
-        weights = _search(around, set())
-    if weights is None:
+    choice = pick(tree, _look) if isinstance(tree, dict) else None
+    if choice is None:
         raise ReadingError(
-            f"expected a state dict, or one under {', '.join(MODEL_KEYS)}; got {_what(tree)}. "
-            "Save model.state_dict() and read that."
+            f"expected a state dict, or a dictionary with one; got {_what(tree)}. Save "
+            "model.state_dict() and read that."
         )
     kind = "torch"
-    if isinstance(tree, dict) and "pytorch-lightning_version" in tree:
+    if "pytorch-lightning_version" in tree:
         kind = "lightning"
-    elif isinstance(tree, dict) and around is tree.get(_COMPOSER, tree):
+    elif any(place is tree.get(_COMPOSER) for place in choice.way):
         kind = "composer"
-    nodes = {key: node for key, node in weights.items() if _is_tensor(node)}
-    stored = _stored_tensors(source, nodes, records)
-    step = _step_in(tree, around)
-    return Contents(place=file, format=kind, stored=stored, step=step), tree
+    whole = partial(whole_in, source, records=records)
+    contents = Contents(
+        place=file,
+        format=kind,
+        stored=_stored_tensors(source, choice.tensors, records),
+        step=partial(stated, choice.way, STEP_KEYS, whole),
+        epoch=partial(stated, choice.way, EPOCH_KEYS, whole),
+        key=choice.key,
+        among=choice.among,
+    )
+    return contents, tree
+
+
+def whole_in(source: ByteSource, node: Any, records: Mapping[str, ArchiveRecord]) -> int | None:
+    """A whole number that a file states, also as a tensor with one element."""
+    seen = _look(node)
+    if seen is None:
+        return whole_of(node)
+    one = stored_tensor(source, "step", node, records)
+    is_number = math.prod(one.entry.shape) == 1 and not one.entry.problem
+    return whole_of(one.load().item()) if is_number else None
 
 
 def _function(node: Any) -> Global | None:
@@ -99,27 +108,17 @@ def _is_tensor(node: Any) -> bool:
     return function.name.startswith("_rebuild")
 
 
-def _search(node: Any, seen: set[int], depth: int = 0) -> Mapping[Any, Any] | None:
-    """The first dictionary that holds tensors, under a model's keys or at the top; once each."""
-    if not isinstance(node, dict) or depth == _MAX_DEPTH or id(node) in seen:
+def _look(node: Any) -> tuple[Sequence[int], bool] | None:
+    """Of a node that describes a tensor its shape and whether it holds floats, as ``Look``."""
+    if not _is_tensor(node):
         return None
-    seen.add(id(node))
-    for key in MODEL_KEYS:
-        found = _search(node.get(key), seen, depth + 1)
-        if found is not None:
-            return found
-    return node if any(_is_tensor(value) for value in node.values()) else None
-
-
-def _around_model(tree: Any) -> Mapping[Any, Any] | None:
-    """The dictionary at the top that holds a model under its key; None if there are several."""
-    seen: set[int] = set()
-    holders = [
-        node
-        for node in (tree.values() if isinstance(tree, dict) else ())
-        if isinstance(node, dict) and any(_search(node.get(key), seen) for key in MODEL_KEYS)
-    ]
-    return holders[0] if len(holders) == 1 else None
+    call = _plain_call(node)
+    size = as_sizes(call.arguments[2]) if call and len(call.arguments) > 3 else None
+    if call is None or size is None:  # of another kind, or broken: reading it says so
+        return (0, 0), True
+    storage = call.arguments[0]
+    kind = storage.value[1] if isinstance(storage, PersistentId) else None
+    return size, not (isinstance(kind, Global) and kind.name in _WHOLE_NUMBERS)
 
 
 def _what(tree: Any) -> str:
@@ -127,15 +126,6 @@ def _what(tree: Any) -> str:
         keys = [in_words(key)[:40] for key in islice(tree, 8)]
         return f"a dictionary of {', '.join(keys) or 'nothing'}"
     return f"{in_words(tree)}, which is never made" if isinstance(tree, Call) else in_words(tree)
-
-
-def _step_in(tree: Any, around: Mapping[Any, Any] | None) -> int | None:
-    """The number of optimizer steps that a checkpoint states, at its top or beside the model."""
-    tops = [top for top in (tree, around) if isinstance(top, dict)]
-    found = [as_step(top[key]) for top in tops for key in STEP_KEYS if key in top]
-    for key in _COMPOSER_STEP:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return next((step for step in (*found, as_step(tree)) if step is not None), None)
 
 
 # ------------------------------------------------------------------ zip archives
@@ -242,6 +232,11 @@ _STORAGE_DTYPES = {
     "BoolStorage": torch.bool, "ComplexDoubleStorage": torch.complex128,
     "ComplexFloatStorage": torch.complex64, "UntypedStorage": torch.uint8,
 }  # fmt: skip
+_WHOLE_NUMBERS = frozenset(
+    name
+    for name, dtype in _STORAGE_DTYPES.items()
+    if not dtype.is_floating_point and name != "UntypedStorage"
+)
 _NAMED_DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in vars(torch).values()
@@ -440,7 +435,7 @@ def is_deepspeed(seen: Signature) -> bool:
     return bool(tags) and (_LATEST in seen.names or "zero_to_fp32.py" in seen.names)
 
 
-def read_deepspeed(place: Location, seen: Signature) -> Contents:
+def read_deepspeed(place: Location, seen: Signature, pick: Pick) -> Contents:
     """A folder of DeepSpeed, or the one inside that its ``latest`` names.
 
     The weights are in the precision that the training computes in; what ZeRO keeps in single
@@ -457,7 +452,7 @@ def read_deepspeed(place: Location, seen: Signature) -> Contents:
     if is_whole:
         file = place.inside(_WHOLE)
         with reading(file.shown):
-            contents, tree = _read(file)
+            contents, tree = _read(file, pick)
         is_whole = not isinstance(tree, dict) or (as_step(tree.get("mp_world_size")) or 1) == 1
     if not is_whole:
         raise ReadingError(

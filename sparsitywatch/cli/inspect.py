@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from sparsitywatch.cli.options import add_checkpoint_options, settings_of, storage_options
+from sparsitywatch.cli.options import (
+    add_checkpoint_options,
+    places_of,
+    settings_of,
+    storage_options,
+)
 from sparsitywatch.cli.summary import align
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.records import to_json
@@ -35,10 +40,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from sparsitywatch.checkpoints.discovery import describe, discover
 
     options = storage_options(arguments)
-    listed = discover(arguments.places, options, duplicates=arguments.duplicates)
+    listed = discover(places_of(arguments), options, key=arguments.key)
     if len(listed) > 1:
         return _list(listed, as_json=arguments.json)
-    description = describe(listed[0], settings_of(arguments).scope, options)
+    description = describe(listed[0], settings_of(arguments).scope, options, arguments.key)
     print(to_json(description) if arguments.json else "\n".join(_page(description)))
     if description["scope_problem"]:
         raise ScopeError(description["scope_problem"])
@@ -55,20 +60,23 @@ def _list(listed: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
         rows = [("step", "from", "format", "state", "checkpoint")]
         for one in listed:
             step = "-" if one.step is None else str(one.step)
+            step += "" if one.unit == "step" else f" ({one.unit})"
             url = redacted_url(one.url)
             rows.append((step, one.step_from or "-", one.format or "-", one.state, url))
         print(f"{count(len(listed), 'checkpoint')}: {kinds}\n")
         print("\n".join(align(rows, right={0})))
-        for reason in (one.reason for one in listed if one.reason):
+        for reason in (one.reason or one.note for one in listed if one.reason or one.note):
             print(f"\n{printable(reason)}")
-    is_readable = all(one.state in ("complete", "duplicate") for one in listed)
+    is_readable = all(one.state in ("complete", "duplicate", "foreign") for one in listed)
     return 0 if is_readable else _NOT_ALL_READABLE
 
 
 def _page(description: dict[str, Any]) -> list[str]:
     step = "no step is stated"
     if description["step"] is not None:
-        step = f"step {description['step']} (from its {description['step_from']})"
+        where = description["step_from"]
+        step = f"{description['unit']} {description['step']} "
+        step += "(as given)" if where == "given" else f"(from its {where})"
     whole, chosen = description["total"], description["in_scope"]
     num_tensors = count(whole["num_tensors"], "tensor")
     if chosen is None:
@@ -92,10 +100,21 @@ def _page(description: dict[str, Any]) -> list[str]:
         description["url"],
         f"{description['format']}, {step}",
         counted,
+        *_candidates(description),
         f"read to learn this: {_size(description['num_bytes_read'])}, no weights",
         "",
         *align(rows, right={4}),
     ]
+
+
+def _candidates(description: dict[str, Any]) -> list[str]:
+    """Which dictionary of tensors was read, and which others might have been."""
+    key, among = description["key"], description["candidates"]
+    if not key and len(among) < 2:
+        return []
+    others = [f"{name!r} ({count(num, 'tensor')})" for name, num in among.items() if name != key]
+    beside = f"; beside it {', '.join(others)}" if others else ""
+    return [printable(f"the model is what lies under {key!r}{beside}")]
 
 
 def _size(num_bytes: int) -> str:

@@ -11,6 +11,7 @@ from sparsitywatch.cli.options import (
     add_model_options,
     add_settings_options,
     model_and_proxy,
+    places_of,
     settings_of,
     storage_options,
 )
@@ -44,12 +45,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
     model, proxy = model_and_proxy(arguments)
     replayed = replay(
-        arguments.places,
+        places_of(arguments),
         logdir=None,
         model=model,
         proxy=proxy,
         settings=settings_of(arguments),
         storage_options=storage_options(arguments),
+        key=arguments.key,
         on_event=(),
     )
     if replayed.failures:

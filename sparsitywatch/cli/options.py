@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
 import importlib
 import json
@@ -46,17 +47,50 @@ def add_json(parser: Any) -> None:
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add where checkpoints lie, and which weights of them count."""
     add = parser.add_argument
-    add("places", metavar="CHECKPOINT", nargs="+",
+    add("places", metavar="CHECKPOINT", nargs="*",
         help="a checkpoint, a folder or a pattern, on any storage that fsspec knows")  # fmt: skip
+    add("--steps", metavar="CSV", type=Path,
+        help="instead of them a file with a step and the address of its checkpoint in each line, "
+        "where neither names nor contents say which step each is of")  # fmt: skip
+    add("--key", metavar="PATH",
+        help="what leads to the model in checkpoints that hold more than one, such as model_ema: "
+        "a dotted path, or what the names of its tensors begin with")  # fmt: skip
     add("--scope", metavar="PRESET|PATTERN", action="append", default=argparse.SUPPRESS,
         help="which weights count: blocks (the default), paper, layers, matrices, or a pattern of "
         "tensor names such as '*.query.weight'; patterns may be repeated")  # fmt: skip
     add("--storage-option", metavar="KEY=VALUE", action="append", default=[],
         help="what fsspec is given for the storage, such as endpoint_url=http://... or anon=true; "
         "VALUE is taken as JSON where it is JSON; may be repeated")  # fmt: skip
-    add("--duplicates", choices=("refuse", "first"), default="refuse",
-        help="of several checkpoints of one step that do not hold the same weights, such as one "
-        "for each rank, take none (default), or the first")  # fmt: skip
+
+
+def places_of(arguments: argparse.Namespace) -> list[str] | dict[int, str]:
+    """Where checkpoints lie, or which there are by step; an error if it is neither or both."""
+    if bool(arguments.places) == bool(arguments.steps):
+        came = "both" if arguments.steps else "neither"
+        raise ConfigurationError(f"Expected CHECKPOINT or `--steps`, got {came}. Give one of them.")
+    return steps_from(arguments.steps) if arguments.steps else list(arguments.places)
+
+
+def steps_from(path: Path) -> dict[int, str]:
+    """Addresses by step, from a CSV file of both, with or without names of the columns."""
+    found: dict[int, str] = {}
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigurationError(f"Expected `--steps` to be a CSV file, but {error}.") from error
+    for number, row in enumerate(rows, 1):
+        step, address = [cell.strip() for cell in row] if len(row) == 2 else ("", "")
+        is_step = step.isdecimal() and step.isascii()
+        if is_step and address and int(step) not in found:
+            found[int(step)] = address
+        elif row and (number > 1 or is_step or not address):  # not the names of the columns
+            raise ConfigurationError(
+                f"Expected a new step and an address in line {number} of {str(path)!r} "
+                f"(`--steps`), got {row!r}."
+            )
+    if not found:
+        raise ConfigurationError(f"Expected steps and addresses in {str(path)!r} (`--steps`).")
+    return found
 
 
 def storage_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sparsitywatch.cli.options import (
     add_model_options,
     add_settings_options,
     model_and_proxy,
+    places_of,
     settings_of,
     storage_options,
 )
@@ -57,6 +58,8 @@ def add_to(commands: Any) -> None:
         add(f"--{name}", metavar="NUMBER|CSV", type=_rate,
             help=f"{what} of the weights: a number, or a CSV file of steps and values; by default "
             f"{default}")  # fmt: skip
+    add("--steps-per-epoch", metavar="N", type=int,
+        help="optimizer steps in an epoch, where checkpoints are numbered by epochs")  # fmt: skip
     add("--workers", metavar="N", type=int, default=1, help="processes that measure (default: 1)")
     add("--follow", action="store_true", help="wait for the checkpoints of a run that goes on")
     add("--poll", metavar="S", type=float, default=5.0,
@@ -97,7 +100,7 @@ def _run(arguments: argparse.Namespace) -> int:
         executor = None if num == 1 else stack.enter_context(processes(num))
         try:
             replayed = replay(
-                arguments.places,
+                places_of(arguments),
                 logdir=arguments.logdir,
                 model=model,
                 proxy=proxy,
@@ -116,7 +119,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 until=interruption.heed if arguments.follow else None,
                 poll_s=arguments.poll,
                 idle_timeout_s=arguments.idle_timeout,
-                duplicates=arguments.duplicates,
+                key=arguments.key,
+                steps_per_epoch=arguments.steps_per_epoch,
                 keep_spectra=arguments.keep_spectra,
             )
         except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import learning_rates
 from sparsitywatch.checkpoints.series import ListedCheckpoint, select
 from sparsitywatch.checkpoints.step_from_path import part_of
+from sparsitywatch.checkpoints.units import as_steps
 from sparsitywatch.errors import (
     CheckpointError,
     ConfigurationError,
@@ -104,11 +105,11 @@ class Replayer:
 
     plan: Plan  # without a scope until a model or a checkpoint has decided it
     pipeline: Pipeline
-    urls: Sequence[str | os.PathLike[str]]
-    duplicates: str
+    urls: Sequence[str | os.PathLike[str]] | Mapping[int, str | os.PathLike[str]]
     rates: Rates  # learns what a Trainer has logged
     executor: Executor | None  # None to measure in this process
     window: int  # checkpoints under way at once, at most
+    steps_per_epoch: int | None  # where checkpoints are numbered by epochs
     on_failure: Sequence[Callable[[Failure], object]]
     on_progress: Sequence[Callable[[int, int], object]]  # how many are done, and of how many
     on_waiting: Sequence[Callable[[str], object]]  # why nothing can be listed yet
@@ -125,6 +126,8 @@ class Replayer:
         self._left_out: dict[str, Failure] = {}
         self._num_snapshots = 0
         self._waited_for: set[str] = set()  # reasons why nothing could be listed
+        self._noted: set[str] = set()  # URLs of which something was said
+        self._unit = "step"  # what the numbers of the checkpoints count
 
     def run(self, patience: Patience | None) -> Replayed:
         """Measure what is there; with patience also what comes."""
@@ -147,9 +150,12 @@ class Replayer:
     def _list(self, *, is_final: bool = True) -> dict[int, ListedCheckpoint]:
         """What to measure, by step; what is done is neither listed nor opened again each time."""
         options = self.plan.storage_options
-        known = {url: one for url, one in self._known.items() if one.step in self._done}
-        listed = discover(self.urls, options, known, self.duplicates)
-        self._known.update({one.url: one for one in listed})
+        num = self.steps_per_epoch
+        known = {u: one for u, one in self._known.items() if as_steps(one, num).step in self._done}
+        found = discover(self.urls, options, known, self.plan.key)
+        self._known.update({one.url: one for one in found})
+        listed = [as_steps(one, num) for one in found]
+        self._say(listed)
         complete = [one for one in listed if one.state == "complete" and one.step is not None]
         # its latest checkpoint has all of them
         if self.rates.is_logged and complete and (complete[-1].step or 0) > self.rates.last_logged:
@@ -162,6 +168,22 @@ class Replayer:
             elif is_final:
                 self._fail(one, one.reason)
         return pending
+
+    def _say(self, listed: Sequence[ListedCheckpoint]) -> None:
+        """What is worth a word of complete checkpoints; what their numbers cannot be used for."""
+        for one in listed:
+            if one.note and one.url not in self._noted:
+                self._noted.add(one.url)
+                _logger.warning("sparsitywatch: %s", printable(one.note))
+        self._unit = next((one.unit for one in listed if one.unit != "step"), "step")
+        if self._unit != "step" and (self.rates.knows_decay or not self.rates.is_logged):
+            what_to_do = "Give `steps_per_epoch` (`--steps-per-epoch`) as well"
+            if self._unit == "save":
+                what_to_do = "Give each its step: `--steps` (sw.replay({0: url, ...}))"
+            raise ConfigurationError(
+                "Expected optimizer steps beside `lr` and `weight_decay`, but the numbers of these "
+                f"checkpoints count {self._unit}s. {what_to_do}."
+            )
 
     def _see(self, pending: Mapping[int, ListedCheckpoint], *, is_final: bool = True) -> int:
         """Measure what has not been measured; how many more steps are done.
@@ -361,12 +383,14 @@ class Replayer:
             prepare(claim.directory)
             claim.acquire(over="none")
         run = replace(self.plan.run, dtypes=dtypes)
+        addresses = self.urls.values() if isinstance(self.urls, Mapping) else self.urls
         info = RunInfo(
             initial_step=self._kept.records[-1].step if self._kept else -1,
             provenance=run.provenance,
             ledger=run.scope.ledger,
             initial_rms=run.initial_rms,
-            replayed_from=tuple(redacted_url(url) for url in self.urls),
+            replayed_from=tuple(map(redacted_url, addresses)),
+            unit=self._unit,
         )
         self._run = run  # from here on the sinks are to be closed
         self.pipeline.open(info)

@@ -47,6 +47,7 @@ class Plan:
     scope: Scope | None = None  # None until a checkpoint or a model has decided it
     initial_rms: Mapping[str, float] | None = None  # None until the first one has been measured
     storage_options: Mapping[str, Any] = field(default_factory=dict)
+    key: str | None = None  # what leads to the model in a checkpoint that holds more
     factory: ModelFactory | None = None  # None to read the weights only
     proxy: Proxy | None = None
     num_threads: int | None = None  # to read the weights with; None for as many as torch uses
@@ -74,7 +75,7 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
     num_samples = plan.settings.dormant_samples
     reader = ShardedReader(num_threads=plan.num_threads)
     try:
-        with torch.no_grad(), open_checkpoint(url, plan.storage_options) as checkpoint:
+        with torch.no_grad(), open_checkpoint(url, plan.storage_options, plan.key) as checkpoint:
             model = None if plan.factory is None else plan.factory.model()
             if model is not None:  # before names in scope are compared: it is said of all tensors
                 load_into(model, checkpoint)
@@ -124,7 +125,7 @@ def _sample_of(packed: Mapping[str, tuple[torch.dtype, np.ndarray]]) -> _Sample:
 def sample_of(plan: Plan, step: int, url: str) -> Mapping[str, torch.Tensor]:
     """Only the sampled weights of a checkpoint; empty if they cannot be read."""
     try:
-        with torch.no_grad(), open_checkpoint(url, plan.storage_options) as checkpoint:
+        with torch.no_grad(), open_checkpoint(url, plan.storage_options, plan.key) as checkpoint:
             stored = stored_snapshot(checkpoint, plan.run.scope, step)
             return Sampler(plan.settings.dormant_samples).take(stored)
     except CheckpointError:

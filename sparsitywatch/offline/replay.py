@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
+from sparsitywatch.checkpoints.discovery import Places, Url
 from sparsitywatch.errors import (
     ConfigurationError,
     expect,
@@ -31,6 +33,7 @@ from sparsitywatch.pipeline.rundir import Claim, place
 from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event, Record
+from sparsitywatch.redact import redacted_url
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
@@ -42,11 +45,9 @@ from sparsitywatch.weights.scope import Scope, ScopeLike
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Url = str | os.PathLike[str]
-
 
 def replay(
-    urls: Url | Iterable[Url],
+    urls: Places,
     *,
     logdir: str | os.PathLike[str] | None,
     model: nn.Module | Callable[[], nn.Module] | None = None,
@@ -56,6 +57,7 @@ def replay(
     initial_rms: Mapping[str, float] | str | os.PathLike[str] | None = None,
     lr: Rate | None = None,
     weight_decay: Rate | None = None,
+    steps_per_epoch: int | None = None,
     detectors: Mapping[str, Detector] | None = None,
     on_event: Sequence[Callable[[Event], object]] = (log_event,),
     on_record: Sequence[Callable[[Record], object]] = (),
@@ -64,12 +66,12 @@ def replay(
     on_waiting: Sequence[Callable[[str], object]] = (),
     sinks: Sequence[Sink] = (),
     storage_options: Mapping[str, Any] | None = None,
+    key: str | None = None,
     max_in_flight: int | None = None,
     follow: bool = False,
     poll_s: float = 5.0,
     idle_timeout_s: float | None = None,
     until: Callable[[], bool] | None = None,
-    duplicates: str = "refuse",
     keep_spectra: int = 1,
     strict: bool = False,
     **fields: Unpack[SettingsFields],
@@ -86,7 +88,8 @@ def replay(
 
     Args:
         urls: checkpoints, folders of them and patterns such as "runs/bert/checkpoint-*", on
-            any storage that fsspec knows. They are measured by step.
+            any storage that fsspec knows. They are measured by step. Where neither names nor
+            contents say it, give each with its step: ``{0: url, 1000: url}``.
         logdir: everything goes to ``<logdir>/sparsitywatch/``; None to write nothing.
         model: what was trained, or a function that makes it. Every parameter is overwritten by
             those of the checkpoints. Without it nothing but tensors is needed; which weights
@@ -107,6 +110,9 @@ def replay(
         weight_decay: their decoupled decay (AdamW, Lion), likewise; no file tells it but a pickle,
             which is not read. With both, decay clock, dormant weights and forecast are those of a
             live watch.
+        steps_per_epoch: optimizer steps in an epoch, where checkpoints are numbered by epochs, as
+            those of timm and torchvision: their numbers times this are the steps. Without it
+            the epoch is the unit of every axis, and rates are refused.
         detectors: as of ``watch``; by default without that of the dormant weights unless
             ``weight_decay`` is given: the early signal comes late where decay must be estimated.
         on_event, on_record, sinks: as of ``watch``; what one of them raises ends the replay.
@@ -114,6 +120,8 @@ def replay(
         on_progress: called with the number of checkpoints that are done and of all.
         on_waiting: called with the reason, once for each, why ``follow`` finds nothing to list yet.
         storage_options: passed on to fsspec, such as credentials and an endpoint.
+        key: what leads to the model in checkpoints that hold more than one, such as
+            "model_ema": a dotted path, or what the names of its tensors begin with.
         max_in_flight: how many checkpoints an executor is given at once, at most; by default two to
             each worker.
         follow: wait for the checkpoints of a run that goes on; also for the first one. Ends
@@ -121,9 +129,6 @@ def replay(
         poll_s: seconds between two listings of the storage.
         idle_timeout_s: stop following when nothing new has come for so many seconds.
         until: stop following when it returns True; it is asked before each listing.
-        duplicates: "refuse": several checkpoints of one step that do not hold the same weights
-            are named and none of them is measured, since they may be parts of a model; "first":
-            the first one is.
         keep_spectra: as of ``watch``.
         strict: let what goes wrong in a measurement out, for tests.
         fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``,
@@ -145,6 +150,10 @@ def replay(
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     functions = {"on_failure": on_failure, "on_progress": on_progress, "on_waiting": on_waiting}
     _check(functions, storage_options, executor, max_in_flight, keep_spectra)
+    if steps_per_epoch is not None:
+        expect_whole("steps_per_epoch", steps_per_epoch, 1)
+    if key is not None:
+        expect(isinstance(key, str), "key", "a dotted path or None", key)
     scope, factory = _model(model, proxy, chosen.scope, executor)
     directory = None if logdir is None else place(logdir)
     plan = Plan(
@@ -152,6 +161,7 @@ def replay(
         scope=scope,
         initial_rms=_initial_rms(initial_rms),
         storage_options=dict(storage_options or {}),
+        key=key,
         factory=factory,
         proxy=proxy,
         num_threads=None if executor is None else 1,
@@ -176,8 +186,8 @@ def replay(
         plan=plan,
         pipeline=pipeline,
         urls=places,
-        duplicates=duplicates,
         rates=rates,
+        steps_per_epoch=steps_per_epoch,
         executor=executor,
         window=window_of(executor) if max_in_flight is None else max_in_flight,
         on_failure=on_failure,
@@ -274,8 +284,20 @@ def _initial_rms(
     )
 
 
-def _places(urls: Url | Iterable[Url]) -> list[Url]:
-    what = "a path or a URL of checkpoints, or a list of them"
+def _places(urls: Places) -> list[Url] | dict[int, Url]:
+    what = "a path or a URL of checkpoints, a list of them, or one by each step"
+    if isinstance(urls, Mapping):
+        expect(bool(urls), "urls", "at least one step and its checkpoint", urls)
+        for step, url in urls.items():
+            expect_whole("urls", step, 0)
+            expect_path(f"urls[{step}]", url, what)
+        twice = [url for url, num in Counter(map(os.fspath, urls.values())).items() if num > 1]
+        if twice:
+            raise ConfigurationError(
+                f"Expected each checkpoint once in `urls`, got {redacted_url(twice[0])} for "
+                "several steps. Give each step its own."
+            )
+        return dict(urls)
     given = [urls] if isinstance(urls, str | os.PathLike) else listed("urls", urls, what)
     for index, url in enumerate(given):
         expect_path("urls" if given == [urls] else f"urls[{index}]", url, what)

@@ -220,7 +220,8 @@ def watch_line(run: Run) -> list[str]:
     """How the watch is, in a few words each; empty of a replay."""
     state = up_to_date(None if run.info is None else run.info.state, run.records)
     if state is None:
-        return ["replayed from saved checkpoints"] if run.replayed_from else []
+        by = "" if run.unit == "step" else f", numbered by {run.unit}s"
+        return [f"replayed from saved checkpoints{by}"] if run.replayed_from else []
     trouble = run.verdict.trouble
     is_lost = state.status == "on" and trouble != ""
     words = [trouble if is_lost else f"watch {state.end or 'on'}"]
@@ -239,9 +240,9 @@ def _taken(run: Run) -> str:
     if not run.records:
         return "No snapshot has been taken yet."
     first, last = run.records[0], run.records[-1]
-    steps, times = f"at step {first.step:,}", moment(first.wall_time)
+    steps, times = f"at {run.unit} {first.step:,}", moment(first.wall_time)
     if len(run.records) > 1:
-        steps = f"from step {first.step:,} to step {last.step:,}"
+        steps = f"from {run.unit} {first.step:,} to {run.unit} {last.step:,}"
         times += f" to {moment(last.wall_time)}"
     later = " They are of saved checkpoints, read later." if run.replayed_from else ""
     number = count(len(run.records), "snapshot")

@@ -129,6 +129,7 @@ class RunInfo:
     # Root mean square of each in-scope tensor when the watch first saw it.
     initial_rms: Mapping[str, float] = field(default_factory=dict)
     replayed_from: tuple[str, ...] = ()  # where the checkpoints lay; empty for a live watch
+    unit: str = "step"  # what ``step`` counts: "step", or in a replay also "epoch" or "save"
     state: WatchState | None = None  # how the watch is, as last written; None of a replay
 
     def __repr__(self) -> str:

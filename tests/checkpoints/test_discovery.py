@@ -124,6 +124,7 @@ def test_an_unknown_protocol_is_an_error() -> None:
         (["a/.metadata", "a/__0_0.distcp", "a/x.pt", "b/__0_0.distcp"], ["a", "b"]),
         (["latest", "global_step5/mp_rank_00_model_states.pt"], ["global_step5"]),
         (["mp_rank_00_model_states.pt"], [""]),
+        (["optim.pt", "ema.pt", "step-5_ema.pt"], ["ema.pt", "step-5_ema.pt"]),
         (["optimizer.pt", "rng_state_0.pth", "scheduler.pt", "training_args.bin", "a.txt"], []),
         (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], [""]),
         (["c/model.safetensors", "c/optimizer.bin", "c/random_states_0.pkl"], ["c"]),
@@ -163,9 +164,9 @@ def test_what_is_known_is_neither_listed_nor_opened_again(tmp_path: Path, monkey
     opened, listed = [], []
     plain_open, plain_children = discovery.open_checkpoint, discovery._local_children
 
-    def opening(url: str, options: object) -> object:
+    def opening(url: str, *options: object) -> object:
         opened.append(Path(url).name)
-        return plain_open(url, options)
+        return plain_open(url, *options)
 
     def children(folder: str, reals: tuple[str, ...]) -> object:
         listed.append(Path(folder).name)

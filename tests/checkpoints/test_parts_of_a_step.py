@@ -14,7 +14,6 @@ import sparsitywatch as sw
 from sparsitywatch.checkpoints import discovery
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.errors import ConfigurationError
 
 #: How ranks, pipeline stages and shards are saved, two files each.
 LAYOUTS = {
@@ -55,10 +54,13 @@ def test_a_checkpoint_of_two_ranks_is_refused(layout: str, tmp_path: Path) -> No
     replayed = sw.replay(run, logdir=None)
     assert replayed.records == []
     assert {failure.step for failure in replayed.failures} == {500}
-    assert all("--duplicates first" in failure.reason for failure in replayed.failures)
-    first = sw.replay(run, logdir=None, duplicates="first")
-    assert [(r.step, r.valid) for r in first.records] == [(500, True)]
-    assert first.failures == []
+    assert all(
+        "--steps" in f.reason or "Make the model whole" in f.reason for f in replayed.failures
+    )
+    (first, *_) = sorted(file for file in run.rglob("*") if file.is_file())
+    said = sw.replay({7: first}, logdir=None)
+    assert [(r.step, r.valid) for r in said.records] == [(7, True)]
+    assert said.failures == []
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -75,8 +77,6 @@ def test_naming_one_rank_does_not_make_it_the_model(named: str, tmp_path: Path) 
     (found,) = discover(tmp_path / named)
     assert (found.step, found.state) == (500, "refused")
     assert "they do not hold the same weights" in found.reason
-    (first,) = discover(tmp_path / named, duplicates="first")
-    assert first.state == "complete"
 
 
 def test_one_file_of_a_sharded_model_is_refused(tmp_path: Path) -> None:
@@ -154,11 +154,6 @@ def test_a_rank_that_is_half_written_is_waited_for(tmp_path: Path) -> None:
     _, other = saved(tmp_path, LAYOUTS["rank in the name"], 0, 1, same=True)
     other.write_bytes(other.read_bytes()[:-20])
     assert {f.state for f in discover(tmp_path)} == {"incomplete"}
-
-
-def test_duplicates_is_one_of_two_words(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="'refuse' or 'first', got 'both'"):
-        discover(tmp_path, duplicates="both")
 
 
 def test_whatever_one_file_does_the_others_are_found(tmp_path: Path, monkeypatch) -> None:

@@ -153,7 +153,8 @@ def test_a_model_one_dictionary_further_in_is_found_with_its_step(
 def test_of_two_models_none_is_taken_for_the_one(tmp_path: Path) -> None:
     models = {name: {"model": nn.Linear(3, 2).state_dict()} for name in ("training", "teacher")}
     torch.save(models, tmp_path / "checkpoint.pt")
-    assert "got a dictionary of training, teacher" in failure(tmp_path / "checkpoint.pt")
+    told = failure(tmp_path / "checkpoint.pt")
+    assert "got several: 'training.model' (2 tensors), 'teacher.model' (2 tensors)" in told
 
 
 def test_a_part_that_is_called_module_keeps_its_name(tmp_path: Path) -> None:

@@ -206,9 +206,9 @@ def test_a_place_that_never_comes(tmp_path: Path, follow) -> None:
 def test_what_is_done_is_not_opened_again(place: Path, follow, save, monkeypatch) -> None:
     opened, original = [], discovery.open_checkpoint
 
-    def counting(url, options):
+    def counting(url, *options):
         opened.append(Path(url).name)
-        return original(url, options)
+        return original(url, *options)
 
     monkeypatch.setattr(discovery, "open_checkpoint", counting)
     torch.save({"model": weights(0), "iter_num": 1}, place / "ckpt.pt")  # rewritten in place
