@@ -93,6 +93,28 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
             assert spectrum[name].dtype == array.dtype
 
 
+@given(
+    keys=st.lists(st.integers(0, 2**31 - 1), max_size=30),
+    counts=st.lists(st.integers(1, 2**62 - 1) | st.integers(1, 300), max_size=30),
+    width=st.sampled_from(["u8", "u4"]),
+)
+def test_any_counts_come_back(keys: list[int], counts: list[int], width: str) -> None:
+    largest = np.iinfo(width).max
+    columns = {
+        "keys": np.array(sorted(keys), width),
+        "counts": np.array([min(count, largest) for count in counts], width),
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        sink = JsonlSink(directory)
+        sink.open(fake_run.run_info())
+        sink.write(small(0), Detail(spectrum=columns))
+        sink.close()
+        found = read_spectrum(directory, 0)
+    assert found.keys() == columns.keys()
+    for name, column in columns.items():
+        np.testing.assert_array_equal(found[name], column)
+
+
 def test_every_line_names_its_schema(tmp_path: Path) -> None:
     write_run(tmp_path, LOOKS[:1], fake_run.events()[:1])
     for name in ("records.jsonl", "events.jsonl", "run.json"):
