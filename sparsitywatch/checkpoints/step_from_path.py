@@ -43,19 +43,31 @@ _WHOLE = r"(?P<number>\d+)(?![A-Za-z0-9]|\.\d|-of-\d)"
 _GAP = r"(?:__|--|[_=:. -])?"
 #: "timestep5" and "lambda5" count something else.
 _WORD = r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z])|(?<=global)|(?<=train)|(?<=opt))"
-_COUNTED = r"(?i:steps?|iterations?|iters?|updates?)"
+_COUNTED = r"(?i:steps?|iterations?|iters?|itrs?|updates?)"
+#: What a save may be called after: a part of the model, or what a save is.
+_SAVED = (
+    r"(?:[gG]|(?i:net(?:work)?(?:_g)?|gen(?:erator)?|agent|policy|state|snapshot|weights|training))"
+)
 
 #: What says that a number counts steps: these are believed, even where it looks like a date.
 _SURE = (
     re.compile(rf"{_WORD}{_COUNTED}{_GAP}{_NUMBER}"),
     re.compile(rf"(?<![A-Za-z])ba{_NUMBER}"),  # Composer's ep0-ba1000: epoch, batches
     re.compile(rf"(?<![A-Za-z])checkpoint_\d+_(?!0\d){_WHOLE}"),  # fairseq's: epoch, updates
-    re.compile(rf"(?<=[_-]){_NUMBER}[_ -]{_COUNTED}$"),
+    re.compile(rf"(?<![A-Za-z0-9.]){_NUMBER}[_ -]{_COUNTED}$"),
+    # of a few, such as sdxl_8step, an image is made
+    re.compile(
+        r"(?<![A-Za-z0-9.])(?P<number>\d{3,}|\d+(?:\.\d+)?(?=[kKmM]))(?P<unit>[kKmM])?"
+        rf"{_COUNTED}$"
+    ),
 )
 #: What may as well be a size (125m, 7b) or a day, and is a step only where it is neither.
 _LIKELY = (
     re.compile(rf"{_WORD}(?i:checkpoint|ckpt){_GAP}{_NUMBER}(?<!m)"),
     re.compile(rf"{_WORD}(?i:model){_GAP}{_WHOLE}"),
+    re.compile(rf"(?<![A-Za-z]){_SAVED}[_-](?=\d{{4}}){_WHOLE}"),
+    # nobody fills up a seed or a size to so many digits
+    re.compile(r"(?<=[A-Za-z][_-])(?<!epoch.)(?<!shard.)(?<!rank.)(?P<number>0\d{6,})$"),
     re.compile(rf"^{_NUMBER}(?<!m)$"),
 )
 #: Words before "steps" that make of them a setting, not how far training has come.
@@ -68,7 +80,14 @@ _DATE = re.compile(
     r"(?<!\d)(?:19|20)\d\d([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])"
     r"(?:[-_T ]?\d\d[-_:.h]?\d\d(?:[-_:.m]?\d\d)?)?(?!\d)"
 )
-_SUFFIX = re.compile(r"(?:\.(?:safetensors|bin|pt|pth|ckpt|tar|tmp|part))+$")
+_SUFFIX = re.compile(r"(?:\.(?:safetensors|bin|pt|pth|ckpt|tar|zip|tmp|part))+$")
+#: Folders inside that of a step; those of its parts and ranks say no more.
+_INNER = re.compile(
+    r"model|weights|module|actor|critic|policy|huggingface|hf|consolidated|pytorch_model"
+    r"|model_and_optim|(?:[tpdec]|sd)p_?\d+"
+)
+#: How deep inside the folder of a step weights may lie.
+_MAX_PARTS = 6
 #: No training goes on for so long; a number beyond it is a hash, or a time.
 _TOO_MANY = 10**15
 
@@ -83,8 +102,7 @@ def step_of_name(url: str) -> int | None:
     >>> [step_of_name(n) for n in ("run2/checkpoint-500", "a/000120.pt", "step_20k", "model-7b")]
     [500, 120, 20000, None]
     """
-    # inside the folder of a step each rank may have one of its own
-    parts = [part for part in path_parts(url)[-3:] if not _is_only_a_rank(part)]
+    parts = [part for part in path_parts(url)[-_MAX_PARTS:] if not _is_inner(part)]
     steps = (_step_in(_SUFFIX.sub("", part)) for part in reversed(parts[-2:]))
     return next((step for step in steps if step is not None), None)
 
@@ -181,8 +199,10 @@ def _with_open_numbers(name: str, found: list[re.Match[str]]) -> re.Pattern[str]
     return re.compile(pattern + re.escape(name[end:]))
 
 
-def _is_only_a_rank(name: str) -> bool:
-    return "." not in name and _PART.sub("", name).strip("_-") == ""
+def _is_inner(name: str) -> bool:
+    """Whether a folder inside that of a step says nothing of its own."""
+    is_rank = "." not in name and _PART.sub("", name).strip("_-") == ""
+    return is_rank or _INNER.fullmatch(name) is not None
 
 
 # ------------------------------------------------------------------ names until a writer is done
