@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from sparsitywatch.checkpoints.storage import ByteSource, Location, one_line
+from sparsitywatch.checkpoints.storage import ByteSource, Location, Range, one_line
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.layout import Entry, clean_name, clean_names, unwrap_model
 from sparsitywatch.weights.scope import Scope
@@ -109,6 +109,8 @@ class Signature:
 
 #: How a record of a zip archive begins, and the length of the fixed part of its header.
 ARCHIVE_START, ARCHIVE_HEADER_BYTES = b"PK\x03\x04", 30
+#: What torch puts between the header of a record and its bytes, at most, so that they are aligned.
+_MAX_PADDING = 128
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,16 @@ class ArchiveRecord:
         """Fill ``buffer`` with its bytes from ``start`` on; they are within it."""
         self.source.fill(buffer, self._begin + start)
 
+    def range_of(self, start: int, length: int) -> tuple[ByteSource, Range]:
+        """As of ``ByteSource``: its header is read with its beginning."""
+        if start > _MAX_PADDING:
+            return self.source.range_of(self.member.header_offset, ARCHIVE_HEADER_BYTES)
+        shortest = self.member.header_offset + ARCHIVE_HEADER_BYTES + start + length
+        longest = shortest + len(self.member.filename.encode()) + _MAX_PADDING
+        return self.source, Range(
+            self.member.header_offset, min(longest, self.source.size), shortest
+        )
+
     def read(self) -> bytes:
         """All of a small one: nothing is ever unpacked."""
         data = self.source.read(self._begin, self.member.file_size)
@@ -155,6 +167,10 @@ class StoredTensor:
 
     entry: Entry  # what is known without reading
     position: tuple[str, int] = ("", 0)  # URL of its file, and the first byte of it there
+
+    def first_range(self, length: int) -> tuple[ByteSource, Range] | None:  # noqa: ARG002
+        """Where its first bytes lie, ``length`` at most; None where nothing is known."""
+        return None
 
     def load(self) -> torch.Tensor:
         """Read it. Of one with a ``problem`` the checkpoint says so before."""
@@ -176,6 +192,10 @@ class StridedTensor(StoredTensor):
     num_bytes: int  # from its first element to its last
     stride: tuple[int, ...] | None = None  # in elements; None: they lie in flat order
     crc: int | None = None  # the checksum of its bytes that the file itself states, if any
+
+    def first_range(self, length: int) -> tuple[ByteSource, Range] | None:
+        """As of ``StoredTensor``."""
+        return self.source.range_of(self.start, min(length, self.num_bytes))
 
     def load(self) -> torch.Tensor:
         """Read it; memory: ``num_bytes``."""
@@ -357,6 +377,13 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         """Bytes taken from the files of the weights so far."""
         return sum(source.num_bytes_read for source in self._place.opened.values())
 
+    @property
+    def version(self) -> str:
+        """What changes while files without checksums are written; empty where checksums tell."""
+        if "safetensors" not in self.format:
+            return ""
+        return " ".join(source.version for source in self._place.opened.values())
+
     def entries(self) -> tuple[Entry, ...]:
         """Every tensor, in the order of the files."""
         return tuple(one.entry for one in self._stored.values())
@@ -379,8 +406,16 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         self.check_unchanged()
 
     def in_byte_order(self, names: Iterable[str]) -> list[str]:
-        """Names of tensors as the files have them; KeyError if there is none of one."""
-        return sorted(names, key=lambda name: self._stored[name].position)
+        """Names of tensors as the files have them, to be read next; KeyError if one is missing."""
+        ordered = sorted(names, key=lambda name: self._stored[name].position)
+        expected: dict[ByteSource, list[Range]] = {}
+        for name in ordered:
+            found = self._stored[name].first_range(self.chunk_bytes)
+            if found is not None:
+                expected.setdefault(found[0], []).append(found[1])
+        for source, ranges in expected.items():
+            source.expect(ranges)
+        return ordered
 
     def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
         """The bytes of a tensor in flat order, a number of whole elements at once.

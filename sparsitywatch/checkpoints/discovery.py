@@ -29,7 +29,7 @@ from sparsitywatch.checkpoints.step_from_path import (
     step_of_name,
     without_temporary,
 )
-from sparsitywatch.checkpoints.storage import Location, asked, one_line
+from sparsitywatch.checkpoints.storage import Location, NoAccessError, asked, one_line
 from sparsitywatch.checkpoints.units import in_one_unit, is_guess
 from sparsitywatch.errors import (
     CheckpointError,
@@ -125,10 +125,12 @@ def _expanded(origin: Location, known: Mapping[str, ListedCheckpoint]) -> list[L
     for path in sorted(paths, key=natural_order):
         places += asked(what, _places_under, origin.at(path), known, len(paths) > 1)
     if not places:
-        is_folder = not has_magic and asked(what, origin.fs.isdir, origin.path)
+        is_folder = not has_magic and origin.is_folder()
         others = asked(what, checkpoints_below, origin)[1] if is_folder else []
+        if has_magic:
+            _check_access(origin)
         what_to_do = foreign(others) or _NAME_ONE
-        raise CheckpointError(f"{what}: expected checkpoints, found none. {what_to_do}")
+        raise IncompleteCheckpointError(f"{what}: expected checkpoints, found none. {what_to_do}")
     return places
 
 
@@ -144,6 +146,17 @@ def _pattern_of(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
         else:
             return None
     return "/".join(parts) if fsspec.core.has_magic(path) else None
+
+
+def _check_access(pattern: Location) -> None:
+    """Raise if the folder before a pattern cannot be listed: a search passes that over."""
+    before = re.split(r"[*?[]", pattern.path, maxsplit=1)[0].rpartition("/")[0]
+    try:
+        pattern.at(before or "/").names()
+    except NoAccessError:
+        raise
+    except CheckpointError:
+        return  # the search has said it: nothing is there
 
 
 def _matching(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
@@ -181,10 +194,11 @@ def _branches(hub: Any, repository: str, pattern: str) -> list[str]:
 def _places_under(
     root: Location, known: Mapping[str, ListedCheckpoint], is_listed: bool
 ) -> list[Location]:
-    is_known = root.url in known
-    if is_known or not (root.prefix == "" or root.fs.isdir(root.path)):
-        is_there = (is_known and is_listed) or bool(root.fs.exists(root.path))
-        return [root] if is_there else []
+    if root.url in known and is_listed:
+        return [root]
+    kind = root.kind()
+    if root.url in known or kind != "directory":
+        return [root] if kind else []
     names, _ = checkpoints_below(root, known)
     return [root.at(root.prefix + name) if name else root for name in names]
 
@@ -330,6 +344,7 @@ class _Probe:
             with open_checkpoint(place.url, self._storage_options, self._key) as checkpoint:
                 step, kind, entries = checkpoint.step, checkpoint.format, checkpoint.entries()
                 epoch, is_save = checkpoint.epoch, checkpoint.counts_saves
+                version = checkpoint.version
         except IncompleteCheckpointError as error:
             return replace(unread, reason=str(error))
         except CheckpointError as error:
@@ -340,6 +355,7 @@ class _Probe:
         if entries != self._entries:
             self._entries = entries
         whole = replace(unread, format=kind, state="complete", entries=self._entries, epoch=epoch)
+        whole = replace(whole, version=version)
         if step is None and is_save and is_guess(whole):
             whole = replace(whole, unit="save")
         if step is not None and named not in (None, step) and says_steps(place.url):

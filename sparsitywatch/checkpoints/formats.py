@@ -35,7 +35,7 @@ from sparsitywatch.checkpoints.base import (
 from sparsitywatch.checkpoints.distributed import is_distributed, read_distributed
 from sparsitywatch.checkpoints.model_key import Pick, choose, everything
 from sparsitywatch.checkpoints.step_from_contents import EPOCH_KEYS, STEP_KEYS, stated, whole_of
-from sparsitywatch.checkpoints.storage import Location, Source
+from sparsitywatch.checkpoints.storage import Location, Range, Source
 from sparsitywatch.checkpoints.torch_file import (
     as_sizes,
     is_deepspeed,
@@ -217,6 +217,8 @@ _INDEX = ".index.json"
 #: Where a Trainer, or Accelerate, keeps what FSDP has sharded: a folder of its own format.
 FSDP_FOLDER = "pytorch_model_fsdp_0"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+#: One shard of one is the model, and needs no index.
+_ONLY_SHARD = re.compile(r"-0*1-of-0*1\.(?:safetensors|bin)$")
 #: Shards come before the index that says which there are.
 _SHARD = re.compile(r"-\d+-of-\d+\.(?:safetensors|bin)$")
 #: The Trainer writes it last.
@@ -246,7 +248,9 @@ def is_inside(name: str) -> bool:
 def _read_huggingface(place: Location, seen: Signature, pick: Pick) -> Contents:
     """A folder of transformers. Pickled settings beside it are never read."""
     names = seen.names
-    main = next((name for name in _WEIGHT_FILES if name in names), None)
+    # the longer suffix is that of safetensors, the better one
+    alone = sorted(filter(_ONLY_SHARD.search, names), key=lambda name: (-len(name), name))
+    main = next((name for name in (*_WEIGHT_FILES, *alone) if name in names), None)
     is_sharded = main is None and FSDP_FOLDER in names
     if main is None and any(name in names for name in _ADAPTERS):
         raise ReadingError(_ADAPTER)
@@ -379,28 +383,36 @@ def _refuse_nanotron(*_: object) -> Contents:
     )
 
 
-#: What other libraries write, by the ends of names.
+_LOAD = (
+    "Load it with the library that wrote it, and save the weights with torch.save or as safetensors"
+)
+_REWRITE = (
+    "Save it anew: reader = tf.train.load_checkpoint(name without the end), then torch.save({n: "
+    "torch.as_tensor(reader.get_tensor(n)) for n in reader.get_variable_to_shape_map()}, path)"
+)
+#: What other libraries write: of which kind it is, the ends of names, and what to do.
 _FOREIGN = (
-    ("GGUF, as llama.cpp takes it", (".gguf",)),
-    ("flax or JAX, as msgpack", (".msgpack",)),
-    ("orbax (JAX)", ("_CHECKPOINT_METADATA", "manifest.ocdbt", "orbax.checkpoint")),
-    ("TensorFlow or Keras", (".h5", ".keras", "saved_model.pb", ".ckpt.index", ".ckpt.meta")),
-    ("ONNX", (".onnx",)),
-    ("numpy or MLX", (".npz", ".npy")),
-    ("NeMo, an archive", (".nemo",)),
+    ("GGUF, as llama.cpp takes it", r"\.gguf", _LOAD),
+    ("flax or JAX, as msgpack", r"\.msgpack", _LOAD),
+    ("orbax (JAX)", r"_CHECKPOINT_METADATA|manifest\.ocdbt|orbax\.checkpoint", _LOAD),
+    ("TensorFlow or Keras", r"\.h5|\.keras|saved_model\.pb", _LOAD),
+    ("TensorFlow's checkpoints", r"ckpt[^/]*\.(?:index|meta)|\.data-\d+-of-\d+", _REWRITE),
+    ("ONNX", r"\.onnx", _LOAD),
+    ("numpy or MLX", r"\.npz|\.npy", _LOAD),
+    ("an archive", r"\.zip", "Name what is inside of it: zip://::{name}, for all of it"),
+    ("an archive", r"\.tar|\.nemo", "Name what is inside of it: tar://::{name}, for all of it"),
+    ("a packed file", r"\.(?:tgz|gz|bz2|xz|zst|7z|rar)", "Unpack it first"),
 )
 
 
 def foreign(names: Iterable[str]) -> str:
     """What files of other libraries there are, in a sentence; empty if there are none."""
     names = list(names)
-    for kind, ends in _FOREIGN:
-        one = next((name for name in names if name.endswith(ends)), None)
+    for kind, ends, what_to_do in _FOREIGN:
+        one = next((name for name in names if re.search(f"(?:{ends})$", name)), None)
         if one is not None:
-            return (
-                f"There is {one[-80:]!r}, a format of {kind}, which is not read. Load it with the "
-                "library that wrote it, and save the weights with torch.save or as safetensors."
-            )
+            what_to_do = what_to_do.replace("{name}", one[-80:])
+            return f"There is {one[-80:]!r}, a format of {kind}, which is not read. {what_to_do}."
     return ""
 
 
@@ -475,7 +487,9 @@ def _start(file: Location) -> bytes:
     source = file.open()
     if source.size == 0:
         raise UnfinishedError("expected weights, got an empty file. It may be half-written.")
-    return source.read(0, min(_START_BYTES, source.size))
+    length = min(_START_BYTES, source.size)
+    source.expect([Range(0, length, source.size + 1)])  # safetensors' reader begins there, too
+    return source.read(0, length)
 
 
 def _unknown(seen: Signature) -> ReadingError:

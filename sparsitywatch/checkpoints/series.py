@@ -31,6 +31,8 @@ class ListedCheckpoint:
     note: str = ""  # what of a complete one is worth a word, in one line
     #: Every tensor, in the order of the files; empty while it cannot be opened.
     entries: tuple[Entry, ...] = field(default=(), repr=False, compare=False)
+    #: Of files without checksums: what changes while they are written.
+    version: str = field(default="", repr=False, compare=False)
 
     @property
     def error(self) -> CheckpointError | None:

@@ -9,8 +9,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any, ParamSpec, TypeVar
@@ -24,6 +26,13 @@ from sparsitywatch.redact import redacted_error, redacted_url
 
 #: Longest range fetched at once from a remote storage, in bytes: bounds the extra memory.
 _MAX_FETCH_BYTES = 64 * 2**20
+#: Neighbours that are read at once: how many bytes, and how many may lie between two of them; more
+#: where all that lies between is a sixteenth.
+_MAX_BATCH_BYTES, _MAX_BETWEEN_BYTES = 2**23, 2**12
+#: What lies in a repository in the place of a large file, by how it begins: what fetches it.
+_POINTERS = {b"version https://git-lfs.github.com/": "git lfs pull",
+             b"/annex/objects/": "git annex get"}  # fmt: skip
+_MAX_POINTER_BYTES = 400
 #: Longest name of a file that storages take, as on Linux.
 _MAX_NAME = 4096
 
@@ -37,8 +46,9 @@ def one_line(error: BaseException) -> str:
 
 #: Before each further try, in seconds: what passes has mostly passed after a few.
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+_TOO_MANY_REQUESTS = 429
 #: Answers of a server that may be another one a moment later.
-_PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PASSING_STATUS = frozenset({408, 425, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
 _PASSING_ERRNO = frozenset({errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
                             errno.ENETUNREACH, errno.EHOSTUNREACH})  # fmt: skip
 #: Errors of clients that need not be installed, by words in their names.
@@ -52,15 +62,59 @@ _Asked = ParamSpec("_Asked")
 _Answer = TypeVar("_Answer")
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether asking again may help: no answer, or a server that is out of order."""
+#: Why a hub refuses, and what to do, by the class that its client raises; first the closer one.
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+_NO_SUCH = (
+    "there is no repository of this name, or it is private or gated. Check the name; if it is "
+    f"right, {_LOG_IN} of an account that may read it"
+)
+_REFUSALS = {
+    "GatedRepoError": f"the repository is gated. Accept its terms on its page, and {_LOG_IN}",
+    "DisabledRepoError": "the hub has disabled the repository. Use a copy of it",
+    "RepositoryNotFoundError": _NO_SUCH,
+    "BucketNotFoundError": _NO_SUCH,
+    "OfflineModeIsEnabled": "the hub is not asked, as HF_HUB_OFFLINE is set. Unset it",
+}
+_REFUSING_STATUS = {
+    401: "the server asks who you are (401). Log in, or give credentials as `storage_options`",
+    403: "permission denied (403). Give these credentials read access, or check the name: some "
+    "servers answer so where there is nothing",
+}
+
+
+class NoAccessError(CheckpointError):
+    """A storage that refuses: waiting alone helps nothing."""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what has caused it, each once."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def refusal(error: BaseException) -> str:
+    """Why a storage gives no access, and what to do; empty if that is not what is wrong."""
+    chain = list(_chain(error))
+    kinds = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    found = next((why for kind, why in _REFUSALS.items() if kind in kinds), "")
+    status = next((one for one in map(_status, chain) if one is not None), None)
+    if not found and any(isinstance(cause, PermissionError) for cause in chain):
+        found = f"permission denied ({one_line(error)}). Give read access to it"
+    return found or _REFUSING_STATUS.get(status or 0, "")
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether asking again may help: no answer, or a server that is out of order."""
+    for cause in _chain(error):
         status = _status(cause)
         if status is not None:
             return status in _PASSING_STATUS
+        if type(cause).__name__ in _REFUSALS:
+            return False
         if isinstance(cause, TimeoutError | asyncio.TimeoutError | ConnectionError):
             return True
         if isinstance(cause, OSError) and cause.errno in _PASSING_ERRNO:
@@ -68,7 +122,6 @@ def may_pass(error: BaseException) -> bool:
         kind = type(cause)
         if kind.__module__.split(".")[0] in _CLIENTS and _PASSING_NAME.search(kind.__name__):
             return True
-        cause = cause.__cause__ or cause.__context__
     return False
 
 
@@ -106,23 +159,64 @@ def _explained(what: str, error: Exception) -> CheckpointError:
         # what a storage made of a fault says less than the fault
         is_hidden = isinstance(error, FileNotFoundError) and error.__cause__
         first = error.__cause__ if is_hidden else error
+        why = "The storage is out of order, or out of reach; try again later."
+        if any(_status(cause) == _TOO_MANY_REQUESTS for cause in _chain(error)):
+            why = "The storage limits how often it is asked (429); log in, or try again later."
         return IncompleteCheckpointError(
-            f"{what}: {one_line(first or error)}, also when asked {len(_PAUSES_S)} more times. The "
-            "storage is out of order, or out of reach; try again later."
+            f"{what}: {one_line(first or error)}, also when asked {len(_PAUSES_S)} more times. "
+            f"{why}"
         )
+    if why := refusal(error):
+        return NoAccessError(f"{what}: {why}.")
     if isinstance(error, FileNotFoundError):
         return IncompleteCheckpointError(
             f"{what}: expected a file, found none. It may not be written yet, or may have been "
             "removed."
         )
-    if isinstance(error, PermissionError):
-        return CheckpointError(
-            f"{what}: permission denied ({one_line(error)}). Give read access to it."
-        )
     return CheckpointError(f"{what}: {one_line(error)}.")
 
 
 # ------------------------------------------------------------------ bytes
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes that are read next: from ``start`` to ``end`` at most, and to ``done`` at least.
+
+    Of what is read more than once ``done`` lies behind the end.
+    """
+
+    start: int
+    end: int
+    done: int
+
+
+@dataclass
+class _Batch:
+    """Ranges that one request fetches; kept until each has been read."""
+
+    start: int
+    end: int
+    left: set[int]  # where the ranges end that have not been read
+    num_between: int = 0  # bytes that are in none of them
+    data: memoryview = field(default_factory=lambda: memoryview(b""))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def _batches(ranges: Iterable[Range]) -> list[_Batch]:
+    """Neighbours together, as long as little lies between them and a request stays small."""
+    found: list[_Batch] = []
+    for one in sorted(ranges, key=lambda one: one.start):
+        last = found[-1] if found else None
+        if last is not None and max(one.end, last.end) - last.start <= _MAX_BATCH_BYTES:
+            between = one.start - last.end
+            if between <= max(_MAX_BETWEEN_BYTES, (one.end - last.start) // 16 - last.num_between):
+                last.num_between += max(0, between)
+                last.end = max(one.end, last.end)
+                last.left.add(one.done)
+                continue
+        found.append(_Batch(one.start, one.end, {one.done}))
+    return found
 
 
 class ByteSource:
@@ -145,6 +239,13 @@ class ByteSource:
     def fill(self, buffer: memoryview, start: int) -> None:
         """Fill the writable bytes of ``buffer`` with those from ``start`` on."""
         raise NotImplementedError
+
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """Be told what is read next; what is far away is then asked for with fewer requests."""
+
+    def range_of(self, start: int, length: int) -> tuple[ByteSource, Range]:
+        """What is to be expected, and where, before these bytes are read."""
+        return self, Range(start, start + length, start + length)
 
     def check_range(self, start: int, length: int) -> None:
         """Raise ``IncompleteCheckpointError`` unless these bytes are there."""
@@ -196,7 +297,13 @@ class Source(ByteSource):
             nullcontext() if fs.async_impl else threading.Lock()
         )
         self._file: io.FileIO | None = None
+        self._expected: list[_Batch] = []  # by where they begin
         if isinstance(fs, LocalFileSystem):
+            if fs.exists(path) and not fs.isfile(path):  # to open a pipe may take for ever
+                raise CheckpointError(
+                    f"{self._what}: expected a file, got a pipe, a device or a folder. Write the "
+                    "checkpoint to a file."
+                )
             self._file = asked(self._what, io.FileIO, path, "rb")
             self._version = self._version_now()
             self.size = os.fstat(self._file.fileno()).st_size
@@ -207,6 +314,8 @@ class Source(ByteSource):
         is_cache = isinstance(fs, CachingFileSystem)
         self._exactly = {"cache_type": "none"} if opens and not is_cache else {}
         size = asked(self._what, fs.info, path)["size"]
+        if size is None and is_cache:
+            size = asked(self._what, self._size_of_copy)
         if size is None:
             raise CheckpointError(
                 f"{self._what}: expected a server that tells the length of the file, got none. "
@@ -214,6 +323,16 @@ class Source(ByteSource):
             )
         self.size = int(size)
         self._version = self._version_now()
+
+    def _size_of_copy(self) -> int:
+        """The length of a file that a cache has fetched, where its server does not tell."""
+        with self.fs.open(self.path, "rb") as file:
+            return int(file.seek(0, os.SEEK_END))
+
+    @property
+    def version(self) -> str:
+        """What tells a file from what is written over it later."""
+        return str(self._version)
 
     def _version_now(self) -> object:
         if self._file is not None:
@@ -238,10 +357,37 @@ class Source(ByteSource):
             "was written meanwhile. Read it again once it is complete."
         )
 
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """As of ``ByteSource``."""
+        if self._file is None:
+            self._expected = _batches(ranges)
+
+    def _from_batch(self, buffer: memoryview, start: int) -> int:
+        """Fill the beginning of ``buffer`` with what is read ahead; how much of it."""
+        at = bisect_right(self._expected, start, key=lambda batch: batch.start) - 1
+        if at < 0:
+            return 0
+        batch = self._expected[at]
+        with batch.lock:
+            end = start + len(buffer)
+            if not batch.left or start >= batch.end or (end > batch.end and not batch.data):
+                return 0
+            if not batch.data:
+                data = asked(self._what, self._fetched, batch.start, batch.end)
+                batch.data = memoryview(data)
+                with self._counting:
+                    self.num_bytes_read += len(data)
+            part = batch.data[start - batch.start :][: len(buffer)]
+            buffer[: len(part)] = part
+            batch.left -= {one for one in batch.left if start < one <= end}
+            if not batch.left:
+                batch.data = memoryview(b"")
+            return len(part)
+
     def fill(self, buffer: memoryview, start: int) -> None:
         """As of ``ByteSource``."""
         self.check_range(start, len(buffer))
-        done = 0
+        done = self._from_batch(buffer, start) if self._file is None else 0
         while done < len(buffer):
             part, at = buffer[done:], start + done
             try:
@@ -389,7 +535,17 @@ class Location:
 
     def source(self) -> Source:
         """The file itself; closing it is up to the caller."""
-        return Source(self.fs, self.path, self.shown)
+        source = Source(self.fs, self.path, self.shown)
+        if source.size <= _MAX_POINTER_BYTES:
+            start = source.read(0, min(source.size, max(map(len, _POINTERS))))
+            how = next((how for begin, how in _POINTERS.items() if start.startswith(begin)), "")
+            if how:
+                source.close()
+                raise CheckpointError(
+                    f"Cannot read {self.shown}: expected the file, got a pointer to it, as it was "
+                    f"not downloaded. Run `{how}` there."
+                )
+        return source
 
     def open(self) -> Source:
         """The file itself, open until ``close``; the same one each time."""
@@ -405,7 +561,22 @@ class Location:
     def is_folder(self) -> bool:
         """Whether it is a folder now."""
         _forget(self.fs, self.path)
-        return bool(asked(f"Cannot read {self.shown}", self.fs.isdir, self.path))
+        return self.kind() == "directory"
+
+    def kind(self) -> str:
+        """What it is, such as "file" or "directory"; empty where nothing is."""
+        return asked(f"Cannot read {self.shown}", self._kind)
+
+    def _kind(self) -> str:
+        # of all of an archive, and of a page of links over http, there is no better answer
+        if self.prefix == "" or ("http" in self.fs.protocol and self.fs.isdir(self.path)):
+            return "directory"
+        try:
+            return str(self.fs.info(self.path)["type"])  # isdir and exists swallow refusals
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if refusal(error) or may_pass(error):
+                raise
+            return ""
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted."""

@@ -36,7 +36,7 @@ from sparsitywatch.checkpoints.base import (
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words, read_inert
 from sparsitywatch.checkpoints.model_key import Pick, choose
 from sparsitywatch.checkpoints.step_from_contents import EPOCH_KEYS, STEP_KEYS, stated, whole_of
-from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location
+from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location, Range
 from sparsitywatch.weights.layout import Entry
 
 #: Where Composer keeps the model.
@@ -103,9 +103,18 @@ def _function(node: Any) -> Global | None:
 def _is_tensor(node: Any) -> bool:
     """Whether a node of a pickle describes a tensor of any kind."""
     function = _function(node)
-    if function is None or function.module not in ("torch._utils", "torch._tensor"):
-        return False
-    return function.name.startswith("_rebuild")
+    if function is not None and function.module in ("torch._utils", "torch._tensor"):
+        return function.name.startswith("_rebuild")
+    return _made_by_its_class(node) is not None
+
+
+def _made_by_its_class(node: Any) -> Global | None:
+    """The class of a tensor that has a way of its own to be saved, such as one of fp8."""
+    maker = node.function if isinstance(node, Call) else None
+    if isinstance(maker, Call) and isinstance(maker.arguments, tuple) and maker.arguments:
+        maker = maker.arguments[0]  # a method of the class
+    is_one = isinstance(maker, Global) and maker.name.rpartition(".")[2].endswith("Tensor")
+    return maker if is_one else None
 
 
 def _look(node: Any) -> tuple[Sequence[int], bool] | None:
@@ -132,6 +141,10 @@ def _what(tree: Any) -> str:
 
 #: Largest description that is read. Tensors lie outside of it: a few MB in practice.
 _MAX_PICKLE_BYTES = 256 * 2**20
+#: The three records at the end of an archive that lead to its table of contents.
+_END_BYTES = 56 + 20 + 22
+#: How the name of the record ends that describes all others.
+_DATA = "/data.pkl"
 #: Largest table of contents that is read: some hundred thousand records.
 _MAX_CONTENTS_BYTES = 64 * 2**20
 
@@ -139,12 +152,7 @@ _MAX_CONTENTS_BYTES = 64 * 2**20
 def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, ArchiveRecord]]:
     """What an archive describes, and the records of its storages by their keys."""
     records = _records(source)
-    pickle = next((name for name in records if name.endswith("/data.pkl")), None)
-    if pickle is None:
-        raise ReadingError(
-            "expected a file that torch.save wrote, got a zip archive without a data.pkl"
-            f"{_kind_of(records)}."
-        )
+    pickle = next(name for name in records if name.endswith(_DATA))
     root = pickle.removesuffix("data.pkl")
     order = records.get(f"{root}byteorder")
     # the checksum says it without another two reads, each a request to a remote storage
@@ -160,6 +168,8 @@ def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, ArchiveRecord]]:
         raise RefusedError(
             f"expected a description of at most {_MAX_PICKLE_BYTES} bytes, got one of {size}"
         )
+    file, described = records[pickle].range_of(0, min(size, _MAX_PICKLE_BYTES // 16))
+    file.expect([described])
     data = records[pickle].read()
     try:
         tree = read_inert(data)
@@ -167,6 +177,20 @@ def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, ArchiveRecord]]:
         raise RefusedError(f"its description is broken: {error}") from error
     before = f"{root}data/"
     return tree, {n.removeprefix(before): r for n, r in records.items() if n.startswith(before)}
+
+
+def _check_names(url: str, names: Collection[str]) -> None:
+    """Raise, with what to write instead, unless an archive is one of torch.save, by its names."""
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise ReadingError(
+            "expected a state dict, got a TorchScript program. Save its weights: "
+            "torch.save(torch.jit.load(path).state_dict(), other_path)."
+        )
+    if not any(name.endswith(_DATA) for name in names):
+        what = _kind_of(names) or f". Name what is inside of it: zip://::{url}, for all of it"
+        raise ReadingError(
+            f"expected a file that torch.save wrote, got a zip archive without a data.pkl{what}."
+        )
 
 
 def _kind_of(names: Collection[str]) -> str:
@@ -183,6 +207,7 @@ def _kind_of(names: Collection[str]) -> str:
 def _records(source: ByteSource) -> dict[str, ArchiveRecord]:
     """The records by name, each as long as it says, inside the file, beside the others."""
     file: Any = DescriptionFile(source, _MAX_CONTENTS_BYTES)
+    source.expect([Range(max(0, source.size - _END_BYTES), source.size, source.size + 1)])
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError) as error:
@@ -195,11 +220,7 @@ def _records(source: ByteSource) -> dict[str, ArchiveRecord]:
             f"expected the table of contents at the end of a torch archive, got {error}. It may be "
             "half-written, or truncated."
         ) from error
-    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-        raise ReadingError(
-            "expected a state dict, got a TorchScript program. Save its weights: "
-            "torch.save(torch.jit.load(path).state_dict(), other_path)."
-        )
+    _check_names(source.url, archive.namelist())
     records: dict[str, ArchiveRecord] = {}
     end = 0
     for member in sorted(archive.infolist(), key=attrgetter("header_offset")):
@@ -244,7 +265,9 @@ _NAMED_DTYPES = {
 }
 _PLAIN = frozenset({"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"})
 _WRAPPED = frozenset({"_rebuild_parameter", "_rebuild_parameter_with_state"})
-_DENSE = _PLAIN | _WRAPPED | {"_rebuild_from_type_v2"}
+_FROM_TYPE = Global("torch._tensor", "_rebuild_from_type_v2")
+#: What makes a tensor of a class that keeps its numbers in other tensors, such as torchao's.
+_WRAPPER = Global("torch._utils", "_rebuild_wrapper_subclass")
 
 
 def as_sizes(node: Any) -> tuple[int, ...] | None:
@@ -270,23 +293,28 @@ def as_dtype(node: Any) -> torch.dtype | None:
     return None
 
 
-def _plain_call(node: Any) -> Call | None:
-    """The call that builds a dense tensor, out of what parameters wrap around it."""
+def _unwrapped(node: Any) -> Any:
+    """What builds a tensor, out of what parameters and classes wrap around it."""
     for _ in range(4):
         function = _function(node)
         if function is None or not isinstance(node.arguments, tuple) or not node.arguments:
-            return None
-        if function.module == "torch._utils" and function.name in _PLAIN:
-            return node  # type: ignore[no-any-return]
+            return node
         if function.module == "torch._utils" and function.name in _WRAPPED:
             node = node.arguments[0]
-        elif function == Global("torch._tensor", "_rebuild_from_type_v2"):
-            if len(node.arguments) < 3 or not isinstance(node.arguments[2], tuple):
-                return None
+        elif function == _FROM_TYPE and len(node.arguments) > 2:
             node = Call(node.arguments[0], node.arguments[2])
         else:
-            return None
-    return None
+            return node
+    return node
+
+
+def _plain_call(node: Any) -> Call | None:
+    """The call that builds a dense tensor; None if it is of another kind."""
+    node = _unwrapped(node)
+    function = _function(node)
+    if function is None or not isinstance(node.arguments, tuple):
+        return None
+    return node if function.module == "torch._utils" and function.name in _PLAIN else None
 
 
 #: What a tensor is that is not dense, by the function that would make it.
@@ -300,18 +328,24 @@ _KINDS = (
 
 def _unreadable(name: str, node: Any) -> StoredTensor:
     """The tensor of a node that is no dense one."""
-    function = _function(node)
+    node = _unwrapped(node)
+    function, kind = _function(node), _made_by_its_class(node)
+    if function == _WRAPPER and isinstance(node.arguments, tuple) and node.arguments:
+        kind = node.arguments[0] if isinstance(node.arguments[0], Global) else None
     problem = ""
-    if function is not None:
-        problem = next((why for kind, why in _KINDS if kind.match(function.name)), "")
-    if function is None or (not problem and function.name in _DENSE):
+    if kind is not None:
+        how = "full_tensor()" if kind.name == "DTensor" else "dequantize()"
+        problem = f"it is a {in_words(kind)}, a class of its own (save what its {how} gives)"
+    elif function is not None:
+        problem = next((why for one, why in _KINDS if one.match(function.name)), "")
+    if not problem and (function is None or function.name in _PLAIN):
         raise RefusedError("expected a dense tensor, got another kind", name)
     problem = problem or f"it is a tensor of another kind ({in_words(function)})"
     # where they are given, the shape comes after the storage, or last among the parts
     arguments = node.arguments if isinstance(node.arguments, tuple) else ()
     flat = [part for one in arguments[:8] for part in (one if isinstance(one, tuple) else (one,))]
-    shape = next((shape for shape in map(as_sizes, flat[:32]) if shape), ())
-    what = problem.removeprefix("it is ")
+    shape = next((shape for shape in map(as_sizes, (*arguments[:8], *flat[:32])) if shape), ())
+    what = kind.name if kind is not None else problem.removeprefix("it is ")
     entry = Entry(name=name, shape=shape, dtype=torch.uint8, stored_as=what, problem=problem)
     return StoredTensor(entry=entry)
 

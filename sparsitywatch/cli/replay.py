@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # torch takes a second to import
 
 __all__ = ["add_to"]
 
-#: Exit status when some checkpoints could not be measured; the others are in the log.
-_NOT_ALL_READABLE = 2
+#: Exit status when some checkpoints could not be measured, or none is; the others are in the log.
+_NOT_ALL_MEASURED = 2
 _INTERRUPTED = 130
 
 
@@ -132,7 +132,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 "goes on from here; give fewer `--workers`."
             ) from error
     output.end(replayed)
-    return _NOT_ALL_READABLE if replayed.failures else 0
+    is_any = any(record.was_read for record in replayed.records)
+    return 0 if is_any and not replayed.failures else _NOT_ALL_MEASURED
 
 
 class _Interruption:

@@ -20,6 +20,7 @@ from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import learning_rates
 from sparsitywatch.checkpoints.series import ListedCheckpoint, select
 from sparsitywatch.checkpoints.step_from_path import part_of
+from sparsitywatch.checkpoints.storage import NoAccessError
 from sparsitywatch.checkpoints.units import as_steps
 from sparsitywatch.errors import (
     CheckpointError,
@@ -233,6 +234,8 @@ class Replayer:
         """What to measure; None while the place is still to come, or out of reach for a while."""
         try:
             return self._list(is_final=is_final)
+        except NoAccessError:
+            raise  # it would be waited for without end
         except CheckpointError as error:
             reason = str(error)
             if reason not in self._waited_for:
@@ -516,10 +519,15 @@ class Patience:
 
     def _settled(self, one: ListedCheckpoint, *, is_latest: bool) -> ListedCheckpoint:
         if one.state == "complete":
-            # a file of one rank counts once none of another has come beside it for a while
-            if part_of(one.url) is None or self._waited_s(one, "others") >= self.unfinished_s:
+            # a file of one rank counts once none of another has come beside it for a while, one
+            # without checksums once it has stayed the same: its size may have been set before
+            waited_s = self._waited_s(one, f"others {one.version}")
+            if part_of(one.url) is not None and waited_s < self.unfinished_s:
+                words = "others of its step may still be written"
+            elif one.version and waited_s == 0.0:
+                words = "it has no checksums, and may still be written"
+            else:
                 return one
-            words = "others of its step may still be written"
             reason = f"Cannot read {redacted_url(one.url)} yet: {words}."
             return replace(one, reason=reason, state="incomplete")
         if one.state == "refused":

@@ -344,7 +344,18 @@ def test_a_follow_that_finds_nothing_yet_says_that_it_waits(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["replay", str(tmp_path / "run"), "--logdir", str(tmp_path / "log"), "--follow"]
-    assert main([*arguments, "--poll", "0.01", "--idle-timeout", "0.05", *options]) == 0
+    assert main([*arguments, "--poll", "0.01", "--idle-timeout", "0.05", *options]) == 2
     printed = capsys.readouterr()
     (told,) = (line for line in (printed.out + printed.err).splitlines() if "aiting" in line)
     assert str(tmp_path / "run") in told
+
+
+def test_nothing_measured_is_no_success_and_nothing_new_is(tmp_path: Path, capsys) -> None:
+    arguments = [str(tmp_path / "run"), "--logdir", str(tmp_path / "log")]
+    for name in ("a", "b"):  # no step is known
+        (tmp_path / "run").mkdir(exist_ok=True)
+        torch.save(weights(0), tmp_path / "run" / f"{name}.pt")
+    assert main(["replay", *arguments]) == 2
+    assert "expected a step" in capsys.readouterr().err
+    (tmp_path / "run" / "a.pt").rename(tmp_path / "run" / "step-5.pt")
+    assert [main(["replay", *arguments]) for _ in range(2)] == [0, 0]

@@ -25,10 +25,14 @@ class Hub:
     Args:
         url: of it.
         sent: repository, name of a file, and number of its bytes that were sent, in order.
+        refused: how requests about a repository are answered: status, and code of the error.
+        num_busy: how many requests are still answered with 429.
     """
 
     url: str = ""
     sent: list[tuple[str, str, int]] = field(default_factory=list)
+    refused: dict[str, tuple[int, str]] = field(default_factory=dict)
+    num_busy: int = 0
 
     def environment(self, home: Path) -> dict[str, str]:
         """For a process that shall know no other hub, and no token."""
@@ -81,7 +85,13 @@ class _Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(split.query).items()}
         parts = [unquote(part) for part in split.path.strip("/").split("/")]
-        if parts == ["api", "models"]:
+        name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        if self.hub.num_busy > 0:
+            self.hub.num_busy -= 1
+            self._send(429, b"{}")
+        elif name in self.hub.refused:
+            self._missing(self.hub.refused[name][1], self.hub.refused[name][0])
+        elif parts == ["api", "models"]:
             self._json([{"id": name} for name in self.repositories if _is_asked_for(name, query)])
         elif parts[:2] == ["api", "models"]:
             self._about("/".join(parts[2:4]), parts[4:], query)
@@ -126,8 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, content: object) -> None:
         self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
-    def _missing(self, code: str) -> None:
-        self._send(404, b"{}", {"X-Error-Code": code, "X-Error-Message": "not found"})
+    def _missing(self, code: str, status: int = 404) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": "not found"})
 
     def _send(
         self,
