@@ -423,7 +423,7 @@ CONVENTIONS: dict[str, tuple[dict[str, Any], Read | Asked]] = {
         Asked("'teacher' (4 tensors)", "student"),
     ),
     "DINOv2, the teacher": ({"eval/training_12499/teacher_checkpoint.pth": {"teacher": sd(1)}},
-                            Read([0], "teacher")),
+                            Read([12_499], "teacher")),
     "DINOv2": (
         {"model_0012499.rank_0.pth": {"model": sd(1), "optimizer": adam(), "iteration": 12499}},
         Read([12499], "model"),
