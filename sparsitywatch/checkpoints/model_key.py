@@ -158,8 +158,11 @@ def _parts(tensors: Mapping[str, Any], look: Look, depth: int = 0) -> dict[str, 
         heads.setdefault(head, {})[rest] = leaf
     kept = {head: part for head, part in heads.items() if not _OPTIMIZER.search(head)}
     shapes = {head: _matrices(part, look) for head, part in kept.items() if head}
-    every = sum(shapes.values(), Counter())
-    if any(_COPY.search(head) and own and own <= every - own for head, own in shapes.items()):
+    every: Counter[tuple[int, ...]] = Counter()
+    for own in shapes.values():
+        every.update(own)
+    copies = (own for head, own in shapes.items() if _COPY.search(head))
+    if any(own and all(every[shape] >= 2 * num for shape, num in own.items()) for own in copies):
         return {head: kept[head] for head, own in shapes.items() if own}
     if len(heads) == 1 and "" not in heads and depth < _MAX_WRAPPERS:
         ((head, part),) = heads.items()

@@ -249,3 +249,15 @@ def test_the_key_goes_all_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["inspect", str(tmp_path / "step-1.pt")]) == 2
     assert "'ema' (3 tensors)" in capsys.readouterr().err
     assert main(["measure", str(tmp_path / "step-1.pt"), "--key", "ema"]) == 0
+
+
+def test_thousands_of_heads_take_time_in_proportion() -> None:
+    """Found before a release: each head was compared with all of them, for hours."""
+    tensors = {f"ema_{i}.w": torch.empty(1, i) for i in range(20_000)}
+
+    def look(node: object) -> tuple[tuple[int, ...], bool] | None:
+        return (tuple(node.shape), True) if isinstance(node, torch.Tensor) else None
+
+    choice = choose(tensors, look)
+    assert choice is not None
+    assert len(choice.tensors) == 20_000
