@@ -187,8 +187,8 @@ class TextReporter:
         self._print("Interrupted; the same command goes on from here.", sys.stderr)
 
     def end(self, replayed: Replayed) -> None:
-        for one in replayed.left_out:
-            print(printable(one.reason), file=sys.stderr)
+        for words in (*replayed.notes, *(one.reason for one in replayed.left_out)):
+            print(printable(words), file=sys.stderr)
         words = f"{count(replayed.num_snapshots, 'checkpoint')} measured"
         earlier = len(replayed.records) - replayed.num_snapshots
         if earlier > 0:
@@ -233,6 +233,8 @@ class JsonReporter:
         """Nothing is open."""
 
     def end(self, replayed: Replayed) -> None:
+        for note in replayed.notes:
+            self._print("note", reason=note)
         for one in replayed.left_out:
             self._print("left_out", **_fields(one))
         self._print(

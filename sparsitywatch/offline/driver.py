@@ -78,6 +78,8 @@ class Replayed:
             same step was taken, or no step is known.
         num_snapshots: checkpoints that were measured now; the others were in the log already.
         directory: where the log lies, or None.
+        notes: what is worth a word of checkpoints that were measured, such as a name that says
+            another step than the contents.
     """
 
     records: list[Record]
@@ -86,6 +88,7 @@ class Replayed:
     left_out: list[Failure]
     num_snapshots: int
     directory: Path | None
+    notes: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         steps = ""
@@ -127,7 +130,7 @@ class Replayer:
         self._left_out: dict[str, Failure] = {}
         self._num_snapshots = 0
         self._waited_for: set[str] = set()  # reasons why nothing could be listed
-        self._noted: set[str] = set()  # URLs of which something was said
+        self._notes: dict[str, str] = {}  # what was said of checkpoints, by URL
         self._unit = "step"  # what the numbers of the checkpoints count
 
     def run(self, patience: Patience | None) -> Replayed:
@@ -146,6 +149,7 @@ class Replayer:
             left_out=list(self._left_out.values()),
             num_snapshots=self._num_snapshots,
             directory=self.pipeline.claim.directory,
+            notes=list(self._notes.values()),
         )
 
     def _list(self, *, is_final: bool = True) -> dict[int, ListedCheckpoint]:
@@ -173,8 +177,8 @@ class Replayer:
     def _say(self, listed: Sequence[ListedCheckpoint]) -> None:
         """What is worth a word of complete checkpoints; what their numbers cannot be used for."""
         for one in listed:
-            if one.note and one.url not in self._noted:
-                self._noted.add(one.url)
+            if one.note and one.url not in self._notes:
+                self._notes[one.url] = one.note
                 _logger.warning("sparsitywatch: %s", printable(one.note))
         self._unit = next((one.unit for one in listed if one.unit != "step"), "step")
         if self._unit != "step" and (self.rates.knows_decay or not self.rates.is_logged):

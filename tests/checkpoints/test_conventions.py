@@ -22,6 +22,7 @@ from sparsitywatch import plots
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.series import select
+from sparsitywatch.cli import main
 from sparsitywatch.page.data import page_data
 
 # ------------------------------------------------------------------ what is in the files
@@ -628,7 +629,7 @@ def test_an_epoch_has_no_place_beside_steps(tmp_path: Path) -> None:
 
 
 def test_a_sure_name_and_other_contents_are_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, {"step-500.pt": {"model": sd(1), "global_step": 400},
                      "step-600.pt": {"model": sd(2), "global_step": 600}})  # fmt: skip
@@ -636,3 +637,7 @@ def test_a_sure_name_and_other_contents_are_said(
     said = [r.getMessage() for r in caplog.records if "as its contents say" in r.getMessage()]
     assert len(said) == 1
     assert "taken for step 400, as its contents say; its name says step 500" in said[0]
+    for more in ([], ["--json"]):
+        assert main(["replay", str(tmp_path), "--logdir", str(tmp_path / "log"), *more]) == 0
+        shown = capsys.readouterr()
+        assert "its name says step 500" in (shown.out if more else shown.err)
