@@ -8,6 +8,7 @@ from importlib import import_module
 
 #: Every public name and the module that has it; a module of its own has "".
 _HOME = {
+    "Audit": "offline.audit",
     "CheckpointError": "errors",
     "ConfigurationError": "errors",
     "EssentialSparsity": "records",
@@ -26,6 +27,7 @@ _HOME = {
     "__version__": "records.run",
     "actions": "",
     "adaptive": "live.schedule",
+    "audit": "offline.audit",
     "detectors": "",
     "errors": "",
     "essential_sparsity": "analysis.estimate",

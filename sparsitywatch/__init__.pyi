@@ -15,6 +15,8 @@ from .errors import StateError as StateError
 from .live.schedule import adaptive as adaptive
 from .live.watch import watch as watch
 from .live.watcher import Watcher as Watcher
+from .offline.audit import Audit as Audit
+from .offline.audit import audit as audit
 from .offline.replay import replay as replay
 from .page.render import load as load
 from .pipeline.measure import measure as measure

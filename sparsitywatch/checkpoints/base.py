@@ -384,6 +384,17 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
             return ""
         return " ".join(source.version for source in self._place.opened.values())
 
+    def files(self) -> dict[str, tuple[str, frozenset[str]]]:
+        """The files of weights by name: the hash that the storage has, or "", and the tensors."""
+        hashes = {one.url: one.stated_hash for one in self._place.opened.values()}
+        names: dict[str, set[str]] = {}
+        for name, one in self._stored.items():
+            names.setdefault(one.position[0], set()).add(name)
+        return {
+            url.rpartition("/")[2]: (hashes.get(url, ""), frozenset(held))
+            for url, held in names.items()
+        }
+
     def entries(self) -> tuple[Entry, ...]:
         """Every tensor, in the order of the files."""
         return tuple(one.entry for one in self._stored.values())

@@ -45,7 +45,7 @@ class ListedCheckpoint:
 # ------------------------------------------------------------------ the same weights
 
 #: Tensors that are compared, and bytes of each.
-_NUM_COMPARED, _COMPARED_BYTES = 32, 4096
+_NUM_COMPARED, COMPARED_BYTES = 32, 4096
 
 
 def are_same(
@@ -57,7 +57,7 @@ def are_same(
         open_checkpoint(other, storage_options, key) as second,
     ):
         names = _compared(first.entries(), second.entries())
-        return bool(names) and all(_begin(first, n) == _begin(second, n) for n in names)
+        return bool(names) and all(begin_of(first, n) == begin_of(second, n) for n in names)
 
 
 def _compared(one: Sequence[Entry], other: Sequence[Entry]) -> list[str]:
@@ -72,16 +72,21 @@ def _compared(one: Sequence[Entry], other: Sequence[Entry]) -> list[str]:
     pairs = [(ours[name], theirs[name]) for name in names]
     if any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
         return []
+    return spread([ours[name] for name in names])
+
+
+def spread(entries: Sequence[Entry]) -> list[str]:
+    """Names of the tensors that a sample is taken of: from the largest matrix on down."""
     # what is split between ranks are matrices, and not the smallest of them
-    by_size = sorted(names, key=lambda name: (len(ours[name].shape) > 1, ours[name].num_bytes))
+    by_size = sorted(entries, key=lambda entry: (len(entry.shape) > 1, entry.num_bytes))
     step = max(1, len(by_size) // _NUM_COMPARED)
-    return by_size[::-1][::step]
+    return [entry.name for entry in by_size[::-1][::step]]
 
 
-def _begin(checkpoint: Checkpoint, name: str) -> bytes:
+def begin_of(checkpoint: Checkpoint, name: str, num_bytes: int = COMPARED_BYTES) -> bytes:
     """The first bytes of a tensor in flat order."""
-    chunks = checkpoint.chunks(name, memoryview(bytearray(_COMPARED_BYTES)))
-    return bytes(next(chunks, b"")[:_COMPARED_BYTES])
+    chunks = checkpoint.chunks(name, memoryview(bytearray(num_bytes)))
+    return bytes(next(chunks, b"")[:num_bytes])
 
 
 # ------------------------------------------------------------------ one of each step

@@ -33,6 +33,8 @@ _MAX_BATCH_BYTES, _MAX_BETWEEN_BYTES = 2**23, 2**12
 _POINTERS = {b"version https://git-lfs.github.com/": "git lfs pull",
              b"/annex/objects/": "git annex get"}  # fmt: skip
 _MAX_POINTER_BYTES = 400
+#: An ETag that is made of the bytes, as s3 does; those of web servers are of time and size.
+_MD5 = re.compile(r'"?([0-9a-f]{32}(?:-\d+)?)"?')
 #: Longest name of a file that storages take, as on Linux.
 _MAX_NAME = 4096
 
@@ -290,6 +292,9 @@ class Source(ByteSource):
         super().__init__(url, path, 0)
         self.fs = fs
         self._what = f"Cannot read {url}"
+        self.stated_hash = (
+            ""  # of all bytes, as the storage has it: files with the same are the same
+        )
         self.num_bytes_read = 0
         self._counting = threading.Lock()
         self._seeking = threading.Lock()
@@ -339,6 +344,8 @@ class Source(ByteSource):
             stat = os.fstat(self._file.fileno())
             return stat.st_mtime_ns, stat.st_size
         info = asked(self._what, self.fs.info, self.path)
+        md5 = _MD5.fullmatch(str(info.get("ETag", "")))
+        self.stated_hash = (info.get("lfs") or {}).get("sha256") or (md5[1] if md5 else "")
         # what a storage says of a version goes by different names
         keys = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created", "size",
                 "blob_id", "xet_hash")  # fmt: skip

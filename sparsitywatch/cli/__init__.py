@@ -11,6 +11,7 @@
     sparsitywatch scope runs/demo             which parameters are watched, and why
     sparsitywatch replay runs/a --logdir x    saved checkpoints, as a live watch would see them
     sparsitywatch inspect checkpoint-500      what a checkpoint holds, and what of it would count
+    sparsitywatch audit runs/a                are these checkpoints what their names say
     sparsitywatch measure checkpoint-500      what it says by any pattern, beside controls
 
 Commands that read logs load no model and do not import torch; those that read checkpoints import
@@ -24,7 +25,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sparsitywatch.cli import compare, inspect, measure, pages, replay, summary
+from sparsitywatch.cli import audit, compare, inspect, measure, pages, replay, summary
 from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import redacted
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
     That is 0; 2 if there is nothing to read or something cannot be read; 130 if it was
-    interrupted. `status` returns 1 and 2 as its answers, too.
+    interrupted. `status` and `audit` return 1 and 2 as their answers, too.
     """
     arguments = _parser().parse_args(argv)
     status = 0
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     pages.add_to(commands)
     compare.add_to(commands)
     inspect.add_to(commands)
+    audit.add_to(commands)
     measure.add_to(commands)
     replay.add_to(commands)
     return parser

@@ -80,12 +80,12 @@ def _page(description: dict[str, Any]) -> list[str]:
     whole, chosen = description["total"], description["in_scope"]
     num_tensors = count(whole["num_tensors"], "tensor")
     if chosen is None:
-        counted = f"{num_tensors}, {whole['num_weights']:,} weights, {_size(whole['num_bytes'])}"
+        counted = f"{num_tensors}, {whole['num_weights']:,} weights, {size(whole['num_bytes'])}"
     else:
         counted = (
             f"{chosen['num_tensors']:,} of {num_tensors} in scope, {chosen['num_weights']:,} of "
             f"{whole['num_weights']:,} weights ({chosen['num_weights'] / whole['num_weights']:.1%})"
-            f", {_size(chosen['num_bytes'])} of {_size(whole['num_bytes'])}; scope "
+            f", {size(chosen['num_bytes'])} of {size(whole['num_bytes'])}; scope "
             f"{description['scope_hash']}"
         )
     rows = [("scope", "tensor", "shape", "dtype", "bytes", "why")]
@@ -94,14 +94,14 @@ def _page(description: dict[str, Any]) -> list[str]:
         verdict = {True: "in", False: "out", None: "?"}[tensor["in_scope"]]
         shape = " x ".join(map(str, tensor["shape"])) or "scalar"
         why = "; ".join(filter(None, (tensor["reason"], tied)))
-        size = f"{tensor['num_bytes']:,}"
-        rows.append((verdict, tensor["name"], shape, tensor["dtype"], size, why))
+        num_bytes = f"{tensor['num_bytes']:,}"
+        rows.append((verdict, tensor["name"], shape, tensor["dtype"], num_bytes, why))
     return [
         description["url"],
         f"{description['format']}, {step}",
         counted,
         *_candidates(description),
-        f"read to learn this: {_size(description['num_bytes_read'])}, no weights",
+        f"read to learn this: {size(description['num_bytes_read'])}, no weights",
         "",
         *align(rows, right={4}),
     ]
@@ -117,13 +117,13 @@ def _candidates(description: dict[str, Any]) -> list[str]:
     return [printable(f"the model is what lies under {key!r}{beside}")]
 
 
-def _size(num_bytes: int) -> str:
+def size(num_bytes: int) -> str:
     """A size for people.
 
-    >>> _size(999), _size(8_589_934_592)
+    >>> size(999), size(8_589_934_592)
     ('999 bytes', '8.59 GB')
     """
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}"
+    for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= one:
+            return f"{num_bytes / one:.3g} {unit}"
     return count(num_bytes, "byte")

@@ -44,8 +44,8 @@ def add_json(parser: Any) -> None:
 # ------------------------------------------------------------------ where checkpoints lie
 
 
-def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """Add where checkpoints lie, and which weights of them count."""
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Add where checkpoints lie."""
     add = parser.add_argument
     add("places", metavar="CHECKPOINT", nargs="*",
         help="a checkpoint, a folder or a pattern, on any storage that fsspec knows")  # fmt: skip
@@ -55,12 +55,18 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add("--key", metavar="PATH",
         help="what leads to the model in checkpoints that hold more than one, such as model_ema: "
         "a dotted path, or what the names of its tensors begin with")  # fmt: skip
-    add("--scope", metavar="PRESET|PATTERN", action="append", default=argparse.SUPPRESS,
-        help="which weights count: blocks (the default), paper, layers, matrices, or a pattern of "
-        "tensor names such as '*.query.weight'; patterns may be repeated")  # fmt: skip
     add("--storage-option", metavar="KEY=VALUE", action="append", default=[],
         help="what fsspec is given for the storage, such as endpoint_url=http://... or anon=true; "
         "VALUE is taken as JSON where it is JSON; may be repeated")  # fmt: skip
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """Add where checkpoints lie, and which weights of them count."""
+    add_places(parser)
+    add = parser.add_argument
+    add("--scope", metavar="PRESET|PATTERN", action="append", default=argparse.SUPPRESS,
+        help="which weights count: blocks (the default), paper, layers, matrices, or a pattern of "
+        "tensor names such as '*.query.weight'; patterns may be repeated")  # fmt: skip
 
 
 def places_of(arguments: argparse.Namespace) -> list[str] | dict[int, str]:

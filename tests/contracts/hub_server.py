@@ -14,8 +14,34 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+
+class MadeFile:
+    """A file of git-lfs whose bytes are made when they are asked for: it may be of any size.
+
+    Args:
+        size: number of bytes.
+        parts: bytes by their place; all others are zero.
+        sha256: what the hub says of it.
+    """
+
+    def __init__(self, size: int, parts: Mapping[int, bytes], sha256: str) -> None:
+        self.size, self.parts, self.sha256 = size, parts, sha256
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, asked: slice) -> bytes:
+        start, stop, _ = asked.indices(self.size)
+        found = bytearray(stop - start)
+        for at, data in self.parts.items():
+            begin, end = max(at, start), min(at + len(data), stop)
+            if begin < end:
+                found[begin - start : end - start] = data[begin - at : end - at]
+        return bytes(found)
+
+
 #: Repository, branch, name of a file: its bytes.
-Repositories = Mapping[str, Mapping[str, Mapping[str, bytes]]]
+Repositories = Mapping[str, Mapping[str, Mapping[str, bytes | MadeFile]]]
 
 
 @dataclass
@@ -127,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{_oid(revision + file)}"', "Accept-Ranges": "bytes",
                    "X-Repo-Commit": _oid(revision)}  # fmt: skip
         if asked is None:
-            self._send(200, data, headers, (name, file))
+            self._send(200, data[:], headers, (name, file))
             return
         start, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
@@ -165,7 +191,9 @@ def _oid(text: str) -> str:
     return sha1(text.encode()).hexdigest()
 
 
-def _tree(files: Mapping[str, bytes], folder: str, recursive: bool) -> list[dict[str, object]]:
+def _tree(
+    files: Mapping[str, bytes | MadeFile], folder: str, recursive: bool
+) -> list[dict[str, object]]:
     inside = f"{folder}/" if folder else ""
     found: dict[str, dict[str, object]] = {}
     for file, data in files.items():
@@ -177,4 +205,6 @@ def _tree(files: Mapping[str, bytes], folder: str, recursive: bool) -> list[dict
             found[path] = {"type": "directory", "path": path, "size": 0, "oid": _oid(path)}
         if not deeper or recursive:
             found[file] = {"type": "file", "path": file, "size": len(data), "oid": _oid(file)}
+            if isinstance(data, MadeFile):
+                found[file]["lfs"] = {"oid": data.sha256, "size": len(data), "pointerSize": 134}
     return list(found.values())

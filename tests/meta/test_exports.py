@@ -15,10 +15,10 @@ import sparsitywatch
 
 #: The public face. A name is added here on purpose, and taken away only with a deprecation.
 PUBLIC = {
-    "CheckpointError", "ConfigurationError", "EssentialSparsity", "Event", "FinetunedCurve",
-    "MagnitudeSpectrum", "MeasurementError", "Proxy", "Record", "Run", "Settings",
+    "Audit", "CheckpointError", "ConfigurationError", "EssentialSparsity", "Event",
+    "FinetunedCurve", "MagnitudeSpectrum", "MeasurementError", "Proxy", "Record", "Run", "Settings",
     "SparsityCurve", "SparsityWatchError", "StateError", "Watcher", "__version__", "actions",
-    "adaptive", "detectors", "errors", "essential_sparsity", "finetuned_curve", "load",
+    "adaptive", "audit", "detectors", "errors", "essential_sparsity", "finetuned_curve", "load",
     "mask_similarity", "measure", "patterns", "replay", "schedules", "sinks", "sweeps", "verify",
     "watch",
 }  # fmt: skip
