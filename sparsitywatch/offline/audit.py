@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -31,9 +30,7 @@ from sparsitywatch.checkpoints.series import (
     select,
     spread,
 )
-from sparsitywatch.checkpoints.step_from_path import step_of_name
 from sparsitywatch.errors import CheckpointError, expect_functions, expect_mapping
-from sparsitywatch.redact import redacted_url
 from sparsitywatch.series import count
 from sparsitywatch.weights.layout import Entry
 
@@ -92,7 +89,7 @@ def audit(
     identical to another in these, and has no hash, is read at the beginning of every tensor.
 
     Args:
-        urls: checkpoints, folders and patterns of one series, or addresses by step, as for ``replay``.
+        urls: checkpoints, folders and patterns of one series, or addresses by step.
         full: read every weight: identical is then every byte, and a single NaN is found.
         key: what leads to the model in files that hold more than one, as for ``replay``.
         storage_options: passed on to fsspec.
@@ -129,12 +126,13 @@ def audit(
     failed = {step: str(one) for step, one in read.items() if isinstance(one, CheckpointError)}
     rows = [finding(step, "unreadable", reason) for step, reason in failed.items()]
     rows += [finding(o.step, "unreadable", o.reason) for o in others if o.error is not None]
-    rows += [*judge(facts), *_renamed(listed), *missing_steps(list(pending))]
+    rows += [finding(one.step, "step", one.note) for one in listed if one.note]
+    rows += [*judge(facts), *missing_steps(list(pending))]
     return Audit(
         findings=tuple(sorted(rows, key=lambda row: -1 if row.step is None else row.step)),
         num_checkpoints=len(listed),
         num_audited=len(facts),
-        num_without_step=sum(one.step is None and one.error is None for one in others),
+        num_without_step=sum(one.step is None and one.state == "complete" for one in others),
         num_weight_bytes=num_weight_bytes,
         num_bytes_read=reader.num_bytes_read,
     )
@@ -148,9 +146,8 @@ class _Header:
 
     @property
     def num_weight_bytes(self) -> int:
-        return sum(
-            {entry.storage or entry.name: entry.num_bytes for entry in self.entries}.values()
-        )
+        sizes: dict[object, int] = {e.storage or e.name: e.num_bytes for e in self.entries}
+        return sum(sizes.values())
 
     @property
     def hashes(self) -> tuple[str, ...]:
@@ -318,19 +315,3 @@ def _sha(arrays: Mapping[str, np.ndarray]) -> str:
         digest.update(f"{name}\0{arrays[name].dtype}\0".encode())
         digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest() if arrays else ""
-
-
-def _renamed(listed: Sequence[ListedCheckpoint]) -> list[Finding]:
-    """Those whose name says another step than their contents do, where most agree."""
-    named = {
-        one.url: step_of_name(one.url)
-        for one in listed
-        if one.step_from in ("contents", "trainer state") and one.unit == "step"
-    }
-    both = [o for o in listed if o.step is not None and named.get(o.url) is not None]
-    other = [one for one in both if one.step != named[one.url]]
-    return [
-        finding(one.step, "step", f"{redacted_url(one.url)} says step {named[one.url]:,} by name, "
-                f"step {one.step:,} by its {one.step_from}")
-        for one in other if 2 * len(other) < len(both)
-    ]  # fmt: skip

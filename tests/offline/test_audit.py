@@ -97,7 +97,7 @@ def test_a_name_that_says_another_step_than_the_file(tmp_path: Path) -> None:
         torch.save({"model": weights, "step": step}, tmp_path / f"step_{step + (step == 100)}.pt")
     audit = sw.audit(tmp_path)
     assert rows(audit) == [("step", 100)]
-    assert "step 101 by name, step 100 by its contents" in audit.findings[0].evidence
+    assert "its name says step 101" in audit.findings[0].evidence
 
 
 @pytest.mark.parametrize("wrong", [{"on_begin": 3}, {"on_progress": [3]}, {"storage_options": 3}])
