@@ -266,7 +266,7 @@ def _as_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def _steps_of(column: np.ndarray) -> np.ndarray:
     """The differences of a column, zigzag: uint8 [their bytes, N]."""
-    steps = np.diff(column.astype(np.int64), prepend=0)
+    steps: np.ndarray = np.diff(column.astype(np.int64), prepend=0)
     numbers = ((steps << 1) ^ (steps >> 63)).view(np.uint64)
     width = np.min_scalar_type(numbers.max(initial=0)).newbyteorder("<")
     own_bytes = numbers.astype(width).view(np.uint8).reshape(len(column), width.itemsize)

@@ -127,12 +127,13 @@ def test_the_training_is_the_same_without_a_watch(tmp_path, tiny, monkeypatch):
 @pytest.mark.slow
 def test_events_are_said_once(tmp_path, tiny, caplog, capsys):
     assert _run(*tiny, "--steps", 120, "--every", 3, "--logdir", tmp_path) == 0
-    headlines = [event.headline for event in sw.load(tmp_path).events]
-    assert any(headline.startswith("Near-zero weights") for headline in headlines)
+    events = sw.load(tmp_path).events
+    assert any(event.headline.startswith("Near-zero weights") for event in events)
     told = [r.getMessage() for r in caplog.records if ", seen at step" in r.getMessage()]
     said = [message.partition(": ")[2] for message in told]
-    assert len(said) == len(headlines)
-    assert all(one.startswith(line) for one, line in zip(said, headlines, strict=True))
+    begins = [f"{event.severity.capitalize()}: {event.headline}" for event in events]
+    assert len(said) == len(begins)
+    assert all(one.startswith(line) for one, line in zip(said, begins, strict=True))
     assert capsys.readouterr().out.count("held-out loss") == 40  # a line for each snapshot
 
 

@@ -35,7 +35,7 @@ def test_the_first_block_runs_as_it_is_pasted(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("<Record of step 600: near zero (initial_0.1) 0.")
-    assert "sparsitywatch: Dormant weights" in done.stderr
+    assert "sparsitywatch: Look: Dormant weights" in done.stderr
 
     # and so do the commands below it
     after = README.partition(block)[2].partition("##")[0]
