@@ -50,7 +50,7 @@ SHORT = 40  # numbers of an array that are told one by one
 ABSENT = "(absent)"
 #: Differ from run to run, from machine to machine and from version to version.
 VOLATILE = re.compile(
-    r"wall_time|cost\.\w+_s|cost\.overhead|provenance\.(sparsitywatch|torch)"
+    r"wall_time|source\.address|cost\.\w+_s|cost\.overhead|provenance\.(sparsitywatch|torch)"
     r"|scalars .*watch/(\w+_s|overhead)|.*_at"
 )
 #: Of a field: its path in the reference and as it is now. A renaming is shown to change nothing

@@ -18,7 +18,7 @@ import numpy as np
 
 from sparsitywatch.analysis.detect.detector import Course, noise_sd
 from sparsitywatch.analysis.detect.value import value_trend
-from sparsitywatch.records import Event, LayerShare, Record, from_json, to_json
+from sparsitywatch.records import SERIES_KINDS, Event, LayerShare, Record, from_json, to_json
 from sparsitywatch.series import describe
 
 _logger = logging.getLogger("sparsitywatch")
@@ -355,6 +355,10 @@ class Changes:
     revised: tuple[Event, ...] = ()  # new versions of earlier ones
 
 
+#: What stays true, whatever the series does later.
+_FOR_GOOD = frozenset({"standstill", *SERIES_KINDS})
+
+
 @dataclass
 class _Followed:
     """An event, and what its series did since."""
@@ -373,7 +377,7 @@ class _Followed:
         self.num_snapshots += 1
         if self.num_snapshots == _FEW_SNAPSHOTS:
             self.until = step
-        is_gone = self.has_reverted or self.event.kind == "standstill"
+        is_gone = self.has_reverted or self.event.kind in _FOR_GOOD
         if is_gone or self.event.series not in values:
             return False
         size = values[self.event.series] - self.event.baseline

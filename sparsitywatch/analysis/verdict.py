@@ -350,7 +350,7 @@ def _of_event(event: Event, events: Sequence[Event], number: int) -> Verdict:
         where=tuple(map(printable, event.layers)),
         cause="; ".join(causes),
         advice=event.advice,
-        confidence=confidence if event.is_of_series else _PROVEN,
+        confidence=confidence if event.is_of_series or event.kind == "unlike" else _PROVEN,
         event=events.index(event) + 1,
     )
 

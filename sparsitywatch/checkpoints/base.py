@@ -493,6 +493,13 @@ def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot
     return Snapshot(step, scope, LazyTensors(found, checkpoint))
 
 
+def beyond(first: Scope, own: Scope) -> list[str]:
+    """Names of weights in scope that the first checkpoint of a series does not have at all."""
+    known = {name for line in first.ledger for name in (line.name, *line.aliases)}
+    ours = [line for line in own.ledger if line.in_scope]
+    return [line.name for line in ours if known.isdisjoint((line.name, *line.aliases))]
+
+
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Overwrite the parameters and stored buffers of ``model`` with those of a checkpoint.
 

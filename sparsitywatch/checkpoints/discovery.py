@@ -20,7 +20,13 @@ from sparsitywatch.checkpoints.formats import (
     is_inside,
     open_checkpoint,
 )
-from sparsitywatch.checkpoints.series import ListedCheckpoint, are_same, one_of_each_step
+from sparsitywatch.checkpoints.series import (
+    ListedCheckpoint,
+    are_same,
+    one_of_each_step,
+    with_series,
+    without_copies,
+)
 from sparsitywatch.checkpoints.step_from_path import (
     is_temporary,
     part_of,
@@ -100,7 +106,7 @@ def discover(
     found = _beside_weights(in_one_unit(found))
     found.sort(key=lambda one: (one.step is None, one.step or 0, natural_order(one.url)))
     same = partial(are_same, storage_options=storage_options, key=key)
-    return one_of_each_step(found, known, same)
+    return without_copies(one_of_each_step(with_series(found), known, same), same)
 
 
 def _given(step: int, place: Location, probe: _Probe) -> ListedCheckpoint:
@@ -262,8 +268,10 @@ def _local_children(folder: str, reals: tuple[str, ...]) -> Iterator[tuple[str, 
                 yield entry.name, f"{reals[-1]}/{entry.name}"
             else:
                 real = os.path.realpath(entry.path)
-                # what lies below the place that was named is found there, by its own name
-                if not f"{real}/".startswith(f"{reals[0]}/") and real not in reals:
+                # what lies below the place that was named is found there, by its own name; what
+                # lies around a folder on the way here are its neighbours
+                is_around = any(f"{on_way}/".startswith(f"{real}/") for on_way in reals)
+                if not f"{real}/".startswith(f"{reals[0]}/") and not is_around:
                     yield entry.name, real
 
 

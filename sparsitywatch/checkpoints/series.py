@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.checkpoints.template import templates
+from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
 from sparsitywatch.redact import redacted_url
 from sparsitywatch.weights.layout import Entry
 
@@ -29,6 +31,7 @@ class ListedCheckpoint:
     unit: str = "step"  # what the step counts: "step", or else "epoch" or "save"
     epoch: int | None = None  # that the contents state, if any
     note: str = ""  # what of a complete one is worth a word, in one line
+    series: str = ""  # its address without the step; those of one run have the same
     #: Every tensor, in the order of the files; empty while it cannot be opened.
     entries: tuple[Entry, ...] = field(default=(), repr=False, compare=False)
     #: Of files without checksums: what changes while they are written.
@@ -89,6 +92,20 @@ def begin_of(checkpoint: Checkpoint, name: str, num_bytes: int = COMPARED_BYTES)
     return bytes(next(chunks, b"")[:num_bytes])
 
 
+#: Tensors that a mark is made of, and bytes of each: a training moves them all.
+_NUM_MARKED, _MARKED_BYTES = 4, 256
+
+
+def mark_of(checkpoint: Checkpoint, names: Sequence[str]) -> str:
+    """What tells these tensors from later ones of their names, by 1 kB: 16 digits."""
+    there = {entry.name: entry for entry in checkpoint.entries()}
+    some = [name for name in sorted(names) if name in there and not there[name].problem]
+    found = hashlib.sha256()
+    for name in some[:: -(-len(some) // _NUM_MARKED) or 1]:
+        found.update(name.encode() + begin_of(checkpoint, name, _MARKED_BYTES))
+    return found.hexdigest()[:16] if some else ""
+
+
 # ------------------------------------------------------------------ one of each step
 
 
@@ -101,10 +118,10 @@ def one_of_each_step(
 
     Where others do not hold the same weights, nobody knows which are those of the step.
     """
-    by_step: dict[int, list[ListedCheckpoint]] = {}
+    by_step: dict[tuple[str, int], list[ListedCheckpoint]] = {}
     for one in ordered:
         if one.step is not None and one.state == "complete":
-            by_step.setdefault(one.step, []).append(one)
+            by_step.setdefault((one.series, one.step), []).append(one)
     resolved: dict[str, ListedCheckpoint] = {}
     for several in by_step.values():
         best = next((one for one in several if one.url in known), None)
@@ -115,9 +132,13 @@ def one_of_each_step(
             resolved[best.url] = replace(best, state="refused", reason=reason)
         for one in others:
             taken = "is refused for it" if reason else "is taken"
-            words = f"{redacted_url(best.url)} is of step {one.step} as well and {taken}."
-            resolved[one.url] = replace(one, state="duplicate", reason=words)
+            resolved[one.url] = _duplicate(one, best, taken)
     return [resolved.get(one.url, one) for one in ordered]
+
+
+def _duplicate(one: ListedCheckpoint, of: ListedCheckpoint, taken: str) -> ListedCheckpoint:
+    words = f"{redacted_url(of.url)} is of step {one.step} as well and {taken}."
+    return replace(one, state="duplicate", reason=words)
 
 
 def _unlike(
@@ -136,6 +157,62 @@ def _unlike(
         f"{redacted_url(other.url)} as well, and they do not hold the same weights: they may be "
         "parts of a model, or one of them is something else. Name those that you mean, or say "
         "which step each is of: `--steps` (sw.replay({0: url, ...}))."
+    )
+
+
+# ------------------------------------------------------------------ one run
+
+#: Series that an error lists.
+_MOST_LISTED = 30
+
+
+def with_series(listed: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
+    """The same, each with the series that its address is of."""
+    names = templates({one.url: one.step for one in listed if one.step is not None})
+    return [replace(one, series=names.get(one.url, "")) for one in listed]
+
+
+def by_series(listed: Sequence[ListedCheckpoint]) -> dict[str, list[ListedCheckpoint]]:
+    """What can be measured, by series, the longest first."""
+    found: dict[str, list[ListedCheckpoint]] = {}
+    for one in listed:
+        if one.step is not None and one.state == "complete":
+            found.setdefault(one.series, []).append(one)
+    # of two of one length the one that says its steps inside
+    order = sorted(found.items(), key=lambda kv: (-len(kv[1]), kv[1][0].step_from == "name"))
+    return dict(order)
+
+
+def without_copies(
+    listed: Sequence[ListedCheckpoint], are_same: Callable[[str, str], bool]
+) -> list[ListedCheckpoint]:
+    """Of several series, those that only hold weights of the longest one are copies of it."""
+    (main, *others) = by_series(listed).values() or ([],)
+    taken = {one.step: one for one in main}
+    copies: dict[str, ListedCheckpoint] = {}
+    for series in others:
+        pairs = [(one, taken[one.step]) for one in series if one.step in taken]
+        if len(pairs) == len(series) and all(not _unlike(of, [one], are_same) for one, of in pairs):
+            copies.update((one.url, _duplicate(one, of, "is taken")) for one, of in pairs)
+    return [copies.get(one.url, one) for one in listed]
+
+
+def expect_one_series(listed: Sequence[ListedCheckpoint]) -> None:
+    """Raise ConfigurationError where the addresses are those of several runs."""
+    series = by_series(listed)
+    if len(series) < 2:
+        return
+    lines = [
+        f"  {redacted_url(name)}: {len(ones):,}, steps {ones[0].step:,} to {ones[-1].step:,}"
+        for name, ones in series.items()
+    ]
+    more = [f"  and {len(lines) - _MOST_LISTED:,} more"] if len(lines) > _MOST_LISTED else []
+    raise ConfigurationError(
+        "Expected the checkpoints of one run, whose addresses differ in their steps, got "
+        f"{len(series):,} series:\n"
+        + "\n".join([*lines[:_MOST_LISTED], *more])
+        + "\nNothing was measured. Name the checkpoints of one of them, give `--each` (each=True) "
+        "for a log of each, or `--steps` ({step: address}) if they are of one run."
     )
 
 

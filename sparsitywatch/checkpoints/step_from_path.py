@@ -92,7 +92,17 @@ _MAX_PARTS = 6
 _TOO_MANY = 10**15
 
 
-@lru_cache(_NUM_NAMES)
+@dataclass(frozen=True)
+class StepPlace:
+    """The step that a path states, and where."""
+
+    step: int
+    component: int  # of ``path_parts``
+    begin: int  # of the words in it that say so: what stands before the number may be its epoch
+    start: int  # of the number
+    end: int
+
+
 def step_of_name(url: str) -> int | None:
     """The step that the name of a checkpoint states, or that of the folder around it.
 
@@ -102,9 +112,26 @@ def step_of_name(url: str) -> int | None:
     >>> [step_of_name(n) for n in ("run2/checkpoint-500", "a/000120.pt", "step_20k", "model-7b")]
     [500, 120, 20000, None]
     """
-    parts = [part for part in path_parts(url)[-_MAX_PARTS:] if not _is_inner(part)]
-    steps = (_step_in(_SUFFIX.sub("", part)) for part in reversed(parts[-2:]))
-    return next((step for step in steps if step is not None), None)
+    place = place_of_step(url)
+    return None if place is None else place.step
+
+
+@lru_cache(_NUM_NAMES)
+def place_of_step(url: str) -> StepPlace | None:
+    """The step of ``step_of_name``, and where it stands."""
+    last = list(enumerate(path_parts(url)))[-_MAX_PARTS:]
+    named = [(index, part) for index, part in last if not _is_inner(part)]
+    for index, part in reversed(named[-2:]):
+        stem = _SUFFIX.sub("", part)
+        match = _match_in(stem)
+        step = None if match is None else _counted(match.groupdict())
+        if match is not None and step is not None:
+            start, shift = match.start("number"), 0
+            if match.string != stem:  # a day was taken out before
+                shift = max(stem.rfind(match["number"]) - start, 0)
+            end = max(match.end(key) for key in match.groupdict())
+            return StepPlace(step, index, match.start() + shift, start + shift, end + shift)
+    return None
 
 
 @lru_cache(_NUM_NAMES)
@@ -120,12 +147,17 @@ def says_steps(url: str) -> bool:
 
 
 def _step_in(stem: str) -> int | None:
+    match = _match_in(stem)
+    return None if match is None else _counted(match.groupdict())
+
+
+def _match_in(stem: str) -> re.Match[str] | None:
     undated = _DATE.sub("", stem)
     for patterns, text in ((_SURE, stem), (_LIKELY, undated)):
         for pattern in patterns:
             found = [m for m in pattern.finditer(text) if not _SETTING.search(text[: m.start()])]
             if found:
-                return _counted(found[-1].groupdict())
+                return found[-1]
     return None
 
 

@@ -67,6 +67,9 @@ def add_to(commands: Any) -> None:
     add("--idle-timeout", metavar="S", type=float, help="end after so many seconds without news")
     add("--keep-spectra", metavar="N", type=int, default=1,
         help="keep the magnitude spectrum of every N-th checkpoint (default: 1)")  # fmt: skip
+    add("--each", action="store_true",
+        help="measure each series that is there, such as the runs of a sweep, into its own log "
+        "below --logdir")  # fmt: skip
     add("--json", action="store_true", help="lines of JSON, not a progress bar")
     add_settings_options(parser)
     add_model_options(parser)
@@ -122,6 +125,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 key=arguments.key,
                 steps_per_epoch=arguments.steps_per_epoch,
                 keep_spectra=arguments.keep_spectra,
+                each=arguments.each,
             )
         except KeyboardInterrupt:
             output.interrupted()
@@ -189,7 +193,17 @@ class TextReporter:
     def end(self, replayed: Replayed) -> None:
         for words in (*replayed.notes, *(one.reason for one in replayed.left_out)):
             print(printable(words), file=sys.stderr)
-        words = f"{count(replayed.num_snapshots, 'checkpoint')} measured"
+        for name, one in (replayed.each or {"": replayed}).items():
+            self._summary(one, f"{printable(name)}: " if name else "")
+        if len(replayed.each) > 1 and replayed.directory is not None:
+            logdirs = [str(replayed.directory / name) for name in replayed.each]
+            print(f"  sparsitywatch compare {' '.join(logdirs)}")
+
+    @staticmethod
+    def _summary(replayed: Replayed, name: str) -> None:
+        if replayed.set_aside:
+            print(printable(replayed.set_aside), file=sys.stderr)
+        words = f"{name}{count(replayed.num_snapshots, 'checkpoint')} measured"
         earlier = len(replayed.records) - replayed.num_snapshots
         if earlier > 0:
             words += f", {earlier:,} in the log already"
@@ -235,16 +249,19 @@ class JsonReporter:
     def end(self, replayed: Replayed) -> None:
         for note in replayed.notes:
             self._print("note", reason=note)
-        for one in replayed.left_out:
-            self._print("left_out", **_fields(one))
-        self._print(
-            "end",
-            num_snapshots=replayed.num_snapshots,
-            num_records=len(replayed.records),
-            num_events=len(replayed.events),
-            num_failures=len(replayed.failures),
-            directory=str(replayed.directory),
-        )
+        for left_out in replayed.left_out:
+            self._print("left_out", **_fields(left_out))
+        for name, one in (replayed.each or {"": replayed}).items():
+            self._print(
+                "end",
+                series=name,
+                num_snapshots=one.num_snapshots,
+                num_records=len(one.records),
+                num_events=len(one.events),
+                num_failures=len(one.failures),
+                directory=str(one.directory),
+                set_aside=one.set_aside,
+            )
 
     @staticmethod
     def _print(kind: str, **fields: Any) -> None:

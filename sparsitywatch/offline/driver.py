@@ -13,12 +13,11 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.checkpoints.base import beyond
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import learning_rates
-from sparsitywatch.checkpoints.series import ListedCheckpoint, select
+from sparsitywatch.checkpoints.series import ListedCheckpoint, expect_one_series, select
 from sparsitywatch.checkpoints.step_from_path import part_of
 from sparsitywatch.checkpoints.storage import NoAccessError
 from sparsitywatch.checkpoints.units import as_steps
@@ -31,14 +30,22 @@ from sparsitywatch.errors import (
     expect,
     expect_number,
 )
+from sparsitywatch.offline.earlier_log import (
+    check_same,
+    check_same_rates,
+    logged_until,
+    read_log,
+    unlike_log,
+)
 from sparsitywatch.offline.jobs import Outcome, Plan, measure, sample_of
 from sparsitywatch.offline.rates import Rates
 from sparsitywatch.pipeline.measure import Measured, RunContext, compared, not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import prepare
-from sparsitywatch.records import Detail, Event, Record, RunInfo, html_of
+from sparsitywatch.records import Detail, Event, Record, RunInfo, Source, html_of
+from sparsitywatch.records.event import some_of
 from sparsitywatch.redact import printable, redacted_url
-from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
+from sparsitywatch.sinks.jsonl import read_spectrum
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
 from sparsitywatch.weights.scope import Scope, ScopeLike
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -80,6 +87,10 @@ class Replayed:
         directory: where the log lies, or None.
         notes: what is worth a word of checkpoints that were measured, such as a name that says
             another step than the contents.
+        set_aside: where the log now is that lay in ``directory`` and holds other weights under the
+            same addresses or steps, and why; empty if there was none.
+        each: with ``each=True`` what was seen of each series, by the name of its log in
+            ``directory``; the records and events are there, the rest is of all of them.
     """
 
     records: list[Record]
@@ -89,9 +100,11 @@ class Replayed:
     num_snapshots: int
     directory: Path | None
     notes: list[str] = field(default_factory=list)
+    set_aside: str = ""
+    each: Mapping[str, Replayed] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        steps = ""
+        steps = f" of {len(self.each)} series" if self.each else ""
         if self.records:
             steps = f" of steps {self.records[0].step} to {self.records[-1].step}"
         return (
@@ -117,6 +130,7 @@ class Replayer:
     on_failure: Sequence[Callable[[Failure], object]]
     on_progress: Sequence[Callable[[int, int], object]]  # how many are done, and of how many
     on_waiting: Sequence[Callable[[str], object]]  # why nothing can be listed yet
+    listed: Sequence[ListedCheckpoint] | None = None  # what is there; None to look under the URLs
 
     def __post_init__(self) -> None:
         self._motion = MotionTracker.of(self.plan.settings.dormant_samples)
@@ -124,11 +138,17 @@ class Replayer:
         self._kept: Run | None = None  # what stays of the log of an earlier replay
         self._run: RunContext | None = None  # not before the sinks are open
         self._known: dict[str, ListedCheckpoint] = {}  # by URL, as of the last listing
-        self._held: list[tuple[int, Outcome]] = []  # what failed before
+        self._held: list[tuple[int, ListedCheckpoint, Outcome]] = []  # what failed before
+        self._first: tuple[str, Scope] | None = None  # what others are compared with, and its URL
+        self._by_names: ScopeLike = ""  # how that is decided
+        self._decided: tuple[object, Scope] | None = None  # the latest one, and from what
+        self._unlike_log = ""  # why the log that is there is not gone on with
+        self._set_aside = ""
         self._done: set[int] = set()  # steps
         self._failures: dict[str, Failure] = {}
         self._left_out: dict[str, Failure] = {}
         self._num_snapshots = 0
+        self._measured_urls: set[str] = set()
         self._waited_for: set[str] = set()  # reasons why nothing could be listed
         self._notes: dict[str, str] = {}  # what was said of checkpoints, by URL
         self._unit = "step"  # what the numbers of the checkpoints count
@@ -150,6 +170,7 @@ class Replayer:
             num_snapshots=self._num_snapshots,
             directory=self.pipeline.claim.directory,
             notes=list(self._notes.values()),
+            set_aside=self._set_aside,
         )
 
     def _list(self, *, is_final: bool = True) -> dict[int, ListedCheckpoint]:
@@ -157,7 +178,9 @@ class Replayer:
         options = self.plan.storage_options
         num = self.steps_per_epoch
         known = {u: one for u, one in self._known.items() if as_steps(one, num).step in self._done}
-        found = discover(self.urls, options, known, self.plan.key)
+        found = self.listed
+        if found is None:
+            found = self._of_one_run(discover(self.urls, options, known, self.plan.key))
         self._known.update({one.url: one for one in found})
         listed = [as_steps(one, num) for one in found]
         self._say(listed)
@@ -189,6 +212,18 @@ class Replayer:
                 "Expected optimizer steps beside `lr` and `weight_decay`, but the numbers of these "
                 f"checkpoints count {self._unit}s. {what_to_do}."
             )
+
+    def _of_one_run(self, listed: Sequence[ListedCheckpoint]) -> Sequence[ListedCheckpoint]:
+        """What is listed, without what came of another run since this one was begun."""
+        own = next((one.series for one in listed if one.url in self._measured_urls), None)
+        if own is None:
+            expect_one_series(listed)
+            return listed
+        for one in listed:
+            if one.step is not None and one.state == "complete" and one.series != own:
+                words = f"expected an address such as {redacted_url(own)}. It is of another run"
+                self._fail(one, f"Left out {redacted_url(one.url)}: {words}.")
+        return [one for one in listed if one.series == own or one.url not in self._failures]
 
     def _see(self, pending: Mapping[int, ListedCheckpoint], *, is_final: bool = True) -> int:
         """Measure what has not been measured; how many more steps are done.
@@ -265,9 +300,12 @@ class Replayer:
 
     def _begin(self, pending: Mapping[int, ListedCheckpoint], *, is_final: bool) -> None:
         """Decide which weights count, and what stays of the log."""
+        self._by_names = "matrices" if self.plan.scope else self.plan.settings.scope
         scope = self.plan.scope or _scope_of(pending, self.plan.settings.scope)
         if scope is None:
             return
+        readable = (one for one in pending.values() if one.error is None)
+        next((one for one in readable if self._of_another_model(one) or self._first), None)
         self._has_begun = True
         if scope.note_on_reparametrized:
             _logger.warning("sparsitywatch: %s", scope.note_on_reparametrized)
@@ -277,10 +315,13 @@ class Replayer:
         if log is None or log.info is None:
             return
         check_same(log, self.plan)
+        self._unlike_log = unlike_log(log.records, pending, self.plan)
+        if self._unlike_log:
+            return
         check_same_rates(log, self.rates)
         given_rms = self.plan.initial_rms
         self.plan = replace(self.plan, initial_rms=log.info.initial_rms)
-        kept = _until(log, self._kept_until(log.records, pending))
+        kept = logged_until(log, self._kept_until(log.records, pending))
         if not kept.records:  # the very first one is new
             self.plan = replace(self.plan, initial_rms=given_rms)
             return
@@ -356,11 +397,31 @@ class Replayer:
         self, executor: Executor | None, step: int, one: ListedCheckpoint
     ) -> Future[Outcome]:
         """What is to come of a checkpoint; without an executor it has come."""
-        if executor is not None and one.error is None:
+        error = one.error or self._of_another_model(one)
+        if executor is not None and error is None:
             return executor.submit(measure, self.plan, step, one.url)
         future: Future[Outcome] = Future()
-        future.set_result(one.error or measure(self.plan, step, one.url))
+        future.set_result(error or measure(self.plan, step, one.url))
         return future
+
+    def _of_another_model(self, one: ListedCheckpoint) -> CheckpointError | None:
+        """Why it is of a larger model than the first one; what it lacks is seen as it is read."""
+        if self._decided is None or self._decided[0] is not one.entries:
+            try:
+                self._decided = one.entries, Scope.of_entries(one.entries, self._by_names)
+            except ScopeError:
+                return None
+        own = self._decided[1]
+        self._first = self._first or (one.url, own)
+        url, first = self._first
+        names = [] if own is first else beyond(first, own)
+        if not names:
+            return None
+        return CheckpointError(
+            f"Cannot read {redacted_url(one.url)}: expected the weights in scope of "
+            f"{redacted_url(url)}, got {some_of(names, len(names))} as well. Replay checkpoints of "
+            "one model together."
+        )
 
     def _take(self, step: int, one: ListedCheckpoint, outcome: Outcome) -> None:
         """Record what came of a checkpoint; steps rise from call to call."""
@@ -369,7 +430,7 @@ class Replayer:
             self._fail(one, _why_failed(one, outcome))
         if measured is not None and not self.plan.initial_rms:
             self.plan = replace(self.plan, initial_rms=measured.initial_rms)
-        self._held.append((step, outcome))
+        self._held.append((step, one, outcome))
         like = measured.said["provenance"] if measured else None
         if self._kept is not None:
             like = self._kept.records[-1].provenance
@@ -381,6 +442,7 @@ class Replayer:
                 self.pipeline.publish(record, detail)
             self._held.clear()
         self._done.add(step)
+        self._measured_urls.add(one.url)
         self._num_snapshots += 1
 
     def _open(self, dtypes: tuple[str, ...]) -> None:
@@ -389,6 +451,9 @@ class Replayer:
         if claim.directory is not None:
             prepare(claim.directory)
             claim.acquire(over="none")
+            if self._unlike_log:
+                aside = claim.set_aside(self._unlike_log)
+                self._set_aside = f"The log in {claim.directory} is now {aside}: {self._unlike_log}"
         run = replace(self.plan.run, dtypes=dtypes)
         addresses = self.urls.values() if isinstance(self.urls, Mapping) else self.urls
         info = RunInfo(
@@ -402,7 +467,9 @@ class Replayer:
         self._run = run  # from here on the sinks are to be closed
         self.pipeline.open(info)
 
-    def _record_of(self, step: int, outcome: Outcome, run: RunContext) -> tuple[Record, Detail]:
+    def _record_of(
+        self, step: int, one: ListedCheckpoint, outcome: Outcome, run: RunContext
+    ) -> tuple[Record, Detail]:
         reading = moved = None
         if isinstance(outcome, Measured):
             measured = outcome
@@ -413,6 +480,8 @@ class Replayer:
                 reading = replace(self.rates.reading(step, ()), decay_clock=math.nan)
         else:
             measured = not_measured(step, str(outcome), run)
+            source = Source(address=redacted_url(one.url))
+            measured = replace(measured, said={**measured.said, "source": source})
         record = record_of(measured, reading, moved, publish_s=self.pipeline.publish_s)
         return record, measured.detail
 
@@ -547,64 +616,3 @@ class Patience:
         if self._since.get(one.url, ("", 0.0))[0] != what:
             self._since[one.url] = (what, now)
         return now - self._since[one.url][1]
-
-
-# ------------------------------------------------------------------ the log of an earlier replay
-
-
-def read_log(directory: Path | None) -> Run | None:
-    """What an earlier replay has left in ``directory``; None if there is no record in it."""
-    if directory is None:
-        return None
-    info, records = read_manifest(directory), read_records(directory)
-    is_live = not info.replayed_from if info is not None else bool(records)
-    if is_live:
-        raise ConfigurationError(
-            f"Expected `logdir` to be new or of an earlier replay, but {str(directory)!r} holds "
-            "the log of a live watch. Give another one."
-        )
-    return Run(records, read_events(directory), info) if info is not None and records else None
-
-
-def _until(log: Run, step: int) -> Run:
-    return Run(
-        [record for record in log.records if record.step <= step],
-        [event for event in log.events if event.reported_step <= step],
-        log.info,
-    )
-
-
-def check_same(log: Run, plan: Plan) -> None:
-    """Refuse to go on with other settings than those of the log; the message says which."""
-    assert log.info is not None  # noqa: S101 for the type checker
-    then, now = log.info.provenance.settings(), plan.run.provenance.settings()
-    pairs = {name: (then[name], value) for name, value in now.items()}
-    rules = plan.settings.near_zero
-    logged = next((tuple(r.near_zero) for r in log.records if r.near_zero), rules)
-    pairs["near_zero"] = (sorted(logged), sorted(rules))
-    wrong = [f"{name} {then!r}, now {now!r}" for name, (then, now) in pairs.items() if then != now]
-    if plan.initial_rms is not None and dict(plan.initial_rms) != dict(log.info.initial_rms):
-        wrong.append("another initial_rms")
-    if wrong:
-        raise ConfigurationError(
-            "Expected `logdir` to be new or of a replay with the same settings, but it was written "
-            f"with {'; '.join(wrong)}. Give another one."
-        )
-
-
-def check_same_rates(log: Run, rates: Rates) -> None:
-    """Refuse to go on with another schedule: the clocks of the log's last record are others."""
-    last = next((record for record in reversed(log.records) if record.was_read), None)
-    if last is None:
-        return
-    now = rates.reading(last.step, ()) if rates.is_known else None
-    clocks = {"decay_clock": (last.decay_clock, now.decay_clock if now else math.nan)}
-    if not (rates.is_logged and math.isnan(last.lr_clock)):  # else logged for the first time since
-        clocks["lr_clock"] = (last.lr_clock, now.lr_clock if now else math.nan)
-    for name, (then, known) in clocks.items():
-        if not np.isclose(then, known, rtol=1e-6, atol=0.0, equal_nan=True):
-            raise ConfigurationError(
-                "Expected `logdir` to be new or of a replay with the same `lr` and "
-                f"`weight_decay`, but its {name} at step {last.step} is {then:g}, now {known:g}. "
-                "Give another one."
-            )

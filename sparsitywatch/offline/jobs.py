@@ -21,6 +21,7 @@ from torch import nn
 
 from sparsitywatch.checkpoints.base import load_into, stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.checkpoints.series import mark_of
 from sparsitywatch.checkpoints.storage import one_line
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.pipeline.measure import Measured, RunContext, measure_snapshot
@@ -28,6 +29,7 @@ from sparsitywatch.pipeline.parts import nothing_examined
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.reading import ShardedReader
+from sparsitywatch.records import Source
 from sparsitywatch.redact import redacted_url
 from sparsitywatch.settings import Settings
 from sparsitywatch.vital import unread
@@ -91,7 +93,13 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
                 sampler=None if num_samples == 0 else Sampler(num_samples),
                 examined=nothing_examined if num_samples == 0 else unread(_NOT_TOLD),
             )
-            return replace(measured, sample=_Sample(measured.sample))
+            source = Source(
+                address=checkpoint.url,
+                key=checkpoint.key,
+                mark=mark_of(checkpoint, run.scope.names),
+            )
+            said = {**measured.said, "source": source}
+            return replace(measured, said=said, sample=_Sample(measured.sample))
     except CheckpointError as error:
         return type(error)(str(error))  # a new one, which holds no frame with what was read
     except Exception as error:
@@ -130,6 +138,15 @@ def sample_of(plan: Plan, step: int, url: str) -> Mapping[str, torch.Tensor]:
             return Sampler(plan.settings.dormant_samples).take(stored)
     except CheckpointError:
         return {}
+
+
+def mark_at(plan: Plan, url: str) -> str:
+    """The mark of a checkpoint as it is now; empty if it cannot be read."""
+    try:
+        with open_checkpoint(url, plan.storage_options, plan.key) as checkpoint:
+            return mark_of(checkpoint, plan.run.scope.names)
+    except CheckpointError:
+        return ""
 
 
 # ------------------------------------------------------------------ the model of a worker

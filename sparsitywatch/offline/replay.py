@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,9 @@ from torch import nn
 
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
-from sparsitywatch.checkpoints.discovery import Places, Url
+from sparsitywatch.checkpoints.discovery import Places, Url, discover
+from sparsitywatch.checkpoints.series import ListedCheckpoint, by_series, select
+from sparsitywatch.checkpoints.template import short_names
 from sparsitywatch.errors import (
     ConfigurationError,
     expect,
@@ -38,7 +42,7 @@ from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
-from sparsitywatch.vital import VitalReviewer
+from sparsitywatch.vital import OneRunReviewer, VitalReviewer
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
@@ -73,6 +77,7 @@ def replay(
     idle_timeout_s: float | None = None,
     until: Callable[[], bool] | None = None,
     keep_spectra: int = 1,
+    each: bool = False,
     strict: bool = False,
     **fields: Unpack[SettingsFields],
 ) -> Replayed:
@@ -88,8 +93,10 @@ def replay(
 
     Args:
         urls: checkpoints, folders of them and patterns such as "runs/bert/checkpoint-*", on
-            any storage that fsspec knows. They are measured by step. Where neither names nor
-            contents say it, give each with its step: ``{0: url, 1000: url}``.
+            any storage that fsspec knows. They are measured by step. They are those of one run:
+            their addresses are the same, but for the step and what goes on with it (epoch,
+            tokens, a loss, a rank). Where neither names nor contents say the step, or the
+            addresses differ in more, give each with its step: ``{0: url, 1000: url}``.
         logdir: everything goes to ``<logdir>/sparsitywatch/``; None to write nothing.
         model: what was trained, or a function that makes it. Every parameter is overwritten by
             those of the checkpoints. Without it nothing but tensors is needed; which weights
@@ -130,6 +137,8 @@ def replay(
         idle_timeout_s: stop following when nothing new has come for so many seconds.
         until: stop following when it returns True; it is asked before each listing.
         keep_spectra: as of ``watch``.
+        each: measure every series that is there, such as the runs of a sweep, into a log of its
+            own, ``<logdir>/<name>``; see ``Replayed.each``. Not with ``follow`` or ``sinks``.
         strict: let what goes wrong in a measurement out, for tests.
         fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``,
             ``scope="layers"`` or ``levels=[0.5, 0.9]``.
@@ -138,7 +147,8 @@ def replay(
         Records, events, and what could not be measured.
 
     Raises:
-        ConfigurationError: an argument cannot be used, or ``logdir`` holds something else.
+        ConfigurationError: an argument cannot be used, ``logdir`` holds something else, or the
+            checkpoints are those of several runs, which are listed.
         ScopeError: the scope selects nothing.
         ProxyError: the proxy does not work on this model.
         CheckpointError: there are no checkpoints at all.
@@ -167,26 +177,16 @@ def replay(
         num_threads=None if executor is None else 1,
         strict=strict,
     )
-    rates = Rates(lr, weight_decay)
-    if detectors is None:
-        detectors = _default_detectors(chosen, knows_decay=rates.knows_decay)
-    in_log: list[Sink] = []
-    if directory is not None:  # the lines of JSON come last: what they hold is everywhere
-        in_log = [TensorBoardSink(directory), JsonlSink(directory, keep_spectra=keep_spectra)]
-    pipeline = Pipeline(
-        claim=Claim(directory),
-        sinks=[*as_sinks(sinks), *in_log],
+    make = partial(
+        _replayer,
+        plan=plan,
+        schedule=(lr, weight_decay),
         detectors=detectors,
-        reviewers=(VitalReviewer(),),
+        keep_spectra=keep_spectra,
+        sinks=as_sinks(sinks),
         on_event=on_event,
         on_record=on_record,
-        strict=True,
-    )
-    replayer = Replayer(
-        plan=plan,
-        pipeline=pipeline,
         urls=places,
-        rates=rates,
         steps_per_epoch=steps_per_epoch,
         executor=executor,
         window=window_of(executor) if max_in_flight is None else max_in_flight,
@@ -194,7 +194,80 @@ def replay(
         on_progress=on_progress,
         on_waiting=on_waiting,
     )
-    return replayer.run(patience if follow else None)
+    if each:
+        is_alone = not (follow or sinks)
+        expect(is_alone, "each", "False with `follow` or `sinks`, which are of one run", each)
+        listed = discover(places, plan.storage_options, key=key)
+        return _replay_each(make, None if logdir is None else Path(logdir), listed)
+    return make(directory).run(patience if follow else None)
+
+
+def _replayer(
+    directory: Path | None,
+    listed: Sequence[ListedCheckpoint] | None = None,
+    *,
+    plan: Plan,
+    schedule: tuple[Rate | None, Rate | None],
+    detectors: Mapping[str, Detector] | None,
+    keep_spectra: int,
+    sinks: Sequence[Sink],
+    on_event: Sequence[Callable[[Event], object]],
+    on_record: Sequence[Callable[[Record], object]],
+    **rest: Any,
+) -> Replayer:
+    """What measures one run; nothing of it is shared with another one."""
+    rates = Rates(*schedule)
+    if detectors is None:
+        detectors = _default_detectors(plan.settings, knows_decay=rates.knows_decay)
+    in_log: list[Sink] = []
+    if directory is not None:  # the lines of JSON come last: what they hold is everywhere
+        in_log = [TensorBoardSink(directory), JsonlSink(directory, keep_spectra=keep_spectra)]
+    pipeline = Pipeline(
+        claim=Claim(directory),
+        sinks=[*sinks, *in_log],
+        detectors=detectors,
+        reviewers=(VitalReviewer(), OneRunReviewer()),
+        on_event=on_event,
+        on_record=on_record,
+        strict=True,
+    )
+    return Replayer(plan=plan, pipeline=pipeline, rates=rates, listed=listed, **rest)
+
+
+def _replay_each(
+    make: partial[Replayer], logdir: Path | None, listed: Sequence[ListedCheckpoint]
+) -> Replayed:
+    """Measure every series, one after the other; what is of none of them cannot be measured."""
+    series = by_series(listed)
+    if not series:  # at most one checkpoint, without a step
+        return make(None if logdir is None else place(logdir), listed).run(None)
+    names = short_names(list(series))
+    own = {name: [one for one in listed if one.series == series] for series, name in names.items()}
+    found = {
+        name: make(
+            None if logdir is None else place(logdir / name),
+            ones,
+            detectors=copy.deepcopy(make.keywords["detectors"]),
+        ).run(None)
+        for name, ones in own.items()
+    }
+    pending, others = select([one for one in listed if one.series not in names])
+    rest = [*pending.values(), *others]
+    failures = [Failure(one.url, one.step, one.reason) for one in rest if one.error is not None]
+    for failure in failures:
+        for function in make.keywords["on_failure"]:
+            function(failure)
+    left_out = [Failure(one.url, one.step, one.reason) for one in rest if one.error is None]
+    return Replayed(
+        records=[],
+        events=[],
+        failures=[*(f for one in found.values() for f in one.failures), *failures],
+        left_out=[*(f for one in found.values() for f in one.left_out), *left_out],
+        num_snapshots=sum(one.num_snapshots for one in found.values()),
+        directory=logdir,
+        notes=[note for one in found.values() for note in one.notes],
+        each=found,
+    )
 
 
 def _default_detectors(settings: Settings, *, knows_decay: bool) -> dict[str, Detector]:

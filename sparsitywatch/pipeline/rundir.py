@@ -144,11 +144,11 @@ class Claim:
                 raise LogTakenError(f"{_described(holder)} writes to {str(directory)!r}")
             self._sign(directory)
 
-    def set_aside(self, why: str, *, is_expected: bool = False) -> None:
-        """Claim an empty directory of this name; a run that it held is kept under another one."""
-        directory = self.directory
+    def set_aside(self, why: str, *, is_expected: bool = False) -> Path | None:
+        """Claim an empty directory of this name; where a run that it held is kept, if it did."""
+        directory, target = self.directory, None
         if directory is None:
-            return
+            return None
         with self.writing():
             if _holds_run(directory):
                 places = (f"{directory.name}-earlier-{n}" for n in itertools.count(1))
@@ -160,6 +160,7 @@ class Claim:
                 level = logging.INFO if is_expected else logging.WARNING
                 _logger.log(level, message, directory, why, target)
             self._sign(directory)
+        return target
 
     def resume_in(self, name: str) -> None:
         """Claim the directory ``name`` beside it next, if a run was logged there."""

@@ -7,7 +7,7 @@ that was not asked for is None; both are ``null`` in JSON.
 
 from sparsitywatch.records.codec import from_data, from_json, to_json
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
-from sparsitywatch.records.event import VITAL_KINDS, Event, latest_versions
+from sparsitywatch.records.event import SERIES_KINDS, VITAL_KINDS, Event, latest_versions
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
     Cost,
@@ -24,6 +24,7 @@ from sparsitywatch.records.record import (
     Record,
     Replicas,
     ScopeSummary,
+    Source,
     Vital,
     html_of,
 )
@@ -38,6 +39,7 @@ from sparsitywatch.records.run import (
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SERIES_KINDS",
     "VITAL_KINDS",
     "Cost",
     "DecayProjection",
@@ -59,6 +61,7 @@ __all__ = [
     "Replicas",
     "RunInfo",
     "ScopeSummary",
+    "Source",
     "SparsityCurve",
     "Vital",
     "WatchState",

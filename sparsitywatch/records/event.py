@@ -21,6 +21,11 @@ VITAL_KINDS: Mapping[str, str] = {
     "overwritten": "overwritten by something else than the optimizer",
     "blew_up": "changing far more than ever",
 }
+#: Kinds of what the checkpoints of a replay are to each other, and what is said of two of them.
+SERIES_KINDS: Mapping[str, str] = {
+    "another_run": "Steps {} and {} are not weights of one run",
+    "unlike": "Steps {} and {} have no weights in common",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +160,9 @@ class Event:
         if self.kind == "replicas":
             ranks = ", ".join(map(str, self.ranks))
             return f"Replicas differ: rank{'s' if len(self.ranks) > 1 else ''} {ranks}"
+        if self.kind in SERIES_KINDS:
+            steps = f"{self.before_step:,}", f"{self.detected_step:,}"
+            return SERIES_KINDS[self.kind].format(*steps)
         if self.kind in VITAL_KINDS:
             tensors = "tensors" if self.value > 1 else "tensor"
             return f"{self.value:,.0f} {tensors} {VITAL_KINDS[self.kind]}"
@@ -283,6 +291,8 @@ class Event:
             text = f"{self.headline} did not hold the weights that other ranks held of {names}, "
             text += f"{seen}{same}. The records go on with what rank 0 holds"
             return text + (f"; all ranks agree again {over}" if over else "")
+        if self.kind in SERIES_KINDS:
+            return f"{self.headline}: {self.reason}"
         names = some_of(self.layers, max(int(self.value), len(self.layers)))
         not_yet = f", not yet so at {before}" if before else ""
         text = f"{self.headline}: {names}; {self.reason}; {seen}{not_yet}"
@@ -375,6 +385,7 @@ _SEVERITY = {
     "replicas": "act",
     "untrained": "act",
     "not_finite": "act",
+    "another_run": "act",
 }
 #: By the series or its room, the direction, and "steady"; what is not here is compared.
 #: docs/alarms.md has these sentences, too, and a test holds it to them.
@@ -395,6 +406,10 @@ _ADVICE = {
     "essential_sparsity up": "{value} {compare} before you prune.",
     "essential_sparsity down": "No action needed: the model makes use of more weights.",
     # by kind, where it is no change of a series
+    "another_run": "{compare}: one of them comes from another run, or was replaced. Replay the "
+    "checkpoints of one run.",
+    "unlike": "{compare}: they may come from two runs. If they are of one, they lie far apart: "
+    "give the replay its learning rate and weight decay, or more checkpoints between them.",
     "replicas": "Stop the run and look at what these ranks do otherwise, their devices first. Go "
     "on from a checkpoint of {before} or before.",
     "untrained": "Stop the run and put these tensors into the optimizer, or let the gradient reach "

@@ -368,6 +368,16 @@ class Replicas:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """The checkpoint that a replay measured."""
+
+    address: str  # where it lay, without what may be a secret
+    key: str = ""  # of what was taken in a file that holds several models; empty if it was all
+    # Of the first bytes of some of its in-scope tensors: quick to see again. Empty if unreadable.
+    mark: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What a number depends on; curves whose provenance differs cannot be compared."""
 
@@ -438,6 +448,7 @@ class Record:
         replicas: whether the ranks that hold the same weights hold the same bits; None where no
             two do, or only one watches.
         vital: what was seen of all parameters, in scope or not; None if nobody looked.
+        source: the checkpoint that a replay measured; None of a live model.
         cost, provenance: what it cost, and what it depends on.
     """
 
@@ -472,6 +483,7 @@ class Record:
     layers: Sequence[LayerShare] = ()
     replicas: Replicas | None = None
     vital: Vital | None = None
+    source: Source | None = None
     cost: Cost
     provenance: Provenance
     schema: int = SCHEMA_VERSION

@@ -6,6 +6,7 @@ Plugged into live, offline and pipeline through the seams of ``pipeline/parts.py
 """
 
 from sparsitywatch.vital.judgement import VitalReviewer, unread
+from sparsitywatch.vital.one_run import OneRunReviewer
 from sparsitywatch.vital.reading import VitalTracker
 
-__all__ = ["VitalReviewer", "VitalTracker", "unread"]
+__all__ = ["OneRunReviewer", "VitalReviewer", "VitalTracker", "unread"]

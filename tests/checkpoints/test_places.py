@@ -81,8 +81,9 @@ def test_a_chain_stays_a_chain(form: str, archive: Path, run: Path, tmp_path: Pa
         for one in found:
             with open_checkpoint(one.url, options) as checkpoint:
                 assert all(same_bits(t, WEIGHTS[n]) for n, t in checkpoint.tensors())
-        replayed = sw.replay(url, logdir=None, storage_options=options)
-        assert [(r.step, r.valid) for r in replayed.records] == [(5, True), (20, True), (30, True)]
+        series = [one.url for one in found if "checkpoint-" in one.url]
+        replayed = sw.replay(series, logdir=None, storage_options=options)
+        assert [(r.step, r.valid) for r in replayed.records] == [(5, True), (20, True)]
     finally:
         memory.rm("/chained", recursive=True)
 

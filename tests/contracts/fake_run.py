@@ -36,6 +36,7 @@ from sparsitywatch.records import (
     Replicas,
     RunInfo,
     ScopeSummary,
+    Source,
     SparsityCurve,
     Vital,
     WatchState,
@@ -144,6 +145,7 @@ def look(
         layers=layers,
         replicas=Replicas(num_ranks=2),
         vital=_vital(step),
+        source=Source(address=f"/runs/bert/step-{step}.pt", mark="0123456789abcdef"),
         cost=Cost(
             stall_s=0.31,
             spectrum_s=0.01,

@@ -26,7 +26,7 @@ def told_by_weights(record: Record) -> str:
             **dict.fromkeys(("decay_clock", "lr_clock", "lr", "trained"), math.nan),
             why_no_clock="",
             # a file tells neither gradients nor optimizers
-            **dict.fromkeys(("dormant", "movement", "forecast", "vital")),
+            **dict.fromkeys(("dormant", "movement", "forecast", "vital", "source")),
             layers=tuple(dataclasses.replace(x, dormant=math.nan) for x in record.layers),
             cost=Cost(
                 stall_s=0.0,

@@ -44,11 +44,11 @@ def save_run(folder: Path) -> Path:
 
 
 def on_disk(logdir: Path) -> dict[str, Any]:
-    """Everything that a replay has left, but for times and costs."""
+    """Everything that a replay has left, but for times, costs and where the checkpoints lie."""
     directory = logdir / "sparsitywatch"
     records = logged.records(directory)
     for record in records:
-        del record["wall_time"], record["cost"]
+        del record["wall_time"], record["cost"], record["source"]["address"]
     spectra = {}
     for record in read_records(directory):
         if record.num_nan >= 0:

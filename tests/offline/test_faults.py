@@ -120,7 +120,7 @@ def test_the_first_ones_are_broken(place: Path, tmp_path: Path) -> None:
 
 
 def test_the_first_one_is_of_something_else(place: Path, tmp_path: Path) -> None:
-    save_file({"other.bias": torch.ones(3)}, place / "step-5.safetensors")
+    torch.save({"other.bias": torch.ones(3)}, place / "step-5.pt")
     replayed = sw.replay(place, logdir=tmp_path)
     (failure,) = replayed.failures
     assert (failure.step, "it is not there" in failure.reason) == (5, True)

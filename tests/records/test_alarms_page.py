@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsitywatch.records import VITAL_KINDS, Event
+from sparsitywatch.records import SERIES_KINDS, VITAL_KINDS, Event
 from sparsitywatch.records.event import _ADVICE
 
 PAGE = Path(__file__).parents[2] / "docs" / "alarms.md"
@@ -63,7 +63,14 @@ def test_there_is_a_row_for_every_advice() -> None:
     keys |= {f"{e.series.partition('/')[0]} {e.direction}" for e in EVENTS}
     keys |= {f"{e.series.partition('/')[0]} {e.direction} {e.kind}" for e in EVENTS}
     keys |= {e.kind for e in EVENTS}
-    assert set(_ADVICE) <= keys | {"replicas", *VITAL_KINDS}
+    assert set(_ADVICE) <= keys | {"replicas", *VITAL_KINDS, *SERIES_KINDS}
+
+
+@pytest.mark.parametrize("kind", SERIES_KINDS)
+def test_the_page_says_what_is_done_about_a_series(kind: str) -> None:
+    told = event("motion/sign_flips", "up", (0.002, 0.49), kind=kind)
+    assert f"| `{kind}` | {told.headline}: " in PAGE.read_text()
+    assert f" | {told.advice} |" in PAGE.read_text()
 
 
 @pytest.mark.parametrize(("row", "told"), list(zip(rows(), EVENTS, strict=False)))
