@@ -392,6 +392,8 @@ def _passing(
 ) -> tuple[np.ndarray, float, bool]:
     """Which weights pass as dormant, the share of living ones that does by chance; is it slow?"""
     usual, share = math.sqrt(clock.lr_squared), 1.0
+    if usual == 0.0:  # as good as no step: who stands still is not told from who lives
+        return change <= rounding, 1.0, True
     while True:
         allowed = share * DORMANT_TOLERANCE * clock.lr + rounding
         dormant = change <= allowed

@@ -106,3 +106,16 @@ def test_units_that_die_are_told_where_decay_is_seen(
         run, logdir=None, detectors={"motion/dormant": sw.detectors.DormantRise()}
     ).events
     assert [event.series for event in events] == ["motion/dormant"] * is_told
+
+
+@pytest.mark.parametrize("values", [(0.5, 0.5, 0.25), (0.0, 0.0, 0.0), (0.5, 0.0, 0.5)])
+def test_weights_that_are_all_one_number_are_measured(tmp_path: Path, values) -> None:
+    """Nothing can be estimated of how far living ones move, and nothing is claimed."""
+    for step, value in zip((10, 20, 30), values, strict=True):
+        tensors = {f"layers.{i}.weight": torch.full((64, 64), value) for i in range(3)}
+        torch.save(tensors, tmp_path / f"step-{step}.pt")
+    replayed = sw.replay(tmp_path, logdir=None, on_event=())
+    assert [record.valid for record in replayed.records] == [True] * 3
+    for record in replayed.records[1:]:
+        assert "motion/dormant" not in record.series()
+        assert record.dormant is None or record.dormant.reason
