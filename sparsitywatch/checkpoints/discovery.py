@@ -156,9 +156,13 @@ def _pattern_of(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
 
 def _check_access(pattern: Location) -> None:
     """Raise if the folder before a pattern cannot be listed: a search passes that over."""
-    before = re.split(r"[*?[]", pattern.path, maxsplit=1)[0].rpartition("/")[0]
+    # over http a question mark begins the query, which may be what gives access
+    magic = r"[*[]" if "http" in pattern.fs.protocol else r"[*?[]"
+    before, *is_pattern = re.split(magic, pattern.path, maxsplit=1)
+    if not is_pattern:
+        return
     try:
-        pattern.at(before or "/").names()
+        pattern.at(before.rpartition("/")[0] or "/").names()
     except NoAccessError:
         raise
     except CheckpointError:

@@ -53,7 +53,11 @@ def _run(arguments: argparse.Namespace) -> int:
 def _list(listed: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
     if as_json:
         for one in listed:
-            print(to_json({**asdict(replace(one, entries=())), "url": redacted_url(one.url)}))
+            said = asdict(replace(one, entries=()))
+            del said["version"]
+            for address in ("url", "series"):
+                said[address] = redacted_url(said[address])
+            print(to_json(said))
     else:
         states = [one.state for one in listed]
         kinds = ", ".join(f"{states.count(state):,} {state}" for state in sorted(set(states)))

@@ -30,7 +30,7 @@ from sparsitywatch.checkpoints.series import (
     select,
     spread,
 )
-from sparsitywatch.errors import CheckpointError, expect_functions, expect_mapping
+from sparsitywatch.errors import CheckpointError, expect, expect_functions, expect_mapping
 from sparsitywatch.series import count
 from sparsitywatch.weights.layout import Entry
 
@@ -104,6 +104,7 @@ def audit(
         ConfigurationError: an argument cannot be used.
         CheckpointError: there are no checkpoints at all.
     """
+    expect(isinstance(full, bool), "full", "True or False", full)
     expect_functions("on_begin", on_begin)
     expect_functions("on_progress", on_progress)
     expect_mapping("storage_options", storage_options or {}, "options of the storage by name")

@@ -194,6 +194,8 @@ def replay(
         on_progress=on_progress,
         on_waiting=on_waiting,
     )
+    for name, flag in (("each", each), ("follow", follow)):
+        expect(isinstance(flag, bool), name, "True or False", flag)
     if each:
         is_alone = not (follow or sinks)
         expect(is_alone, "each", "False with `follow` or `sinks`, which are of one run", each)

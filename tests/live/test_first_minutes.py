@@ -64,7 +64,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "projection": DecayProjection(advance=numbers, dormant=numbers, entering=numbers),
         "masks": MaskOverlap(level=numbers, overlap=numbers, num_sampled=5, since_step=1),
         "share": watcher.records[-1].layers[0], "replayed": replayed,
-        "failure": replayed.failures[0], "scope": Scope.of(model),
+        "failure": replayed.failures[0], "audit": sw.audit(folder), "scope": Scope.of(model),
         "spectrum": sw.MagnitudeSpectrum.of(dict(model.named_parameters())),
         "difference": Difference(names[0], 3, "all of it"), "detector": sw.detectors.AbruptChange(),
         "rise": sw.detectors.DormantRise(), "measured": sw.detectors.MeasuredChange(),
