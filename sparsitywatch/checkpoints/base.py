@@ -7,14 +7,16 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
+from sparsitywatch.checkpoints.step_from_contents import EPOCH_KEYS, STEP_KEYS, stated, whole_of
 from sparsitywatch.checkpoints.storage import ByteSource, Location, Range, one_line
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.layout import Entry, clean_name, clean_names, unwrap_model
@@ -85,15 +87,6 @@ def cut_off(name: str, end: int, size: int) -> UnfinishedError:
         "or truncated.",
         name,
     )
-
-
-def as_step(node: object) -> int | None:
-    """A number of optimizer steps out of a file; None if it is something else.
-
-    >>> as_step(500), as_step(True), as_step(-1), as_step(10**5000)
-    (500, None, None, None)
-    """
-    return node if type(node) is int and 0 <= node < 2**63 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,8 +295,35 @@ def _with_codes_told(stored: Stored) -> dict[str, StoredTensor]:
 # ------------------------------------------------------------------ checkpoints
 
 
-#: A number that a checkpoint states, or what looks it up when asked.
-Stated = int | Callable[[], int | None] | None
+class Tree:
+    """Dictionaries in dictionaries, as a file holds them, with tensors and numbers at their ends.
+
+    What these ends are is up to the format; here they are stored tensors and words.
+    """
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+
+    def look(self, node: Any) -> tuple[Sequence[int], bool] | None:
+        """Of a tensor its shape, and whether it holds floats; None of what is no tensor."""
+        if not isinstance(node, StoredTensor):
+            return None
+        entry = node.entry
+        return entry.shape, entry.dtype.is_floating_point or bool(entry.stored_as)
+
+    def stored(self, tensors: Mapping[str, Any]) -> Stored:
+        """The tensors of some ends, found and checked."""
+        return tensors
+
+    def whole(self, node: Any) -> int | None:
+        """The whole number that an end stands for, also as a tensor with one element."""
+        seen = self.look(node)
+        if seen is None:
+            return whole_of(node)
+        if math.prod(seen[0]) != 1:
+            return None
+        (one,) = self.stored({"step": node}).values()
+        return None if one.entry.problem else whole_of(one.load().item())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,12 +332,20 @@ class Contents:
 
     place: Location  # the files that are open there are closed with the checkpoint
     format: str  # how it is stored, such as "safetensors"
-    stored: Stored  # of the model, no optimizer state, in the order of the files
-    step: Stated = None  # done, or what looks it up when asked
-    epoch: Stated = None
-    key: str = ""  # what leads to the model in it, and how many tensors each has that might
-    among: Mapping[str, int] = field(default_factory=dict)
+    tree: Tree
+    step: int | None = None  # what is known of it beside the tree
     counts_saves: bool = False  # a number in its name counts saves, not steps
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Tensors that may be the model."""
+
+    key: str  # the dotted path that leads to them; "" at the top
+    tensors: Mapping[str, Any]  # ends of a tree by their names below it
+    way: tuple[Mapping[Any, Any], ...]  # the dictionaries around them, from the top on
+    #: Of the one that is read: how many tensors each has that could be, by key.
+    among: Mapping[str, int] = field(default_factory=dict)
 
 
 #: Bytes that are read before they are counted. From a local file: what stays in a core's cache,
@@ -334,43 +362,38 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
     a checkpoint that was open at a fork is not for the child.
     """
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: Contents, model: Candidate) -> None:
         self.url = contents.place.shown
         self.format = contents.format
         self._place = contents.place
-        self._step, self._epoch = contents.step, contents.epoch
+        self._contents, self._way = contents, model.way
         #: What leads to the model in it, and how many tensors each has that might be it.
-        self.key, self.among = contents.key, contents.among
+        self.key, self.among = model.key, model.among
         #: Whether a number in its name counts saves.
         self.counts_saves = contents.counts_saves
         #: How long the buffer for ``chunks`` should be.
         self.chunk_bytes = _CHUNK_BYTES if self._place.is_local else _REMOTE_CHUNK_BYTES
         self._stored: dict[str, StoredTensor] = {}
-        for name, one in _with_codes_told(_by_clean_names(contents.stored)).items():
+        stored = contents.tree.stored(model.tensors)
+        for name, one in _with_codes_told(_by_clean_names(stored)).items():
             if one.entry.name != name:
                 one = replace(one, entry=replace(one.entry, name=name))
             self._stored[name] = one
-        if not self._stored:
-            raise ReadingError(
-                f"expected tensors, found none in {self.format}. Name the file or folder that "
-                "holds the model's weights."
-            )
 
-    @property
+    @cached_property
     def step(self) -> int | None:
         """Optimizer steps done, where the contents say so."""
-        self._step = self._known(self._step)
-        return self._step
+        step = self._contents.step
+        return self._number(STEP_KEYS) if step is None else step
 
-    @property
+    @cached_property
     def epoch(self) -> int | None:
         """Epochs, as the contents count them, where they do."""
-        self._epoch = self._known(self._epoch)
-        return self._epoch
+        return self._number(EPOCH_KEYS)
 
-    def _known(self, stated: Stated) -> int | None:
+    def _number(self, keys: Sequence[str]) -> int | None:
         with reading(self.url):
-            return stated() if callable(stated) else stated
+            return stated(self._way, keys, self._contents.tree.whole)
 
     @property
     def num_bytes_read(self) -> int:

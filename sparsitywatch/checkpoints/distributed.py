@@ -6,7 +6,6 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -19,20 +18,13 @@ from sparsitywatch.checkpoints.base import (
     RefusedError,
     Signature,
     StoredTensor,
+    Tree,
     cut_off,
     reading,
 )
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
-from sparsitywatch.checkpoints.model_key import Pick, choose
-from sparsitywatch.checkpoints.step_from_contents import EPOCH_KEYS, PROGRESS, STEP_KEYS
 from sparsitywatch.checkpoints.storage import Location, Source, Window
-from sparsitywatch.checkpoints.torch_file import (
-    as_dtype,
-    as_sizes,
-    read_torch_zip,
-    stored_tensor,
-    whole_in,
-)
+from sparsitywatch.checkpoints.torch_file import Pickled, as_dtype, as_sizes
 from sparsitywatch.weights.layout import Entry
 
 _METADATA = ".metadata"
@@ -69,60 +61,80 @@ class Described:
     pieces: tuple[Piece, ...]
 
 
+@dataclass(frozen=True)
+class Value:
+    """Something else that was saved, and the archive that holds it."""
+
+    path: tuple[str, ...]
+    file: str
+    start: int
+    length: int
+
+
 def is_distributed(seen: Signature) -> bool:
     """Whether a folder is one of torch.distributed.checkpoint."""
     return _METADATA in seen.names or any(name.endswith(".distcp") for name in seen.names)
 
 
-def read_distributed(place: Location, _: Signature | None = None, pick: Pick = choose) -> Contents:
+def read_distributed(place: Location, _: Signature | None = None) -> Contents:
     """A folder of torch.distributed.checkpoint; needs no process group."""
     source = place.inside(_METADATA).open()
     with reading(source.url):
         if source.size > _MAX_METADATA_BYTES:
             raise RefusedError(f"expected at most {_MAX_METADATA_BYTES} bytes of metadata")
-        tensors, places = parse_metadata(source.read(0, source.size))
-        choice = pick(_tree(tensors), _look)
-        if choice is None:
-            names = ", ".join(list(tensors)[:5]) or "none"
-            raise ReadingError(f"expected tensors of a model beside an optimizer's, got {names}.")
-    files: dict[str, Source] = {}
-    stored: dict[str, StoredTensor] = {}
-    for name, one in choice.tensors.items():
-        for piece in one.pieces:
-            if piece.file not in files:
-                files[piece.file] = place.inside(piece.file).open()
-            with reading(files[piece.file].url, name):
-                _check_place(files[piece.file].size, name, piece, one.dtype.itemsize)
-        first = min(((files[p.file].url, p.start) for p in one.pieces), default=("", 0))
-        entry = Entry(name=name, shape=one.shape, dtype=one.dtype)
-        stored[name] = _ChunkedTensor(entry=entry, position=first, pieces=one.pieces, files=files)
-    find = partial(_number, place, places, tensors)
-    return Contents(
-        place=place,
-        format="distributed",
-        stored=stored,
-        step=partial(find, STEP_KEYS),
-        epoch=partial(find, EPOCH_KEYS),
-        key=choice.key,
-        among=choice.among,
-    )
+        tree = _Pieces(place, *parse_metadata(source.read(0, source.size)))
+    return Contents(place=place, format="distributed", tree=tree)
 
 
-def _tree(tensors: Mapping[str, Described]) -> dict[str, Any]:
-    """The dictionaries that were saved, those around each tensor as one with a dotted key."""
-    tree: dict[str, Any] = {}
-    for one in tensors.values():
-        *before, name = one.path
-        inner = tree.setdefault(".".join(before), {}) if before else tree
-        if not isinstance(inner, dict) or name in inner:
-            raise RefusedError("it describes one of its tensors twice", ".".join(one.path))
-        inner[name] = one
-    return tree
+class _Pieces(Tree):
+    """The dictionaries that were saved; their ends lie in files of their own."""
 
+    def __init__(
+        self, place: Location, tensors: Mapping[str, Described], others: Mapping[str, Value]
+    ) -> None:
+        super().__init__({})
+        self._place = place
+        saved: list[Described | Value] = [*tensors.values(), *others.values()]
+        for one in saved:
+            *before, name = one.path
+            inner = self.root
+            for key in before:
+                inner = inner.setdefault(key, {}) if isinstance(inner, dict) else None
+            if not isinstance(inner, dict) or name in inner:
+                raise RefusedError("it describes one of its tensors twice", ".".join(one.path))
+            inner[name] = one
 
-def _look(node: Any) -> tuple[Sequence[int], bool] | None:
-    """Of a tensor its shape and whether it holds floats, as ``Look``."""
-    return (node.shape, node.dtype.is_floating_point) if isinstance(node, Described) else None
+    def look(self, node: Any) -> tuple[Sequence[int], bool] | None:
+        """As of ``Tree``."""
+        is_one = isinstance(node, Described)
+        return (node.shape, node.dtype.is_floating_point) if is_one else None
+
+    def stored(self, tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
+        """As of ``Tree``."""
+        files: dict[str, Source] = {}
+        found: dict[str, StoredTensor] = {}
+        for name, one in tensors.items():
+            for piece in one.pieces:
+                if piece.file not in files:
+                    files[piece.file] = self._place.inside(piece.file).open()
+                with reading(files[piece.file].url, name):
+                    _check_place(files[piece.file].size, name, piece, one.dtype.itemsize)
+            first = min(((files[p.file].url, p.start) for p in one.pieces), default=("", 0))
+            entry = Entry(name=name, shape=one.shape, dtype=one.dtype)
+            found[name] = _ChunkedTensor(
+                entry=entry, position=first, pieces=one.pieces, files=files
+            )
+        return found
+
+    def whole(self, node: Any) -> int | None:
+        """As of ``Tree``; a value that is no tensor is a small archive."""
+        if not isinstance(node, Value):
+            return super().whole(node)
+        if node.length > _ARCHIVE_BYTES:
+            return None
+        with closing(self._place.inside(node.file).source()) as source:
+            inside = Pickled(Window(source, node.start, node.length))
+            return inside.whole(inside.root)
 
 
 def _check_place(file_size: int, name: str, piece: Piece, itemsize: int) -> None:
@@ -133,29 +145,6 @@ def _check_place(file_size: int, name: str, piece: Piece, itemsize: int) -> None
         raise RefusedError(
             f"expected a piece of {needed} bytes and a little around it, got {piece.length}"
         )
-
-
-def _number(
-    folder: Location,
-    places: Mapping[str, tuple[str, int, int]],
-    tensors: Mapping[str, Described],
-    keys: Sequence[str],
-) -> int | None:
-    """A number that was saved beside the model, read without making any object."""
-    before = ("", *(f"{name}." for name in PROGRESS))
-    for name in (start + key for start in before for key in keys):
-        pieces = tensors[name].pieces if name in tensors else ()
-        one = [(piece.file, piece.start, piece.length) for piece in pieces]
-        if math.prod(tensors[name].shape if pieces else ()) != 1:
-            continue
-        for file, start, length in [places[name]] if name in places else one:
-            with closing(folder.inside(file).source()) as source:
-                if length <= _ARCHIVE_BYTES:
-                    part = Window(source, start, length)
-                    number = whole_in(part, *read_torch_zip(part))
-                    if number is not None:
-                        return number
-    return None
 
 
 # ------------------------------------------------------------------ tensors
@@ -190,8 +179,8 @@ class _ChunkedTensor(StoredTensor):
         """The tensor in the archive of a piece."""
         name, dtype, source = self.entry.name, self.entry.dtype, self.files[piece.file]
         with reading(source.url, name):
-            part = Window(source, piece.start, piece.length)
-            found = stored_tensor(part, name, *read_torch_zip(part))
+            inside = Pickled(Window(source, piece.start, piece.length))
+            (found,) = inside.stored({name: inside.root}).values()
             own = found.entry
             if own.problem:
                 raise RefusedError("expected a dense tensor, got another kind")
@@ -210,8 +199,8 @@ class _ChunkedTensor(StoredTensor):
 Places = dict[tuple[str, tuple[int, ...] | None], tuple[str, int, int]]
 
 
-def parse_metadata(data: bytes) -> tuple[dict[str, Described], dict[str, tuple[str, int, int]]]:
-    """The tensors that a ``.metadata`` describes, and where other values lie: both by name."""
+def parse_metadata(data: bytes) -> tuple[dict[str, Described], dict[str, Value]]:
+    """The tensors that a ``.metadata`` describes, and the other values: both by name."""
     try:
         tree = read_inert(data)
     except ValueError as error:
@@ -220,7 +209,8 @@ def parse_metadata(data: bytes) -> tuple[dict[str, Described], dict[str, tuple[s
     described, storage = state.get("state_dict_metadata"), state.get("storage_data")
     if not isinstance(described, dict) or not isinstance(storage, dict):
         raise RefusedError("expected metadata of tensors and of files, got something else")
-    paths = state.get("planner_data")
+    planned = state.get("planner_data")
+    paths = planned if isinstance(planned, dict) else {}
     places = {_index(key): _place(value) for key, value in storage.items()}
     if len(places) != len(storage):
         raise RefusedError("it places one of its pieces twice")
@@ -229,9 +219,9 @@ def parse_metadata(data: bytes) -> tuple[dict[str, Described], dict[str, tuple[s
         if not isinstance(name, str):
             raise RefusedError(f"expected names, got {in_words(name)!r}")
         if isinstance(node, Call) and node.function == Global(_MODULE, "TensorStorageMetadata"):
-            tensors[name] = _described(name, node, paths, places)
-    others = {name: place for (name, offsets), place in places.items() if offsets is None}
-    return tensors, others
+            tensors[name] = _described(name, node, _path(name, paths), places)
+    others = [(name, place) for (name, offsets), place in places.items() if offsets is None]
+    return tensors, {name: Value(_path(name, paths), *place) for name, place in others}
 
 
 def _fields(node: Any, kind: str, module: str = _MODULE) -> dict[str, Any]:
@@ -265,7 +255,7 @@ def _place(node: Any) -> tuple[str, int, int]:
     return file, sizes[0], sizes[1]
 
 
-def _described(name: str, node: Call, paths: Any, places: Places) -> Described:
+def _described(name: str, node: Call, path: tuple[str, ...], places: Places) -> Described:
     state = _fields(node, "TensorStorageMetadata")
     properties = state.get("properties")
     values = properties.state if isinstance(properties, Call) else None
@@ -283,16 +273,16 @@ def _described(name: str, node: Call, paths: Any, places: Places) -> Described:
             raise RefusedError(f"the piece at {offsets} lies in no file", name)
         pieces.append(Piece(offsets, sizes, *places[name, offsets]))
     _check_cover(name, shape, pieces)
-    path = paths.get(name) if isinstance(paths, dict) else None
-    return Described(_parts(path) or (name,), dtype, shape, tuple(pieces))
+    return Described(path, dtype, shape, tuple(pieces))
 
 
-def _parts(path: Any) -> tuple[str, ...]:
-    """The keys that lead to a tensor in the state dict; nothing if they are no such keys."""
-    if not isinstance(path, tuple) or len(path) > _MAX_PARTS:
-        return ()
+def _path(name: str, paths: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The keys that lead to what was saved under a name; the name if they are no such keys."""
+    path = paths.get(name)
+    if not isinstance(path, tuple) or not path or len(path) > _MAX_PARTS:
+        return (name,)
     is_path = all(isinstance(part, str) or (type(part) is int and part < 2**63) for part in path)
-    return tuple(map(str, path)) if is_path else ()
+    return tuple(map(str, path)) if is_path else (name,)
 
 
 def _check_cover(name: str, shape: tuple[int, ...], pieces: list[Piece]) -> None:

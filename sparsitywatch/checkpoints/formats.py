@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,17 +23,16 @@ from sparsitywatch.checkpoints.base import (
     ReadingError,
     RefusedError,
     Signature,
-    Stored,
     StoredTensor,
     StridedTensor,
+    Tree,
     UnfinishedError,
-    as_step,
     cut_off,
     reading,
 )
 from sparsitywatch.checkpoints.distributed import is_distributed, read_distributed
-from sparsitywatch.checkpoints.model_key import Pick, choose, everything
-from sparsitywatch.checkpoints.step_from_contents import EPOCH_KEYS, STEP_KEYS, stated, whole_of
+from sparsitywatch.checkpoints.model_key import choose, everything
+from sparsitywatch.checkpoints.step_from_contents import as_step
 from sparsitywatch.checkpoints.storage import Location, Range, Source
 from sparsitywatch.checkpoints.torch_file import (
     as_sizes,
@@ -86,32 +84,15 @@ def is_safetensors(seen: Signature) -> bool:
     return seen.own_name.endswith(".safetensors") or seen.start[8:9] == b"{"
 
 
-def read_safetensors(file: Location, _: Signature | None = None, pick: Pick = choose) -> Contents:
+def read_safetensors(file: Location, _: Signature | None = None) -> Contents:
     """One file; only its header is read."""
     source = file.open()
     length = int.from_bytes(source.read(0, 8), "little")
     if length > _MAX_HEADER_BYTES:
         raise RefusedError(f"expected a header of at most {_MAX_HEADER_BYTES} bytes, got {length}")
     header, words = _parse(source.read(8, length))
-    found = _picked(file, "safetensors", _placed(source, header, 8 + length), pick)
-    step, epoch = (stated([words], keys, whole_of) for keys in (STEP_KEYS, EPOCH_KEYS))
-    return replace(found, step=step, epoch=epoch)
-
-
-def _picked(place: Location, kind: str, stored: Stored, pick: Pick) -> Contents:
-    """The model's tensors out of those that have nothing but names."""
-    choice = pick(dict(stored), _look) if stored else None
-    if choice is None:
-        return Contents(place=place, format=kind, stored=stored)
-    return Contents(
-        place=place, format=kind, stored=choice.tensors, key=choice.key, among=choice.among
-    )
-
-
-def _look(node: Any) -> tuple[Sequence[int], bool] | None:
-    """Of a stored tensor its shape and whether it holds floats, as ``Look``."""
-    entry: Entry = node.entry
-    return entry.shape, entry.dtype.is_floating_point or bool(entry.stored_as)
+    tree = Tree(words | _placed(source, header, 8 + length))
+    return Contents(place=file, format="safetensors", tree=tree)
 
 
 def _placed(source: Source, header: Mapping[str, Described], start: int) -> dict[str, StoredTensor]:
@@ -245,7 +226,7 @@ def is_inside(name: str) -> bool:
     return is_known or _OF_A_RANK.match(name) is not None
 
 
-def _read_huggingface(place: Location, seen: Signature, pick: Pick) -> Contents:
+def _read_huggingface(place: Location, seen: Signature) -> Contents:
     """A folder of transformers. Pickled settings beside it are never read."""
     names = seen.names
     # the longer suffix is that of safetensors, the better one
@@ -269,27 +250,25 @@ def _read_huggingface(place: Location, seen: Signature, pick: Pick) -> Contents:
     if _TRAINER_STATE in names:
         step = as_step(_read_json(place.inside(_TRAINER_STATE)).get("global_step"))
     if main is None:
-        found = read_distributed(place.inside(FSDP_FOLDER), pick=pick)
+        found = read_distributed(place.inside(FSDP_FOLDER))
     elif main.endswith(_INDEX):
         kind = "safetensors" if ".safetensors" in main else "torch"
-        found = _picked(place, kind, _read_sharded(place, main), pick)
+        found = Contents(place=place, format=kind, tree=Tree(_read_sharded(place, main)))
     else:
-        found = _read_file(place.inside(main), pick)
-    own = found.step if step is None else step
+        found = _read_file(place.inside(main))
     is_save = place.path.rsplit("/", 1)[-1].startswith("checkpoint_")
     is_save &= any(name.startswith(_ACCELERATE_MARK) for name in names)
     return replace(
-        found, place=place, format=f"huggingface/{found.format}", step=own, counts_saves=is_save
+        found, place=place, format=f"huggingface/{found.format}", step=step, counts_saves=is_save
     )
 
 
-def _read_file(file: Location, pick: Pick) -> Contents:
+def _read_file(file: Location) -> Contents:
     with reading(file.shown):
-        read = read_safetensors if file.path.endswith(".safetensors") else read_torch
-        return read(file, pick=pick)
+        return (read_safetensors if file.path.endswith(".safetensors") else read_torch)(file)
 
 
-def _read_sharded(place: Location, index: str) -> Stored:
+def _read_sharded(place: Location, index: str) -> dict[str, StoredTensor]:
     """The tensors of all shards by name, in the order of the index."""
     files = _read_json(place.inside(index)).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
@@ -298,8 +277,11 @@ def _read_sharded(place: Location, index: str) -> Stored:
         )
     found: dict[str, StoredTensor] = {}
     for file in dict.fromkeys(files.values()):
-        shard = _read_file(place.inside(file), everything).stored
-        found |= {name: shard[name] for name in shard if files.get(name) == file}
+        tree = _read_file(place.inside(file)).tree
+        with reading(place.inside(file).shown):
+            tensors = everything(tree.root, tree.look)
+            mine = {name: one for name, one in tensors.items() if files.get(name) == file}
+            found |= tree.stored(mine)
     for name, file in files.items():
         if name not in found:
             cause = f"{index} places it there, but the file has none of this name"
@@ -419,7 +401,7 @@ def foreign(names: Iterable[str]) -> str:
 # ------------------------------------------------------------------ the list, and what it opens
 
 Matches = Callable[[Signature], bool]
-Read = Callable[[Location, Signature, Pick], Contents]
+Read = Callable[[Location, Signature], Contents]
 
 #: How a place is read: by the first that matches.
 FORMATS: Sequence[tuple[str, Matches, Read]] = (
@@ -476,7 +458,8 @@ def open_checkpoint(
         read = next((read for _, matches, read in FORMATS if matches(seen)), None)
         if read is None:
             raise _unknown(seen)
-        checkpoint = Checkpoint(read(place, seen, partial(choose, key=key)))
+        contents = read(place, seen)
+        checkpoint = Checkpoint(contents, choose(contents.tree.root, contents.tree.look, key))
         if _is_adapter(checkpoint.entries()):
             raise ReadingError(_ADAPTER)
         unless_open.pop_all()

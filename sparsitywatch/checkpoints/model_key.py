@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import islice
 from typing import Any, TypeGuard
 
-from sparsitywatch.checkpoints.base import ReadingError, RefusedError
-from sparsitywatch.checkpoints.inert_pickle import in_words
+from sparsitywatch.checkpoints.base import Candidate, ReadingError, RefusedError
+from sparsitywatch.checkpoints.inert_pickle import Call, in_words
 from sparsitywatch.series import count
 
 #: A level of a checkpoint, and what is on the way to it, from the top on.
@@ -35,53 +36,50 @@ _COPY = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Tensors that may be the model."""
-
-    key: str  # the dotted path that leads to them; "" at the top
-    tensors: Mapping[str, Any]  # by their names below it
-    way: Way
-    #: Of the one that is read: how many tensors each has that could be, by key.
-    among: Mapping[str, int] = field(default_factory=dict)
-
-
-#: Takes the model's tensors out of what a file holds; None if there are none.
-Pick = Callable[[Level, Look], Candidate | None]
-
-
-def choose(tree: Level, look: Look, key: str | None = None) -> Candidate | None:
-    """The tensors under ``key``; without it the only ones that may be a model, if there are any.
+def choose(tree: Any, look: Look, key: str | None = None) -> Candidate:
+    """The tensors under ``key``; without it the only ones that may be a model.
 
     Raises:
-        ReadingError: several may be, or none is there under ``key``; the message lists them.
+        ReadingError: none are, or several, or none is there under ``key``; the message lists them.
     """
-    found = candidates_of(tree, look)
+    found = candidates_of(tree, look) if isinstance(tree, dict) else []
     among = {one.key: len(one.tensors) for one in found}
     words = [f"{one[:80]!r} ({count(num, 'tensor')})" for one, num in among.items()]
     more = f" and {len(words) - _MAX_SHOWN:,} more" if len(words) > _MAX_SHOWN else ""
     listed = f": {', '.join(words[:_MAX_SHOWN])}{more}" if words else ""
-    if key is None and len(found) > 1:
+    chosen = [one for one in found if key in (None, one.key)]
+    if key is not None and not chosen and isinstance(tree, dict):
+        tensors = everything(tree, look, key)
+        if not tensors:
+            raise ReadingError(
+                f"expected tensors under the key {key[:80]!r}, found none{listed}. Give another."
+            )
+        chosen = [Candidate(key, tensors, found[0].way if found else (tree,))]
+    if not chosen:
+        raise ReadingError(
+            "expected tensors of a model in a state dict, or in a dictionary with one; got "
+            f"{_what(tree)}. Save model.state_dict(), and name the file or folder that holds it."
+        )
+    if len(chosen) > 1:
         first = found[0].key
         raise ReadingError(
             f"expected one dictionary of weights, got several{listed}. Say which one to read, such "
             f"as `--key {first or repr(first)}` (key={first!r})."
         )
-    chosen = next((one for one in found if key in (None, one.key)), None)
-    if chosen is None and key is not None:
-        tensors = everything(tree, look, key).tensors
-        if not tensors:
-            raise ReadingError(
-                f"expected tensors under the key {key[:80]!r}, found none{listed}. Give another."
-            )
-        chosen = Candidate(key, tensors, found[0].way if found else (tree,))
-    return chosen and replace(chosen, among=among)
+    return replace(chosen[0], among=among)
 
 
-def everything(tree: Level, look: Look, key: str = "") -> Candidate:
+def _what(tree: Any) -> str:
+    if isinstance(tree, dict):
+        keys = [in_words(key)[:40] for key in islice(tree, 8)]
+        return f"a dictionary of {', '.join(keys) or 'nothing'}"
+    return f"{in_words(tree)}, which is never made" if isinstance(tree, Call) else in_words(tree)
+
+
+def everything(tree: Level, look: Look, key: str = "") -> dict[str, Any]:
     """All tensors whose dotted path begins with ``key``, by what follows on it."""
     start = key if key.endswith(("_", "/", ".")) or not key else f"{key}."
-    return Candidate(key, _named(_leaves(tree, look, start, "", set())), (tree,))
+    return _named(_leaves(tree, look, start, "", set()))
 
 
 def candidates_of(tree: Level, look: Look) -> list[Candidate]:

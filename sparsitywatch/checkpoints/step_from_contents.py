@@ -7,7 +7,6 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sparsitywatch.checkpoints.base import as_step
 from sparsitywatch.checkpoints.inert_pickle import Call, Global
 
 #: Keys under which a checkpoint keeps the number of optimizer steps done, and that of epochs.
@@ -55,6 +54,16 @@ def _inside(place: Mapping[Any, Any], depth: int) -> Iterator[tuple[Mapping[Any,
 
 
 # ------------------------------------------------------------------ numbers
+
+
+def as_step(node: object) -> int | None:
+    """A number of optimizer steps out of a file; None if it is something else.
+
+    >>> as_step(500), as_step(True), as_step(-1), as_step(10**5000)
+    (500, None, None, None)
+    """
+    return node if type(node) is int and 0 <= node < 2**63 else None
+
 
 _SCALAR = re.compile(r"numpy\.(?:core|_core)\.multiarray$")
 _FORMATS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",

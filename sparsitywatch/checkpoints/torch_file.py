@@ -5,15 +5,12 @@ The model's state dict is somewhere inside, as the step is. DeepSpeed keeps such
 
 from __future__ import annotations
 
-import math
 import re
 import zipfile
 import zlib
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
-from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -29,18 +26,15 @@ from sparsitywatch.checkpoints.base import (
     Signature,
     StoredTensor,
     StridedTensor,
+    Tree,
     UnfinishedError,
-    as_step,
     reading,
 )
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words, read_inert
-from sparsitywatch.checkpoints.model_key import Pick, choose
-from sparsitywatch.checkpoints.step_from_contents import EPOCH_KEYS, STEP_KEYS, stated, whole_of
+from sparsitywatch.checkpoints.step_from_contents import as_step
 from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location, Range
 from sparsitywatch.weights.layout import Entry
 
-#: Where Composer keeps the model.
-_COMPOSER = "state"
 #: How files from before version 1.6 begin: with the pickled magic number.
 _OLD_START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
@@ -50,47 +44,90 @@ def is_torch(seen: Signature) -> bool:
     return seen.start.startswith((ARCHIVE_START, _OLD_START))
 
 
-def read_torch(file: Location, _: Signature | None = None, pick: Pick = choose) -> Contents:
+def read_torch(file: Location, _: Signature | None = None) -> Contents:
     """A file of torch.save: nanoGPT's, Lightning's, a bare state dict."""
-    return _read(file, pick)[0]
-
-
-def _read(file: Location, pick: Pick) -> tuple[Contents, Any]:
-    """What a file holds of a model, and all that it describes."""
-    source = file.open()
-    tree, records = read_torch_zip(source)
-    choice = pick(tree, _look) if isinstance(tree, dict) else None
-    if choice is None:
-        raise ReadingError(
-            f"expected a state dict, or a dictionary with one; got {_what(tree)}. Save "
-            "model.state_dict() and read that."
-        )
-    kind = "torch"
-    if "pytorch-lightning_version" in tree:
+    tree = Pickled(file.open())
+    kind, words = "torch", tree.root if isinstance(tree.root, dict) else {}
+    if "pytorch-lightning_version" in words:
         kind = "lightning"
-    elif any(place is tree.get(_COMPOSER) for place in choice.way):
+    elif isinstance(words.get("state"), dict) and "model" in words["state"]:
         kind = "composer"
-    whole = partial(whole_in, source, records=records)
-    contents = Contents(
-        place=file,
-        format=kind,
-        stored=_stored_tensors(source, choice.tensors, records),
-        step=partial(stated, choice.way, STEP_KEYS, whole),
-        epoch=partial(stated, choice.way, EPOCH_KEYS, whole),
-        key=choice.key,
-        among=choice.among,
-    )
-    return contents, tree
+    return Contents(place=file, format=kind, tree=tree)
 
 
-def whole_in(source: ByteSource, node: Any, records: Mapping[str, ArchiveRecord]) -> int | None:
-    """A whole number that a file states, also as a tensor with one element."""
-    seen = _look(node)
-    if seen is None:
-        return whole_of(node)
-    one = stored_tensor(source, "step", node, records)
-    is_number = math.prod(one.entry.shape) == 1 and not one.entry.problem
-    return whole_of(one.load().item()) if is_number else None
+class Pickled(Tree):
+    """What an archive of torch.save describes; its ends are nodes of a pickle."""
+
+    def __init__(self, source: ByteSource) -> None:
+        root, self._records = _read_zip(source)
+        super().__init__(root)
+        self._source = source
+
+    def look(self, node: Any) -> tuple[Sequence[int], bool] | None:
+        """As of ``Tree``."""
+        if not _is_tensor(node):
+            return None
+        call = _plain_call(node)
+        size = as_sizes(call.arguments[2]) if call and len(call.arguments) > 3 else None
+        if call is None or size is None:  # of another kind, or broken: reading it says so
+            return (0, 0), True
+        storage = call.arguments[0]
+        kind = storage.value[1] if isinstance(storage, PersistentId) else None
+        return size, not (isinstance(kind, Global) and kind.name in _WHOLE_NUMBERS)
+
+    def stored(self, tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
+        """As of ``Tree``.
+
+        Views of one storage may be many and large: what a few bytes of a pickle make of it can be
+        read as long as all together is not much more than the file.
+        """
+        left = _MAX_TIMES_SIZE * self._source.size + _MAX_EXPANDED_BYTES
+        seen: set[Hashable] = set()
+        found = {name: self._at(name, node) for name, node in tensors.items()}
+        for name, entry in [(name, one.entry) for name, one in found.items()]:
+            if entry.problem or entry.storage in seen:
+                continue
+            if entry.num_bytes > left:
+                problem = f"it is expanded to {entry.num_bytes} bytes that are not in the file"
+                found[name] = StoredTensor(entry=replace(entry, problem=problem))
+            else:
+                left -= entry.num_bytes
+                seen.add(entry.storage)
+        return found
+
+    def _at(self, name: str, node: Any) -> StoredTensor:
+        """The tensor of a node, its place in the file checked against that of its storage."""
+        call = _plain_call(node)
+        if call is None or len(call.arguments) < 4:
+            return _unreadable(name, node)
+        _, offset, size, steps = call.arguments[:4]
+        key, dtype = _storage_of(name, call)
+        shape, stride = as_sizes(size), as_sizes(steps)
+        is_place = type(offset) is int and offset >= 0 and isinstance(key, str)
+        if not is_place or shape is None or stride is None or len(shape) != len(stride):
+            raise RefusedError("its shape, strides and offset contradict each other", name)
+        if key not in self._records:
+            raise RefusedError(f"its storage {key[:40]!r} is not in the file", name)
+        record, member = self._records[key], self._records[key].member
+        reach, is_flat = extent(shape, stride)
+        begin, num_bytes = offset * dtype.itemsize, reach * dtype.itemsize
+        if begin + num_bytes > member.file_size:
+            raise RefusedError(
+                f"expected shape {shape} with strides {stride} of {dtype} inside its storage of "
+                f"{member.file_size} bytes, it needs {begin + num_bytes}",
+                name,
+            )
+        storage = (self._source.path, key, offset, shape, stride)
+        return StridedTensor(
+            entry=Entry(name=name, shape=shape, dtype=dtype, storage=storage),
+            position=(self._source.url, member.header_offset + begin),
+            source=record,
+            start=begin,
+            num_bytes=num_bytes,
+            stride=None if is_flat else stride,
+            # torch writes 0 where it was asked to compute none
+            crc=(member.CRC or None) if num_bytes == member.file_size else None,
+        )
 
 
 def _function(node: Any) -> Global | None:
@@ -117,26 +154,6 @@ def _made_by_its_class(node: Any) -> Global | None:
     return maker if is_one else None
 
 
-def _look(node: Any) -> tuple[Sequence[int], bool] | None:
-    """Of a node that describes a tensor its shape and whether it holds floats, as ``Look``."""
-    if not _is_tensor(node):
-        return None
-    call = _plain_call(node)
-    size = as_sizes(call.arguments[2]) if call and len(call.arguments) > 3 else None
-    if call is None or size is None:  # of another kind, or broken: reading it says so
-        return (0, 0), True
-    storage = call.arguments[0]
-    kind = storage.value[1] if isinstance(storage, PersistentId) else None
-    return size, not (isinstance(kind, Global) and kind.name in _WHOLE_NUMBERS)
-
-
-def _what(tree: Any) -> str:
-    if isinstance(tree, dict):
-        keys = [in_words(key)[:40] for key in islice(tree, 8)]
-        return f"a dictionary of {', '.join(keys) or 'nothing'}"
-    return f"{in_words(tree)}, which is never made" if isinstance(tree, Call) else in_words(tree)
-
-
 # ------------------------------------------------------------------ zip archives
 
 #: Largest description that is read. Tensors lie outside of it: a few MB in practice.
@@ -149,7 +166,7 @@ _DATA = "/data.pkl"
 _MAX_CONTENTS_BYTES = 64 * 2**20
 
 
-def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, ArchiveRecord]]:
+def _read_zip(source: ByteSource) -> tuple[Any, dict[str, ArchiveRecord]]:
     """What an archive describes, and the records of its storages by their keys."""
     records = _records(source)
     pickle = next(name for name in records if name.endswith(_DATA))
@@ -354,71 +371,6 @@ def _unreadable(name: str, node: Any) -> StoredTensor:
 _MAX_TIMES_SIZE, _MAX_EXPANDED_BYTES = 4, 64 * 2**20
 
 
-def _stored_tensors(
-    source: ByteSource, weights: Mapping[Any, Any], records: Mapping[str, ArchiveRecord]
-) -> dict[str, StoredTensor]:
-    """The tensors of a state dict by name, out of nodes that describe tensors of any kind.
-
-    Views of one storage may be many and large: what a few bytes of a pickle make of it can be
-    read as long as all together is not much more than the file.
-    """
-    left = _MAX_TIMES_SIZE * source.size + _MAX_EXPANDED_BYTES
-    seen: set[Hashable] = set()
-    stored: dict[str, StoredTensor] = {}
-    for key, node in weights.items():
-        name = str(key) if type(key) is int else key
-        if not isinstance(name, str) or name in stored:
-            raise RefusedError(f"expected names of tensors that occur once, got {in_words(key)}")
-        one = stored[name] = stored_tensor(source, name, node, records)
-        entry = one.entry
-        if not entry.problem and entry.storage not in seen:
-            seen.add(entry.storage)
-            num_bytes = math.prod(entry.shape) * entry.dtype.itemsize
-            left -= num_bytes
-            if left < 0:
-                left += num_bytes
-                problem = f"it is expanded to {num_bytes} bytes that are not in the file"
-                stored[name] = StoredTensor(entry=replace(entry, problem=problem))
-    return stored
-
-
-def stored_tensor(
-    source: ByteSource, name: str, node: Any, records: Mapping[str, ArchiveRecord]
-) -> StoredTensor:
-    """The tensor of a node, its place in the file checked against that of its storage."""
-    call = _plain_call(node)
-    if call is None or len(call.arguments) < 4:
-        return _unreadable(name, node)
-    _, offset, size, steps = call.arguments[:4]
-    key, dtype = _storage_of(name, call)
-    shape, stride = as_sizes(size), as_sizes(steps)
-    is_place = type(offset) is int and offset >= 0 and isinstance(key, str)
-    if not is_place or shape is None or stride is None or len(shape) != len(stride):
-        raise RefusedError("its shape, strides and offset contradict each other", name)
-    if key not in records:
-        raise RefusedError(f"its storage {key[:40]!r} is not in the file", name)
-    record, member = records[key], records[key].member
-    reach, is_flat = extent(shape, stride)
-    begin, num_bytes = offset * dtype.itemsize, reach * dtype.itemsize
-    if begin + num_bytes > member.file_size:
-        raise RefusedError(
-            f"expected shape {shape} with strides {stride} of {dtype} inside its storage of "
-            f"{member.file_size} bytes, it needs {begin + num_bytes}",
-            name,
-        )
-    storage = (source.path, key, offset, shape, stride)
-    return StridedTensor(
-        entry=Entry(name=name, shape=shape, dtype=dtype, storage=storage),
-        position=(source.url, member.header_offset + begin),
-        source=record,
-        start=begin,
-        num_bytes=num_bytes,
-        stride=None if is_flat else stride,
-        # torch writes 0 where it was asked to compute none
-        crc=(member.CRC or None) if num_bytes == member.file_size else None,
-    )
-
-
 def _storage_of(name: str, call: Call) -> tuple[Any, torch.dtype]:
     """The key of the storage that a tensor is a part of, and the tensor's dtype."""
     storage = call.arguments[0]
@@ -469,7 +421,7 @@ def is_deepspeed(seen: Signature) -> bool:
     return bool(tags) and (_LATEST in seen.names or "zero_to_fp32.py" in seen.names)
 
 
-def read_deepspeed(place: Location, seen: Signature, pick: Pick) -> Contents:
+def read_deepspeed(place: Location, seen: Signature) -> Contents:
     """A folder of DeepSpeed, or the one inside that its ``latest`` names.
 
     The weights are in the precision that the training computes in; what ZeRO keeps in single
@@ -486,7 +438,8 @@ def read_deepspeed(place: Location, seen: Signature, pick: Pick) -> Contents:
     if is_whole:
         file = place.inside(_WHOLE)
         with reading(file.shown):
-            contents, tree = _read(file, pick)
+            contents = read_torch(file)
+        tree = contents.tree.root
         is_whole = not isinstance(tree, dict) or (as_step(tree.get("mp_world_size")) or 1) == 1
     if not is_whole:
         raise ReadingError(

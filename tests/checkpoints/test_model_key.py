@@ -216,6 +216,17 @@ def test_a_prefix_leads_to_a_part_in_every_format(kind: str, tmp_path: Path) -> 
         read(path, key="model.enc")
 
 
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [*((kind, "step") for kind in FORMATS), ("torch", "trainer"), ("dcp", "trainer")],
+)
+def test_a_step_that_is_a_tensor_is_read_in_every_format(kind, where, tmp_path: Path) -> None:
+    number = torch.tensor(70) if where == "step" else {"step": torch.tensor([70.0])}
+    path = FORMATS[kind]({"model": weights(1), where: number, "epoch": torch.tensor(3)}, tmp_path)
+    with open_checkpoint(path, key="model") as checkpoint:
+        assert (checkpoint.step, checkpoint.epoch) == (70, 3)
+
+
 def test_a_key_with_dots_of_its_own(tmp_path: Path) -> None:
     path = as_torch({"a.b": {"c": weights(1)}, "a": {"b": weights(2)}}, tmp_path)
     assert_same(read(path, key="a.b.c"), weights(1))
