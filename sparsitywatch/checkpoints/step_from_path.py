@@ -37,10 +37,12 @@ def path_parts(url: str) -> list[str]:
 #: 500, 1_000, 1,000 or 1.5, and then k, M or e5.
 _NUMBER = (
     r"(?P<number>\d{1,3}(?:[_,]\d{3})+(?!\d)|\d+(?:\.\d+)?)"
-    r"(?:[eE]\+?(?P<exponent>\d{1,2})|(?P<unit>[kKmM]))?(?![A-Za-z0-9]|-of-\d)"
+    r"(?:[eE]\+?(?P<exponent>\d{1,2})|(?P<unit>[kKmM]))?(?![A-Za-z0-9\0]|-of-\d)"
 )
-_WHOLE = r"(?P<number>\d+)(?![A-Za-z0-9]|\.\d|-of-\d)"
-_GAP = r"(?:__|--|[_=:. -])?"
+_WHOLE = r"(?P<number>\d+)(?![A-Za-z0-9\0]|\.\d|-of-\d)"
+#: What a day is written over with before a number is looked for that may be one.
+_BLANK = "\0"
+_GAP = rf"(?:__|--|[_=:. -]|[_-]?{_BLANK}+[_-]?)?"
 #: "timestep5" and "lambda5" count something else.
 _WORD = r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z])|(?<=global)|(?<=train)|(?<=opt))"
 _COUNTED = r"(?i:steps?|iterations?|iters?|itrs?|updates?)"
@@ -94,11 +96,11 @@ _TOO_MANY = 10**15
 
 @dataclass(frozen=True)
 class StepPlace:
-    """The step that a path states, and where."""
+    """The step that a path states, and where in it, as ``path_parts`` are with "/" between."""
 
     step: int
-    component: int  # of ``path_parts``
-    begin: int  # of the words in it that say so: what stands before the number may be its epoch
+    is_sure: bool  # the name says that it counts steps
+    begin: int  # of the words that say so: what stands before the number may be its epoch
     start: int  # of the number
     end: int
 
@@ -119,46 +121,39 @@ def step_of_name(url: str) -> int | None:
 @lru_cache(_NUM_NAMES)
 def place_of_step(url: str) -> StepPlace | None:
     """The step of ``step_of_name``, and where it stands."""
-    last = list(enumerate(path_parts(url)))[-_MAX_PARTS:]
+    parts = path_parts(url)
+    last = list(enumerate(parts))[-_MAX_PARTS:]
     named = [(index, part) for index, part in last if not _is_inner(part)]
     for index, part in reversed(named[-2:]):
-        stem = _SUFFIX.sub("", part)
-        match = _match_in(stem)
+        match, is_sure = _match_in(_SUFFIX.sub("", part))
         step = None if match is None else _counted(match.groupdict())
         if match is not None and step is not None:
-            start, shift = match.start("number"), 0
-            if match.string != stem:  # a day was taken out before
-                shift = max(stem.rfind(match["number"]) - start, 0)
             end = max(match.end(key) for key in match.groupdict())
-            return StepPlace(step, index, match.start() + shift, start + shift, end + shift)
+            before = sum(len(one) + 1 for one in parts[:index])
+            spots = (match.start(), match.start("number"), end)
+            return StepPlace(step, is_sure, *(before + spot for spot in spots))
     return None
 
 
-@lru_cache(_NUM_NAMES)
 def says_steps(url: str) -> bool:
-    """Whether a name, or that of the folder around it, says that a number counts steps.
+    """Whether the name that states a step says that the number counts steps.
 
     >>> [says_steps(n) for n in ("run/step-500.pt", "checkpoint-500", "ep0-ba500.pt", "500")]
     [True, False, True, False]
     """
-    stems = [_SUFFIX.sub("", part) for part in path_parts(url)[-2:]]
-    found = ((stem, match) for stem in stems for one in _SURE for match in one.finditer(stem))
-    return any(not _SETTING.search(stem[: match.start()]) for stem, match in found)
+    place = place_of_step(url)
+    return place is not None and place.is_sure
 
 
-def _step_in(stem: str) -> int | None:
-    match = _match_in(stem)
-    return None if match is None else _counted(match.groupdict())
-
-
-def _match_in(stem: str) -> re.Match[str] | None:
-    undated = _DATE.sub("", stem)
+def _match_in(stem: str) -> tuple[re.Match[str] | None, bool]:
+    """What states a step in a name, and whether that is sure."""
+    undated = _DATE.sub(lambda day: _BLANK * len(day[0]), stem)
     for patterns, text in ((_SURE, stem), (_LIKELY, undated)):
         for pattern in patterns:
             found = [m for m in pattern.finditer(text) if not _SETTING.search(text[: m.start()])]
             if found:
-                return found[-1]
-    return None
+                return found[-1], patterns is _SURE
+    return None, False
 
 
 def _counted(said: dict[str, str | None]) -> int | None:
@@ -256,7 +251,7 @@ def is_temporary(url: str) -> bool:
         return True
     return any(
         (_TEMPORARY_START.search(part) or _TEMPORARY_END.search(part))
-        and _step_in(without_temporary(part)) is not None
+        and step_of_name(without_temporary(part)) is not None
         for part in (*around, name)
     )
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from sparsitywatch.checkpoints.step_from_path import StepPlace, path_parts, place_of_step
+from sparsitywatch.checkpoints.step_from_path import path_parts, place_of_step
 from sparsitywatch.weights.layout import natural_order
 
 #: What changes within a run, by the word before or after a number.
@@ -53,15 +53,15 @@ class _Value:
     kind: str
     words: tuple[str, ...]  # those before and after it, in lower case
     is_beside: bool  # in the component of the step
-    is_of_step: bool  # the step once more, or what is said of it in front
+    is_again: bool  # the step of the name once more
 
     @property
     def is_identity(self) -> bool:
         return _IDENTITY.fullmatch(self.words[0]) is not None
 
     def is_of(self, step: int) -> bool:
-        """Whether it is the step, or belongs to it."""
-        return self.is_of_step or (self.text.isdecimal() and int(self.text) == step)
+        """Whether it is the step."""
+        return self.is_again or (self.text.isdecimal() and int(self.text) == step)
 
     @property
     def number(self) -> float:
@@ -76,8 +76,8 @@ class _Address:
 
     texts: tuple[str, ...]  # one more than values
     values: tuple[_Value, ...]
-    folders: tuple[str, ...]  # the components as they are; with what stands before and after
-    at: int  # of these, the one with the step; -1 if none has one
+    parts: tuple[str, ...]  # the components as they are; first what stands around the path
+    around: tuple[str, ...] | None  # those before the one with the step, if one has it
 
     def filled(self, kept: Sequence[bool]) -> str:
         """The address; what is not kept is "*"."""
@@ -100,10 +100,10 @@ def templates(steps: Mapping[str, int]) -> dict[str, str]:
         columns = zip(*(read[url].values for url in urls), strict=True)
         kept = [not _is_no_part(column, [steps[url] for url in urls]) for column in columns]
         found.update((url, read[url].filled(kept)) for url in urls)
-    places = {a.folders[: a.at]: found[url] for url, a in read.items() if a.at >= 0}
+    places = {a.around: found[url] for url, a in read.items() if a.around}
     for url, address in read.items():
-        if address.at < 0:
-            found[url] = _by_role(address.folders, places, found[url])
+        if address.around is None:
+            found[url] = _by_role(address.parts, places, found[url])
     return found
 
 
@@ -120,14 +120,14 @@ def short_names(series: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _by_role(folders: tuple[str, ...], places: Mapping[tuple[str, ...], str], own: str) -> str:
+def _by_role(parts: tuple[str, ...], places: Mapping[tuple[str, ...], str], own: str) -> str:
     """The series whose last or best checkpoint this is by its name, else its ``own``."""
-    if folders in places:  # a Trainer leaves its best model in the folder of the run
-        return places[folders]
-    for at in (len(folders) - 1, len(folders) - 2):  # a file, or the folder that it is in
-        if _ROLE.fullmatch(folders[at]) and folders[:at] in places:
-            return places[folders[:at]]
-    return f"{own.rpartition('/')[0]}/*" if _ROLE.fullmatch(folders[-1]) else own
+    if parts in places:  # a Trainer leaves its best model in the folder of the run
+        return places[parts]
+    for at in (len(parts) - 1, len(parts) - 2):  # a file, or the folder that it is in
+        if _ROLE.fullmatch(parts[at]) and parts[:at] in places:
+            return places[parts[:at]]
+    return f"{own.rpartition('/')[0]}/*" if _ROLE.fullmatch(parts[-1]) else own
 
 
 def _is_no_part(column: Sequence[_Value], steps: Sequence[int]) -> bool:
@@ -155,49 +155,31 @@ def _is_no_part(column: Sequence[_Value], steps: Sequence[int]) -> bool:
 
 @lru_cache(2**16)
 def _read(url: str) -> _Address:
-    parts, place = path_parts(url), place_of_step(url)
+    place, parts = place_of_step(url), path_parts(url)
     path = "/".join(parts)
-    before, _, after = url.partition(path) if path in url else ("", "", "")
+    before, _, after = url.partition(path) if path and path in url else ("", "", "")
     after = after if after.startswith("::") else ""
-    at = -1 if place is None else place.component
-    texts, values = [before], []
-    for index, part in enumerate(parts):
-        texts[-1] += "/" if index else ""
-        is_beside = index == (at if at >= 0 else len(parts) - 1)
-        for found in _pieces(part, place, is_beside=is_beside, has_step=index == at):
-            if isinstance(found, str):
-                texts[-1] += found
-            else:
-                values.append(found)
-                texts.append("")
-    texts[-1] += after
-    return _Address(
-        tuple(texts), tuple(values), (before + after, *parts), at + 1 if at >= 0 else -1
-    )
-
-
-def _pieces(
-    part: str, place: StepPlace | None, *, is_beside: bool, has_step: bool
-) -> Iterator[str | _Value]:
-    """What a component of a path consists of: text, "{step}" for the step, and values."""
-    step, front, chunks = None if place is None else place.step, len(part), [part]
-    if place is not None and has_step:
-        front, chunks = place.begin, [part[: place.start], part[place.end :]]
-    for number, chunk in enumerate(chunks):
-        if number:
-            yield "{step}"
-        text = _ROLE_BESIDE.sub(lambda m: "\0" * len(m[0]), chunk) if has_step else chunk
-        end = 0
-        for match in _VALUE.finditer(text):
-            yield text[end : match.start()].replace("\0", "")
-            words = _BEFORE.search(text[: match.start()]), _AFTER.match(text[match.end() :])
-            is_again = match[0].isdecimal() and int(match[0]) == step
-            yield _Value(
+    begin = path.rfind("/", 0, None if place is None else place.start) + 1
+    around, own, rest = None, path[begin:], ""
+    if place is not None:
+        around = (before + after, *parts[: path.count("/", 0, begin)])
+        front = path[begin : place.begin] + re.sub(r"\d+", "*", path[place.begin : place.start])
+        behind, slash, rest = path[place.end :].partition("/")
+        own, rest = _ROLE_BESIDE.sub("", f"{front}{{step}}{behind}"), slash + rest
+    text, texts, values, end = path[:begin] + own + rest, [before], [], 0
+    for match in _VALUE.finditer(text):
+        words = _BEFORE.search(text[: match.start()]), _AFTER.match(text[match.end() :])
+        values.append(
+            _Value(
                 text=match[0],
                 kind=match.lastgroup or "",
                 words=tuple(word[1].lower() if word else "" for word in words),
-                is_beside=is_beside,
-                is_of_step=is_again or (number == 0 and match.start() >= front),
+                is_beside=begin <= match.start() < begin + len(own),
+                is_again=place is not None and match[0].isdecimal() and int(match[0]) == place.step,
             )
-            end = match.end()
-        yield text[end:].replace("\0", "")
+        )
+        texts[-1] += text[end : match.start()]
+        texts.append("")
+        end = match.end()
+    texts[-1] += text[end:] + after
+    return _Address(tuple(texts), tuple(values), (before + after, *parts), around)

@@ -64,6 +64,10 @@ def test_whatever_it_is_called_each_folder_is_a_series(folders, word, progress, 
     assert len(set(found.values())) == len(by_folder)
 
 
+def test_a_root_is_an_address() -> None:
+    assert len(set(templates({"/": 3, "/run/step-5.pt": 5}).values())) == 2
+
+
 def test_a_log_of_each_series_has_a_name_that_says_which_it_is() -> None:
     names = short_names(["/x/sweep/lr=0.1/step-{step}.pt", "/x/sweep/lr=0.2/step-{step}.pt"])
     assert list(names.values()) == ["lr=0.1", "lr=0.2"]
