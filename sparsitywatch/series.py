@@ -70,7 +70,7 @@ SERIES = (
     # essential sparsity
     Series("essential_sparsity/value", "essential_sparsity.value", "fraction", "essential sparsity",
            "Share of the in-scope weights that could be removed right now, smallest first and "
-           "without retraining (zero-shot), before the value leaves its tolerance. Only at steps "
+           "without retraining (zero-shot), before the value leaves its tolerance. Only "
            "where it is informative.", _INFORMATIVE, "up"),
     Series("essential_sparsity/low", "essential_sparsity.low", "fraction",
            "lower end of its interval",
@@ -230,6 +230,15 @@ def count(number: int, noun: str) -> str:
     ('1 snapshot', '2,000 events')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def numbered(unit: str, *steps: int) -> str:
+    """Where in a run something is; its unit is "step", or in a replay also "epoch" or "save".
+
+    >>> numbered("step", 1200), numbered("epoch", 3, 4)
+    ('step 1,200', 'epochs 3 and 4')
+    """
+    return f"{unit}{'s' * (len(steps) > 1)} {' and '.join(f'{step:,}' for step in steps)}"
 
 
 @functools.lru_cache(maxsize=4096)

@@ -176,7 +176,7 @@ def mismatches(
         by_value: dict[str, list[str]] = {}
         for run in runs:
             for value, step in _first_steps(run.records, field).items():
-                since = "" if step == run.records[0].step else f" from step {step}"
+                since = "" if step == run.records[0].step else f" from {run.unit} {step}"
                 by_value.setdefault(value, []).append(f"{run.name}{since}")
         if len(by_value) > 1:
             found[field] = by_value

@@ -177,6 +177,8 @@ class Run:
     @property
     def unit(self) -> str:
         """What its steps count: "step", or in a replay what its checkpoints are numbered by."""
+        if self.records:
+            return self.records[-1].provenance.unit
         return "step" if self.info is None else self.info.unit
 
     @property

@@ -18,6 +18,7 @@ from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS
 from sparsitywatch.records import Event, Record, RunInfo, WatchState
 from sparsitywatch.records.event import some_of
 from sparsitywatch.redact import printable, redacted
+from sparsitywatch.series import numbered
 
 # ------------------------------------------------------------------ whether its watch sees
 
@@ -288,7 +289,7 @@ def _of_training(records: Sequence[Record], events: Sequence[Event]) -> Verdict 
     if last is not None and last.num_not_finite:
         return _not_finite(records, events)
     if last is not None and last.trained == 0.0:
-        headline = f"No optimizer trains the weights in scope at step {last.step:,}"
+        headline = f"No optimizer trains the weights in scope at {last.place}"
         return Verdict(
             state="broken", badge="not trained", headline=headline, advice=_TRAIN,
             since=last.step, confidence=_PROVEN,
@@ -319,11 +320,12 @@ def _not_finite(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
     signs = [event for event in events if event.kind == "not_finite" and event.reverted_step < 0]
     advice = "Stop the run and go on from a checkpoint before that."
     if good >= 0:
-        advice = f"Stop the run and go on from a checkpoint of step {good:,} or before."
+        back = numbered(last.provenance.unit, good)
+        advice = f"Stop the run and go on from a checkpoint of {back} or before."
     return Verdict(
         state="broken",
         badge="NaN or infinite weights",
-        headline=f"{last.num_not_finite:,} weights are NaN or infinite at step {last.step:,}",
+        headline=f"{last.num_not_finite:,} weights are NaN or infinite at {last.place}",
         since=since,
         onset_low=good,
         onset_high=since,
@@ -336,14 +338,14 @@ def _not_finite(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
 
 def _of_event(event: Event, events: Sequence[Event], number: int) -> Verdict:
     is_over = event.reverted_step >= 0
-    back = f", and was back by half at step {event.reverted_step:,}" if is_over else ""
+    back = numbered(event.unit, event.reverted_step) if is_over else ""
     seen_in = f"seen in {len(event.related) + 1} series" if event.related else ""
     confidence = ", ".join(filter(None, (event.in_noise, seen_in)))
     causes = [*event.causes, *([redacted(event.reason)] if event.reason else []), *_joined(events)]
     return Verdict(
         state="broken" if event.severity == "act" and not is_over else "look",
         badge=_counted(number, "event"),
-        headline=event.headline + back,
+        headline=event.headline + (f", and was back by half at {back}" if is_over else ""),
         since=event.onset_step,
         onset_low=event.onset_low,
         onset_high=event.onset_high,
@@ -387,7 +389,7 @@ def _quiet(records: Sequence[Record]) -> Verdict:
     )  # fmt: skip
     if not last.valid:
         reason = redacted(last.reason.rstrip(".")) or "no reason given"
-        why = f"the last snapshot, of step {last.step:,}, failed: {reason}"
+        why = f"the last snapshot, of {last.place}, failed: {reason}"
         return replace(
             found, state="look", badge="snapshot failed", since=last.step, cause=why, advice=_MEND
         )

@@ -31,7 +31,12 @@ def in_one_unit(listed: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
             if one.step is None and one.epoch is not None:
                 number = one.epoch
                 epochs[one.url] = replace(one, step=number, step_from="contents", unit="epoch")
-    return [epochs.get(one.url, one) for one in listed]
+    found = [epochs.get(one.url, one) for one in listed]
+    units = {one.unit for one in found if one.state == "complete" and one.step is not None}
+    if len(units) == 1:  # what cannot be read says it no other way
+        (unit,) = units
+        found = [replace(o, unit=unit) if not o.format and is_guess(o) else o for o in found]
+    return found
 
 
 def is_guess(one: ListedCheckpoint) -> bool:

@@ -15,7 +15,7 @@ from sparsitywatch.cli.options import add_command, add_json
 from sparsitywatch.cli.summary import align, read
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Event, to_json
-from sparsitywatch.redact import redacted
+from sparsitywatch.redact import printable, redacted
 
 
 def add_to(commands: Any) -> None:
@@ -39,7 +39,7 @@ def _run(arguments: argparse.Namespace) -> None:
     troubles = [
         redacted(f"{one.name}: {one.verdict.trouble}.") for one in digests if one.verdict.trouble
     ]
-    notes = [*troubles, *(_notes(runs) if weights_only else ())]
+    notes = [*troubles, *_on_units(digests), *(_notes(runs) if weights_only else ())]
     if arguments.json:
         print(to_json({"weights_only": weights_only, "notes": notes, "runs": digests}))
         return
@@ -62,6 +62,15 @@ def _read_all(logdirs: Sequence[Path]) -> list[Run]:
     ]
 
 
+def _on_units(runs: Sequence[Digest]) -> list[str]:
+    """What the numbers of a replay's checkpoints count, where runs differ in that."""
+    units = {run.name: run.provenance.unit for run in runs}
+    if len(set(units.values())) == 1:
+        return []
+    words = ", ".join(f"{printable(name)} by {unit}s" for name, unit in units.items())
+    return [f"The runs are numbered by different things: {words}."]
+
+
 def _notes(runs: Sequence[Run]) -> list[str]:
     """What to know of runs of which only the weights are compared."""
     notes = ["Weights only: what depends on a proxy is left out."]
@@ -74,7 +83,8 @@ def _notes(runs: Sequence[Run]) -> list[str]:
 
 
 def _table(runs: Sequence[Digest], *, weights_only: bool) -> list[str]:
-    header = ("run", "snapshots", "last step", "near zero", "dormant", "decay clock")
+    units = "/".join(sorted({run.provenance.unit for run in runs}))
+    header = ("run", "snapshots", f"last {units}", "near zero", "dormant", "decay clock")
     estimates = () if weights_only else ("essential sparsity",)
     rows = [_row(run, weights_only=weights_only) for run in runs]
     lines = ["At the end", *align([(*header, *estimates), *rows], right=set(range(1, 6))), ""]

@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _page(record: Record) -> list[str]:
     """The record in words and a table or two."""
     estimate = record.essential_sparsity
-    lines = [f"step {record.step:,}: {record.scope.describe()}"]
+    lines = [f"{record.place}: {record.scope.describe()}"]
     for rule, part in record.near_zero.items():
         lines.append(f"{describe(f'near_zero/{rule}').label}: {part:.2%}")
     if record.reason:

@@ -225,7 +225,9 @@ class JsonReporter:
     """For programs: one JSON object a line."""
 
     def record(self, record: Record) -> None:
-        self._print("record", step=record.step, valid=record.valid, series=record.series())
+        unit = record.provenance.unit
+        fields = {"step": record.step, "unit": unit, "valid": record.valid}
+        self._print("record", **fields, series=record.series())
 
     def event(self, event: Event) -> None:
         fields = json.loads(to_json(event))

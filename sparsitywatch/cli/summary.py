@@ -52,18 +52,19 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _table(summary: Digest) -> list[str]:
     snapshots = count(summary.num_records, "snapshot")
-    steps = f"{summary.first_step} to {summary.last_step}"
+    unit = summary.provenance.unit
+    steps = f"{unit}s {summary.first_step} to {summary.last_step}"
     stall = f"stall {summary.cost.stall_s:.1f} s"
     pattern, evaluation = summary.provenance.pattern, summary.provenance.evaluation
     lines = [
         *map(redacted, summary.verdict.describe().splitlines()),
         *map(redacted, summary.verdict.watch),
         "",
-        f"{snapshots} at steps {steps}, {summary.num_invalid} invalid; {stall}",
+        f"{snapshots} at {steps}, {summary.num_invalid} invalid; {stall}",
         f"{summary.scope.describe()}; pattern {pattern}, {evaluation}",
         "",
     ]
-    header = ("series", "first", "last", "lowest", "at step", "highest", "at step")
+    header = ("series", "first", "last", "lowest", f"at {unit}", "highest", f"at {unit}")
     rows = []
     for name, one in sorted(summary.series.items()):
         # counts of broken weights are worth a line only where there are any
@@ -76,7 +77,7 @@ def _table(summary: Digest) -> list[str]:
     lines += [*_estimate_lines(summary), "", f"{count(len(summary.events), 'event')}"]
     for event in summary.events:
         lines += [f"  {event.describe()}", f"    {event.advice}"]
-    notes = [f"  step {step}: {text}" for step, texts in summary.notes.items() for text in texts]
+    notes = [f"  {unit} {step}: {text}" for step, texts in summary.notes.items() for text in texts]
     return lines + (["", count(len(notes), "note"), *notes] if notes else [])
 
 
@@ -86,7 +87,7 @@ def _estimate_lines(summary: Digest) -> list[str]:
         return ["essential sparsity: not known, no evaluation has succeeded"]
     if estimate is None:
         return ["essential sparsity: not measured, there was no proxy"]
-    here = f"essential sparsity at step {summary.estimated_step}:"
+    here = f"essential sparsity at {summary.provenance.unit} {summary.estimated_step}:"
     seen = (
         f"evaluated at {summary.num_evaluated}, informative at {summary.num_informative} of "
         f"{count(summary.num_records, 'snapshot')}"

@@ -45,6 +45,7 @@ from sparsitywatch.pipeline.rundir import prepare
 from sparsitywatch.records import Detail, Event, Record, RunInfo, Source, html_of
 from sparsitywatch.records.event import some_of
 from sparsitywatch.redact import printable, redacted_url
+from sparsitywatch.series import numbered
 from sparsitywatch.sinks.jsonl import read_spectrum
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
 from sparsitywatch.weights.scope import Scope, ScopeLike
@@ -61,14 +62,17 @@ class Failure:
         url: where it lies, as it can be opened: logins and signatures included.
         step: optimizer steps done; None if that is not known.
         reason: one line that names the file, the tensor where there is one, and the cause.
+        unit: what its step counts: "step", "epoch" or "save".
     """
 
     url: str
     step: int | None
     reason: str
+    unit: str = "step"
 
     def __repr__(self) -> str:
-        return f"<Failure at step {self.step}: {printable(self.reason)[:150]}>"
+        at = "an unknown step" if self.step is None else numbered(self.unit, self.step)
+        return f"<Failure at {at}: {printable(self.reason)[:150]}>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ class Replayed:
     def __repr__(self) -> str:
         steps = f" of {len(self.each)} series" if self.each else ""
         if self.records:
-            steps = f" of steps {self.records[0].step} to {self.records[-1].step}"
+            steps = f" of {self.records[0].place} to {self.records[-1].place}"
         return (
             f"<Replayed {len(self.records)} records{steps}, {len(self.events)} events, "
             f"{len(self.failures)} failures>"
@@ -151,7 +155,6 @@ class Replayer:
         self._measured_urls: set[str] = set()
         self._waited_for: set[str] = set()  # reasons why nothing could be listed
         self._notes: dict[str, str] = {}  # what was said of checkpoints, by URL
-        self._unit = "step"  # what the numbers of the checkpoints count
 
     def run(self, patience: Patience | None) -> Replayed:
         """Measure what is there; with patience also what comes."""
@@ -192,7 +195,7 @@ class Replayer:
         pending, others = select(listed)
         for one in others:
             if one.error is None:
-                self._left_out[one.url] = Failure(one.url, one.step, one.reason)
+                self._left_out[one.url] = Failure(one.url, one.step, one.reason, one.unit)
             elif is_final:
                 self._fail(one, one.reason)
         return pending
@@ -203,14 +206,15 @@ class Replayer:
             if one.note and one.url not in self._notes:
                 self._notes[one.url] = one.note
                 _logger.warning("sparsitywatch: %s", printable(one.note))
-        self._unit = next((one.unit for one in listed if one.unit != "step"), "step")
-        if self._unit != "step" and (self.rates.knows_decay or not self.rates.is_logged):
+        unit = next((one.unit for one in listed if one.unit != "step"), "step")
+        self.plan = replace(self.plan, unit=unit)
+        if unit != "step" and (self.rates.knows_decay or not self.rates.is_logged):
             what_to_do = "Give `steps_per_epoch` (`--steps-per-epoch`) as well"
-            if self._unit == "save":
+            if unit == "save":
                 what_to_do = "Give each its step: `--steps` (sw.replay({0: url, ...}))"
             raise ConfigurationError(
                 "Expected optimizer steps beside `lr` and `weight_decay`, but the numbers of these "
-                f"checkpoints count {self._unit}s. {what_to_do}."
+                f"checkpoints count {unit}s. {what_to_do}."
             )
 
     def _of_one_run(self, listed: Sequence[ListedCheckpoint]) -> Sequence[ListedCheckpoint]:
@@ -462,7 +466,6 @@ class Replayer:
             ledger=run.scope.ledger,
             initial_rms=run.initial_rms,
             replayed_from=tuple(map(redacted_url, addresses)),
-            unit=self._unit,
         )
         self._run = run  # from here on the sinks are to be closed
         self.pipeline.open(info)
@@ -505,7 +508,7 @@ class Replayer:
     def _fail(self, one: ListedCheckpoint, reason: str) -> None:
         if one.url in self._failures:
             return
-        failure = self._failures[one.url] = Failure(one.url, one.step, reason)
+        failure = self._failures[one.url] = Failure(one.url, one.step, reason, one.unit)
         _logger.warning("sparsitywatch: %s", failure.reason)
         for function in self.on_failure:
             function(failure)
@@ -556,9 +559,9 @@ def _why_failed(one: ListedCheckpoint, outcome: Outcome) -> str:
 
 def _too_late(one: ListedCheckpoint) -> str:
     return (
-        f"Left out {redacted_url(one.url)}: expected checkpoints in the order of their steps, but "
-        f"step {one.step} came after later ones had been measured. Replay once more, while they "
-        "are all there, to take it in."
+        f"Left out {redacted_url(one.url)}: expected checkpoints in the order of their "
+        f"{one.unit}s, but {numbered(one.unit, one.step or 0)} came after later ones had been "
+        "measured. Replay once more, while they are all there, to take it in."
     )
 
 
@@ -596,7 +599,7 @@ class Patience:
             # without checksums once it has stayed the same: its size may have been set before
             waited_s = self._waited_s(one, f"others {one.version}")
             if part_of(one.url) is not None and waited_s < self.unfinished_s:
-                words = "others of its step may still be written"
+                words = f"others of its {one.unit} may still be written"
             elif one.version and waited_s == 0.0:
                 words = "it has no checksums, and may still be written"
             else:

@@ -17,6 +17,7 @@ from sparsitywatch.offline.jobs import Plan, mark_at
 from sparsitywatch.offline.rates import Rates
 from sparsitywatch.records import Record
 from sparsitywatch.redact import redacted_url
+from sparsitywatch.series import numbered
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
 
 
@@ -51,6 +52,8 @@ def check_same(log: Run, plan: Plan) -> None:
     rules = plan.settings.near_zero
     logged = next((tuple(r.near_zero) for r in log.records if r.near_zero), rules)
     pairs["near_zero"] = (sorted(logged), sorted(rules))
+    if log.records[-1].step:  # zero is zero in any unit
+        pairs["steps that count"] = (f"{log.unit}s", f"{plan.unit}s")
     wrong = [f"{name} {then!r}, now {now!r}" for name, (then, now) in pairs.items() if then != now]
     if plan.initial_rms is not None and dict(plan.initial_rms) != dict(log.info.initial_rms):
         wrong.append("another initial_rms")
@@ -82,7 +85,8 @@ def unlike_log(
             if mark and mark != logged[step].mark:
                 shown = redacted_url(one.url)
                 where = "there" if shown == logged[step].address else f"at {logged[step].address}"
-                return f"other weights of step {step} than {shown} holds now lay {where}"
+                at = numbered(plan.unit, step)
+                return f"other weights of {at} than {shown} holds now lay {where}"
     if both or not logged:
         return ""
     steps = {source.address: step for step, source in logged.items()}
@@ -104,6 +108,6 @@ def check_same_rates(log: Run, rates: Rates) -> None:
         if not np.isclose(then, known, rtol=1e-6, atol=0.0, equal_nan=True):
             raise ConfigurationError(
                 "Expected `logdir` to be new or of a replay with the same `lr` and "
-                f"`weight_decay`, but its {name} at step {last.step} is {then:g}, now {known:g}. "
+                f"`weight_decay`, but its {name} at {last.place} is {then:g}, now {known:g}. "
                 "Give another one."
             )

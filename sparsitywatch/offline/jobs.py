@@ -46,6 +46,7 @@ class Plan:
     """How the checkpoints of a replay are measured; it goes to the workers."""
 
     settings: Settings
+    unit: str = "step"  # what the numbers of the checkpoints count
     scope: Scope | None = None  # None until a checkpoint or a model has decided it
     initial_rms: Mapping[str, float] | None = None  # None until the first one has been measured
     storage_options: Mapping[str, Any] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class Plan:
             scope=self.scope,
             proxy=self.proxy,
             initial_rms=self.initial_rms or {},
+            unit=self.unit,
             strict=self.strict,
         )
 

@@ -255,11 +255,15 @@ def _replay_each(
     }
     pending, others = select([one for one in listed if one.series not in names])
     rest = [*pending.values(), *others]
-    failures = [Failure(one.url, one.step, one.reason) for one in rest if one.error is not None]
+    failures = [
+        Failure(one.url, one.step, one.reason, one.unit) for one in rest if one.error is not None
+    ]
     for failure in failures:
         for function in make.keywords["on_failure"]:
             function(failure)
-    left_out = [Failure(one.url, one.step, one.reason) for one in rest if one.error is None]
+    left_out = [
+        Failure(one.url, one.step, one.reason, one.unit) for one in rest if one.error is None
+    ]
     return Replayed(
         records=[],
         events=[],

@@ -27,7 +27,7 @@ from sparsitywatch.page.tensors import chosen, magnitudes, maps
 from sparsitywatch.records import Event, Provenance, Record, ledger_in_short
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import count, describe
+from sparsitywatch.series import count, describe, numbered
 
 #: Of more snapshots some are left out; the log has all.
 MAX_SNAPSHOTS = 2000
@@ -50,7 +50,7 @@ _TILES = {
 _WORDS = {
     "in-scope weights": "The weights that count: by default the matrices inside the transformer "
     "blocks. Embeddings, norms, biases and heads do not.",
-    "snapshot": "One measurement of the weights, at one optimizer step.",
+    "snapshot": "One measurement of the weights, at one {unit}.",
     "event": "A change that a watched number made, against the whole run before it, and beyond "
     "what the learning rate explains.",
 }
@@ -73,6 +73,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "watch": watch_line(run),
         "taken": _taken(run),
         "tiles": _tiles(run, first_rule, verdict.event),
+        "unit": run.unit,
         "rule": first_rule,
         "better": _better(run),
         "num_snapshots": len(run.records),
@@ -137,10 +138,11 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
         known = np.flatnonzero(np.isfinite(values))
         before = [i for i in known if run.steps[i] <= since] or [known[0]]
         then, last = int(before[-1]), int(known[-1])
+        then_step = int(run.steps[then])
         # one baseline for one moment: that of the event, in its own series
         is_own = main is not None and main.series == name and math.isfinite(main.baseline)
         level = main.baseline if main is not None and is_own else values[then]
-        was = f"{row.shown(level)} at step {run.steps[then]:,}" if then != last else ""
+        was = f"{row.shown(level)} at {numbered(run.unit, then_step)}" if then != last else ""
         tiles.append(
             tile | {"value": row.shown(values[last]), "step": int(run.steps[last]), "was": was}
         )
@@ -240,9 +242,9 @@ def _taken(run: Run) -> str:
     if not run.records:
         return "No snapshot has been taken yet."
     first, last = run.records[0], run.records[-1]
-    steps, times = f"at {run.unit} {first.step:,}", moment(first.wall_time)
+    steps, times = f"at {first.place}", moment(first.wall_time)
     if len(run.records) > 1:
-        steps = f"from {run.unit} {first.step:,} to {run.unit} {last.step:,}"
+        steps = f"from {first.place} to {last.place}"
         times += f" to {moment(last.wall_time)}"
     later = " They are of saved checkpoints, read later." if run.replayed_from else ""
     number = count(len(run.records), "snapshot")
@@ -262,6 +264,7 @@ def _facts(run: Run) -> dict[str, Any]:
     summary = digest(run) if run.records else None
     notes = {} if summary is None else summary.notes
     ledger = () if run.info is None else run.info.ledger
+    at_one = "optimizer step" if run.unit == "step" else run.unit
     return {
         "failed": failed[:_MAX_FAILED],
         "num_failed": len(failed),
@@ -280,7 +283,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "replayed_from": [redacted(place) for place in run.replayed_from],
         "provenance": _provenances(run.records),
         "costs": [] if summary is None else _costs(run, summary),
-        "words": list(_WORDS.items()),
+        "words": [(word, text.format(unit=at_one)) for word, text in _WORDS.items()],
     }
 
 

@@ -36,6 +36,7 @@ from sparsitywatch.records import (
 )
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import redacted_error
+from sparsitywatch.series import numbered
 from sparsitywatch.settings import Settings, SettingsFields
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
@@ -68,6 +69,7 @@ class RunContext:
     initial_rms: Mapping[str, float] = field(default_factory=dict)
     fingerprint: str = ""  # of the weights when the watch was attached
     dtypes: tuple[str, ...] = ()
+    unit: str = "step"  # what steps count, as in ``Provenance``
     strict: bool = False  # let what goes wrong out, for tests
 
     @cached_property
@@ -85,6 +87,7 @@ class RunContext:
                 higher_is_better=bool(proxy and proxy.higher_is_better)
             ),
             pattern=self.settings.pattern.name,
+            unit=self.unit,
         )
 
     def allowed(self, dense: float) -> float:
@@ -310,7 +313,7 @@ def _evaluated(
             )
     except BaseException as error:  # sorted by reraise_foreign
         reraise_foreign(error, strict=run.strict)
-        _logger.exception("sparsitywatch: evaluation failed at step %d", step)
+        _logger.exception("sparsitywatch: evaluation failed at %s", numbered(run.unit, step))
         return None, {}, redacted_error(error)
     return result, controls, ""
 

@@ -165,7 +165,7 @@ class History:
                 events.append(dataclasses.replace(event, series=name))
         for reviewer in self._reviewers:
             events += reviewer.events(record, self.records, self.events)
-        return events
+        return [dataclasses.replace(event, unit=record.provenance.unit) for event in events]
 
     def _track(
         self,
@@ -299,13 +299,11 @@ class Pipeline:
                 record = self.history.with_history(record)
                 previous = self.records[-1] if self.records else None
                 for remark in record.remarks(previous):
-                    _logger.warning("sparsitywatch: step %d: %s", record.step, remark)
+                    _logger.warning("sparsitywatch: %s: %s", record.place, remark)
                 changes = self.history.add(record)
                 self._tell(changes, record, detail)
         except LogTakenError as error:
-            _logger.warning(
-                "sparsitywatch: the snapshot at step %d is dropped: %s", record.step, error
-            )
+            _logger.warning("sparsitywatch: the snapshot at %s is dropped: %s", record.place, error)
             raise
         events, self._unsaid = [*self._unsaid, *changes.new], ()
         self.publish_s = time.perf_counter() - started

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import describe
+from sparsitywatch.series import describe, numbered
 
 _NAN = math.nan
 
@@ -23,8 +23,8 @@ VITAL_KINDS: Mapping[str, str] = {
 }
 #: Kinds of what the checkpoints of a replay are to each other, and what is said of two of them.
 SERIES_KINDS: Mapping[str, str] = {
-    "another_run": "Steps {} and {} are not weights of one run",
-    "unlike": "Steps {} and {} have no weights in common",
+    "another_run": "{} are not weights of one run",
+    "unlike": "{} have no weights in common",
 }
 
 
@@ -76,6 +76,7 @@ class Event:
         why_no_clock: why the decay clock says nothing here; empty if it does.
         ranks: those that differ from most; empty where it is not about ranks.
         reason: what shows a vital sign, in words; empty for other events.
+        unit: what its steps count: "step", or in a replay also "epoch" or "save".
         revised_step: the snapshot at which this version was reported; -1 for the first one, which
             is reported at ``detected_step``.
     """
@@ -110,6 +111,7 @@ class Event:
     why_no_clock: str = ""
     ranks: tuple[int, ...] = ()
     reason: str = ""
+    unit: str = "step"
 
     def __post_init__(self) -> None:
         for end in ("onset_low", "onset_high"):
@@ -121,7 +123,7 @@ class Event:
     def __repr__(self) -> str:
         return (
             f"<Event in {printable(self.series)[:60]}: {self.direction}, {self.baseline:.4g} to "
-            f"{self.value:.4g}, began at step {self.onset_step}, seen at step {self.detected_step}>"
+            f"{self.value:.4g}, {self.when}>"
         )
 
     @property
@@ -161,8 +163,8 @@ class Event:
             ranks = ", ".join(map(str, self.ranks))
             return f"Replicas differ: rank{'s' if len(self.ranks) > 1 else ''} {ranks}"
         if self.kind in SERIES_KINDS:
-            steps = f"{self.before_step:,}", f"{self.detected_step:,}"
-            return SERIES_KINDS[self.kind].format(*steps)
+            both = self._numbered(self.before_step, self.detected_step)
+            return SERIES_KINDS[self.kind].format(both[:1].upper() + both[1:])
         if self.kind in VITAL_KINDS:
             tensors = "tensors" if self.value > 1 else "tensor"
             return f"{self.value:,.0f} {tensors} {VITAL_KINDS[self.kind]}"
@@ -176,11 +178,14 @@ class Event:
         text, top = f"{subject} {verb}", self.value if math.isnan(self.peak) else self.peak
         if not (math.isnan(self.baseline) and math.isnan(self.value)):
             text += f" from {series.shown(self.baseline)} to {series.shown(top)}{self._times(top)}"
-        since = f"after step {self.onset_step:,}"
+        since = f"after {self._numbered(self.onset_step)}"
         if self.onset_low < self.onset_high:
-            since = f"between steps {self.onset_low:,} and {self.onset_high:,}"
+            since = f"between {self._numbered(self.onset_low, self.onset_high)}"
         now = "" if math.isnan(self.peak) else f", and is back at {series.shown(self.value)}"
         return f"{text} {since}{now}"
+
+    def _numbered(self, *steps: int) -> str:
+        return numbered(self.unit, *steps)
 
     def _times(self, top: float) -> str:
         """How large the change is: as a multiple, or beside the noise."""
@@ -218,7 +223,11 @@ class Event:
     @property
     def when(self) -> str:
         """When it began, as far as that can be said, and when it was seen."""
-        return f"began at about step {self.onset_step:,}, seen at step {self.detected_step:,}"
+        return f"began at about {self._numbered(self.onset_step)}, {self._seen}"
+
+    @property
+    def _seen(self) -> str:
+        return f"seen at {self._numbered(self.detected_step)}"
 
     @property
     def causes(self) -> list[str]:
@@ -252,22 +261,26 @@ class Event:
             known.append(f"{_labels(self.opposed)} went the other way")
         if self.preceded_by:
             series, _, step = map(printable, self.preceded_by.partition("@"))
-            known.append(f"{describe(series).label} of these layers rose before, at step {step}")
+            label = describe(series).label
+            known.append(f"{label} of these layers rose before, at {self.unit} {step}")
         if self.reverted_step >= 0:
-            known.append(f"back by half at step {self.reverted_step:,}")
+            known.append(f"back by half at {self._numbered(self.reverted_step)}")
         return known
 
     @property
     def advice(self) -> str:
         """What people do about such an event; never empty."""
-        before = f"step {self.before_step:,}" if self.before_step >= 0 else "an earlier step"
-        first = self.before_step if self.before_step >= 0 else self.onset_step
-        compare = f"Compare the checkpoints around steps {first:,} and {self.detected_step:,}"
+        is_known = self.before_step >= 0
+        before = self._numbered(self.before_step) if is_known else f"an earlier {self.unit}"
+        first = self.before_step if is_known else self.onset_step
+        around = self._numbered(first, self.detected_step)
+        compare = f"Compare the checkpoints around {around}"
         decay, value = _DECAY[self.explained_by_decay], _VALUE[self.value_trend]
         words = next((_ADVICE[key] for key in self._keys if key in _ADVICE), "{compare}.")
         if self._is_worse:
             words = "{value} {compare}."
-        words = words.format(compare=compare, decay=decay, value=value, before=before)
+        known = {"compare": compare, "before": before, "unit": self.unit}
+        words = words.format(**known, decay=decay, value=value)
         return " ".join(words.split())
 
     def describe(self) -> str:
@@ -276,26 +289,25 @@ class Event:
             return self._of_tensors()
         names = some_of(self.layers, len(self.layers))
         most = f", most in {names}" if names else ""
-        first = f"{self.headline}{most}, seen at step {self.detected_step:,}"
+        first = f"{self.headline}{most}, {self._seen}"
         more = "; ".join([*self.causes, *self.sequel])
         return f"{first}. {more[0].upper()}{more[1:]}" if more else first
 
     def _of_tensors(self) -> str:
         """What is wrong with ranks, or with tensors, in which, and since when."""
-        before = f"step {self.before_step:,}" if self.before_step >= 0 else ""
-        seen = f"seen at step {self.detected_step:,}"
-        over = f"since step {self.reverted_step:,}" if self.reverted_step >= 0 else ""
+        before = self._numbered(self.before_step) if self.before_step >= 0 else ""
+        over = f"since {self._numbered(self.reverted_step)}" if self.reverted_step >= 0 else ""
         if self.kind == "replicas":
             names = some_of(self.layers, len(self.layers))
             same = f", the same up to {before}" if before else ""
             text = f"{self.headline} did not hold the weights that other ranks held of {names}, "
-            text += f"{seen}{same}. The records go on with what rank 0 holds"
+            text += f"{self._seen}{same}. The records go on with what rank 0 holds"
             return text + (f"; all ranks agree again {over}" if over else "")
         if self.kind in SERIES_KINDS:
             return f"{self.headline}: {self.reason}"
         names = some_of(self.layers, max(int(self.value), len(self.layers)))
         not_yet = f", not yet so at {before}" if before else ""
-        text = f"{self.headline}: {names}; {self.reason}; {seen}{not_yet}"
+        text = f"{self.headline}: {names}; {self.reason}; {self._seen}{not_yet}"
         return text + (f"; over {over}" if over else "")
 
     def report(self) -> str:
@@ -420,7 +432,7 @@ _ADVICE = {
     "and whether these tensors ought to be in it.",
     "not_finite": "Stop the run and go on from a checkpoint of {before} or before.",
     "returned": "If nobody went back to a checkpoint on purpose, look for what overwrites weights: "
-    "a reload, an average that is put back. After a rollback the steps count on as before.",
+    "a reload, an average that is put back. After a rollback the {unit}s count on as before.",
     "overwritten": "If nobody wrote to these weights on purpose, look for what does: a checkpoint "
     "of another model, an initialisation, a merge. Go on from a checkpoint of {before} or before.",
     "blew_up": "Look at the learning rate and the gradients of these tensors, and at what may have "

@@ -14,7 +14,7 @@ from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import VITAL_KINDS, Event
 from sparsitywatch.redact import html_table, printable
-from sparsitywatch.series import SERIES, count, describe
+from sparsitywatch.series import SERIES, count, describe, numbered
 
 #: Version of the JSON form. Raised when a field changes its name or its sense, or disappears.
 SCHEMA_VERSION = 1
@@ -82,7 +82,7 @@ class MaskOverlap:
     since_step: int  # step of the earlier snapshot; -1 if there was none
 
     def __repr__(self) -> str:
-        return f"<MaskOverlap at {len(self.level)} levels since step {self.since_step}>"
+        return f"<MaskOverlap at {len(self.level)} levels, since_step {self.since_step}>"
 
     @property
     def scalars(self) -> dict[str, float]:
@@ -390,6 +390,7 @@ class Provenance:
     tolerance_mode: str
     pattern: str  # what a level means
     evaluation: str = "zero-shot"  # masked weights, no fine-tuning
+    unit: str = "step"  # what ``step`` counts: "step", or in a replay also "epoch" or "save"
 
     @property
     def tolerated(self) -> str:
@@ -409,7 +410,7 @@ class Record:
     """Everything that one snapshot of the weights said.
 
     Args:
-        step: optimizer steps done.
+        step: optimizer steps done; of a replay perhaps epochs: ``provenance.unit`` says it.
         wall_time: seconds since the epoch.
         valid: False if a measurement failed or contradicted itself; see ``reason``.
         reason: what went wrong; empty if nothing did.
@@ -489,10 +490,10 @@ class Record:
     schema: int = SCHEMA_VERSION
 
     def __repr__(self) -> str:
-        return f"<Record of step {self.step}: {', '.join(f'{n} {x}' for n, x in self._brief())}>"
+        return f"<Record of {self.place}: {', '.join(f'{n} {x}' for n, x in self._brief())}>"
 
     def _repr_html_(self) -> str:
-        return html_table(self._brief(), f"Record of step {self.step}")
+        return html_table(self._brief(), f"Record of {self.place}")
 
     def _brief(self) -> list[tuple[str, str]]:
         """What a person asks first, by name."""
@@ -507,6 +508,11 @@ class Record:
             *relied,
             ("valid", "yes" if self.valid else f"no: {printable(self.reason)[:80]}"),
         ]
+
+    @property
+    def place(self) -> str:
+        """Where it is in its run: "step 500", or in a replay perhaps "epoch 3"."""
+        return numbered(self.provenance.unit, self.step)
 
     @property
     def num_not_finite(self) -> int:
@@ -542,7 +548,8 @@ class Record:
             )
         if self.same_weights_as is not None:
             remarks[f"same as {self.same_weights_as}"] = (
-                f"the in-scope weights are the same as at step {self.same_weights_as}"
+                "the in-scope weights are the same as at "
+                + numbered(self.provenance.unit, self.same_weights_as)
             )
         if self.curve is not None and not math.isfinite(self.curve.dense):
             remarks["value"] = (
@@ -592,7 +599,7 @@ def html_of(caption: str, records: Sequence[Record], events: Sequence[Event]) ->
     """The latest records and events of a run as a small table for a notebook."""
     rows: list[tuple[object, ...]] = []
     if records:
-        rows.append(("step", *(name for name, _ in records[-1]._brief())))
+        rows.append((records[-1].provenance.unit, *(name for name, _ in records[-1]._brief())))
     latest = records[-_MAX_ROWS:]
     rows += [(record.step, *(text for _, text in record._brief())) for record in latest]
     rows += [("event", event.describe()) for event in events[-_MAX_ROWS:]]

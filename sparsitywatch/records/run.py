@@ -12,6 +12,7 @@ import numpy as np
 
 from sparsitywatch.records.record import Provenance
 from sparsitywatch.redact import printable
+from sparsitywatch.series import numbered
 
 #: Of the package, from its installed metadata; every run says which one wrote it.
 __version__ = version("sparsitywatch")
@@ -129,12 +130,17 @@ class RunInfo:
     # Root mean square of each in-scope tensor when the watch first saw it.
     initial_rms: Mapping[str, float] = field(default_factory=dict)
     replayed_from: tuple[str, ...] = ()  # where the checkpoints lay; empty for a live watch
-    unit: str = "step"  # what ``step`` counts: "step", or in a replay also "epoch" or "save"
     state: WatchState | None = None  # how the watch is, as last written; None of a replay
+
+    @property
+    def unit(self) -> str:
+        """What ``step`` counts: "step", or in a replay also "epoch" or "save"."""
+        return self.provenance.unit
 
     def __repr__(self) -> str:
         kind = "replayed" if self.replayed_from else "live"
-        return f"<RunInfo from step {self.initial_step}: {ledger_in_short(self.ledger)}, {kind}>"
+        begin = numbered(self.unit, self.initial_step)
+        return f"<RunInfo from {begin}: {ledger_in_short(self.ledger)}, {kind}>"
 
 
 def ledger_in_short(ledger: Sequence[LedgerEntry]) -> str:

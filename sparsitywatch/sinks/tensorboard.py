@@ -47,7 +47,7 @@ from sparsitywatch.records import (
     ledger_in_short,
 )
 from sparsitywatch.redact import printable
-from sparsitywatch.series import Series, describe
+from sparsitywatch.series import Series, describe, numbered
 from sparsitywatch.sinks.base import (
     AppendingFile,
     Sink,
@@ -447,9 +447,11 @@ def _event_text(event: Event) -> str:
         facts.append(f"decay clock when seen: {event.decay_clock:.2f}")
     facts += [f"much of it in {_code(name)}" for name in event.layers]
     if event.before_step >= 0:
-        facts.append(f"spectra to compare: steps {event.before_step} and {event.detected_step}")
+        both = f"{event.before_step} and {event.detected_step}"  # as their files are named
+        facts.append(f"spectra to compare: {event.unit}s {both}")
     if event.revised_step >= 0:
-        facts.append(f"revised at step {event.revised_step}, with what was learned since")
+        at = numbered(event.unit, event.revised_step)
+        facts.append(f"revised at {at}, with what was learned since")
     title = f"**{_prose(event.report().removesuffix(event.advice).rstrip())}**"
     advice = _prose(event.advice)
     return "\n".join([title, "", advice, "", *(f"- {fact}" for fact in facts), "", _code(event.id)])

@@ -21,6 +21,7 @@ import numpy as np
 
 from sparsitywatch.pipeline.parts import Examined, Reviewer
 from sparsitywatch.records import Event, Finding, Record, Vital
+from sparsitywatch.series import numbered
 from sparsitywatch.vital.samples import FEW
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
@@ -466,12 +467,13 @@ class VitalReviewer(Reviewer):
         findings = [replace(one, since_step=before.step) for one in vital.findings]
         if same_weights_as is not None and before.fingerprint != record.fingerprint:
             names = tuple(layer.name for layer in record.layers)
+            first = numbered(record.provenance.unit, same_weights_as)
             findings.append(
                 Finding(
                     kind="returned",
                     num=len(names),
                     tensors=names[:_MAX_NAMES],
-                    reason=f"all weights in scope have the bits of step {same_weights_as} again",
+                    reason=f"all weights in scope have the bits of {first} again",
                     since_step=before.step,
                 )
             )

@@ -17,6 +17,7 @@ import numpy as np
 
 from sparsitywatch.pipeline.parts import Reviewer
 from sparsitywatch.records import Event, Record
+from sparsitywatch.series import numbered
 
 #: Sign flips from which on little is in common: a correlation of 0.31, if the weights were normal.
 _FLIPPED = 0.4
@@ -112,6 +113,7 @@ def _judged(before: Record, record: Record, earlier: Sequence[Record]) -> tuple[
             continue
         is_as_far = other.step - one.step >= record.step - before.step
         if is_as_far and moved.sign_flips < _OF_ONE:
-            how = f"{moved.sign_flips:.2%} between steps {one.step:,} and {other.step:,}"
+            both = numbered(record.provenance.unit, one.step, other.step)
+            how = f"{moved.sign_flips:.2%} between {both}"
             return "another_run", f", and {how}"
     return "unlike", ", and it is not known how much the weights decayed"

@@ -153,9 +153,9 @@ def test_the_same_provenance_can_be_compared() -> None:
     runs = {"a": RECORDS, "b": RECORDS[:3]}
     assert mismatches(named(runs)) == {}
     require_comparable(named(runs))
-    # versions are in the provenance, too, and forbid nothing
+    # versions, and what steps count, are in the provenance, too, and forbid nothing
     require_comparable(
-        named({**runs, "c": with_provenance(RECORDS, sparsitywatch="0.2", torch="3")})
+        named({**runs, "c": with_provenance(RECORDS, sparsitywatch="0.2", torch="3", unit="epoch")})
     )
 
 
@@ -173,7 +173,7 @@ def test_each_field_that_differs_is_refused_with_the_runs(field: str, value: obj
 
 def test_every_field_of_the_provenance_is_thought_of() -> None:
     fields = set(RECORDS[0].provenance.__dataclass_fields__)
-    assert fields - {"sparsitywatch", "torch"} == set(FIELDS)
+    assert fields - {"sparsitywatch", "torch", "unit"} == set(FIELDS)
 
 
 def test_what_helps_is_said_only_where_it_helps() -> None:

@@ -2,7 +2,7 @@
 /** Charts over the optimizer steps with one cursor, by uPlot. */
 
 import { nearest } from "./data.js";
-import { colour, h, shown, significant, whole } from "./format.js";
+import { colour, h, numbered, shown, significant, whole } from "./format.js";
 
 /**
  * @typedef {import("./data.js").PageData} PageData
@@ -131,7 +131,7 @@ export class Charts {
       const { data } = model;
       const known = data.steps.map((_, t) => t).filter((t) => typeof data.series[line.series]?.[t] === "number");
       const told = [known[0], known[known.length - 1]].filter((t) => t !== undefined)
-        .map((t) => `${shown(data.about[line.series].unit, data.series[line.series][t])} at step ${whole(data.steps[t])}`);
+        .map((t) => `${shown(data.about[line.series].unit, data.series[line.series][t])} at ${numbered(data, data.steps[t])}`);
       return `${model.name}, ${line.label}: ${told.join(", ")}`;
     });
     return `${panel.title} ${parts.join("; ")}. The table below the charts has all numbers.`;

@@ -20,7 +20,7 @@
  *   not_watched: string[], trouble: string, watch: string[], event: number}} Verdict
  * @typedef {{version: string, name: string, verdict: Verdict,
  *   alive: number | null, watch: string[],
- *   taken: string, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
+ *   taken: string, unit: string, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
  *   failed: number[], unasked: number[], series: Record<string, Values>,
  *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[],
  *   facts: Facts}} PageData
@@ -112,5 +112,5 @@ export function csv(data) {
   const lines = data.steps.map((step, t) =>
     [step, ...names.map((name) => data.series[name][t] ?? "")].join(","),
   );
-  return [["step", ...names].join(","), ...lines].join("\n") + "\n";
+  return [[data.unit, ...names].join(","), ...lines].join("\n") + "\n";
 }

@@ -29,6 +29,16 @@ export function whole(n) {
   return n.toLocaleString("en-US");
 }
 
+/** Where in a run something is: "step 1,200", "epoch 3". @param {{unit: string}} data @param {number} step */
+export function numbered(data, step) {
+  return `${data.unit} ${whole(step)}`;
+}
+
+/** @param {string} text */
+export function capital(text) {
+  return text[0].toUpperCase() + text.slice(1);
+}
+
 /** @param {number} thousandths a share; below 0 where nothing was measured */
 export function share(thousandths) {
   return thousandths < 0 ? "–" : `${(thousandths / 10).toFixed(1)} %`;

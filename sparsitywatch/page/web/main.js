@@ -383,7 +383,7 @@ export class Page {
       pin: (step) => this.pin(step), hover: (step) => this.hover(step) });
     const level = details.maps.level === null ? "" : ` when ${significant(100 * details.maps.level, 3)} % of all go`;
     map.replaceChildren(
-      h("h2", {}, "Every tensor by step ", h("small", {}, "share of each tensor's own weights; click a name for the size of its weights")),
+      h("h2", {}, `Every tensor by ${data.unit} `, h("small", {}, "share of each tensor's own weights; click a name for the size of its weights")),
       h("div", { class: "tools" },
         this.select("show", "kind", kinds.map((kind) => [kind, KINDS[kind] + (kind === "removed" ? level : "")])),
         this.select("group by", "group", [["none", "nothing"], ["block", "block"], ["kind", "kind"]]),
@@ -427,7 +427,7 @@ export class Page {
     const tensor = data.tensors.indexOf(this.tensor);
     if (tensor < 0) return histogram.replaceChildren();
     if (!details?.magnitudes) return histogram.replaceChildren(h("p", { class: "none" }, "This log has no spectra that tell how large the weights of a tensor are."));
-    drawHistogram(histogram, this.tensor, details.magnitudes, tensor, data.steps, this.step, () => {
+    drawHistogram(histogram, this.tensor, details.magnitudes, tensor, data, this.step, () => {
       this.tensor = "";
       this.remember();
       histogram.replaceChildren();

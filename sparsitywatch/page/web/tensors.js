@@ -2,7 +2,7 @@
 /** Every tensor by step as a heatmap, and how large the weights of one of them are. */
 
 import { nearest } from "./data.js";
-import { colour, h, s, share, significant, whole } from "./format.js";
+import { capital, colour, h, numbered, s, share, significant, whole } from "./format.js";
 
 /**
  * @typedef {import("./data.js").PageData} PageData
@@ -95,7 +95,7 @@ export class Heatmap {
     this.values = /** @type {HTMLCanvasElement} */ (h("canvas", { "aria-hidden": "true" }));
     this.cursor = h("div", { class: "cursor" });
     this.names = h("ul", { class: "names" });
-    this.body = h("div", { class: "heat", tabindex: "0", role: "region", "aria-label": "Tensors by step" },
+    this.body = h("div", { class: "heat", tabindex: "0", role: "region", "aria-label": "Every tensor" },
       this.names, h("div", { class: "cells" }, this.canvas, this.cursor), this.values);
     root.replaceChildren(this.body);
     this.canvas.addEventListener("mousemove", (e) => told.hover(this.stepAt(e.offsetX)));
@@ -197,18 +197,18 @@ export class Heatmap {
 /**
  * How large the weights of one tensor are, over the run: dark where many are.
  * @param {HTMLElement} root @param {string} name @param {import("./data.js").Magnitudes} magnitudes
- * @param {number} tensor @param {number[]} steps of all kept snapshots @param {number} step @param {() => void} close
+ * @param {number} tensor @param {import("./data.js").PageData} data @param {number} step @param {() => void} close
  */
-export function drawHistogram(root, name, magnitudes, tensor, steps, step, close) {
+export function drawHistogram(root, name, magnitudes, tensor, data, step, close) {
   const { columns, ends, below } = magnitudes;
-  const own = columns.map((i) => steps[i]);
+  const own = columns.map((i) => data.steps[i]);
   const bins = below[tensor].map((row) => row.map((x, b) => (x < 0 ? -1 : b ? x - row[b - 1] : x)));
   const t = nearest(own, step);
   const width = 620;
   const height = 220;
   const high = Math.max(1, ...bins.flat());
   const canvas = /** @type {HTMLCanvasElement} */ (h("canvas", { width: columns.length, height: ends.length, role: "img",
-    "aria-label": `log10 of the magnitudes of ${name} over the steps` }));
+    "aria-label": `log10 of the magnitudes of ${name} over the run` }));
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const image = context.createImageData(columns.length, ends.length);
   bins.forEach((row, x) => row.forEach((n, b) => {
@@ -221,8 +221,8 @@ export function drawHistogram(root, name, magnitudes, tensor, steps, step, close
   root.replaceChildren(
     h("h3", {}, "How large its weights are: ", h("code", {}, name), " ", h("button", { type: "button", onclick: close }, "close")),
     h("div", { class: "pair" },
-      h("figure", {}, canvas, h("figcaption", {}, `Step ${whole(own[0])} to ${whole(own[last])} from left to right; from bottom to top |w| from ${power(ends[0])} to ${power(ends[ends.length - 1])}. Bright: many weights have that size.`)),
-      h("figure", {}, svg, h("figcaption", {}, `Shares of its weights by log10 |w|: at step ${whole(own[t])} (line), at step ${whole(own[0])} (dashed). Weights that move to the left shrink.`))),
+      h("figure", {}, canvas, h("figcaption", {}, `${capital(numbered(data, own[0]))} to ${whole(own[last])} from left to right; from bottom to top |w| from ${power(ends[0])} to ${power(ends[ends.length - 1])}. Bright: many weights have that size.`)),
+      h("figure", {}, svg, h("figcaption", {}, `Shares of its weights by log10 |w|: at ${numbered(data, own[t])} (line), at ${numbered(data, own[0])} (dashed). Weights that move to the left shrink.`))),
   );
 }
 

@@ -2,7 +2,7 @@
 /** The words of the page: verdict, tiles, events, the cost of removing, and what stands below. */
 
 import { nearest } from "./data.js";
-import { ago, h, percent, s, shown, significant, whole } from "./format.js";
+import { ago, capital, h, numbered, percent, s, shown, significant, whole } from "./format.js";
 import { parted } from "./tensors.js";
 
 /**
@@ -38,7 +38,7 @@ export function tiles(data) {
   return h("ul", { class: "tiles", "aria-label": "Latest numbers" }, ...data.tiles.map((tile) =>
     h("li", { title: data.about[tile.series]?.sentence },
       h("span", { class: "label" }, tile.label),
-      h("b", {}, tile.value), h("small", {}, tile.why || (tile.was ? `was ${tile.was}` : `at step ${whole(tile.step)}`)),
+      h("b", {}, tile.value), h("small", {}, tile.why || (tile.was ? `was ${tile.was}` : `at ${numbered(data, tile.step)}`)),
       tile.series in data.series ? spark(data.steps, data.series[tile.series]) : null)));
 }
 
@@ -92,11 +92,6 @@ function answer(question, text) {
   return text ? [h("b", {}, `${question}: `), `${text}. `] : [];
 }
 
-/** @param {string} text */
-function capital(text) {
-  return text[0].toUpperCase() + text.slice(1);
-}
-
 // ------------------------------------------------------------------ what removing costs
 
 const [LEFT, TOP, WIDE, HIGH] = [26, 10, 330, 125];
@@ -117,7 +112,7 @@ export function drawCost(root, data, step) {
   const told = value === null ? `says nothing: ${curve.reason || "not known"}` : `essential sparsity ${percent(value)}${interval}`;
   root.replaceChildren(
     h("h2", {}, "What removing weights costs ", h("small", {}, "at the cursor")),
-    h("p", { class: "legend" }, `Step ${whole(curve.step)}: ${told}`),
+    h("p", { class: "legend" }, `${capital(numbered(data, curve.step))}: ${told}`),
     costSvg(curve, value, low, high),
     h("p", { class: "axis" }, "share of the weights removed, smallest first → harm; 1 is what is tolerated"));
 }
@@ -154,14 +149,14 @@ export function foot(data, live) {
   const left = data.num_snapshots - data.steps.length;
   const words = [...facts.words, ...Object.values(data.about).map(({ label, sentence }) => [label, sentence])];
   return h("section", { class: "foot" },
-    failed.length ? fold("failed", `${facts.num_failed} failed snapshot${facts.num_failed === 1 ? "" : "s"}`, table(["step", "why"], failed), true) : null,
-    notes.length ? fold("notes", "Notes", table(["step", "note"], notes), true) : null,
+    failed.length ? fold("failed", `${facts.num_failed} failed snapshot${facts.num_failed === 1 ? "" : "s"}`, table([data.unit, "why"], failed), true) : null,
+    notes.length ? fold("notes", "Notes", table([data.unit, "note"], notes), true) : null,
     data.verdict.watch.length ? fold("standing", "The watch", h("div", {}, ...data.verdict.watch.map((text) => h("p", {}, text)))) : null,
     fold("provenance", "What the numbers depend on", h("div", {},
       facts.replayed_from.length ? h("p", {}, `Replayed from saved checkpoints: ${facts.replayed_from.join(", ")}.`) : null,
       facts.provenance.length > 1 ? h("p", { class: "warning" }, "It changed during this run: the parts below cannot be compared with each other.") : null,
       ...facts.provenance.flatMap((part) => [
-        facts.provenance.length > 1 ? h("h3", {}, `Steps ${whole(part.first)} to ${whole(part.last)}`) : null, list(part.facts)]))),
+        facts.provenance.length > 1 ? h("h3", {}, `${capital(numbered(data, part.first))} to ${whole(part.last)}`) : null, list(part.facts)]))),
     facts.ledger.length ? fold("scope", `Scope: ${facts.scope}`, table(["parameter", "scope", "shape", "weights", "why"],
       facts.ledger.map((row) => row.map((cell) => (typeof cell === "number" ? whole(cell) : cell))))) : null,
     facts.costs.length ? fold("costs", facts.replayed_from.length ? "What the replay cost" : "What the watch cost", list(facts.costs)) : null,
@@ -199,6 +194,6 @@ function list(facts) {
 /** @param {PageData} data */
 function numbers(data) {
   const names = Object.keys(data.series).filter((name) => !name.startsWith("watch/"));
-  return table(["step", ...names.map((name) => data.about[name].label)], data.steps.map((step, t) =>
+  return table([data.unit, ...names.map((name) => data.about[name].label)], data.steps.map((step, t) =>
     [whole(step), ...names.map((name) => shown(data.about[name].unit, data.series[name][t]))]));
 }
