@@ -142,16 +142,17 @@ def _expanded(origin: Location, known: Mapping[str, ListedCheckpoint]) -> list[L
 
 def _pattern_of(fs: fsspec.AbstractFileSystem, path: str) -> str | None:
     """A path as a pattern, unless it is that of what is there: ``run [v2]/`` may be a folder."""
-    parts = path.split("/")
-    if "hf" not in fs.protocol:
-        for at, part in enumerate(parts):
-            if fsspec.core.has_magic(part):
-                if not fs.exists("/".join(path.split("/")[: at + 1])):
-                    break
-                parts[at] = re.sub(r"[*?[]", r"[\g<0>]", part)
-        else:
-            return None
-    return "/".join(parts) if fsspec.core.has_magic(path) else None
+    names = path.split("/")
+    literal: list[str] = []
+    for at, name in enumerate(names):
+        if fsspec.core.has_magic(name):
+            # neither a repository of the Hub nor a branch can have such a name
+            can_be = "hf" not in fs.protocol or at > 1
+            if not can_be or not fs.exists("/".join(names[: at + 1])):
+                return "/".join([*literal, *names[at:]])
+            name = re.sub(r"[*?[]", r"[\g<0>]", name)
+        literal.append(name)
+    return None
 
 
 def _check_access(pattern: Location) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import io
 import os
@@ -48,11 +47,33 @@ def one_line(error: BaseException) -> str:
 
 #: Before each further try, in seconds: what passes has mostly passed after a few.
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
-_TOO_MANY_REQUESTS = 429
-#: Answers of a server that may be another one a moment later.
-_PASSING_STATUS = frozenset({408, 425, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
-_PASSING_ERRNO = frozenset({errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
-                            errno.ENETUNREACH, errno.EHOSTUNREACH})  # fmt: skip
+#: Why a storage gives no answer, where it may give one a moment later: by the answers of servers,
+#: the numbers of the system's errors, and the classes that are raised.
+_OUT_OF_ORDER = "The storage is out of order, or out of reach; try again later."
+_PASSING: dict[object, str] = {
+    429: "The storage limits how often it is asked (429); log in, or try again later.",
+    **dict.fromkeys((408, 425, 500, 502, 503, 504), _OUT_OF_ORDER),
+    **dict.fromkeys(("EAGAIN", "EBUSY", "ESTALE", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH"),
+                    _OUT_OF_ORDER),
+    **dict.fromkeys(("TimeoutError", "ConnectionError"), _OUT_OF_ORDER),
+}  # fmt: skip
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+_NO_SUCH = (
+    "there is no repository of this name, or it is private or gated. Check the name; if it is "
+    f"right, {_LOG_IN} of an account that may read it"
+)
+#: The same where waiting helps nothing, with what to do.
+_REFUSALS: dict[object, str] = {
+    "GatedRepoError": f"the repository is gated. Accept its terms on its page, and {_LOG_IN}",
+    "DisabledRepoError": "the hub has disabled the repository. Use a copy of it",
+    "RepositoryNotFoundError": _NO_SUCH,
+    "BucketNotFoundError": _NO_SUCH,
+    "OfflineModeIsEnabled": "the hub is not asked, as HF_HUB_OFFLINE is set. Unset it",
+    "PermissionError": "permission denied ({error}). Give read access to it",
+    401: "the server asks who you are (401). Log in, or give credentials as `storage_options`",
+    403: "permission denied (403). Give these credentials read access, or check the name: some "
+    "servers answer so where there is nothing",
+}
 #: Errors of clients that need not be installed, by words in their names.
 _CLIENTS = ("aiohttp", "botocore", "httpcore", "httpx", "httpx2", "requests", "urllib3")
 _PASSING_NAME = re.compile(
@@ -64,67 +85,26 @@ _Asked = ParamSpec("_Asked")
 _Answer = TypeVar("_Answer")
 
 
-#: Why a hub refuses, and what to do, by the class that its client raises; first the closer one.
-_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-_NO_SUCH = (
-    "there is no repository of this name, or it is private or gated. Check the name; if it is "
-    f"right, {_LOG_IN} of an account that may read it"
-)
-_REFUSALS = {
-    "GatedRepoError": f"the repository is gated. Accept its terms on its page, and {_LOG_IN}",
-    "DisabledRepoError": "the hub has disabled the repository. Use a copy of it",
-    "RepositoryNotFoundError": _NO_SUCH,
-    "BucketNotFoundError": _NO_SUCH,
-    "OfflineModeIsEnabled": "the hub is not asked, as HF_HUB_OFFLINE is set. Unset it",
-}
-_REFUSING_STATUS = {
-    401: "the server asks who you are (401). Log in, or give credentials as `storage_options`",
-    403: "permission denied (403). Give these credentials read access, or check the name: some "
-    "servers answer so where there is nothing",
-}
-
-
 class NoAccessError(CheckpointError):
     """A storage that refuses: waiting alone helps nothing."""
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what has caused it, each once."""
+def _signs(error: BaseException) -> Iterator[object]:
+    """What the tables know an error by, and then what has caused it: the closest first."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def refusal(error: BaseException) -> str:
-    """Why a storage gives no access, and what to do; empty if that is not what is wrong."""
-    chain = list(_chain(error))
-    kinds = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
-    found = next((why for kind, why in _REFUSALS.items() if kind in kinds), "")
-    status = next((one for one in map(_status, chain) if one is not None), None)
-    if not found and any(isinstance(cause, PermissionError) for cause in chain):
-        found = f"permission denied ({one_line(error)}). Give read access to it"
-    return found or _REFUSING_STATUS.get(status or 0, "")
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether asking again may help: no answer, or a server that is out of order."""
-    for cause in _chain(error):
+        yield from (kind.__name__ for kind in type(cause).__mro__)
         status = _status(cause)
         if status is not None:
-            return status in _PASSING_STATUS
-        if type(cause).__name__ in _REFUSALS:
-            return False
-        if isinstance(cause, TimeoutError | asyncio.TimeoutError | ConnectionError):
-            return True
-        if isinstance(cause, OSError) and cause.errno in _PASSING_ERRNO:
-            return True
+            yield status
+        elif isinstance(cause, OSError):
+            yield errno.errorcode.get(cause.errno or 0)
         kind = type(cause)
         if kind.__module__.split(".")[0] in _CLIENTS and _PASSING_NAME.search(kind.__name__):
-            return True
-    return False
+            yield "ConnectionError"
+        cause = cause.__cause__ or cause.__context__
 
 
 def _status(error: BaseException) -> int | None:
@@ -135,6 +115,23 @@ def _status(error: BaseException) -> int | None:
     else:
         status = getattr(response, "status_code", getattr(error, "status", None))
     return status if isinstance(status, int) and status > 0 else None
+
+
+def _cause(error: BaseException) -> tuple[str, bool]:
+    """Why a storage gives nothing, if that is known, and whether it may pass."""
+    for sign in _signs(error):
+        if sign in _PASSING:
+            return _PASSING[sign], True
+        if sign in _REFUSALS:
+            return _REFUSALS[sign].format(error=one_line(error)), False
+        if isinstance(sign, int):  # a server has answered
+            break
+    return "", False
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether asking again may help: no answer, or a server that is out of order."""
+    return _cause(error)[1]
 
 
 def asked(
@@ -157,20 +154,16 @@ def asked(
 
 
 def _explained(what: str, error: Exception) -> CheckpointError:
-    if may_pass(error):
+    why, is_passing = _cause(error)
+    is_missing = isinstance(error, FileNotFoundError)
+    if is_passing:
         # what a storage made of a fault says less than the fault
-        is_hidden = isinstance(error, FileNotFoundError) and error.__cause__
-        first = error.__cause__ if is_hidden else error
-        why = "The storage is out of order, or out of reach; try again later."
-        if any(_status(cause) == _TOO_MANY_REQUESTS for cause in _chain(error)):
-            why = "The storage limits how often it is asked (429); log in, or try again later."
-        return IncompleteCheckpointError(
-            f"{what}: {one_line(first or error)}, also when asked {len(_PAUSES_S)} more times. "
-            f"{why}"
-        )
-    if why := refusal(error):
+        first = (error.__cause__ if is_missing else None) or error
+        tries = f"{one_line(first)}, also when asked {len(_PAUSES_S)} more times"
+        return IncompleteCheckpointError(f"{what}: {tries}. {why}")
+    if why:
         return NoAccessError(f"{what}: {why}.")
-    if isinstance(error, FileNotFoundError):
+    if is_missing:
         return IncompleteCheckpointError(
             f"{what}: expected a file, found none. It may not be written yet, or may have been "
             "removed."
@@ -575,15 +568,18 @@ class Location:
         return asked(f"Cannot read {self.shown}", self._kind)
 
     def _kind(self) -> str:
-        # of all of an archive, and of a page of links over http, there is no better answer
-        if self.prefix == "" or ("http" in self.fs.protocol and self.fs.isdir(self.path)):
+        if self.prefix == "":  # all of an archive
             return "directory"
         try:
-            return str(self.fs.info(self.path)["type"])  # isdir and exists swallow refusals
+            info = self.fs.info(self.path)  # isdir and exists swallow refusals
         except (FileNotFoundError, NotADirectoryError) as error:
-            if refusal(error) or may_pass(error):
+            if _cause(error)[0]:
                 raise
             return ""
+        # over http a folder is a page of links; of a file that is none this would fetch it all
+        kind = info.get("mimetype") or ("text/html" if self.url.endswith("/") else "")
+        is_page = "http" in self.fs.protocol and kind == "text/html"
+        return "directory" if is_page and self.fs.isdir(self.path) else str(info["type"])
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted."""

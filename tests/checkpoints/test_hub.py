@@ -42,7 +42,10 @@ def hub() -> Iterator[Hub]:
         for step in (0, 20, 100, 2000)
     }
     two = {name: branch(step) for name, step in (("main", 9), ("step5", 5), ("step9", 9))}
-    repositories = {"org/pythia": pythia, "org/two": two, "google/other": {}}
+    odd = {
+        "main": {"run [v2]/step_5[1].safetensors": weights(5), "step_51.safetensors": weights(51)}
+    }
+    repositories = {"org/pythia": pythia, "org/two": two, "org/odd": odd, "google/other": {}}
     with hub_server({**repositories, **multi}) as hub:
         yield hub
 
@@ -62,13 +65,16 @@ sys.exit(main(["replay", "hf://org/two@step*", "--logdir", logdir]))
 """
 ONE, BRANCHES = "hf://org/pythia@step1000", "hf://org/pythia@*"
 REPOSITORIES = "hf://google/multi-seed_0-step_*"
+#: What is there by that very name, and a pattern in a folder of such a name.
+LITERAL = ["hf://org/odd/run [v2]/step_5[1].safetensors", "hf://org/odd/run [v2]/step_*"]
 
 
 @pytest.fixture(scope="module")
 def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     """What a process has listed, and where it has replayed a series to."""
     home = tmp_path_factory.mktemp("hub")
-    command = [sys.executable, "-c", CLIENT, ONE, BRANCHES, REPOSITORIES, str(home / "log")]
+    places = [ONE, BRANCHES, REPOSITORIES, *LITERAL]
+    command = [sys.executable, "-c", CLIENT, *places, str(home / "log")]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=hub.environment(home), check=False
     )
@@ -94,6 +100,12 @@ def test_repositories_are_steps(client) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", LITERAL)
+def test_what_is_there_by_that_name_is_meant(client, place: str) -> None:
+    assert client[0][place] == [[LITERAL[0], 5, "complete", ""]]
+
+
+@pytest.mark.slow
 def test_a_replay_fetches_headers_and_what_is_in_scope(client, hub: Hub) -> None:
     records = read_records(client[1] / "sparsitywatch")
     assert [(record.step, record.valid) for record in records] == [(5, True), (9, True)]
@@ -101,4 +113,5 @@ def test_a_replay_fetches_headers_and_what_is_in_scope(client, hub: Hub) -> None
     sent = sum(size for repository, _, size in hub.sent if repository == "org/two")
     headers = 2 * 3 * 1000
     assert in_scope <= sent <= in_scope + headers < len(weights(5)) / 2
-    assert {file for _, file, _ in hub.sent} == {"model.safetensors"}
+    files = {file for repository, file, _ in hub.sent if repository != "org/odd"}
+    assert files == {"model.safetensors"}

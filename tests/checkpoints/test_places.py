@@ -242,6 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     data = b""
     has_ranges = True
+    kind = ""
     num_sent = 0
 
     def log_message(self, *_: object) -> None:
@@ -253,6 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked is None or not self.has_ranges:
+            type(self).num_sent += len(self.data)
             self._send(200, self.data, str(len(self.data)))
         else:
             part = self.data[int(asked[1]) : int(asked[2]) + 1]
@@ -262,6 +264,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes, length: str) -> None:
         self.send_response(status)
         self.send_header("Content-Length", length)
+        if self.kind:
+            self.send_header("Content-Type", self.kind)
         self.end_headers()
         self.wfile.write(body)
 
@@ -281,6 +285,20 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, type[_Handler]
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.mark.parametrize("kind", ["", "application/octet-stream"])
+def test_what_is_no_page_is_never_fetched_to_see_whether_it_is(served, kind: str) -> None:
+    url, handler = served
+    handler.kind = kind
+    assert (storage.Location.of(url).kind(), handler.num_sent) == ("file", 0)
+
+
+def test_a_page_of_links_is_a_folder(served) -> None:
+    url, handler = served
+    handler.data, handler.kind = b'<a href="step-5.safetensors">step-5</a>', "text/html"
+    folder = storage.Location.of(url.rpartition("/")[0])
+    assert (folder.kind(), folder.names()) == ("directory", ["step-5.safetensors"])
 
 
 def test_a_server_without_ranges_is_named(served, tmp_path: Path) -> None:
