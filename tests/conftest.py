@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return True
     is_slow_out = "not slow" in config.getoption("markexpr")
     return True if is_slow_out and _ALL_SLOW.search(collection_path.read_text()) else None
+
+
+@pytest.fixture(autouse=True)
+def _nobody_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that a test has just written are whole: a replay need not wait to see it."""
+    jobs = sys.modules.get("sparsitywatch.offline.jobs")
+    if jobs is not None:
+        monkeypatch.setattr(jobs, "_LEFT_ALONE_S", 0.0)
 
 
 def pytest_collection_finish() -> None:

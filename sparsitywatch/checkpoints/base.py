@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -469,6 +470,16 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         """Raise ``IncompleteCheckpointError`` if a file was written since it was opened."""
         for source in self._place.opened.values():
             source.check_unchanged()
+
+    def left_alone_s(self) -> float:
+        """Seconds since a local file without checksums was written; NaN where there is none.
+
+        The size of such a file may have been set before its bytes.
+        """
+        if not self.version:
+            return math.nan
+        times = [source.modified_s for source in self._place.opened.values()]
+        return time.time() - max(times, default=math.nan)
 
     def close(self) -> None:
         """Let go of the files; calling it again does nothing."""

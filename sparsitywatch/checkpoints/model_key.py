@@ -30,6 +30,8 @@ _MAX_CANDIDATES, _MAX_SHOWN = 1000, 12
 #: What holds the state of an optimizer, by its key; others are known by what is in them.
 _OPTIMIZER = re.compile(r"(?:^|[._-])(?:opt|optim|optimizers?)(?:$|[._\d-])", re.IGNORECASE)
 _OPTIMIZER_GROUPS = "param_groups"
+#: Where Lightning puts the trained weights if their average takes the place of the model.
+_TRAINED = "current_model_state"
 #: What holds a second set of weights, such as an average of the first.
 _COPY = re.compile(
     r"(?:^|_)(?:ema|swa|polyak|shadow|averaged?|teacher|target|momentum)(?:$|[_\d])", re.IGNORECASE
@@ -61,7 +63,8 @@ def choose(tree: Any, look: Look, key: str | None = None) -> Candidate:
             f"{_what(tree)}. Save model.state_dict(), and name the file or folder that holds it."
         )
     if len(chosen) > 1:
-        first = found[0].key
+        keys = [one.key for one in found]
+        first = _TRAINED if _TRAINED in keys else keys[0]
         raise ReadingError(
             f"expected one dictionary of weights, got several{listed}. Say which one to read, such "
             f"as `--key {first or repr(first)}` (key={first!r})."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import re
 import threading
@@ -331,6 +332,11 @@ class Source(ByteSource):
     def version(self) -> str:
         """What tells a file from what is written over it later."""
         return str(self._version)
+
+    @property
+    def modified_s(self) -> float:
+        """When a local file was last written, in seconds since the epoch; of others NaN."""
+        return math.nan if self._file is None else os.fstat(self._file.fileno()).st_mtime
 
     def _version_now(self) -> object:
         if self._file is not None:

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.checkpoints.base import load_into, stored_snapshot
+from sparsitywatch.checkpoints.base import Checkpoint, load_into, stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.series import mark_of
 from sparsitywatch.checkpoints.storage import one_line
@@ -37,6 +38,8 @@ from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import LazyTensors, Sampler, Snapshot
 
+#: A writer that goes on has written again within so many seconds.
+_LEFT_ALONE_S = 1.0
 #: Why a checkpoint's parameters are not judged one by one.
 _NOT_TOLD = "a checkpoint tells neither gradients nor what its optimizer did"
 
@@ -95,6 +98,7 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
                 sampler=None if num_samples == 0 else Sampler(num_samples),
                 examined=nothing_examined if num_samples == 0 else unread(_NOT_TOLD),
             )
+            _expect_written(checkpoint)
             source = Source(
                 address=checkpoint.url,
                 key=checkpoint.key,
@@ -108,6 +112,17 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
         if plan.strict:
             raise
         return CheckpointError(f"Cannot replay {redacted_url(url)}: {one_line(error)}.")
+
+
+def _expect_written(checkpoint: Checkpoint) -> None:
+    """Raise IncompleteCheckpointError where what was read is still being written.
+
+    A file without checksums is looked at again once nobody has written to it for a moment.
+    """
+    age_s = checkpoint.left_alone_s()
+    if 0.0 <= age_s < _LEFT_ALONE_S:
+        time.sleep(_LEFT_ALONE_S - age_s)
+        checkpoint.check_unchanged()
 
 
 def _held_by(model: nn.Module, snapshot: Snapshot) -> Snapshot:

@@ -234,7 +234,7 @@ def test_the_nearest_step_and_every_number_as_text() -> None:
     console.log([percent(0.0889), percent(1), percent(0.0004), share(818), share(-1),
       shown("value", 2.30258), shown("count", 84934656), shown("fraction", null),
       whole(2000)].join("|"));
-    console.log(csv({ steps: [5, 10], series: { a: [1.5, null], b: [2, 3] } }));
+    console.log(csv({ unit: "step", steps: [5, 10], series: { a: [1.5, null], b: [2, 3] } }));
     """
     lines = in_node(code).splitlines()
     assert lines[0] == "0,0,0,0,1,1,2,2"
