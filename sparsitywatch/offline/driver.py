@@ -110,7 +110,8 @@ class Replayed:
     def __repr__(self) -> str:
         steps = f" of {len(self.each)} series" if self.each else ""
         if self.records:
-            steps = f" of {self.records[0].place} to {self.records[-1].place}"
+            first, last = self.records[0], self.records[-1]
+            steps = f" of {first.provenance.unit}s {first.step} to {last.step}"
         return (
             f"<Replayed {len(self.records)} records{steps}, {len(self.events)} events, "
             f"{len(self.failures)} failures>"
