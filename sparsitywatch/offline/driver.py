@@ -70,6 +70,11 @@ class Failure:
     reason: str
     unit: str = "step"
 
+    @classmethod
+    def of(cls, one: ListedCheckpoint, reason: str = "") -> Failure:
+        """A checkpoint of a list, by default with the reason that stands there."""
+        return cls(one.url, one.step, reason or one.reason, one.unit)
+
     def __repr__(self) -> str:
         at = "an unknown step" if self.step is None else numbered(self.unit, self.step)
         return f"<Failure at {at}: {printable(self.reason)[:150]}>"
@@ -196,7 +201,7 @@ class Replayer:
         pending, others = select(listed)
         for one in others:
             if one.error is None:
-                self._left_out[one.url] = Failure(one.url, one.step, one.reason, one.unit)
+                self._left_out[one.url] = Failure.of(one)
             elif is_final:
                 self._fail(one, one.reason)
         return pending
@@ -384,13 +389,10 @@ class Replayer:
     def _measured(self, todo: Mapping[int, ListedCheckpoint]) -> Iterator[tuple[int, Outcome]]:
         """What comes of each; without an executor or a model the next one is read meanwhile."""
         executor, size = self.executor, self.window
-        with contextlib.ExitStack() as stack:
-            if executor is None and self.plan.factory is None:
+        with ThreadPoolExecutor(1, "sparsitywatch-replay") as one_ahead:
+            if executor is None:
                 # to compare and to write what came of the one before takes about as long
-                one_ahead = ThreadPoolExecutor(1, "sparsitywatch-replay")
-                executor, size = stack.enter_context(one_ahead), 2
-            elif executor is None:
-                size = 1
+                executor, size = (one_ahead, 2) if self.plan.factory is None else (None, 1)
             yield from in_order(
                 todo,
                 lambda step, one: self._submitted(executor, step, one),
@@ -509,7 +511,7 @@ class Replayer:
     def _fail(self, one: ListedCheckpoint, reason: str) -> None:
         if one.url in self._failures:
             return
-        failure = self._failures[one.url] = Failure(one.url, one.step, reason, one.unit)
+        failure = self._failures[one.url] = Failure.of(one, reason)
         _logger.warning("sparsitywatch: %s", failure.reason)
         for function in self.on_failure:
             function(failure)

@@ -8,7 +8,6 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,13 +158,11 @@ def replay(
     places = _places(urls)
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     functions = {"on_failure": on_failure, "on_progress": on_progress, "on_waiting": on_waiting}
-    _check(functions, storage_options, executor, max_in_flight, keep_spectra)
-    if steps_per_epoch is not None:
-        expect_whole("steps_per_epoch", steps_per_epoch, 1)
-    if key is not None:
-        expect(isinstance(key, str), "key", "a dotted path or None", key)
+    whole = {"max_in_flight": max_in_flight, "steps_per_epoch": steps_per_epoch}
+    flags = {"each": each, "follow": follow}
+    _check(functions, whole | {"keep_spectra": keep_spectra}, flags, storage_options, executor, key)
     scope, factory = _model(model, proxy, chosen.scope, executor)
-    directory = None if logdir is None else place(logdir)
+    first = None if logdir is None else place(logdir)
     plan = Plan(
         settings=chosen,
         scope=scope,
@@ -177,127 +174,112 @@ def replay(
         num_threads=None if executor is None else 1,
         strict=strict,
     )
-    make = partial(
-        _replayer,
-        plan=plan,
-        schedule=(lr, weight_decay),
-        detectors=detectors,
-        keep_spectra=keep_spectra,
-        sinks=as_sinks(sinks),
-        on_event=on_event,
-        on_record=on_record,
-        urls=places,
-        steps_per_epoch=steps_per_epoch,
-        executor=executor,
-        window=window_of(executor) if max_in_flight is None else max_in_flight,
-        on_failure=on_failure,
-        on_progress=on_progress,
-        on_waiting=on_waiting,
-    )
-    for name, flag in (("each", each), ("follow", follow)):
-        expect(isinstance(flag, bool), name, "True or False", flag)
-    if each:
-        is_alone = not (follow or sinks)
-        expect(is_alone, "each", "False with `follow` or `sinks`, which are of one run", each)
-        listed = discover(places, plan.storage_options, key=key)
-        return _replay_each(make, None if logdir is None else Path(logdir), listed)
-    return make(directory).run(patience if follow else None)
+    sinks = as_sinks(sinks)
 
+    def replayer(
+        directory: Path | None, listed: Sequence[ListedCheckpoint] | None = None
+    ) -> Replayer:
+        """What measures one run; nothing of it is shared with another one."""
+        rates, in_log = Rates(lr, weight_decay), list[Sink]()
+        if directory is not None:  # the lines of JSON come last: what they hold is everywhere
+            in_log = [TensorBoardSink(directory), JsonlSink(directory, keep_spectra=keep_spectra)]
+        pipeline = Pipeline(
+            claim=Claim(directory),
+            sinks=[*sinks, *in_log],
+            detectors=_detectors(detectors, chosen, rates, is_copy=each),
+            reviewers=(VitalReviewer(), OneRunReviewer()),
+            on_event=on_event,
+            on_record=on_record,
+            strict=True,
+        )
+        window = window_of(executor) if max_in_flight is None else max_in_flight
+        return Replayer(
+            plan=plan,
+            pipeline=pipeline,
+            urls=places,
+            rates=rates,
+            executor=executor,
+            window=window,
+            steps_per_epoch=steps_per_epoch,
+            on_failure=on_failure,
+            on_progress=on_progress,
+            on_waiting=on_waiting,
+            listed=listed,
+        )
 
-def _replayer(
-    directory: Path | None,
-    listed: Sequence[ListedCheckpoint] | None = None,
-    *,
-    plan: Plan,
-    schedule: tuple[Rate | None, Rate | None],
-    detectors: Mapping[str, Detector] | None,
-    keep_spectra: int,
-    sinks: Sequence[Sink],
-    on_event: Sequence[Callable[[Event], object]],
-    on_record: Sequence[Callable[[Record], object]],
-    **rest: Any,
-) -> Replayer:
-    """What measures one run; nothing of it is shared with another one."""
-    rates = Rates(*schedule)
-    if detectors is None:
-        detectors = _default_detectors(plan.settings, knows_decay=rates.knows_decay)
-    in_log: list[Sink] = []
-    if directory is not None:  # the lines of JSON come last: what they hold is everywhere
-        in_log = [TensorBoardSink(directory), JsonlSink(directory, keep_spectra=keep_spectra)]
-    pipeline = Pipeline(
-        claim=Claim(directory),
-        sinks=[*sinks, *in_log],
-        detectors=detectors,
-        reviewers=(VitalReviewer(), OneRunReviewer()),
-        on_event=on_event,
-        on_record=on_record,
-        strict=True,
-    )
-    return Replayer(plan=plan, pipeline=pipeline, rates=rates, listed=listed, **rest)
+    if not each:
+        return replayer(first).run(patience if follow else None)
+    is_alone = not (follow or sinks)
+    expect(is_alone, "each", "False with `follow` or `sinks`, which are of one run", each)
+    found = discover(places, plan.storage_options, key=key)
+    return _replay_each(replayer, logdir, found, on_failure)
 
 
 def _replay_each(
-    make: partial[Replayer], logdir: Path | None, listed: Sequence[ListedCheckpoint]
+    replayer: Callable[..., Replayer],
+    logdir: str | os.PathLike[str] | None,
+    listed: Sequence[ListedCheckpoint],
+    on_failure: Sequence[Callable[[Failure], object]],
 ) -> Replayed:
     """Measure every series, one after the other; what is of none of them cannot be measured."""
-    series = by_series(listed)
-    if not series:  # at most one checkpoint, without a step
-        return make(None if logdir is None else place(logdir), listed).run(None)
-    names = short_names(list(series))
-    own = {name: [one for one in listed if one.series == series] for series, name in names.items()}
-    found = {
-        name: make(
-            None if logdir is None else place(logdir / name),
-            ones,
-            detectors=copy.deepcopy(make.keywords["detectors"]),
-        ).run(None)
-        for name, ones in own.items()
-    }
+    every = by_series(listed)
+    if not every:  # at most one checkpoint, without a step
+        return replayer(None if logdir is None else place(logdir), listed).run(None)
+    names, found = short_names(list(every)), {}
+    for series, name in names.items():
+        directory = None if logdir is None else place(Path(logdir, name))
+        found[name] = replayer(directory, [one for one in listed if one.series == series]).run(None)
     pending, others = select([one for one in listed if one.series not in names])
     rest = [*pending.values(), *others]
-    failures = [
-        Failure(one.url, one.step, one.reason, one.unit) for one in rest if one.error is not None
-    ]
-    for failure in failures:
-        for function in make.keywords["on_failure"]:
+    failed = [Failure.of(one) for one in rest if one.error is not None]
+    for failure in failed:
+        for function in on_failure:
             function(failure)
-    left_out = [
-        Failure(one.url, one.step, one.reason, one.unit) for one in rest if one.error is None
-    ]
+    passed_over = [Failure.of(one) for one in rest if one.error is None]
     return Replayed(
         records=[],
         events=[],
-        failures=[*(f for one in found.values() for f in one.failures), *failures],
-        left_out=[*(f for one in found.values() for f in one.left_out), *left_out],
+        failures=[*(f for one in found.values() for f in one.failures), *failed],
+        left_out=[*(f for one in found.values() for f in one.left_out), *passed_over],
         num_snapshots=sum(one.num_snapshots for one in found.values()),
-        directory=logdir,
+        directory=None if logdir is None else Path(logdir),
         notes=[note for one in found.values() for note in one.notes],
         each=found,
     )
 
 
-def _default_detectors(settings: Settings, *, knows_decay: bool) -> dict[str, Detector]:
+def _detectors(
+    given: Mapping[str, Detector] | None, settings: Settings, rates: Rates, *, is_copy: bool
+) -> Mapping[str, Detector]:
+    """Those that are given, or the default ones."""
+    if given is not None:
+        return copy.deepcopy(given) if is_copy else given
     # without the schedule dormant weights are seen late, and stand for the take-off that they begin
-    defaults = default_detectors(settings)
-    return {n: d for n, d in defaults.items() if knows_decay or not n.startswith("motion/")}
+    found = default_detectors(settings).items()
+    return {n: d for n, d in found if rates.knows_decay or not n.startswith("motion/")}
 
 
 def _check(
     functions: Mapping[str, object],
+    numbers: Mapping[str, int | None],
+    flags: Mapping[str, bool],
     storage_options: Mapping[str, Any] | None,
     executor: Executor | None,
-    max_in_flight: int | None,
-    keep_spectra: int,
+    key: str | None,
 ) -> None:
     for name, given in functions.items():
         expect_functions(name, given)
+    for name, number in numbers.items():
+        if number is not None or name == "keep_spectra":
+            expect_whole(name, number, 1)
+    for name, flag in flags.items():
+        expect(isinstance(flag, bool), name, "True or False", flag)
     if storage_options is not None:
         expect_mapping("storage_options", storage_options, "options of fsspec by name")
     is_executor = executor is None or isinstance(executor, Executor)
     expect(is_executor, "executor", "a concurrent.futures.Executor or None", executor)
-    if max_in_flight is not None:
-        expect_whole("max_in_flight", max_in_flight, 1)
-    expect_whole("keep_spectra", keep_spectra, 1)
+    if key is not None:
+        expect(isinstance(key, str), "key", "a dotted path or None", key)
 
 
 def _model(
