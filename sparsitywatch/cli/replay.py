@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import signal
 import sys
 from concurrent.futures import BrokenExecutor
@@ -118,6 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 on_failure=[output.failure],
                 on_progress=[output.progress, interruption.heed],
                 on_waiting=[output.waiting],
+                on_series=[output.series],
                 follow=arguments.follow,
                 until=interruption.heed if arguments.follow else None,
                 poll_s=arguments.poll,
@@ -136,7 +138,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 "goes on from here; give fewer `--workers`."
             ) from error
     output.end(replayed)
-    is_any = any(record.was_read for record in replayed.records)
+    runs = replayed.each.values() or [replayed]
+    is_any = all(any(record.was_read for record in one.records) for one in runs)
     return 0 if is_any and not replayed.failures else _NOT_ALL_MEASURED
 
 
@@ -171,18 +174,28 @@ class TextReporter:
     """For people: progress on a terminal, and a line for what matters."""
 
     def __init__(self) -> None:
-        self._progress = Progress("checkpoints")
-        self.progress = self._progress.show
-        self.close = self._progress.clear
+        self._before = ""  # the run that lines are about, where there are several
+        self.series("")
+
+    def series(self, name: str) -> None:
+        """What comes is of this series of several."""
+        self._before = f"{printable(name)}: " if name else ""
+        self._progress = Progress(f"checkpoints{f' of {printable(name)}' if name else ''}")
+
+    def progress(self, done: int, total: int) -> None:
+        self._progress.show(done, total)
+
+    def close(self) -> None:
+        self._progress.clear()
 
     def record(self, record: Record) -> None:
         """Nothing: progress shows that it is done."""
 
     def event(self, event: Event) -> None:
-        self._print(event.describe(), sys.stdout)
+        self._print(self._before + event.describe(), sys.stdout)
 
     def failure(self, failure: Failure) -> None:
-        self._print(printable(failure.reason), sys.stderr)
+        self._print(self._before + printable(failure.reason), sys.stderr)
 
     def waiting(self, reason: str) -> None:
         self._print(printable(f"Waiting, as nothing is there yet: {reason}"), sys.stderr)
@@ -195,9 +208,12 @@ class TextReporter:
             print(printable(words), file=sys.stderr)
         for name, one in (replayed.each or {"": replayed}).items():
             self._summary(one, f"{printable(name)}: " if name else "")
-        if len(replayed.each) > 1 and replayed.directory is not None:
+        if replayed.each and replayed.directory is not None:
             logdirs = [str(replayed.directory / name) for name in replayed.each]
-            print(f"  sparsitywatch compare {' '.join(logdirs)}")
+            print(f"All {len(logdirs):,} runs:" if len(logdirs) > 1 else "This run:")
+            print(f"  tensorboard --logdir {shlex.quote(str(replayed.directory))}")
+            if len(logdirs) > 1:
+                print(f"  sparsitywatch compare {shlex.join(logdirs)}")
 
     @staticmethod
     def _summary(replayed: Replayed, name: str) -> None:
@@ -212,8 +228,10 @@ class TextReporter:
             words += f", {len(replayed.failures):,} could not be read"
         print(f"{words}.")
         if replayed.records and replayed.directory is not None:
-            logdir = replayed.directory.parent
-            print(f"  tensorboard --logdir {logdir}\n  sparsitywatch summary {logdir}")
+            logdir = shlex.quote(str(replayed.directory.parent))
+            if not name:  # several are shown side by side
+                print(f"  tensorboard --logdir {logdir}")
+            print(f"  sparsitywatch summary {logdir}")
 
     def _print(self, text: str, stream: TextIO) -> None:
         """A line of its own, in the place of that of progress."""
@@ -223,6 +241,13 @@ class TextReporter:
 
 class JsonReporter:
     """For programs: one JSON object a line."""
+
+    def __init__(self) -> None:
+        self._run: dict[str, str] = {}  # what lines are about, where there are several
+
+    def series(self, name: str) -> None:
+        """What comes is of this series of several."""
+        self._run = {"run": name}
 
     def record(self, record: Record) -> None:
         unit = record.provenance.unit
@@ -249,6 +274,7 @@ class JsonReporter:
         """Nothing is open."""
 
     def end(self, replayed: Replayed) -> None:
+        self._run = {}
         for note in replayed.notes:
             self._print("note", reason=note)
         for left_out in replayed.left_out:
@@ -265,9 +291,8 @@ class JsonReporter:
                 set_aside=one.set_aside,
             )
 
-    @staticmethod
-    def _print(kind: str, **fields: Any) -> None:
-        print(json.dumps({"kind": kind, **fields}, allow_nan=False), flush=True)
+    def _print(self, kind: str, **fields: Any) -> None:
+        print(json.dumps({"kind": kind, **self._run, **fields}, allow_nan=False), flush=True)
 
 
 def _fields(failure: Failure) -> dict[str, Any]:

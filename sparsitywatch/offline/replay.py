@@ -20,6 +20,7 @@ from sparsitywatch.checkpoints.series import ListedCheckpoint, by_series, select
 from sparsitywatch.checkpoints.template import short_names
 from sparsitywatch.errors import (
     ConfigurationError,
+    StateError,
     expect,
     expect_functions,
     expect_mapping,
@@ -67,6 +68,7 @@ def replay(
     on_failure: Sequence[Callable[[Failure], object]] = (),
     on_progress: Sequence[Callable[[int, int], object]] = (),
     on_waiting: Sequence[Callable[[str], object]] = (),
+    on_series: Sequence[Callable[[str], object]] = (),
     sinks: Sequence[Sink] = (),
     storage_options: Mapping[str, Any] | None = None,
     key: str | None = None,
@@ -125,6 +127,7 @@ def replay(
         on_failure: called with each checkpoint that cannot be measured; the others go on.
         on_progress: called with the number of checkpoints that are done and of all.
         on_waiting: called with the reason, once for each, why ``follow`` finds nothing to list yet.
+        on_series: called with the name of each series before it is measured, with ``each``.
         storage_options: passed on to fsspec, such as credentials and an endpoint.
         key: what leads to the model in checkpoints that hold more than one, such as
             "model_ema": a dotted path, or what the names of its tensors begin with.
@@ -157,7 +160,8 @@ def replay(
     chosen = Settings.of(settings, **fields)
     places = _places(urls)
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
-    functions = {"on_failure": on_failure, "on_progress": on_progress, "on_waiting": on_waiting}
+    functions = {"on_failure": on_failure, "on_progress": on_progress, "on_waiting": on_waiting,
+                 "on_series": on_series}  # fmt: skip
     whole = {"max_in_flight": max_in_flight, "steps_per_epoch": steps_per_epoch}
     flags = {"each": each, "follow": follow}
     _check(functions, whole | {"keep_spectra": keep_spectra}, flags, storage_options, executor, key)
@@ -212,7 +216,7 @@ def replay(
     is_alone = not (follow or sinks)
     expect(is_alone, "each", "False with `follow` or `sinks`, which are of one run", each)
     found = discover(places, plan.storage_options, key=key)
-    return _replay_each(replayer, logdir, found, on_failure)
+    return _replay_each(replayer, logdir, found, on_failure, on_series)
 
 
 def _replay_each(
@@ -220,27 +224,34 @@ def _replay_each(
     logdir: str | os.PathLike[str] | None,
     listed: Sequence[ListedCheckpoint],
     on_failure: Sequence[Callable[[Failure], object]],
+    on_series: Sequence[Callable[[str], object]],
 ) -> Replayed:
     """Measure every series, one after the other; what is of none of them cannot be measured."""
     every = by_series(listed)
     if not every:  # at most one checkpoint, without a step
         return replayer(None if logdir is None else place(logdir), listed).run(None)
     names, found = short_names(list(every)), {}
-    for series, name in names.items():
-        directory = None if logdir is None else place(Path(logdir, name))
-        found[name] = replayer(directory, [one for one in listed if one.series == series]).run(None)
     pending, others = select([one for one in listed if one.series not in names])
     rest = [*pending.values(), *others]
     failed = [Failure.of(one) for one in rest if one.error is not None]
     for failure in failed:
         for function in on_failure:
             function(failure)
+    for series, name in names.items():
+        for begin in on_series:
+            begin(name)
+        directory = None if logdir is None else place(Path(logdir, name))
+        own = [one for one in listed if one.series == series]
+        try:
+            found[name] = replayer(directory, own).run(None)
+        except (ConfigurationError, StateError) as error:
+            raise type(error)(f"In the series {name}: {error}") from error
     passed_over = [Failure.of(one) for one in rest if one.error is None]
     return Replayed(
         records=[],
         events=[],
-        failures=[*(f for one in found.values() for f in one.failures), *failed],
-        left_out=[*(f for one in found.values() for f in one.left_out), *passed_over],
+        failures=[*failed, *(f for one in found.values() for f in one.failures)],
+        left_out=[*passed_over, *(f for one in found.values() for f in one.left_out)],
         num_snapshots=sum(one.num_snapshots for one in found.values()),
         directory=None if logdir is None else Path(logdir),
         notes=[note for one in found.values() for note in one.notes],

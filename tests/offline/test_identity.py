@@ -107,6 +107,46 @@ def test_each_series_has_a_log_that_is_the_one_of_its_own_replay(tmp_path: Path,
     assert [(end["series"], end["num_records"]) for end in ends] == [("seed0", 3), ("seed1", 4)]
 
 
+def test_every_line_of_a_sweep_says_which_run_it_is_of(tmp_path: Path, capsys) -> None:
+    sweep, logs = tmp_path / "a sweep", tmp_path / "logs"
+    for run in (0, 1, 2):
+        save_run(sweep / f"seed{run}", run=run, steps=range(100, 1300, 100))
+        for step in (1000, 1100, 1200):  # an event of each
+            tensors = weights(run, step)
+            tensors["layers.0.mlp.weight"][:40] *= 1e-4
+            save(sweep / f"seed{run}" / f"step-{step}.pt", tensors)
+    names = ["seed0", "seed1", "seed2"]
+    begun: list[str] = []
+    replayed = sw.replay(sweep, logdir=logs / "python", each=True, on_series=[begun.append])
+    assert begun == list(replayed.each) == names
+    command = ["replay", str(sweep), "--logdir", str(logs / "of it"), "--each"]
+    assert main(command) == 0  # all is measured, and nothing failed
+    output = capsys.readouterr().out
+    for name in names:
+        assert f"{name}: Near-zero weights jumped from" in output
+        assert f"{name}: 12 checkpoints measured, 1 event.\n  sparsitywatch summary '" in output
+    (tensorboard,) = (line for line in output.splitlines() if "tensorboard" in line)
+    assert tensorboard == f"  tensorboard --logdir '{logs / 'of it'}'"
+    assert "All 3 runs:\n" in output
+    assert main(command) == 0  # a complete log asked again
+    assert main([*command[:3], str(logs / "json"), "--each", "--json"]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in printed]
+    for kind, num in {"record": 12, "progress": 12, "event": 1}.items():
+        runs = [line["run"] for line in lines if line["kind"] == kind]
+        assert runs == [name for name in names for _ in range(num)]
+    assert [line["series"] for line in lines if line["kind"] == "end"] == names
+
+
+def test_an_error_in_a_sweep_names_the_series(tmp_path: Path) -> None:
+    sweep, logs = tmp_path / "sweep", tmp_path / "logs"
+    for run in (0, 1):
+        save_run(sweep / f"seed{run}", run=run)
+    sw.replay(sweep / "seed1", logdir=logs / "seed1", tolerance=0.5)
+    with pytest.raises(ConfigurationError, match=r"^In the series seed1: Expected `logdir` to be"):
+        sw.replay(sweep, logdir=logs, each=True)
+
+
 def facts(record: Record) -> Record:
     return replace(record, wall_time=0.0, cost=None)
 
