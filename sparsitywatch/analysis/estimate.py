@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -25,16 +24,6 @@ _NEAR_ZERO = 0.01
 #: Fewer examples give no usable standard error.
 _MIN_EXAMPLES = 5
 _HALVINGS = 40
-
-
-@dataclass(frozen=True)
-class _Points:
-    """The curve as harm against dense, by rising sparsity, one point for each, length K."""
-
-    sparsity: Array
-    harm: Array  # inf where the value is not finite
-    stderr: Array
-    dense: float  # NaN if there is none
 
 
 def essential_sparsity(
@@ -88,20 +77,16 @@ def essential_sparsity(
         raise ConfigurationError(
             f"Expected `confidence` in (0, 1), got {confidence!r}. Ninety percent is 0.9."
         )
-    points = _points_of(curve)
-    allowed = allowed_harm(points.dense, tolerance, mode) + ROUNDING * abs(points.dense)
-    critical = _critical_value(confidence, curve.num_examples, curve.degrees_of_freedom)
+    reading = _Reading(curve, tolerance, mode, confidence)
+    value = last = low = high = knee = sharpness = math.nan
     needed = None
-    refusal = reason = _refusal(points, allowed)
+    refusal = reason = reading.refusal()
     if not refusal:
-        beyond = first_beyond(points.harm, points.stderr, allowed)
-        value = _on_chord(points.sparsity, points.harm, allowed, beyond)
-        low, high = _interval(points, allowed, critical, value)
-        last = _last_crossing(points.sparsity, points.harm, allowed)
-        every = _points_of(curve, every=True)
-        knee, sharpness = knee_of(every.sparsity, every.harm)
-        notes = _caveats(points, allowed, critical, value, last, mode)
-        refusal, needed = _noise(points, allowed, critical, (value, (low + high) / 2), curve)
+        value, last = reading.on_chord(reading.harm, reading.beyond), reading.last_crossing()
+        low, high = reading.interval(value)
+        knee, sharpness = knee_of(*reading.every)
+        notes = reading.caveats(value, last, mode)
+        refusal, needed = reading.noise((value, (low + high) / 2), curve)
         reason = "; ".join([refusal, *notes] if refusal else notes)
     if refusal:
         value = last = low = high = knee = sharpness = math.nan
@@ -136,168 +121,171 @@ def allowed_harm(dense: float, tolerance: float, mode: str) -> float:
     return float(tolerance * abs(dense)) if mode == "relative" else float(tolerance)
 
 
-def _points_of(curve: SparsityCurve, *, every: bool = False) -> _Points:
-    """Those that saw all examples, as far as there are any but the ends, or every one."""
-    sparsity = np.asarray(curve.sparsity)
-    loss = np.asarray(curve.value) * (-1.0 if curve.higher_is_better else 1.0)
-    loss = np.where(np.isfinite(loss), loss, np.inf)
-    stderr = np.full(len(loss), np.nan) if curve.stderr is None else np.asarray(curve.stderr)
-    if not every and curve.num_seen is not None:
-        # one example on which the model breaks down proves that it does
-        seen = np.asarray(curve.num_seen) == (curve.num_examples or 0)
-        seen |= (sparsity == 0.0) | np.isinf(loss)
-        if (seen & (sparsity > 0.0) & (sparsity < 1.0)).any():
-            sparsity, loss, stderr = sparsity[seen], loss[seen], stderr[seen]
+def _by_rising_sparsity(
+    sparsity: Array, loss: Array, stderr: Array
+) -> tuple[Array, Array, Array, float]:
+    """One point for each sparsity, the worst; harm against the best dense point, or NaN."""
     order = np.lexsort((stderr, loss, sparsity))
     sparsity, loss, stderr = sparsity[order], loss[order], stderr[order]
     is_worst = np.append(sparsity[1:] != sparsity[:-1], True)
     dense = float(loss[0]) if sparsity[0] == 0.0 and np.isfinite(loss[0]) else math.nan
-    return _Points(sparsity[is_worst], loss[is_worst] - dense, stderr[is_worst], dense)
+    return sparsity[is_worst], loss[is_worst] - dense, stderr[is_worst], dense
 
 
-def _refusal(points: _Points, allowed: float) -> str:
-    """Why the curve cannot be judged; empty if it can."""
-    if points.sparsity[0] != 0.0:
-        return "there is no point at sparsity 0, the dense model, to compare with"
-    if math.isnan(points.dense):
-        return "the value of the dense model is not finite"
-    if allowed == 0.0:
-        return "a relative tolerance of a dense value of 0 allows nothing; use mode='absolute'"
-    is_beyond = points.harm > allowed
-    if points.sparsity[-1] == 1.0 and not is_beyond[-1]:
-        return (
-            f"the model does not rely on these weights yet: removing all of them costs "
-            f"{points.harm[-1]:.3g}, within the tolerance of {allowed:.3g}"
-        )
-    if first_beyond(points.harm, points.stderr, allowed) == len(points.harm):
-        return (
-            "the tolerance is never exceeded and there is no point at sparsity 1: nothing "
-            "shows that the model relies on these weights"
-        )
-    return ""
+class _Reading:
+    """A curve read once, by rising sparsity, beside the harm that is allowed; arrays of length K.
 
-
-def _noise(
-    points: _Points,
-    allowed: float,
-    critical: float,
-    places: Sequence[float],
-    curve: SparsityCurve,
-) -> tuple[str, int | None]:
-    """Why the examples are too few to say where the crossing is, and how many it takes.
-
-    The noise counts at the crossing and in the middle of its interval: where it grows with sparsity
-    those that cross early by chance would be told else, and the others not.
+    Attributes:
+        sparsity, harm, stderr: of the points that saw all examples, as far as there are any but the
+            ends; harm against dense is inf where the value is not finite.
+        every: sparsity and harm of all points.
+        dense: NaN if there is none.
+        critical: how many standard errors the interval has.
+        beyond: the first point beyond what is allowed by the best curve that only rises; known
+            where the curve is not refused.
     """
-    if math.isnan(places[-1]):
-        return "", None  # there is no interval
-    stderr = np.where(np.isfinite(points.harm), points.stderr, 0.0)
-    noise = float(np.interp(places, points.sparsity, stderr).max())
-    excess, reason = noise / allowed, ""
-    if excess > 1.0:
-        reason = (
-            f"the tolerance of {allowed:.3g} is below the noise of the evaluation, a standard "
-            f"error of {noise:.3g} at the crossing"
-        )
-    proven, doubt = points.harm[-1] - allowed, critical * stderr[-1]
-    if points.sparsity[-1] == 1.0 and doubt > proven:
-        excess = max(excess, float(doubt / proven))
-        reason = reason or "reliance on these weights is within the noise of the evaluation"
-    if not reason:
-        return "", None
-    freedom = curve.degrees_of_freedom
-    # errors fall with the root of the number
-    needed = None if freedom is None else _rounded_up((freedom + 1) * excess**2)
-    how_many = "more" if needed is None else f"about {needed:,}"
-    return f"cannot say: {reason}; it would take {how_many} {units(curve.unit)}", needed
 
+    def __init__(
+        self, curve: SparsityCurve, tolerance: float, mode: str, confidence: float
+    ) -> None:
+        sparsity = np.asarray(curve.sparsity)
+        loss = np.asarray(curve.value) * (-1.0 if curve.higher_is_better else 1.0)
+        loss = np.where(np.isfinite(loss), loss, np.inf)
+        stderr = np.full(len(loss), np.nan) if curve.stderr is None else np.asarray(curve.stderr)
+        self.every = _by_rising_sparsity(sparsity, loss, stderr)[:2]
+        if curve.num_seen is not None:
+            # one example on which the model breaks down proves that it does
+            seen = np.asarray(curve.num_seen) == (curve.num_examples or 0)
+            seen |= (sparsity == 0.0) | np.isinf(loss)
+            if (seen & (sparsity > 0.0) & (sparsity < 1.0)).any():
+                sparsity, loss, stderr = sparsity[seen], loss[seen], stderr[seen]
+        points = _by_rising_sparsity(sparsity, loss, stderr)
+        self.sparsity, self.harm, self.stderr, self.dense = points
+        self.allowed = allowed_harm(self.dense, tolerance, mode) + ROUNDING * abs(self.dense)
+        self.critical = _critical_value(confidence, curve)
 
-def _rounded_up(number: float) -> int:
-    """To two digits."""
-    digit: int = 10 ** max(math.floor(math.log10(number)) - 1, 0)
-    return math.ceil(number / digit) * digit
+    def refusal(self) -> str:
+        """Why the curve cannot be judged; empty if it can."""
+        if self.sparsity[0] != 0.0:
+            return "there is no point at sparsity 0, the dense model, to compare with"
+        if math.isnan(self.dense):
+            return "the value of the dense model is not finite"
+        if self.allowed == 0.0:
+            return "a relative tolerance of a dense value of 0 allows nothing; use mode='absolute'"
+        if self.sparsity[-1] == 1.0 and not self.harm[-1] > self.allowed:
+            return (
+                f"the model does not rely on these weights yet: removing all of them costs "
+                f"{self.harm[-1]:.3g}, within the tolerance of {self.allowed:.3g}"
+            )
+        self._margin = np.where(np.isfinite(self.harm), self.critical * self.stderr, 0.0)
+        readings = (self.harm, self.harm + self._margin, self.harm - self._margin)
+        self.beyond, self._early, self._late = [
+            first_beyond(harm, self.stderr, self.allowed) for harm in readings
+        ]
+        if self.beyond == len(self.harm):
+            return (
+                "the tolerance is never exceeded and there is no point at sparsity 1: nothing "
+                "shows that the model relies on these weights"
+            )
+        return ""
 
+    def noise(self, places: Sequence[float], curve: SparsityCurve) -> tuple[str, int | None]:
+        """Why the examples are too few to say where the crossing is, and how many it takes.
 
-def _caveats(
-    points: _Points, allowed: float, critical: float, value: float, last: float, mode: str
-) -> list[str]:
-    """What to know beside an estimate."""
-    notes = []
-    harm, sparsity = points.harm, points.sparsity
-    largest = harm[np.isfinite(harm)].max(initial=0.0)
-    if mode == "relative" and abs(points.dense) < _NEAR_ZERO * largest:
-        notes.append(
-            f"the dense value of {abs(points.dense):.3g} is near zero beside the harm of up to "
-            f"{largest:.3g}, so that a relative tolerance allows only {allowed:.3g}; use "
-            "mode='absolute' (tolerance_mode='absolute' of a watch)"
-        )
-    first = _on_chord(sparsity, harm, allowed, int((harm > allowed).argmax()))
-    if first < value:
-        notes.append(
-            f"the first crossing of the curve itself is at {first:.3f}: within the tolerance again "
-            "above"
-        )
-    if last > value:
-        notes.append(f"the last crossing differs: within the tolerance again at {last:.3f}")
-    broken = np.flatnonzero(np.isinf(harm))
-    if len(broken) and value == sparsity[broken[0] - 1]:
-        notes.append(f"the value is not finite at {sparsity[broken[0]]:.3f}")
-    if math.isnan(critical):
-        notes.append(f"no interval from fewer than {_MIN_EXAMPLES} examples")
-    return notes
+        The noise counts at the crossing and in the middle of its interval: where it grows with
+        sparsity those that cross early by chance would be told else, and the others not.
+        """
+        if math.isnan(places[-1]):
+            return "", None  # there is no interval
+        stderr = np.where(np.isfinite(self.harm), self.stderr, 0.0)
+        noise = float(np.interp(places, self.sparsity, stderr).max())
+        excess, reason = noise / self.allowed, ""
+        if excess > 1.0:
+            reason = (
+                f"the tolerance of {self.allowed:.3g} is below the noise of the evaluation, a "
+                f"standard error of {noise:.3g} at the crossing"
+            )
+        proven, doubt = self.harm[-1] - self.allowed, self.critical * stderr[-1]
+        if self.sparsity[-1] == 1.0 and doubt > proven:
+            excess = max(excess, float(doubt / proven))
+            reason = reason or "reliance on these weights is within the noise of the evaluation"
+        if not reason:
+            return "", None
+        freedom = curve.degrees_of_freedom
+        # errors fall with the root of the number
+        needed = None if freedom is None else _rounded_up((freedom + 1) * excess**2)
+        how_many = "more" if needed is None else f"about {needed:,}"
+        return f"cannot say: {reason}; it would take {how_many} {units(curve.unit)}", needed
 
+    def caveats(self, value: float, last: float, mode: str) -> list[str]:
+        """What to know beside an estimate."""
+        notes = []
+        largest = self.harm[np.isfinite(self.harm)].max(initial=0.0)
+        if mode == "relative" and abs(self.dense) < _NEAR_ZERO * largest:
+            notes.append(
+                f"the dense value of {abs(self.dense):.3g} is near zero beside the harm of up to "
+                f"{largest:.3g}, so that a relative tolerance allows only {self.allowed:.3g}; use "
+                "mode='absolute' (tolerance_mode='absolute' of a watch)"
+            )
+        first = self.on_chord(self.harm, int((self.harm > self.allowed).argmax()))
+        if first < value:
+            notes.append(
+                f"the first crossing of the curve itself is at {first:.3f}: within the tolerance "
+                "again above"
+            )
+        if last > value:
+            notes.append(f"the last crossing differs: within the tolerance again at {last:.3f}")
+        broken = np.flatnonzero(np.isinf(self.harm))
+        if len(broken) and value == self.sparsity[broken[0] - 1]:
+            notes.append(f"the value is not finite at {self.sparsity[broken[0]]:.3f}")
+        if math.isnan(self.critical):
+            notes.append(f"no interval from fewer than {_MIN_EXAMPLES} examples")
+        return notes
 
-# ------------------------------------------------------------------ crossings
+    # -------------------------------------------------------------- crossings
 
+    def on_chord(self, harm: Array, beyond: int) -> float:
+        """Where the chord to a point beyond the tolerance, from the one before, meets it."""
+        if not 0 < beyond < len(harm):
+            return float(self.sparsity[0]) if beyond == 0 else 1.0
+        left, right = float(self.sparsity[beyond - 1]), float(self.sparsity[beyond])
+        # 0 where the model broke
+        share = float((self.allowed - harm[beyond - 1]) / (harm[beyond] - harm[beyond - 1]))
+        return left + min(max(share, 0.0), 1.0) * (right - left)
 
-def _on_chord(sparsity: Array, harm: Array, allowed: float, beyond: int) -> float:
-    """Where the chord to a point beyond the tolerance, from the one before, meets it."""
-    if not 0 < beyond < len(harm):
-        return float(sparsity[0]) if beyond == 0 else 1.0
-    left, right = float(sparsity[beyond - 1]), float(sparsity[beyond])
-    # 0 where the model broke
-    share = float((allowed - harm[beyond - 1]) / (harm[beyond] - harm[beyond - 1]))
-    return left + min(max(share, 0.0), 1.0) * (right - left)
+    def last_crossing(self) -> float:
+        """The largest sparsity within the tolerance, on the curve itself."""
+        within = int(np.flatnonzero(self.harm <= self.allowed).max(initial=-1))
+        is_last = within == len(self.harm) - 1
+        return float(self.sparsity[-1]) if is_last else self.on_chord(self.harm, within + 1)
 
+    def interval(self, value: float) -> tuple[float, float]:
+        """Where harm with more and with less than its error crosses; it holds the value."""
+        if not np.isfinite(self._margin).all():
+            return math.nan, math.nan
+        # a model that broke at this point broke anywhere after the last good sparsity
+        first, harm = self._late, self.harm
+        broke = float(self.sparsity[first]) if first < len(harm) and np.isinf(harm[first]) else 0.0
+        low = min(value, *self._readings(harm + self._margin, self._early))
+        return low, max(value, broke, *self._readings(harm - self._margin, self._late))
 
-def _last_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
-    within = int(np.flatnonzero(harm <= allowed).max(initial=-1))
-    is_last = within == len(harm) - 1
-    return float(sparsity[-1]) if is_last else _on_chord(sparsity, harm, allowed, within + 1)
-
-
-def _interval(
-    points: _Points, allowed: float, critical: float, value: float
-) -> tuple[float, float]:
-    """Where harm with more and with less than its error crosses; it holds the value."""
-    sparsity, harm = points.sparsity, points.harm
-    margin = np.where(np.isfinite(harm), critical * points.stderr, 0.0)
-    if not np.isfinite(margin).all():
-        return math.nan, math.nan
-    first = first_beyond(harm - margin, points.stderr, allowed)
-    # a model that broke at this point broke anywhere after the last good sparsity
-    broke = float(sparsity[first]) if first < len(harm) and np.isinf(harm[first]) else 0.0
-    low = min(value, *_readings(points, harm + margin, allowed))
-    return low, max(value, broke, *_readings(points, harm - margin, allowed))
-
-
-def _readings(points: _Points, harm: Array, allowed: float) -> tuple[float, float]:
-    """Crossings of the straight line and of the monotone cubic, which share a cell."""
-    sparsity, i = points.sparsity, first_beyond(harm, points.stderr, allowed) - 1
-    straight = _on_chord(sparsity, harm, allowed, i + 1)
-    if not 0 <= i < len(harm) - 1 or np.isinf(harm[i + 1]):
-        return straight, straight
-    width, rise = sparsity[i + 1] - sparsity[i], harm[i + 1] - harm[i]
-    start = width / rise * _slope(sparsity, harm, i)
-    end = width / rise * _slope(sparsity, harm, i + 1)
-    target = (allowed - harm[i]) / rise
-    inside, outside = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        t = (inside + outside) / 2
-        # cubic Hermite form on the unit square
-        height = t * (start + t * (3 - 2 * start - end + t * (start + end - 2)))
-        inside, outside = (t, outside) if height <= target else (inside, t)
-    return straight, float(sparsity[i] + inside * width)
+    def _readings(self, harm: Array, beyond: int) -> tuple[float, float]:
+        """Crossings of the straight line and of the monotone cubic, which share a cell."""
+        sparsity, i = self.sparsity, beyond - 1
+        straight = self.on_chord(harm, beyond)
+        if not 0 <= i < len(harm) - 1 or np.isinf(harm[i + 1]):
+            return straight, straight
+        width, rise = sparsity[i + 1] - sparsity[i], harm[i + 1] - harm[i]
+        start = width / rise * _slope(sparsity, harm, i)
+        end = width / rise * _slope(sparsity, harm, i + 1)
+        target = (self.allowed - harm[i]) / rise
+        inside, outside = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            t = (inside + outside) / 2
+            # cubic Hermite form on the unit square
+            height = t * (start + t * (3 - 2 * start - end + t * (start + end - 2)))
+            inside, outside = (t, outside) if height <= target else (inside, t)
+        return straight, float(sparsity[i] + inside * width)
 
 
 def _slope(sparsity: Array, harm: Array, i: int) -> float:
@@ -313,11 +301,18 @@ def _slope(sparsity: Array, harm: Array, i: int) -> float:
     return float(sum(weights) / (weights[0] / slopes[0] + weights[1] / slopes[1]))
 
 
-def _critical_value(confidence: float, num_examples: int | None, freedom: int | None) -> float:
+def _rounded_up(number: float) -> int:
+    """To two digits."""
+    digit: int = 10 ** max(math.floor(math.log10(number)) - 1, 0)
+    return math.ceil(number / digit) * digit
+
+
+def _critical_value(confidence: float, curve: SparsityCurve) -> float:
     """Two-sided quantile of Student's t; of the normal if its freedom is unknown."""
+    freedom = curve.degrees_of_freedom
     if freedom is None:
         return NormalDist().inv_cdf(0.5 + confidence / 2)
-    if num_examples is not None and num_examples < _MIN_EXAMPLES:
+    if curve.num_examples is not None and curve.num_examples < _MIN_EXAMPLES:
         return math.nan
     return t_quantile(0.5 + confidence / 2, freedom)
 

@@ -342,13 +342,19 @@ class _Memory:
     """Where the parameters of a model lie, and what stands in their place."""
 
     def __init__(self, model: nn.Module, instead: Mapping[int, torch.Tensor]) -> None:
-        # tied parameters may be several objects
-        self._exact = {_place(p): instead[id(p)] for p in model.parameters() if id(p) in instead}
-        self._around: dict[int, dict[Any, torch.Tensor]] = {}
         parameters = [*model.parameters()]
-        for storage, parameter in zip([*map(address_of, parameters)], parameters, strict=True):
+        places = [_place(parameter) for parameter in parameters]
+        self._places = set(places)  # tied parameters may be several objects at one
+        self._exact = {
+            place: instead[id(parameter)]
+            for place, parameter in zip(places, parameters, strict=True)
+            if id(parameter) in instead
+        }
+        self._around: dict[int, dict[Any, torch.Tensor]] = {}
+        storages = [*map(address_of, parameters)]
+        for storage, place, parameter in zip(storages, places, parameters, strict=True):
             if storage is not None:
-                self._around.setdefault(storage, {})[_place(parameter)] = parameter
+                self._around.setdefault(storage, {})[place] = parameter
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor lies in the memory of a parameter."""
@@ -361,6 +367,8 @@ class _Memory:
         place = _place(tensor)
         if place in self._exact:
             return self._exact[place]
+        if place in self._places:  # a parameter that stays
+            return None
         around = self._around.get(address_of(tensor) or -1, {})
         if len(around) != 1:
             return None

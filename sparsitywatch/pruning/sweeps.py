@@ -157,7 +157,8 @@ class Bisection(Sweep):
         """The first level of the grid that is missing, then the middle of where it is crossed."""
         if (step := missing(sorted(self.levels), points, shares[-1])) is not None:
             return step
-        beyond = _first_beyond(points)
+        (harm,) = _harm_with_errors(points, (0.0,))
+        beyond = first_beyond(harm, _stderr(points), 1.0)
         if not 0 < beyond < len(points):
             return None  # where nothing is crossed there is nothing to close in on
         below, above = points[beyond - 1].level, points[beyond].level
@@ -230,7 +231,7 @@ class Racing(Sweep):
         # one example on which the model breaks down proves that it does
         whole = [p for p in points if p.share == 1.0 or not math.isfinite(p.harm)]
         errors = -NormalDist().inv_cdf(self.risk / 2)
-        value, low, high = (_crossing(whole, more) for more in (0.0, errors, -errors))
+        value, low, high = _crossings(whole, (0.0, errors, -errors))
         width, nearest = high.level - low.level, _RESOLUTIONS * self.resolution
         near, near_above = max(nearest, _WIDTHS * width), max(nearest, _WIDTHS_ABOVE * width)
         wanted = [(value, 0.0, near)]
@@ -238,7 +239,8 @@ class Racing(Sweep):
             wanted += [(low, errors, near), (high, -errors, near_above), (value, 0.0, nearest)]
         for crossing, more, apart in wanted:
             if crossing.above - crossing.below > apart + 1e-9:
-                level = self._between(crossing, _crossing(points, more).level)
+                (of_all,) = _crossings(points, (more,))
+                level = self._between(crossing, of_all.level)
                 if crossing.below < level < crossing.above:
                     return level, 1.0
         return None
@@ -262,34 +264,34 @@ class _Crossing(NamedTuple):
     stderr: float
 
 
-def _crossing(points: Sequence[Point], errors: float) -> _Crossing:
-    """Where harm with so many errors more crosses."""
-    beyond = min(max(_first_beyond(points, errors), 1), len(points) - 1)
-    below, above = points[beyond - 1], points[beyond]
-    harm = _harm_with(below, errors)
-    # infinite where the model breaks down, anywhere between
-    rise = _harm_with(above, errors) - harm
-    share = min(max((1.0 - harm) / rise, 0.0), 1.0) if 0.0 < rise < math.inf else 0.5
-    level = below.level + share * (above.level - below.level)
-    stderr = below.stderr + share * (above.stderr - below.stderr)
-    return _Crossing(below.level, above.level, level, stderr)
+def _crossings(points: Sequence[Point], numbers: Sequence[float]) -> list[_Crossing]:
+    """Where the best curve that only rises crosses, of harm and each of some numbers of errors."""
+    stderr, found = _stderr(points), []
+    for harm in _harm_with_errors(points, numbers):
+        beyond = min(max(first_beyond(harm, stderr, 1.0), 1), len(points) - 1)
+        below, above = points[beyond - 1], points[beyond]
+        start, end = harm[beyond - 1 : beyond + 1].tolist()
+        # infinite where the model breaks down, anywhere between
+        rise = end - start
+        share = min(max((1.0 - start) / rise, 0.0), 1.0) if 0.0 < rise < math.inf else 0.5
+        level = below.level + share * (above.level - below.level)
+        error = below.stderr + share * (above.stderr - below.stderr)
+        found.append(_Crossing(below.level, above.level, level, error))
+    return found
 
 
-def _first_beyond(points: Sequence[Point], errors: float = 0.0) -> int:
-    """The first point beyond the tolerance by the best curve that only rises; or their number.
+def _harm_with_errors(points: Sequence[Point], numbers: Sequence[float]) -> list[Array]:
+    """Harm and each of some numbers of errors, those that are left once all examples were seen."""
+    left = [math.sqrt(max(p.stderr**2 - p.sampling_error**2, 0.0)) for p in points]
+    both = [*zip((p.harm for p in points), left, strict=True)]
+    return [
+        np.array([h + number * error if math.isfinite(h) else math.inf for h, error in both])
+        for number in numbers
+    ]
 
-    The curve is that of harm and so many errors.
-    """
-    harm = np.array([_harm_with(point, errors) for point in points])
-    return first_beyond(harm, np.array([point.stderr for point in points]), 1.0)
 
-
-def _harm_with(point: Point, errors: float) -> float:
-    """Harm and so many errors, those that are left once all examples were seen."""
-    if not math.isfinite(point.harm):
-        return math.inf
-    left = max(point.stderr**2 - point.sampling_error**2, 0.0)
-    return point.harm + errors * math.sqrt(left)
+def _stderr(points: Sequence[Point]) -> Array:
+    return np.array([point.stderr for point in points])
 
 
 @dataclass(frozen=True)

@@ -268,9 +268,12 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: a level lies outside [0, 1].
         """
+        return self._thresholds(expect_numbers("levels", levels, "a list of sparsities in [0, 1]"))
+
+    def _thresholds(self, levels: Sequence[float]) -> list[float]:
         found = []
         magnitudes, cumulative = self.steps
-        for level in expect_numbers("levels", levels, "a list of sparsities in [0, 1]"):
+        for level in levels:
             num_removed = num_pruned(self.num_weights, level)
             step = cumulative.searchsorted(num_removed)
             if num_removed == 0:
@@ -353,8 +356,8 @@ class MagnitudeSpectrum:
         for i, (name, rule) in enumerate(rules.items()):
             num = in_all[i] if rule.kind in ("abs", "zero") else math.fsum(near[:, i].tolist())
             whole[name] = num / (self.num_weights or math.nan)
-        shares = self._shares(near).items()
-        return whole, {name: dict(zip(rules, own, strict=True)) for name, own in shares}
+        of_each = zip(self.names, (near / self._sizes).tolist(), strict=True)
+        return whole, {name: dict(zip(rules, own, strict=True)) for name, own in of_each}
 
     def _near_zero(
         self, rules: Sequence[NearZeroRule], initial_rms: Mapping[str, float] | None
@@ -373,10 +376,10 @@ class MagnitudeSpectrum:
             nums[rows] = table.at_most(thresholds[rows])
         return nums
 
-    def _shares(self, nums: np.ndarray) -> dict[str, list[float]]:
-        """Some weights of each tensor, [T, K], as fractions of all that it has, by name."""
-        sizes = np.array([h.num_weights or math.nan for h in self.histograms.values()])
-        return dict(zip(self.names, (nums / sizes[:, None]).tolist(), strict=True))
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        """How many weights each tensor has, float64 [T, 1]; NaN for none."""
+        return np.array([h.num_weights or math.nan for h in self.histograms.values()])[:, None]
 
     def _scales(self, kind: str, initial_rms: Mapping[str, float] | None) -> np.ndarray:
         """What the thresholds of a kind of rule are relative to, float64 [T]."""
@@ -448,14 +451,14 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: a level lies outside [0, 1].
         """
-        thresholds = self.thresholds(levels)
+        thresholds = self._thresholds(levels)
         nums = self._at_most_of_each(np.tile(thresholds, (len(self.names), 1)))
         # at a threshold counts are whole numbers, so their sum is that of all
         of_all = (nums.sum(axis=0) / (self.num_weights or math.nan)).tolist()
-        shares = self._shares(nums)
         found = []
-        for i, threshold in enumerate(thresholds):
-            found.append((threshold, of_all[i], {name: own[i] for name, own in shares.items()}))
+        shares = (nums / self._sizes).T.tolist()
+        for threshold, share, own in zip(thresholds, of_all, shares, strict=True):
+            found.append((threshold, share, dict(zip(self.names, own, strict=True))))
         return found
 
     def log10_histograms(self, bins_per_decade: int = 5) -> dict[str, LogHistogram]:
