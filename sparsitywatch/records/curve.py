@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -77,6 +76,9 @@ class SparsityCurve:
                     f"Expected `{name}` of the length of `sparsity` ({len(self.sparsity)}), "
                     f"got {len(column)} values."
                 )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         for i, x in enumerate(self.sparsity):
             expect(0.0 <= x <= 1.0, f"sparsity[{i}]", "a fraction of weights in [0, 1]", x)
         for i, x in enumerate(self.stderr or ()):
@@ -103,17 +105,17 @@ class SparsityCurve:
         """Degrees of freedom of the standard errors; None if they are not known."""
         return None if self.num_examples is None else self.num_examples - 1
 
-    @cached_property
+    @property
     def dense(self) -> float:
         """The value of the model as it is; NaN without a point at sparsity 0."""
         return dict(zip(self.sparsity, self.value, strict=True)).get(0.0, _NAN)
 
-    @cached_property
+    @property
     def all_removed(self) -> float:
         """The value with every in-scope weight removed; NaN without a point at sparsity 1."""
         return dict(zip(self.sparsity, self.value, strict=True)).get(1.0, _NAN)
 
-    @cached_property
+    @property
     def reliance(self) -> float:
         """Harm done by removing every in-scope weight; NaN without points at 0 and 1.
 
