@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
@@ -281,13 +281,19 @@ def _read_sharded(place: Location, index: str) -> dict[str, StoredTensor]:
         with reading(place.inside(file).shown):
             tensors = everything(tree.root, tree.look)
             mine = {name: one for name, one in tensors.items() if files.get(name) == file}
-            found |= tree.stored(mine)
+            for name, one in tree.stored(mine).items():
+                # files of torch count their storages, each of them from 0 on
+                found[name] = replace(one, entry=replace(one.entry, storage=_of(file, one.entry)))
     for name, file in files.items():
         if name not in found:
             cause = f"{index} places it there, but the file has none of this name"
             error = UnfinishedError(f"{cause}. It may be of another save.", name)
             raise error.at(f"{place.shown}/{file[:120]}")
     return {name: found[name] for name in files}
+
+
+def _of(file: str, entry: Entry) -> Hashable:
+    return None if entry.storage is None else (file, entry.storage)
 
 
 def learning_rates(

@@ -117,7 +117,7 @@ class Pickled(Tree):
                 f"{member.file_size} bytes, it needs {begin + num_bytes}",
                 name,
             )
-        storage = (self._source.path, key, offset, shape, stride)
+        storage = (key, offset, shape, stride)
         return StridedTensor(
             entry=Entry(name=name, shape=shape, dtype=dtype, storage=storage),
             position=(self._source.url, member.header_offset + begin),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import sparsitywatch as sw
 from sparsitywatch.checkpoints import discovery
 from sparsitywatch.checkpoints.discovery import checkpoints_below, discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
@@ -178,3 +180,28 @@ def test_what_is_known_is_neither_listed_nor_opened_again(tmp_path: Path, monkey
     steps = [f.step for f in discover(tmp_path, known=known)]
     assert steps == [*range(7), *range(8, 21), None]
     assert (opened, listed) == (["checkpoint-20", "ckpt.pt"], [tmp_path.name, "checkpoint-20"])
+
+
+def test_checkpoints_of_one_model_share_their_list_of_tensors(tmp_path: Path) -> None:
+    """A thousand checkpoints with a thousand tensors each are no million of descriptions."""
+    for step in (1, 2, 3):
+        tied = torch.full((4, 4), float(step))
+        torch.save({"a.weight": tied, "b.weight": tied}, tmp_path / f"step-{step}.pt")
+    found = discover(tmp_path)
+    assert len(found) == 3
+    assert len({id(one.entries) for one in found}) == 1
+    first, second = found[0].entries
+    assert first.storage == second.storage
+
+
+def test_storages_of_one_number_in_two_shards_are_two(tmp_path: Path) -> None:
+    names = {"a.weight": "pytorch_model-00001-of-00002.bin",
+             "b.weight": "pytorch_model-00002-of-00002.bin"}  # fmt: skip
+    for number, (name, file) in enumerate(names.items()):
+        torch.save({name: torch.full((4, 4), float(number + 1))}, tmp_path / file)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    (found,) = discover(tmp_path)
+    first, second = found.entries
+    assert first.storage != second.storage
+    (record,) = sw.replay(tmp_path, logdir=None, scope="matrices").records
+    assert record.scope.num_tensors == 2
