@@ -14,6 +14,7 @@ from recording.catalog import PROXY_FOLDER, load
 
 from sparsitywatch.analysis import forecast
 from sparsitywatch.analysis.detect import ValueChange
+from sparsitywatch.records import DecayProjection
 
 STEPS = 25 * np.arange(1, 41)
 
@@ -197,3 +198,28 @@ def test_living_weights_drift_as_far_as_the_forecast_allows_for_nine_times_in_te
             shares += [np.mean(inside)] if inside else []
     assert len(shares) == 8
     assert 0.85 <= np.mean(shares) <= 0.95
+
+
+def test_nine_in_ten_later_values_of_living_weights_are_inside_the_band() -> None:
+    # with GELU no weight is dormant: the band is the drift of the living ones alone
+    inside = []
+    for name, run in load().items():
+        if "-gelu-wd" not in name:
+            continue
+        series, steps = run["series"], np.array(run["steps"])
+        clock, values = (
+            np.array([math.nan if x is None else x for x in series[name]])
+            for name in ("motion/decay_clock", "near_zero/initial_0.1")
+        )
+        for i in range(3, len(steps)):
+            rate = (clock[i] - clock[i - 1]) / run["every"]
+            for advance in (0.5, 1.0):
+                if clock[i] + advance > clock[-1] or advance / rate > 2 * steps[i]:
+                    continue
+                at, none = (0.0, advance), (0.0, 0.0)
+                nothing = DecayProjection(advance=at, dormant=none, entering=none)
+                _, half = forecast.near_zero_ahead(values[i], nothing, 0.0, 0.0, num_sampled=1)
+                later = np.interp(clock[i] + advance, clock, values)
+                inside.append(abs(later - values[i]) <= half[1])
+    assert len(inside) > 400
+    assert 0.85 <= np.mean(inside) <= 0.95
