@@ -21,7 +21,10 @@ from sparsitywatch.series import count
 Level = Mapping[Any, Any]
 Way = tuple[Level, ...]
 #: Of a tensor its shape, and whether it holds floats; None of what is no tensor.
-Look = Callable[[Any], tuple[Sequence[int], bool] | None]
+Seen = tuple[Sequence[int], bool]
+Look = Callable[[Any], Seen | None]
+#: Tensors by name, each with what was seen of it: nothing is looked at twice.
+Looked = Mapping[str, tuple[Any, Seen]]
 
 #: Levels, characters of the keys to one, words in front of all names (such as DDP's).
 _MAX_LEVELS, _MAX_PREFIX, _MAX_WRAPPERS = 8, 256, 3
@@ -91,13 +94,13 @@ def candidates_of(tree: Level, look: Look) -> list[Candidate]:
     What an optimizer keeps is none. Only where there are no matrices others count.
     """
     holders = list(_holders(look, (), (tree,), set()))
-    ranks = [max(map(_rank, filter(None, map(look, w[-1].values())))) for _, w in holders]
+    ranks = [max(_rank(seen) for _, seen in own.values()) for _, _, own in holders]
     highest, found = max(ranks, default=0), []
     best = [one for one, rank in zip(holders, ranks, strict=True) if rank == highest]
-    for keys, way in best[:_MAX_CANDIDATES]:
-        tensors = _named((name, leaf) for name, leaf in way[-1].items() if look(leaf))
-        for head, part in _parts(tensors, look).items():
-            found.append(Candidate(".".join([*keys, head] if head else keys), part, way))
+    for keys, way, own in best[:_MAX_CANDIDATES]:
+        for head, part in _parts(_named(own.items())).items():
+            tensors = {name: leaf for name, (leaf, _) in part.items()}
+            found.append(Candidate(".".join([*keys, head] if head else keys), tensors, way))
     return found
 
 
@@ -105,22 +108,23 @@ def _is_level(key: Any, node: Any) -> TypeGuard[Level]:
     return type(key) in (str, int) and isinstance(node, dict)
 
 
-def _rank(seen: tuple[Sequence[int], bool]) -> int:
+def _rank(seen: Seen) -> int:
     shape, is_float = seen
     return 0 if len(shape) < 2 else 1 + is_float
 
 
 def _holders(
     look: Look, keys: tuple[str, ...], way: Way, known: set[int]
-) -> Iterator[tuple[tuple[str, ...], Way]]:
-    """Each dictionary with tensors of its own, once, by the keys to it; no optimizer's."""
+) -> Iterator[tuple[tuple[str, ...], Way, Mapping[Any, tuple[Any, Seen]]]]:
+    """Each dictionary with tensors of its own, and these, by the keys to it; no optimizer's."""
     node = way[-1]
     known.add(id(node))
     is_far = len(keys) > _MAX_LEVELS or sum(map(len, keys)) > _MAX_PREFIX
     if is_far or _OPTIMIZER_GROUPS in node:
         return
-    if any(map(look, node.values())):
-        yield keys, way
+    own = {key: (one, seen) for key, one in node.items() if (seen := look(one)) is not None}
+    if own:
+        yield keys, way, own
     for key, child in node.items():
         if _is_level(key, child) and id(child) not in known and not _OPTIMIZER.search(str(key)):
             yield from _holders(look, (*keys, str(key)), (*way, child), known)
@@ -150,15 +154,15 @@ def _named(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
     return named
 
 
-def _parts(tensors: Mapping[str, Any], look: Look, depth: int = 0) -> dict[str, Mapping[str, Any]]:
+def _parts(tensors: Looked, depth: int = 0) -> dict[str, Looked]:
     """What lies in one dictionary of flat names, by the first word; "" for all that counts."""
-    heads: dict[str, dict[str, Any]] = {}
+    heads: dict[str, dict[str, tuple[Any, Seen]]] = {}
     for name, leaf in tensors.items():
         head, _, rest = name.partition(".")
         head, rest = (head, rest) if head and rest else ("", name)
         heads.setdefault(head, {})[rest] = leaf
     kept = {head: part for head, part in heads.items() if not _OPTIMIZER.search(head)}
-    shapes = {head: _matrices(part, look) for head, part in kept.items() if head}
+    shapes = {head: _matrices(part) for head, part in kept.items() if head}
     every: Counter[tuple[int, ...]] = Counter()
     for own in shapes.values():
         every.update(own)
@@ -167,7 +171,7 @@ def _parts(tensors: Mapping[str, Any], look: Look, depth: int = 0) -> dict[str, 
         return {head: kept[head] for head, own in shapes.items() if own}
     if len(heads) == 1 and "" not in heads and depth < _MAX_WRAPPERS:
         ((head, part),) = heads.items()
-        inside = _parts(part, look, depth + 1)
+        inside = _parts(part, depth + 1)
         if inside.get("") is not part:
             return {f"{head}.{name}".rstrip("."): inner for name, inner in inside.items()}
     if len(kept) == len(heads) or not kept:
@@ -177,6 +181,5 @@ def _parts(tensors: Mapping[str, Any], look: Look, depth: int = 0) -> dict[str, 
     return {"": {n: leaf for n, leaf in tensors.items() if not _OPTIMIZER.search(n.split(".")[0])}}
 
 
-def _matrices(tensors: Mapping[str, Any], look: Look) -> Counter[tuple[int, ...]]:
-    seen = filter(None, map(look, tensors.values()))
-    return Counter(tuple(one[0]) for one in seen if _rank(one))
+def _matrices(tensors: Looked) -> Counter[tuple[int, ...]]:
+    return Counter(tuple(seen[0]) for _, seen in tensors.values() if _rank(seen))
