@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
+
+if __name__ == "__main__":  # tests get it from pyproject.toml
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import pytest
@@ -118,6 +123,13 @@ def test_the_page_says_what_the_tables_of_the_package_say() -> None:
     assert tables() in DOCS
 
 
+@pytest.mark.slow
+def test_the_command_that_writes_them_runs_by_itself(tmp_path: Path) -> None:
+    written = tmp_path / "tags.md"
+    subprocess.run([sys.executable, __file__, str(written)], check=True, cwd=tmp_path)
+    assert written.read_text() == DOCS
+
+
 def test_each_series_is_read_from_the_place_that_the_page_states() -> None:
     """Neither a name nor its place changes without the page."""
     record = fake_run.look(2000)[0]
@@ -160,4 +172,5 @@ def test_files(directory: Path) -> None:
 if __name__ == "__main__":
     before, _, rest = DOCS.partition("| series | unit")
     _, _, after = rest.partition("\n\n## Fields of `records.jsonl`")
-    PAGE.write_text(f"{before}{tables()}\n\n## Fields of `records.jsonl`{after}")
+    page = Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE
+    page.write_text(f"{before}{tables()}\n\n## Fields of `records.jsonl`{after}")
