@@ -100,6 +100,13 @@ def test_the_demo_says_what_was_seen_where_to_look_and_what_it_does_not_show(dem
 # ------------------------------------------------------------------ a tiny set-up
 
 
+@pytest.fixture
+def _undrawn(monkeypatch):
+    """To draw the picture takes longer than a tiny run; other tests see it drawn."""
+    monkeypatch.setattr("sparsitywatch.plots.overview_figure", lambda *_, **__: None)
+    monkeypatch.setattr("sparsitywatch.plots.save_figure", lambda _, path: path.touch())
+
+
 def _weights(logdir: Path) -> dict[str, torch.Tensor]:
     training = torch.load(logdir / "checkpoint.pt")
     moments = {
@@ -111,6 +118,7 @@ def _weights(logdir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_undrawn")
 def test_the_training_is_the_same_without_a_watch(tmp_path, tiny, monkeypatch):
     arguments = [*tiny, "--steps", 30, "--every", 7, "--logdir"]
     assert _run(*arguments, tmp_path / "with") == 0
@@ -125,6 +133,7 @@ def test_the_training_is_the_same_without_a_watch(tmp_path, tiny, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_undrawn")
 def test_events_are_said_once(tmp_path, tiny, caplog, capsys):
     assert _run(*tiny, "--steps", 120, "--every", 3, "--logdir", tmp_path) == 0
     events = sw.load(tmp_path).events
@@ -168,6 +177,7 @@ def test_a_run_that_is_finished_is_only_reported(tmp_path, tiny, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_undrawn")
 def test_other_arguments_are_refused_by_name_and_fresh_sets_the_run_aside(tmp_path, tiny, capsys):
     logdir = tmp_path / "run"
     arguments = [*tiny, "--every", 2, "--logdir", logdir]
@@ -192,6 +202,7 @@ def test_other_arguments_are_refused_by_name_and_fresh_sets_the_run_aside(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_undrawn")
 def test_a_text_that_has_changed_is_refused(tmp_path, tiny, text_file, capsys):
     text = tmp_path / "text.txt"
     text.write_bytes(text_file.read_bytes())
@@ -205,6 +216,7 @@ def test_a_text_that_has_changed_is_refused(tmp_path, tiny, text_file, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_undrawn")
 def test_a_finished_run_is_set_aside_by_one_with_other_arguments(tmp_path, tiny, capsys):
     logdir = tmp_path / "run"
     arguments = [*tiny, "--every", 2, "--logdir", logdir]
