@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import fsspec
 
+from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.formats import (
     FSDP_FOLDER,
     foreign,
@@ -20,17 +21,10 @@ from sparsitywatch.checkpoints.formats import (
     is_inside,
     open_checkpoint,
 )
-from sparsitywatch.checkpoints.series import (
-    ListedCheckpoint,
-    are_same,
-    one_of_each_step,
-    with_series,
-    without_copies,
-)
+from sparsitywatch.checkpoints.series import ListedCheckpoint, are_same, one_of_each_step
 from sparsitywatch.checkpoints.step_from_path import (
     is_temporary,
     part_of,
-    path_parts,
     says_steps,
     step_of_name,
     without_temporary,
@@ -53,8 +47,6 @@ _BESIDE = re.compile(
     r"^(optimizer|optim|opt(?=[\d._-])|scheduler|scaler|random_states|rng_state|training_args|trainer_state"
     r"|sampler|dataloader|sparsitywatch)[\w.-]*$|_(model|optim)_states\.pt$"
 )
-#: How the name of an average of the weights tells it: ``step-5_ema.pt``, ``unet_ema``.
-_AVERAGE = re.compile(r"(?:^|[._-])(?:ema|swa)(?![A-Za-z])", re.IGNORECASE)
 #: Folders in which FSDP keeps what it has sharded of an optimizer.
 _OPTIMIZER = re.compile(r"optimizer(_\d+)?")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
@@ -103,10 +95,8 @@ def discover(
     found = []
     for url, place in places.items():
         found.append(known[url] if url in known else probe.at(place))
-    found = _beside_weights(in_one_unit(found))
-    found.sort(key=lambda one: (one.step is None, one.step or 0, natural_order(one.url)))
     same = partial(are_same, storage_options=storage_options, key=key)
-    return without_copies(one_of_each_step(with_series(found), known, same), same)
+    return one_of_each_step(in_one_unit(found), known, same)
 
 
 def _given(step: int, place: Location, probe: _Probe) -> ListedCheckpoint:
@@ -292,27 +282,6 @@ def _remote_children(
         yield path.removeprefix(folder), path if is_folder else None
 
 
-def _beside_weights(found: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
-    """The same list; of one step what lies beside the weights and is something else says so."""
-    complete = [one for one in found if one.state == "complete" and one.step is not None]
-    reasons = {}
-    for one in complete:
-        if _AVERAGE.search("/".join(path_parts(one.url)[-2:])):
-            reasons[one.url] = "its name says that it is an average"
-        elif not any(len(entry.shape) > 1 for entry in one.entries):
-            reasons[one.url] = "there is no matrix in it"
-    by_step = {one.step: redacted_url(one.url) for one in complete if one.url not in reasons}
-    others = {one.url: by_step[one.step] for one in complete if one.step in by_step}
-    listed = []
-    for one in found:
-        if one.url in reasons and one.url in others:
-            why = f"{reasons[one.url]}, and {others[one.url]} is of step {one.step}"
-            reason = f"Left out {redacted_url(one.url)}: {why}. Name it to read it."
-            one = replace(one, state="foreign", reason=reason)
-        listed.append(one)
-    return listed
-
-
 def _is_weights(name: str) -> bool:
     stem = without_temporary(name)
     is_one = stem.endswith(_WEIGHT_SUFFIXES) and not is_inside(name)
@@ -355,9 +324,7 @@ class _Probe:
             if is_part:
                 self._check_whole(place)
             with open_checkpoint(place.url, self._storage_options, self._key) as checkpoint:
-                step, kind, entries = checkpoint.step, checkpoint.format, checkpoint.entries()
-                epoch, is_save = checkpoint.epoch, checkpoint.counts_saves
-                version = checkpoint.version
+                return self._read(unread, checkpoint, place.shown)
         except IncompleteCheckpointError as error:
             return replace(unread, reason=str(error))
         except CheckpointError as error:
@@ -365,21 +332,32 @@ class _Probe:
         except Exception as error:  # noqa: BLE001 one file must not end the list of the others
             reason = f"Cannot read {place.shown}: {one_line(error)}."
             return replace(unread, state="refused", reason=reason)
-        if entries != self._entries:
-            self._entries = entries
-        whole = replace(unread, format=kind, state="complete", entries=self._entries, epoch=epoch)
-        whole = replace(whole, version=version)
-        if step is None and is_save and is_guess(whole):
-            whole = replace(whole, unit="save")
-        if step is not None and named not in (None, step) and says_steps(place.url):
-            note = (
-                f"{place.shown} is taken for step {step}, as its contents say; its name says step "
-                f"{named}."
-            )
-            whole = replace(whole, note=note)
+
+    def _read(
+        self, unread: ListedCheckpoint, checkpoint: Checkpoint, shown: str
+    ) -> ListedCheckpoint:
+        """The same with what its contents say."""
+        if checkpoint.entries() != self._entries:
+            self._entries = checkpoint.entries()
+        whole = replace(
+            unread,
+            state="complete",
+            format=checkpoint.format,
+            entries=self._entries,
+            epoch=checkpoint.epoch,
+            key=checkpoint.key,
+            version=checkpoint.version,
+        )
+        step, named = checkpoint.step, unread.step
+        if step is None:
+            is_save = checkpoint.counts_saves and is_guess(whole)
+            return replace(whole, unit="save") if is_save else whole
+        if named not in (None, step) and says_steps(unread.url):
+            said = f"is taken for step {step}, as its contents say; its name says step {named}."
+            whole = replace(whole, note=f"{shown} {said}")
         # folders of transformers have no other place for it than the Trainer's file
-        step_from = "trainer state" if kind.startswith("huggingface") else "contents"
-        return whole if step is None else replace(whole, step=step, step_from=step_from)
+        step_from = "trainer state" if whole.format.startswith("huggingface") else "contents"
+        return replace(whole, step=step, step_from=step_from)
 
     def _check_whole(self, place: Location) -> None:
         """Raise if the name says that this is one of several, and it is not one of copies."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.checkpoints.step_from_path import path_parts
 from sparsitywatch.checkpoints.template import templates
 from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
 from sparsitywatch.redact import redacted_url
-from sparsitywatch.weights.layout import Entry
+from sparsitywatch.weights.layout import Entry, natural_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class ListedCheckpoint:
     unit: str = "step"  # what the step counts: "step", or else "epoch" or "save"
     epoch: int | None = None  # that the contents state, if any
     note: str = ""  # what of a complete one is worth a word, in one line
+    key: str = ""  # what leads to the model in it
     series: str = ""  # its address without the step; those of one run have the same
     #: Every tensor, in the order of the files; empty while it cannot be opened.
     entries: tuple[Entry, ...] = field(default=(), repr=False, compare=False)
@@ -108,32 +112,83 @@ def mark_of(checkpoint: Checkpoint, names: Sequence[str]) -> str:
 
 # ------------------------------------------------------------------ one of each step
 
+#: How the name of an average of the weights tells it: ``step-5_ema.pt``, ``unet_ema``.
+_AVERAGE = re.compile(r"(?:^|[._-])(?:ema|swa)(?![A-Za-z])", re.IGNORECASE)
+
+#: Whether two checkpoints hold the same weights, by their URLs.
+AreSame = Callable[[str, str], bool]
+#: By URL, a checkpoint as it stands once it is compared with the others.
+Told = dict[str, ListedCheckpoint]
+
 
 def one_of_each_step(
-    ordered: Sequence[ListedCheckpoint],
-    known: Mapping[str, ListedCheckpoint],
-    are_same: Callable[[str, str], bool],
+    found: Sequence[ListedCheckpoint], known: Collection[str], are_same: AreSame
 ) -> list[ListedCheckpoint]:
-    """Of complete checkpoints of one step the first stays: a whole folder before a file.
+    """The same in the order of their steps, of each series one a step; the others say why not."""
+    names = templates({one.url: one.step for one in found if one.step is not None})
+    listed = [replace(one, series=names.get(one.url, "")) for one in found]
+    listed.sort(key=lambda one: (one.step is None, one.step or 0, natural_order(one.url)))
+    for tell in (_foreign, partial(_of_one_step, known, are_same), partial(_copies, are_same)):
+        told = tell(_complete(listed))
+        listed = [told.get(one.url, one) for one in listed]
+    return listed
+
+
+def _complete(listed: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
+    return [one for one in listed if one.state == "complete" and one.step is not None]
+
+
+def _foreign(complete: Sequence[ListedCheckpoint]) -> Told:
+    """What lies beside weights of its step and is something else."""
+    reasons = {}
+    for one in complete:
+        if _AVERAGE.search("/".join(path_parts(one.url)[-2:])):
+            reasons[one.url] = "its name says that it is an average"
+        elif not any(len(entry.shape) > 1 for entry in one.entries):
+            reasons[one.url] = "there is no matrix in it"
+    weights = {one.step: redacted_url(one.url) for one in complete if one.url not in reasons}
+    told = {}
+    for one in complete:
+        if one.url in reasons and one.step in weights:
+            why = f"{reasons[one.url]}, and {weights[one.step]} is of step {one.step}"
+            reason = f"Left out {redacted_url(one.url)}: {why}. Name it to read it."
+            told[one.url] = replace(one, state="foreign", reason=reason)
+    return told
+
+
+def _of_one_step(
+    known: Collection[str], are_same: AreSame, complete: Sequence[ListedCheckpoint]
+) -> Told:
+    """Of one step and series the first stays: a whole folder before a file.
 
     Where others do not hold the same weights, nobody knows which are those of the step.
     """
-    by_step: dict[tuple[str, int], list[ListedCheckpoint]] = {}
-    for one in ordered:
-        if one.step is not None and one.state == "complete":
-            by_step.setdefault((one.series, one.step), []).append(one)
-    resolved: dict[str, ListedCheckpoint] = {}
+    by_step: dict[tuple[str, int | None], list[ListedCheckpoint]] = {}
+    for one in complete:
+        by_step.setdefault((one.series, one.step), []).append(one)
+    told: Told = {}
     for several in by_step.values():
         best = next((one for one in several if one.url in known), None)
         best = best or next((one for one in several if one.step_from != "name"), several[0])
         others = [one for one in several if one is not best]
         reason = "" if best.url in known else _unlike(best, others, are_same)
         if reason:
-            resolved[best.url] = replace(best, state="refused", reason=reason)
-        for one in others:
-            taken = "is refused for it" if reason else "is taken"
-            resolved[one.url] = _duplicate(one, best, taken)
-    return [resolved.get(one.url, one) for one in ordered]
+            told[best.url] = replace(best, state="refused", reason=reason)
+        taken = "is refused for it" if reason else "is taken"
+        told.update((one.url, _duplicate(one, best, taken)) for one in others)
+    return told
+
+
+def _copies(are_same: AreSame, complete: Sequence[ListedCheckpoint]) -> Told:
+    """Of several series, those that only hold weights of the longest one are copies of it."""
+    (main, *others) = by_series(complete).values() or ([],)
+    taken = {one.step: one for one in main}
+    told: Told = {}
+    for series in others:
+        pairs = [(one, taken[one.step]) for one in series if one.step in taken]
+        if len(pairs) == len(series) and all(not _unlike(of, [one], are_same) for one, of in pairs):
+            told.update((one.url, _duplicate(one, of, "is taken")) for one, of in pairs)
+    return told
 
 
 def _duplicate(one: ListedCheckpoint, of: ListedCheckpoint, taken: str) -> ListedCheckpoint:
@@ -141,9 +196,7 @@ def _duplicate(one: ListedCheckpoint, of: ListedCheckpoint, taken: str) -> Liste
     return replace(one, state="duplicate", reason=words)
 
 
-def _unlike(
-    best: ListedCheckpoint, others: Sequence[ListedCheckpoint], are_same: Callable[[str, str], bool]
-) -> str:
+def _unlike(best: ListedCheckpoint, others: Sequence[ListedCheckpoint], are_same: AreSame) -> str:
     """Why none of several checkpoints of one step can be taken; empty if all are the same."""
     shown = redacted_url(best.url)
     try:
@@ -166,35 +219,14 @@ def _unlike(
 _MOST_LISTED = 30
 
 
-def with_series(listed: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
-    """The same, each with the series that its address is of."""
-    names = templates({one.url: one.step for one in listed if one.step is not None})
-    return [replace(one, series=names.get(one.url, "")) for one in listed]
-
-
 def by_series(listed: Sequence[ListedCheckpoint]) -> dict[str, list[ListedCheckpoint]]:
     """What can be measured, by series, the longest first."""
     found: dict[str, list[ListedCheckpoint]] = {}
-    for one in listed:
-        if one.step is not None and one.state == "complete":
-            found.setdefault(one.series, []).append(one)
+    for one in _complete(listed):
+        found.setdefault(one.series, []).append(one)
     # of two of one length the one that says its steps inside
     order = sorted(found.items(), key=lambda kv: (-len(kv[1]), kv[1][0].step_from == "name"))
     return dict(order)
-
-
-def without_copies(
-    listed: Sequence[ListedCheckpoint], are_same: Callable[[str, str], bool]
-) -> list[ListedCheckpoint]:
-    """Of several series, those that only hold weights of the longest one are copies of it."""
-    (main, *others) = by_series(listed).values() or ([],)
-    taken = {one.step: one for one in main}
-    copies: dict[str, ListedCheckpoint] = {}
-    for series in others:
-        pairs = [(one, taken[one.step]) for one in series if one.step in taken]
-        if len(pairs) == len(series) and all(not _unlike(of, [one], are_same) for one, of in pairs):
-            copies.update((one.url, _duplicate(one, of, "is taken")) for one, of in pairs)
-    return [copies.get(one.url, one) for one in listed]
 
 
 def expect_one_series(listed: Sequence[ListedCheckpoint]) -> None:
@@ -202,18 +234,23 @@ def expect_one_series(listed: Sequence[ListedCheckpoint]) -> None:
     series = by_series(listed)
     if len(series) < 2:
         return
-    lines = [
-        f"  {redacted_url(name)}: {len(ones):,}, steps {ones[0].step:,} to {ones[-1].step:,}"
-        for name, ones in series.items()
-    ]
-    more = [f"  and {len(lines) - _MOST_LISTED:,} more"] if len(lines) > _MOST_LISTED else []
     raise ConfigurationError(
         "Expected the checkpoints of one run, whose addresses differ in their steps, got "
         f"{len(series):,} series:\n"
-        + "\n".join([*lines[:_MOST_LISTED], *more])
+        + "\n".join(in_lines(series))
         + "\nNothing was measured. Name the checkpoints of one of them, give `--each` (each=True) "
         "for a log of each, or `--steps` ({step: address}) if they are of one run."
     )
+
+
+def in_lines(series: Mapping[str, Sequence[ListedCheckpoint]]) -> list[str]:
+    """Each series in a line: its address, how many there are, and their numbers."""
+    lines = []
+    for name, ones in series.items():
+        steps = f"{ones[0].unit}s {ones[0].step:,} to {ones[-1].step:,}"
+        lines.append(f"  {redacted_url(name)}: {len(ones):,}, {steps}")
+    more = [f"  and {len(lines) - _MOST_LISTED:,} more"] if len(lines) > _MOST_LISTED else []
+    return [*lines[:_MOST_LISTED], *more]
 
 
 def select(

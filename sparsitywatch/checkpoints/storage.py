@@ -441,7 +441,7 @@ class Source(ByteSource):
             self._file.close()
 
 
-class DescriptionFile:
+class DescriptionFile(io.RawIOBase):
     """A source as the file that ``zipfile`` reads a table of contents from.
 
     What it wants to read is bounded, whatever lengths the table states.
@@ -458,10 +458,6 @@ class DescriptionFile:
         if base + offset < 0:
             raise OSError(errno.EINVAL, f"a seek to {base + offset}, before the beginning")
         self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        """As in ``io``."""
         return self._position
 
     def read(self, size: int = -1) -> bytes:

@@ -68,7 +68,7 @@ class Pickled(Tree):
         if not _is_tensor(node):
             return None
         call = _plain_call(node)
-        size = as_sizes(call.arguments[2]) if call and len(call.arguments) > 3 else None
+        size = as_sizes(call.arguments[2]) if call else None
         if call is None or size is None:  # of another kind, or broken: reading it says so
             return (0, 0), True
         storage = call.arguments[0]
@@ -98,7 +98,7 @@ class Pickled(Tree):
     def _at(self, name: str, node: Any) -> StoredTensor:
         """The tensor of a node, its place in the file checked against that of its storage."""
         call = _plain_call(node)
-        if call is None or len(call.arguments) < 4:
+        if call is None:
             return _unreadable(name, node)
         _, offset, size, steps = call.arguments[:4]
         key, dtype = _storage_of(name, call)
@@ -329,7 +329,7 @@ def _plain_call(node: Any) -> Call | None:
     """The call that builds a dense tensor; None if it is of another kind."""
     node = _unwrapped(node)
     function = _function(node)
-    if function is None or not isinstance(node.arguments, tuple):
+    if function is None or not isinstance(node.arguments, tuple) or len(node.arguments) < 4:
         return None
     return node if function.module == "torch._utils" and function.name in _PLAIN else None
 

@@ -51,6 +51,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _list(listed: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
+    from sparsitywatch.checkpoints.series import by_series, in_lines
+
     if as_json:
         for one in listed:
             said = asdict(replace(one, entries=()))
@@ -69,6 +71,13 @@ def _list(listed: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
             rows.append((step, one.step_from or "-", one.format or "-", one.state, url))
         print(f"{count(len(listed), 'checkpoint')}: {kinds}\n")
         print("\n".join(align(rows, right={0})))
+        if len(series := by_series(listed)) > 1 or any(series):
+            is_one = len(series) == 1
+            how = "one run" if is_one else "a run each: name one of them, or give `--each`"
+            print(f"\n{len(series):,} series, in a replay {how}")
+            print("\n".join(map(printable, in_lines(series))))
+            if keys := sorted({repr(one.key) for one in listed if one.key}):
+                print(printable(f"the model is what lies under {', '.join(keys)}"))
         for reason in (one.reason or one.note for one in listed if one.reason or one.note):
             print(f"\n{printable(reason)}")
     is_readable = all(one.state in ("complete", "duplicate", "foreign") for one in listed)

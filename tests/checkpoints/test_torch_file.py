@@ -247,3 +247,16 @@ def test_archives_that_lie_are_refused(tmp_path: Path) -> None:
         data_pkl=pickle.replace(b"FloatStorage", b"FlootStorage")
     )
     assert "its description is broken" in record.write(data_pkl=pickle[:-1])
+
+
+def test_what_is_expanded_beyond_the_file_is_refused_under_each_of_its_names(
+    tmp_path: Path,
+) -> None:
+    wide = torch.ones(1).expand(2**13, 2**12)  # 128 MiB out of four bytes
+    small = torch.ones(3, 2)
+    torch.save({"a.weight": wide, "b.weight": wide, "c.weight": small}, tmp_path / "w.pt")
+    with open_checkpoint(tmp_path / "w.pt") as checkpoint:
+        problems = {entry.name: entry.problem for entry in checkpoint.entries()}
+        assert torch.equal(checkpoint.read("c.weight"), small)
+    said = "it is expanded to 134217728 bytes that are not in the file"
+    assert problems == {"a.weight": said, "b.weight": said, "c.weight": ""}

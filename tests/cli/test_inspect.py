@@ -115,7 +115,7 @@ def test_a_scope_that_selects_nothing_still_shows_the_names(run: Path, capsys) -
 def test_a_folder_of_checkpoints_is_listed_in_order(run: Path, capsys) -> None:
     lines = inspected(capsys, run).splitlines()
     assert lines[0] == "4 checkpoints: 4 complete"
-    assert [line.split() for line in lines[3:]] == [
+    assert [line.split() for line in lines[3:7]] == [
         ["3", "trainer", "state", "huggingface/safetensors", "complete", f"{run}/checkpoint-3"],
         ["20", "trainer", "state", "huggingface/safetensors", "complete", f"{run}/checkpoint-20"],
         ["30", "contents", "torch", "complete", f"{run}/ckpt.pt"],
@@ -124,6 +124,29 @@ def test_a_folder_of_checkpoints_is_listed_in_order(run: Path, capsys) -> None:
     told = [json.loads(line) for line in inspected(capsys, run, "--json").splitlines()]
     assert [(one["step"], one["step_from"]) for one in told] == [
         (3, "trainer state"), (20, "trainer state"), (30, "contents"), (40, "name"),
+    ]  # fmt: skip
+
+
+def test_a_folder_shows_what_would_be_one_series(tmp_path: Path, capsys) -> None:
+    for step in (1, 2):
+        tree = {"net": {"layers.0.fc.weight": torch.ones(3, 2) * step}, "epoch": step}
+        torch.save(tree, tmp_path / f"checkpoint-{step}.pt")
+    lines = inspected(capsys, tmp_path).splitlines()
+    assert lines[5:] == [
+        "",
+        "1 series, in a replay one run",
+        f"  {tmp_path}/checkpoint-{{step}}.pt: 2, epochs 1 to 2",
+        "the model is what lies under 'net'",
+    ]
+    (tmp_path / "seed2").mkdir()
+    tree = {"layers.0.fc.weight": torch.ones(3, 2), "epoch": 7}
+    torch.save(tree, tmp_path / "seed2" / "checkpoint-7.pt")
+    output = inspected(capsys, tmp_path)
+    assert "2 series, in a replay a run each: name one of them, or give `--each`" in output
+    assert f"  {tmp_path}/seed2/checkpoint-{{step}}.pt: 1, epochs 7 to 7\n" in output
+    told = [json.loads(line) for line in inspected(capsys, tmp_path, "--json").splitlines()]
+    assert [(one["step"], one["unit"], one["key"]) for one in told] == [
+        (1, "epoch", "net"), (2, "epoch", "net"), (7, "epoch", ""),
     ]  # fmt: skip
 
 
