@@ -183,6 +183,7 @@ def test_no_escape_and_no_secret_is_printed_of_a_run(
         assert [script.get("id") for script in parse(page).all("script")] == ["data", None, None]
 
 
+@pytest.mark.slow
 def test_inspect_and_replay_print_no_secret_and_no_escape(tmp_path: Path, capsys) -> None:
     files = {f"/a/checkpoint-{step}/model.safetensors": checkpoint(step) for step in (10, 20)}
     files["/a/checkpoint-30/model.safetensors"] = b""

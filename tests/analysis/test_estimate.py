@@ -312,6 +312,7 @@ def test_any_curve_ends_in_an_estimate_or_a_reason(points, num, is_score, mode) 
     assert math.isnan(estimate.low) or estimate.low <= estimate.value <= estimate.high <= 1
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 4)), min_size=1, max_size=7))
 def test_the_best_rising_curve_is_the_one_of_all_that_is_nearest(points) -> None:
@@ -391,6 +392,7 @@ def same(a: EssentialSparsity, b: EssentialSparsity, *names: str) -> None:
         assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-6, nan_ok=True)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(curves(), st.randoms(use_true_random=False))
 def test_order_of_the_points(points: dict[float, float], random: Any) -> None:

@@ -101,6 +101,7 @@ def as_facts(weights: np.ndarray) -> list[Facts]:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(6, 60), st.floats(0, 3), st.integers(0, 2**32), st.data())
 def test_a_walk_is_one_run_and_two_of_it_swapped_are_named(num, drift, seed, data) -> None:

@@ -242,6 +242,7 @@ def test_shares_that_differ_less_than_seeds():
     assert 'sparser" is not seen' in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most", "words"), [(0.5, "rises"), (0.1, "falls")])
 def test_shares_that_differ_more_than_seeds(most, words):
     told = conclusion(_runs({1.0: most, 0.6: 0.3, 0.2: 0.6 - most}))

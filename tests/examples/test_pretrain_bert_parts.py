@@ -326,6 +326,7 @@ def test_special_tokens_are_part_of_the_length(tiny: list[str], tokenizer: str) 
     assert (batch[:, -1] == 4).all()
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_is_about_ln_of_the_vocabulary_at_first(tiny: list[str]) -> None:
     run = _training(tiny)
     losses = [float(run.step()) for _ in range(20)]
@@ -343,6 +344,7 @@ def test_decay_is_on_matrices_only(tiny: list[str]) -> None:
         assert decay[id(parameter)] == (0.0 if is_vector else 3.0), name
 
 
+@pytest.mark.slow
 def test_the_optimizer_steps_with_the_factor_of_the_step(tiny: list[str]) -> None:
     run = _training(tiny, "--schedule", "linear", "--warmup", "2")
     seen: list[list[float]] = []

@@ -137,6 +137,7 @@ def test_snapshots_of_the_weights_that_are_due_too_often_come_evenly() -> None:
     assert len(steps) == pytest.approx(400, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counting", [0.0, 0.001, 0.004, 0.008])
 def test_counting_the_steps_is_paid_first(counting: float) -> None:
     budget = Clocked(0.01, 0.001, 0.05)

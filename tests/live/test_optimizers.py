@@ -296,6 +296,7 @@ def test_steps_of_an_optimizer_inside_the_given_one_count(is_given: bool, caplog
     assert caplog.records == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_given", [True, False])
 @pytest.mark.parametrize("is_watched", [False, True])
 def test_steps_of_a_copied_model_are_said_unless_it_has_a_watch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -21,11 +22,18 @@ import sparsitywatch as sw
 from sparsitywatch.cli import main
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
     for step, weights in train(RECIPES["momentum, cosine"], 200):
-        safetensors.torch.save_file(weights, tmp_path / f"step_{step}.safetensors")
-    return tmp_path
+        safetensors.torch.save_file(weights, folder / f"step_{step}.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """Thirty checkpoints, which a test may change."""
+    return shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
 
 
 def rows(audit: sw.Audit) -> list[tuple[str, int | None]]:

@@ -119,6 +119,7 @@ def test_the_first_ones_are_broken(place: Path, tmp_path: Path) -> None:
     assert first.near_zero["initial_0.1"] == first.near_zero["rms_0.1"]
 
 
+@pytest.mark.slow
 def test_the_first_one_is_of_something_else(place: Path, tmp_path: Path) -> None:
     torch.save({"other.bias": torch.ones(3)}, place / "step-5.pt")
     replayed = sw.replay(place, logdir=tmp_path)
@@ -136,6 +137,7 @@ def test_all_are_broken(place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "sparsitywatch").exists()
 
 
+@pytest.mark.slow
 def test_permission_denied(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the operating system would say; root, too, is told so here."""
 
@@ -150,6 +152,7 @@ def test_permission_denied(place: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (failure.step, "permission denied" in failure.reason) == (30, True)
 
 
+@pytest.mark.slow
 def test_what_nobody_foresaw_is_a_failure_too(place: Path, monkeypatch) -> None:
     original = looking.stored_snapshot
 
