@@ -21,8 +21,8 @@ from sparsitywatch.errors import ConfigurationError, MeasurementError, expect, e
 from sparsitywatch.live.schedule import Schedule
 from sparsitywatch.live.watch import option_names, watch
 from sparsitywatch.live.watcher import Watcher
+from sparsitywatch.pruning.batches import preserve_rng
 from sparsitywatch.pruning.model_copy import plain_state
-from sparsitywatch.pruning.proxy import preserve_rng
 from sparsitywatch.records import Record
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import clean_name

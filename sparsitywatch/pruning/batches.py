@@ -1,21 +1,39 @@
-"""Frozen batches of any nesting, and what the numbers that a value function gives are of."""
+"""Frozen batches of any nesting, and the numbers that a value function gives of them."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import io
+import logging
+import math
+import random
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
+from typing_extensions import Self
 
 from sparsitywatch.errors import ProxyError
+from sparsitywatch.ranks.protocol import ALONE, Ranks
 
+T = TypeVar("T", bound="FrozenBatches")
+
+_logger = logging.getLogger("sparsitywatch")
+
+#: value(model, batch) -> tensor [N], one floating-point number per example.
+ValueFunction = Callable[[nn.Module, Any], torch.Tensor]
+#: Relative size up to which repeated evaluations may differ by the order of additions.
+ROUNDING = 1e-4
+#: Of the order in which examples are drawn into subsets.
+_ORDER_SEED = 0
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LEAVES = (torch.Tensor, np.ndarray, *_PLAIN)
 
@@ -263,3 +281,260 @@ def one_by_batch(values: Sequence[np.ndarray]) -> np.ndarray:
     """One number for each batch; their mean is that of all numbers."""
     num = sum(map(len, values))
     return np.array([of_batch.sum() * len(values) / num for of_batch in values])
+
+
+# ------------------------------------------------------------------ the numbers of batches
+
+
+@contextlib.contextmanager
+def preserve_rng() -> Iterator[None]:
+    """Put the global generators of torch (all devices), numpy and python back afterwards.
+
+    Iterating a DataLoader draws from torch's generator even where nothing is shuffled.
+    """
+    cuda = torch.cuda.is_available()
+    torch_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
+    # numpy's global generator is what user code draws from, whether we like it or not
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    python_state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+class FrozenBatches:
+    """Batches that ranks evaluate between them, and what is known of their numbers."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self._batches = batches
+        self.ranks: Ranks = ALONE
+        self._is_same = True  # whether every rank has the same
+        self.unit = ""  # what a number is of: "example", "token" or "batch"; known once evaluated
+        self._num_examples: int | None = None
+        self._sizes: list[int] = []  # numbers of each batch
+        self._subsets: dict[tuple[float, ...], tuple[ExampleSubset, ...]] = {}  # by their shares
+        self._is_kept_whole = False
+
+    def _plan(self) -> None:
+        """Who evaluates which batches."""
+        sizes = [batch.sizes() for batch in self._batches]
+        self._turns, self._num_places = self.ranks.turns(sizes, is_same=self._is_same)
+
+    @property
+    def num_batches(self) -> int:
+        """Calls of the value function per evaluation that count, on all ranks."""
+        return self._num_places
+
+    def values(self, model: nn.Module, value: ValueFunction) -> np.ndarray:
+        """The value of every example, float64 [N]; one for each batch, where that is what it gives.
+
+        The global generators go on from wherever that ends.
+        """
+        return self.examples(self.by_batch(model, value))
+
+    def by_batch(self, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
+        """The numbers of each batch, by its place."""
+        return self.ranks.merged(self._own(self._turns, model, value))
+
+    def examples(self, every: Mapping[int, np.ndarray]) -> np.ndarray:
+        """The values of ``by_batch`` in one; one for each batch, where they are not of examples."""
+        values = [every[place] for place in sorted(every)]
+        self.unit = self.unit or self._unit_of(values)
+        examples = np.concatenate(values) if self.unit == "example" else one_by_batch(values)
+        if self._num_examples not in (None, len(examples)):
+            raise ProxyError(
+                f"Expected `value` to return {self._num_examples} examples over all batches as "
+                f"before, got {len(examples)}."
+            )
+        self._num_examples, self._sizes = len(examples), [*map(len, values)]
+        return examples
+
+    def _unit_of(self, values: Sequence[np.ndarray]) -> str:
+        """What each number is of, as the tensors of the batches have it, on all ranks."""
+        own = {place: self._batches[i].dims() for i, place in self._turns if place is not None}
+        every = self.ranks.merged(own)
+        return unit_of([every[place] for place in sorted(every)], values)
+
+    def _own(self, turns: Any, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
+        """The values of the batches that this rank evaluates, by their places."""
+        own: dict[int, np.ndarray] = {}
+        for index, place in turns:
+            seed_generators(place or 0)
+            with self.ranks.all_or_none("evaluating a batch"), self.ranks.followed():
+                of_batch = self._of_batch(index, model, value)
+            if place is not None:
+                own[place] = of_batch
+        return own
+
+    def _of_batch(
+        self, index: int, model: nn.Module, value: ValueFunction, batch: Batch | None = None
+    ) -> np.ndarray:
+        result = value(model, (batch or self._batches[index]).on(device_of(model)))
+        is_tensor = isinstance(result, torch.Tensor)
+        # none of a batch is possible: examples without a label have no loss
+        if not (is_tensor and result.ndim == 1 and result.is_floating_point()):
+            raise ProxyError(_not_by_example(result, index))
+        found: np.ndarray = result.detach().to("cpu", torch.float64).numpy()
+        return found
+
+    def subsets(self, shares: Sequence[float]) -> tuple[ExampleSubset, ...]:
+        """The examples up to the first share of them, from there to the second, and so on.
+
+        Batches that are alike in all but their examples are one population. Its examples are put
+        into a random order, the same one always, so that those up to a share are a simple random
+        sample of it, without replacement, in batches no larger than the ones given. Batches of
+        other shapes, such as those padded to their longest sequence, are populations of their
+        own, of which each part has its share. Where the examples of a batch depend on each other,
+        as windows of one document do, those of a part do, too, by chance less.
+
+        Args:
+            shares: rising, in (0, 1).
+
+        Returns:
+            One part to each share; none where a tensor tells another number of examples than
+            the others of its batch, since nobody knows then what an example is, where a number is
+            not of an example, where one would be empty, and after ``keep_whole``.
+        """
+        if self._is_kept_whole or self.unit not in ("", "example"):
+            return ()
+        key = tuple(shares)
+        if key not in self._subsets:
+            self._subsets[key] = self._subsets_of(_drawn(self._batches, key))
+        return self._subsets[key]
+
+    def keep_whole(self, why: str) -> None:
+        """Draw no parts from here on, since they would tell something else."""
+        self._is_kept_whole = True
+        _logger.warning(
+            "sparsitywatch: every level is evaluated on all examples, which takes some four times "
+            "as long: %s.",
+            why,
+        )
+
+    def _subsets_of(self, drawn: Sequence[Drawn]) -> tuple[ExampleSubset, ...]:
+        """The parts of all ranks together; each draws its share of its own batches."""
+        own = [places for _, places in drawn]
+        num_own = sum(size for batch in self._batches for size in batch.sizes()[:1])
+        every = self.ranks.gather((own, num_own))
+        # every rank has to run what the others run, so it needs something to run
+        if not all(of_rank and all(map(len, of_rank)) for of_rank, _ in every):
+            return ()
+        if not self._is_same:
+            first = np.cumsum([0, *(number for _, number in every)])
+            placed = [[p + first[r] for p in of_rank] for r, (of_rank, _) in enumerate(every)]
+            own = [np.concatenate(places) for places in zip(*placed, strict=True)]
+        subsets = zip(drawn, own, strict=True)
+        found = [ExampleSubset(self._of(batches), places) for (batches, _), places in subsets]
+        return tuple(found)
+
+    def _of(self, batches: list[Batch]) -> Self:
+        """One like this, of other batches."""
+        other = copy.copy(self)
+        other._batches, other._num_examples, other._subsets = batches, None, {}
+        other._plan()
+        return other
+
+    def halve(self) -> bool:
+        """Split every batch in two where that can be done, to need less memory.
+
+        The examples, their order and the hash stay. Values may differ in the last digits,
+        so a sweep that has begun must begin again.
+
+        Returns:
+            Whether there was anything to split; not where errors are those of batches.
+        """
+        if self.unit not in ("", "example"):
+            return False
+        num_before = len(self._batches)
+        self._batches = [half for batch in self._batches for half in batch.halves()]
+        self._subsets = {}
+        self._plan()
+        return any(self.ranks.gather(len(self._batches) > num_before))
+
+
+# ------------------------------------------------------------------ subsets
+
+
+class ExampleSubset(NamedTuple):
+    """Some examples, in batches of their own.
+
+    Args:
+        proxy: these batches.
+        places: where each is among all, int64 [n].
+    """
+
+    proxy: FrozenBatches
+    places: NDArray[np.int64]
+
+
+#: Batches of a part, and where its examples are.
+Drawn = tuple[list[Batch], NDArray[np.int64]]
+
+
+def _drawn(batches: Sequence[Batch], shares: Sequence[float]) -> list[Drawn]:
+    """The batches of each part, as ``FrozenBatches.subsets`` says."""
+    sizes = [batch.sizes() for batch in batches]
+    if any(len(size) != 1 for size in sizes):
+        return []
+    first = np.cumsum([0, *(size for (size,) in sizes)])
+    alike: dict[Any, list[int]] = {}
+    for index, batch in enumerate(batches):
+        alike.setdefault(batch.kind(), []).append(index)
+    orders = []
+    for stratum, indices in enumerate(alike.values()):
+        places = np.concatenate([np.arange(first[i], first[i + 1]) for i in indices])
+        keys = np.random.Generator(np.random.PCG64([_ORDER_SEED, stratum])).random(len(places))
+        orders.append((places[keys.argsort()], max(sizes[i][0] for i in indices)))
+    drawn: list[Drawn] = []
+    for start, stop in zip([0.0, *shares], shares, strict=False):
+        of_part: list[Batch] = []
+        found: list[NDArray[np.int64]] = []
+        for order, most in orders:
+            begin, end = (math.ceil(share * len(order) - 1e-9) for share in (start, stop))
+            for few in range(begin, end, most):
+                found.append(np.sort(order[few : min(few + most, end)]))
+                of_part.append(_rows(batches, first, found[-1]))
+        drawn.append((of_part, np.concatenate(found or [np.zeros(0, np.int64)])))
+    return drawn
+
+
+def _rows(batches: Sequence[Batch], first: NDArray[np.int64], places: NDArray[np.int64]) -> Batch:
+    """The examples that stand at rising ``places``; batch i begins at ``first[i]``."""
+    of_batch = np.searchsorted(first, places, side="right") - 1
+    return Batch.joined(
+        [batches[i].some(places[of_batch == i] - first[i]) for i in np.unique(of_batch)]
+    )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of a model are."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def seed_generators(seed: int) -> None:
+    """Seed those that ``preserve_rng`` puts back, and no others."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
+
+
+def _not_by_example(result: object, index: int) -> str:
+    """What a value function must return, and what it did."""
+    if isinstance(result, torch.Tensor):
+        came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
+    else:
+        came = type(result).__name__
+    return (
+        "Expected `value(model, batch)` to return a floating-point tensor of shape [N], one "
+        f"number per example, got {came} for batch {index}. Do not average over the batch: use "
+        "reduction='none' and average over each example's own positions."
+    )

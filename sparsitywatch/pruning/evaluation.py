@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import logging
 import math
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError, TrainingChangedError, is_out_of_memory
+from sparsitywatch.pruning.batches import ROUNDING, ExampleSubset, preserve_rng
 from sparsitywatch.pruning.model_copy import (
     ModelCopy,
     Runnable,
@@ -27,7 +29,7 @@ from sparsitywatch.pruning.model_copy import (
     version_of,
 )
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
-from sparsitywatch.pruning.proxy import ROUNDING, ExampleSubset, Proxy, preserve_rng
+from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import (
     Allowed,
     PairedDifferences,
@@ -180,11 +182,11 @@ class Evaluation:
         self._cut({0.0, 1.0, *sweep.candidates()})
         dense = self._dense_of[0] if self._subsets else self._dense
         started = time.perf_counter()
-        self._check_nothing_removed(dense, self._evaluate(0.0, self.shares[0]))
+        self._check_nothing_removed(dense, self._evaluate(0.0, 1))
         level_s = time.perf_counter() - started
         # reliance and its error are of all examples
         started = time.perf_counter()
-        everything = self._evaluate(1.0, 1.0)
+        everything = self._evaluate(1.0, len(self.shares))
         self.ends_s = level_s, time.perf_counter() - started
         # a model that has broken down gives NaN with and without its weights
         if np.isfinite(self._dense).all() and np.array_equal(self._dense, everything):
@@ -265,35 +267,31 @@ class Evaluation:
         next_step = self._proxy.ranks.led("the next level", sweep.next_step)
         while (step := next_step(self.differences.points(), self.shares)) is not None:
             level, share = step
-            if not 0.0 <= level <= 1.0 or self._stage_of(share) <= self._stage.get(level, 0):
+            stage = 1 + bisect.bisect_left(self.shares, min(1.0, share) - 1e-9)
+            if not 0.0 <= level <= 1.0 or stage <= self._stage.get(level, 0):
                 raise MeasurementError(
                     f"Expected the next step of {type(sweep).__name__} to be a level in [0, 1] on "
                     f"more of the examples than it has seen, or None, got {step!r}."
                 )
-            if level not in self._cuts:
-                self._cut({level})
-            self._evaluate(level, share)
-
-    def _stage_of(self, share: float) -> int:
-        """How many subsets make up a share; for all examples one more than there are."""
-        return 1 + next(i for i, one in enumerate(self.shares) if one >= min(share, 1.0) - 1e-9)
+            self._evaluate(level, stage)
 
     def _cut(self, levels: Collection[float]) -> None:
         """Find what goes at some levels, in one go."""
         rising = sorted(levels)
         self._cuts |= zip(rising, self._cuts_of(self._weights, rising), strict=True)
 
-    def _evaluate(self, level: float, share: float) -> Array:
-        """The values of what is missing of a level up to a share."""
-        before, stage = self._stage.get(level, 0), self._stage_of(share)
-        if stage == len(self.shares) and not (before and self._is_exact):
-            (values,), dense = self._values([self._whole], self._cuts[level]), self._dense
+    def _evaluate(self, level: float, stage: int) -> Array:
+        """The values of a level on the examples of a stage that it has not seen."""
+        if level not in self._cuts:
+            self._cut({level})
+        before, is_last = self._stage.get(level, 0), stage == len(self.shares)
+        if is_last and not (before and self._is_exact):
+            values, dense = self._values([self._whole], self._cuts[level]), self._dense
             self._wholes[level] = float(values.mean())
         else:
-            missing = self._subsets[len(self._dense_of) : stage]
-            if missing:
-                self._dense_of += self._values(missing)
-            values = np.concatenate(self._values(self._subsets[before:stage], self._cuts[level]))
+            for subset in self._subsets[len(self._dense_of) : stage]:
+                self._dense_of.append(self._values([subset]))
+            values = self._values(self._subsets[before:stage], self._cuts[level])
             dense = np.concatenate(self._dense_of[before:stage])
         lost = values - dense
         is_same = level > 0.0 and not lost.any() and self._changes_nothing()
@@ -301,21 +299,21 @@ class Evaluation:
         self._stage[level] = stage
         return values
 
-    def _changes_nothing(self) -> bool:
-        """Whether the last cut has taken only zeros, on any rank."""
-        own = all(torch.equal(dense, out) for _, dense, out in self._masks.weights)
-        return all(self._proxy.ranks.gather(own))
-
-    def _values(self, subsets: Sequence[ExampleSubset], cut: Cut | None = None) -> list[Array]:
-        """The values on each of some subsets without what a cut removes, or of the dense model."""
-        model = self._masks.dense() if cut is None else self._mask(cut)
+    def _values(self, subsets: Sequence[ExampleSubset], cut: Cut | None = None) -> Array:
+        """The values on some subsets without what a cut removes, or of the dense model."""
+        model = self._fresh(masked=False) if cut is None else self._mask(cut)
         found: list[Array] = []
         for subset in subsets:
             if found:  # whatever the subsets before have left behind
                 model = self._fresh(masked=cut is not None)
             self._num_forwards += subset.proxy.num_batches
             found.append(subset.proxy.values(*model))
-        return found
+        return np.concatenate(found)
+
+    def _changes_nothing(self) -> bool:
+        """Whether the last cut has taken only zeros, on any rank."""
+        own = all(torch.equal(dense, out) for _, dense, out in self._masks.weights)
+        return all(self._proxy.ranks.gather(own))
 
     def result(self) -> SweepResult:
         """The curve of everything measured."""
@@ -386,25 +384,23 @@ class MaskedModel:
         """Evaluation by ``value`` without a trace: weights may be masked until the session ends."""
         parameters = self.parameters()
         with undisturbed(self._reader.ranks):
-            masks: Masks
             if any(map(is_sharded, self.module.parameters())):
-                masks = InShards(self.module, value, parameters)
+                masks: Masks = InShards(self.module, value, parameters)
             else:
-                memory = self._memory(parameters)
-                masks = _OnCopies(self.module, value, parameters, memory, renews=self.renews)
+                dense = {name: local_of(parameter) for name, parameter in parameters.items()}
+                if self.spare is not None and self.spare.is_warm:
+                    memory = self.spare.buffers(dense)
+                else:
+                    memory = {name: torch.empty_like(tensor) for name, tensor in dense.items()}
+                weights = [(name, tensor, memory[name]) for name, tensor in dense.items()]
+                instead = {id(parameter): memory[name] for name, parameter in parameters.items()}
+                masks = _OnCopies(self.module, value, weights, instead, renews=self.renews)
             self._open = masks
             try:
                 yield masks
             finally:
                 self.restore()
                 refuse_written(self.module, masks.shared)  # nobody can put that back
-
-    def _memory(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Room for masked weights."""
-        dense = {name: local_of(parameter) for name, parameter in parameters.items()}
-        if self.spare is not None and self.spare.is_warm:
-            return self.spare.buffers(dense)
-        return {name: torch.empty_like(tensor) for name, tensor in dense.items()}
 
     def restore(self) -> None:
         """Put back what a session has changed, also if its end was interrupted before it began."""
@@ -462,14 +458,14 @@ class _OnCopies(Masks):
         self,
         module: nn.Module,
         value: Callable[..., Any],
-        parameters: Mapping[str, nn.Parameter],
-        memory: Mapping[str, torch.Tensor],
+        weights: list[tuple[str, torch.Tensor, torch.Tensor]],
+        instead: Mapping[int, torch.Tensor],  # of the parameters, by their ids
         *,
         renews: bool,
     ) -> None:
-        super().__init__([(name, local_of(p), memory[name]) for name, p in parameters.items()])
+        super().__init__(weights)
         self._original = module, value
-        self._instead = {id(p): memory[name] for name, p in parameters.items()}
+        self._instead = instead
         self._dense = ModelCopy(module, value)
         self._dense.note()
         self._surroundings = Surroundings(self._dense)

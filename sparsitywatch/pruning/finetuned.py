@@ -28,10 +28,11 @@ from sparsitywatch.errors import (
     listed,
 )
 from sparsitywatch.progress import Progress
+from sparsitywatch.pruning.batches import preserve_rng
 from sparsitywatch.pruning.checks import check_forward
 from sparsitywatch.pruning.criteria import input_axes, inputs_of
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights, as_pattern
-from sparsitywatch.pruning.proxy import Proxy, preserve_rng
+from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.selections import WORDS
 from sparsitywatch.pruning.sweeps import check_levels, standard_error
 from sparsitywatch.records import SparsityCurve

@@ -2,62 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import itertools
-import logging
 import math
 import pickle
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from sparsitywatch.errors import ProxyError, expect, expect_whole
-from sparsitywatch.pruning.batches import Batch, digest, one_by_batch, packed, unit_of, unpacked
-from sparsitywatch.ranks.protocol import ALONE, Ranks, Turns
+from sparsitywatch.pruning.batches import (
+    ROUNDING,
+    Batch,
+    FrozenBatches,
+    ValueFunction,
+    device_of,
+    digest,
+    packed,
+    preserve_rng,
+    seed_generators,
+    unpacked,
+)
+from sparsitywatch.ranks.protocol import Ranks, Turns
 from sparsitywatch.redact import printable, redacted_error
 
-#: Relative size up to which repeated evaluations may differ by the order of additions.
-ROUNDING = 1e-4
-#: Of the order in which examples are drawn into parts.
-_ORDER_SEED = 0
 
-_logger = logging.getLogger("sparsitywatch")
-
-#: value(model, batch) -> tensor [N], one floating-point number per example.
-ValueFunction = Callable[[nn.Module, Any], torch.Tensor]
-
-
-@contextlib.contextmanager
-def preserve_rng() -> Iterator[None]:
-    """Put the global generators of torch (all devices), numpy and python back afterwards.
-
-    Iterating a DataLoader draws from torch's generator even where nothing is shuffled.
-    """
-    cuda = torch.cuda.is_available()
-    torch_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
-    # numpy's global generator is what user code draws from, whether we like it or not
-    numpy_state = np.random.get_state()  # noqa: NPY002
-    python_state = random.getstate()
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda_states)
-
-
-class Proxy:
+class Proxy(FrozenBatches):
     """A quick stand-in for how well the model does, always on the same examples.
 
     The batches are copied and hashed here, once, so that every later number is about the
@@ -113,17 +89,11 @@ class Proxy:
         self.name = name or getattr(value, "__name__", type(value).__name__)
         with preserve_rng():
             if seed is not None:
-                _seed_generators(seed)
+                seed_generators(seed)
             some = itertools.islice(batches, max_batches)
-            self._batches = [Batch(batch, f"batches[{i}]") for i, batch in enumerate(some)]
+            super().__init__([Batch(batch, f"batches[{i}]") for i, batch in enumerate(some)])
         if not self._batches:
             raise ProxyError("Expected `batches` with at least one batch, got none.")
-        self._num_examples: int | None = None
-        self._sizes: list[int] = []  # numbers of each batch
-        self.unit = ""  # what a number is of: "example", "token" or "batch"; known once evaluated
-        self._subsets: dict[tuple[float, ...], tuple[ExampleSubset, ...]] = {}  # by their shares
-        self._is_kept_whole = False
-        self.ranks: Ranks = ALONE  # that evaluate it between them
         self._identify()
 
     def shared(self, ranks: Ranks) -> Proxy:
@@ -167,11 +137,6 @@ class Proxy:
         self.hash = own if self._is_same else of_all
         self._plan()
 
-    def _plan(self) -> None:
-        """Who evaluates which batches."""
-        sizes = [batch.sizes() for batch in self._batches]
-        self._turns, self._num_places = self.ranks.turns(sizes, is_same=self._is_same)
-
     def keep(self, file: Path) -> None:
         """Write the batches, for ``with_kept``: tensors and plain data, nothing to execute.
 
@@ -214,11 +179,6 @@ class Proxy:
     def __repr__(self) -> str:
         return f"<Proxy {printable(self.name)[:80]}: {self.num_batches} batches, {self.hash}>"
 
-    @property
-    def num_batches(self) -> int:
-        """Calls of the value function per evaluation that count, on all ranks."""
-        return self._num_places
-
     def evaluate(self, model: nn.Module, value: ValueFunction | None = None) -> np.ndarray:
         """The value of every example, float64 [N], of a model as it is; of a batch if that is it.
 
@@ -231,33 +191,6 @@ class Proxy:
         """
         with preserve_rng():
             return self.values(model, value or self.value)
-
-    def values(self, model: nn.Module, value: ValueFunction) -> np.ndarray:
-        """The same of a copy; the global generators go on from wherever that ends."""
-        return self.examples(self.by_batch(model, value))
-
-    def by_batch(self, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
-        """The numbers of each batch, by its place."""
-        return self.ranks.merged(self._own(self._turns, model, value))
-
-    def examples(self, every: Mapping[int, np.ndarray]) -> np.ndarray:
-        """The values of ``by_batch`` in one; one for each batch, where they are not of examples."""
-        values = [every[place] for place in sorted(every)]
-        self.unit = self.unit or self._unit_of(values)
-        examples = np.concatenate(values) if self.unit == "example" else one_by_batch(values)
-        if self._num_examples not in (None, len(examples)):
-            raise ProxyError(
-                f"Expected `value` to return {self._num_examples} examples over all batches as "
-                f"before, got {len(examples)}."
-            )
-        self._num_examples, self._sizes = len(examples), [*map(len, values)]
-        return examples
-
-    def _unit_of(self, values: Sequence[np.ndarray]) -> str:
-        """What each number is of, as the tensors of the batches have it, on all ranks."""
-        own = {place: self._batches[i].dims() for i, place in self._turns if place is not None}
-        every = self.ranks.merged(own)
-        return unit_of([every[place] for place in sorted(every)], values)
 
     def check_repeats(
         self, before: Mapping[int, np.ndarray], model: nn.Module, value: ValueFunction
@@ -326,7 +259,7 @@ class Proxy:
         batch = self._batches[index].reversed()
         if batch is None or self.unit != "example":
             return None
-        _seed_generators(place)
+        seed_generators(place)
         state = _drawn_from()
         turned = self._of_batch(index, model, value, batch)
         has_drawn = _drawn_from() != state
@@ -335,102 +268,6 @@ class Proxy:
     def run_once(self, model: nn.Module, value: ValueFunction) -> None:
         """Evaluate the first batch; what there is to see is for ``value`` to note."""
         self._own(self._turns[:1], model, value)
-
-    def _own(self, turns: Any, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
-        """The values of the batches that this rank evaluates, by their places."""
-        own: dict[int, np.ndarray] = {}
-        for index, place in turns:
-            _seed_generators(place or 0)
-            with self.ranks.all_or_none("evaluating a batch"), self.ranks.followed():
-                of_batch = self._of_batch(index, model, value)
-            if place is not None:
-                own[place] = of_batch
-        return own
-
-    def _of_batch(
-        self, index: int, model: nn.Module, value: ValueFunction, batch: Batch | None = None
-    ) -> np.ndarray:
-        result = value(model, (batch or self._batches[index]).on(_device_of(model)))
-        is_tensor = isinstance(result, torch.Tensor)
-        # none of a batch is possible: examples without a label have no loss
-        if not (is_tensor and result.ndim == 1 and result.is_floating_point()):
-            raise ProxyError(_not_by_example(result, index))
-        found: np.ndarray = result.detach().to("cpu", torch.float64).numpy()
-        return found
-
-    def subsets(self, shares: Sequence[float]) -> tuple[ExampleSubset, ...]:
-        """The examples up to the first share of them, from there to the second, and so on.
-
-        Batches that are alike in all but their examples are one population. Its examples are put
-        into a random order, the same one always, so that those up to a share are a simple random
-        sample of it, without replacement, in batches no larger than the ones given. Batches of
-        other shapes, such as those padded to their longest sequence, are populations of their
-        own, of which each part has its share. Where the examples of a batch depend on each other,
-        as windows of one document do, those of a part do, too, by chance less.
-
-        Args:
-            shares: rising, in (0, 1).
-
-        Returns:
-            One part to each share; none where a tensor tells another number of examples than
-            the others of its batch, since nobody knows then what an example is, where a number is
-            not of an example, where one would be empty, and after ``keep_whole``.
-        """
-        if self._is_kept_whole or self.unit not in ("", "example"):
-            return ()
-        key = tuple(shares)
-        if key not in self._subsets:
-            self._subsets[key] = self._proxies_of(_drawn(self._batches, key))
-        return self._subsets[key]
-
-    def keep_whole(self, why: str) -> None:
-        """Draw no parts from here on, since they would tell something else."""
-        self._is_kept_whole = True
-        _logger.warning(
-            "sparsitywatch: every level is evaluated on all examples, which takes some four times "
-            "as long: %s.",
-            why,
-        )
-
-    def _proxies_of(self, drawn: Sequence[Drawn]) -> tuple[ExampleSubset, ...]:
-        """The parts of all ranks together; each draws its share of its own batches."""
-        own = [places for _, places in drawn]
-        num_own = sum(size for batch in self._batches for size in batch.sizes()[:1])
-        every = self.ranks.gather((own, num_own))
-        # every rank has to run what the others run, so it needs something to run
-        if not all(of_rank and all(map(len, of_rank)) for of_rank, _ in every):
-            return ()
-        if not self._is_same:
-            first = np.cumsum([0, *(number for _, number in every)])
-            placed = [[p + first[r] for p in of_rank] for r, (of_rank, _) in enumerate(every)]
-            own = [np.concatenate(places) for places in zip(*placed, strict=True)]
-        subsets = zip(drawn, own, strict=True)
-        found = [ExampleSubset(self._of(batches), places) for (batches, _), places in subsets]
-        return tuple(found)
-
-    def _of(self, batches: list[Batch]) -> Proxy:
-        """One like this, of other batches."""
-        other = copy.copy(self)
-        other._batches, other._num_examples, other._subsets = batches, None, {}
-        other._plan()
-        return other
-
-    def halve(self) -> bool:
-        """Split every batch in two where that can be done, to need less memory.
-
-        The examples, their order and the hash stay. Values may differ in the last digits,
-        so a sweep that has begun must begin again.
-
-        Returns:
-            Whether there was anything to split; not where errors are those of batches.
-        """
-        if self.unit not in ("", "example"):
-            return False
-        num_before = len(self._batches)
-        self._batches = [half for batch in self._batches for half in batch.halves()]
-        self._subsets = {}
-        self._plan()
-        return any(self.ranks.gather(len(self._batches) > num_before))
 
     def not_finite(self, values: np.ndarray) -> str:
         """Which examples have no value."""
@@ -447,71 +284,6 @@ class Proxy:
         )
 
 
-class ExampleSubset(NamedTuple):
-    """Some examples, as a proxy of their own.
-
-    Args:
-        proxy: of these examples.
-        places: where each is among all, int64 [n].
-    """
-
-    proxy: Proxy
-    places: NDArray[np.int64]
-
-
-#: Batches of a part, and where its examples are.
-Drawn = tuple[list["Batch"], NDArray[np.int64]]
-
-
-def _drawn(batches: Sequence[Batch], shares: Sequence[float]) -> list[Drawn]:
-    """The batches of each part, as ``Proxy.subsets`` says."""
-    sizes = [batch.sizes() for batch in batches]
-    if any(len(size) != 1 for size in sizes):
-        return []
-    first = np.cumsum([0, *(size for (size,) in sizes)])
-    alike: dict[Any, list[int]] = {}
-    for index, batch in enumerate(batches):
-        alike.setdefault(batch.kind(), []).append(index)
-    orders = []
-    for stratum, indices in enumerate(alike.values()):
-        places = np.concatenate([np.arange(first[i], first[i + 1]) for i in indices])
-        keys = np.random.Generator(np.random.PCG64([_ORDER_SEED, stratum])).random(len(places))
-        orders.append((places[keys.argsort()], max(sizes[i][0] for i in indices)))
-    drawn: list[Drawn] = []
-    for start, stop in zip([0.0, *shares], shares, strict=False):
-        of_part: list[Batch] = []
-        found: list[NDArray[np.int64]] = []
-        for order, most in orders:
-            begin, end = (math.ceil(share * len(order) - 1e-9) for share in (start, stop))
-            for few in range(begin, end, most):
-                found.append(np.sort(order[few : min(few + most, end)]))
-                of_part.append(_rows(batches, first, found[-1]))
-        drawn.append((of_part, np.concatenate(found or [np.zeros(0, np.int64)])))
-    return drawn
-
-
-def _rows(batches: Sequence[Batch], first: NDArray[np.int64], places: NDArray[np.int64]) -> Batch:
-    """The examples that stand at rising ``places``; batch i begins at ``first[i]``."""
-    of_batch = np.searchsorted(first, places, side="right") - 1
-    return Batch.joined(
-        [batches[i].some(places[of_batch == i] - first[i]) for i in np.unique(of_batch)]
-    )
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
-def _seed_generators(seed: int) -> None:
-    """Seed those that ``preserve_rng`` puts back, and no others."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(seed)
-
-
 def _apart(before: np.ndarray, again: np.ndarray, model: nn.Module) -> float:
     """By how much values differ, more than the order of additions explains; else 0."""
     if np.array_equal(again, before, equal_nan=True):
@@ -519,7 +291,7 @@ def _apart(before: np.ndarray, again: np.ndarray, model: nn.Module) -> float:
     apart = float(np.nanmax(np.abs(again - before))) if len(again) == len(before) else math.inf
     # kernels of accelerators may add in any order
     is_rounding = apart <= ROUNDING * np.nanmax(np.abs(before))
-    return 0.0 if is_rounding and _device_of(model).type != "cpu" else apart
+    return 0.0 if is_rounding and device_of(model).type != "cpu" else apart
 
 
 def _most_differ(before: np.ndarray, again: np.ndarray) -> bool:
@@ -534,16 +306,3 @@ def _drawn_from() -> list[bytes]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
     return [*states, pickle.dumps((random.getstate(), np.random.get_state()))]  # noqa: NPY002
-
-
-def _not_by_example(result: object, index: int) -> str:
-    """What a value function must return, and what it did."""
-    if isinstance(result, torch.Tensor):
-        came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
-    else:
-        came = type(result).__name__
-    return (
-        "Expected `value(model, batch)` to return a floating-point tensor of shape [N], one "
-        f"number per example, got {came} for batch {index}. Do not average over the batch: use "
-        "reduction='none' and average over each example's own positions."
-    )
