@@ -86,7 +86,7 @@ def essential_sparsity(
         low, high = reading.interval(value)
         knee, sharpness = knee_of(*reading.every)
         notes = reading.caveats(value, last, mode)
-        refusal, needed = reading.noise((value, (low + high) / 2), curve)
+        refusal, needed = reading.noise((value, (low + high) / 2), curve.unit)
         reason = "; ".join([refusal, *notes] if refusal else notes)
     if refusal:
         value = last = low = high = knee = sharpness = math.nan
@@ -162,7 +162,8 @@ class _Reading:
         points = _by_rising_sparsity(sparsity, loss, stderr)
         self.sparsity, self.harm, self.stderr, self.dense = points
         self.allowed = allowed_harm(self.dense, tolerance, mode) + ROUNDING * abs(self.dense)
-        self.critical = _critical_value(confidence, curve)
+        self.freedom = curve.degrees_of_freedom
+        self.critical = _critical_value(confidence, curve.num_examples, self.freedom)
 
     def refusal(self) -> str:
         """Why the curve cannot be judged; empty if it can."""
@@ -189,7 +190,7 @@ class _Reading:
             )
         return ""
 
-    def noise(self, places: Sequence[float], curve: SparsityCurve) -> tuple[str, int | None]:
+    def noise(self, places: Sequence[float], unit: str) -> tuple[str, int | None]:
         """Why the examples are too few to say where the crossing is, and how many it takes.
 
         The noise counts at the crossing and in the middle of its interval: where it grows with
@@ -211,11 +212,10 @@ class _Reading:
             reason = reason or "reliance on these weights is within the noise of the evaluation"
         if not reason:
             return "", None
-        freedom = curve.degrees_of_freedom
         # errors fall with the root of the number
-        needed = None if freedom is None else _rounded_up((freedom + 1) * excess**2)
+        needed = None if self.freedom is None else _rounded_up((self.freedom + 1) * excess**2)
         how_many = "more" if needed is None else f"about {needed:,}"
-        return f"cannot say: {reason}; it would take {how_many} {units(curve.unit)}", needed
+        return f"cannot say: {reason}; it would take {how_many} {units(unit)}", needed
 
     def caveats(self, value: float, last: float, mode: str) -> list[str]:
         """What to know beside an estimate."""
@@ -307,12 +307,11 @@ def _rounded_up(number: float) -> int:
     return math.ceil(number / digit) * digit
 
 
-def _critical_value(confidence: float, curve: SparsityCurve) -> float:
+def _critical_value(confidence: float, num_examples: int | None, freedom: int | None) -> float:
     """Two-sided quantile of Student's t; of the normal if its freedom is unknown."""
-    freedom = curve.degrees_of_freedom
     if freedom is None:
         return NormalDist().inv_cdf(0.5 + confidence / 2)
-    if curve.num_examples is not None and curve.num_examples < _MIN_EXAMPLES:
+    if num_examples is not None and num_examples < _MIN_EXAMPLES:
         return math.nan
     return t_quantile(0.5 + confidence / 2, freedom)
 

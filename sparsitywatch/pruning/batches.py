@@ -336,7 +336,7 @@ class FrozenBatches:
 
         The global generators go on from wherever that ends.
         """
-        return self.examples(self.by_batch(model, value))
+        return self.examples(self.ranks.merged(self._own(self._turns, model, value)))
 
     def by_batch(self, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
         """The numbers of each batch, by its place."""

@@ -342,17 +342,14 @@ class _Memory:
     """Where the parameters of a model lie, and what stands in their place."""
 
     def __init__(self, model: nn.Module, instead: Mapping[int, torch.Tensor]) -> None:
-        parameters = [*model.parameters()]
-        places = [_place(parameter) for parameter in parameters]
-        self._places = set(places)  # tied parameters may be several objects at one
-        self._exact = {
-            place: instead[id(parameter)]
-            for place, parameter in zip(places, parameters, strict=True)
-            if id(parameter) in instead
-        }
+        self._replaces = bool(instead)
+        self._at: dict[Any, torch.Tensor | None] = {}
         self._around: dict[int, dict[Any, torch.Tensor]] = {}
-        storages = [*map(address_of, parameters)]
-        for storage, place, parameter in zip(storages, places, parameters, strict=True):
+        parameters = [*model.parameters()]
+        for storage, parameter in zip([*map(address_of, parameters)], parameters, strict=True):
+            place = _place(parameter)
+            # tied parameters may be several objects
+            self._at[place] = instead.get(id(parameter), self._at.get(place))
             if storage is not None:
                 self._around.setdefault(storage, {})[place] = parameter
 
@@ -362,18 +359,16 @@ class _Memory:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """What stands in the place of a parameter, or of a view of one; None if nothing does."""
-        if not self._exact:
+        if not self._replaces:
             return None
         place = _place(tensor)
-        if place in self._exact:
-            return self._exact[place]
-        if place in self._places:  # a parameter that stays
-            return None
+        if place in self._at:
+            return self._at[place]
         around = self._around.get(address_of(tensor) or -1, {})
         if len(around) != 1:
             return None
         ((place, parameter),) = around.items()
-        instead = self._exact.get(place)
+        instead = self._at[place]
         if instead is None or tensor.dtype != parameter.dtype:
             return None
         offset = tensor.storage_offset() - parameter.storage_offset() + instead.storage_offset()

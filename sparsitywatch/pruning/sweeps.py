@@ -157,8 +157,7 @@ class Bisection(Sweep):
         """The first level of the grid that is missing, then the middle of where it is crossed."""
         if (step := missing(sorted(self.levels), points, shares[-1])) is not None:
             return step
-        (harm,) = _harm_with_errors(points, (0.0,))
-        beyond = first_beyond(harm, _stderr(points), 1.0)
+        beyond = first_beyond(*_harm_with_errors(points, 0.0), 1.0)
         if not 0 < beyond < len(points):
             return None  # where nothing is crossed there is nothing to close in on
         below, above = points[beyond - 1].level, points[beyond].level
@@ -231,16 +230,18 @@ class Racing(Sweep):
         # one example on which the model breaks down proves that it does
         whole = [p for p in points if p.share == 1.0 or not math.isfinite(p.harm)]
         errors = -NormalDist().inv_cdf(self.risk / 2)
-        value, low, high = _crossings(whole, (0.0, errors, -errors))
+        numbers = (0.0, errors, -errors)
+        crossings = _crossings([(some, number) for some in (whole, points) for number in numbers])
+        value, low, high, *of_all = crossings
         width, nearest = high.level - low.level, _RESOLUTIONS * self.resolution
         near, near_above = max(nearest, _WIDTHS * width), max(nearest, _WIDTHS_ABOVE * width)
-        wanted = [(value, 0.0, near)]
+        wanted = [(value, of_all[0], near)]
         if not value.stderr > 1.0:  # else no interval is told: the tolerance is below the noise
-            wanted += [(low, errors, near), (high, -errors, near_above), (value, 0.0, nearest)]
-        for crossing, more, apart in wanted:
+            wanted += [(low, of_all[1], near), (high, of_all[2], near_above)]
+            wanted += [(value, of_all[0], nearest)]
+        for crossing, expected, apart in wanted:
             if crossing.above - crossing.below > apart + 1e-9:
-                (of_all,) = _crossings(points, (more,))
-                level = self._between(crossing, of_all.level)
+                level = self._between(crossing, expected.level)
                 if crossing.below < level < crossing.above:
                     return level, 1.0
         return None
@@ -264,11 +265,13 @@ class _Crossing(NamedTuple):
     stderr: float
 
 
-def _crossings(points: Sequence[Point], numbers: Sequence[float]) -> list[_Crossing]:
-    """Where the best curve that only rises crosses, of harm and each of some numbers of errors."""
-    stderr, found = _stderr(points), []
-    for harm in _harm_with_errors(points, numbers):
-        beyond = min(max(first_beyond(harm, stderr, 1.0), 1), len(points) - 1)
+def _crossings(cases: Sequence[tuple[Sequence[Point], float]]) -> list[_Crossing]:
+    """Where the best curve that only rises crosses, of the harm at points and so many errors."""
+    curves = [_harm_with_errors(points, number) for points, number in cases]
+    firsts = [first_beyond(harm, stderr, 1.0) for harm, stderr in curves]
+    found = []
+    for (points, _), (harm, _), first in zip(cases, curves, firsts, strict=True):
+        beyond = min(max(first, 1), len(points) - 1)
         below, above = points[beyond - 1], points[beyond]
         start, end = harm[beyond - 1 : beyond + 1].tolist()
         # infinite where the model breaks down, anywhere between
@@ -280,18 +283,15 @@ def _crossings(points: Sequence[Point], numbers: Sequence[float]) -> list[_Cross
     return found
 
 
-def _harm_with_errors(points: Sequence[Point], numbers: Sequence[float]) -> list[Array]:
-    """Harm and each of some numbers of errors, those that are left once all examples were seen."""
-    left = [math.sqrt(max(p.stderr**2 - p.sampling_error**2, 0.0)) for p in points]
-    both = [*zip((p.harm for p in points), left, strict=True)]
-    return [
-        np.array([h + number * error if math.isfinite(h) else math.inf for h, error in both])
-        for number in numbers
+def _harm_with_errors(points: Sequence[Point], number: float) -> tuple[Array, Array]:
+    """Harm and so many errors, those that are left once all examples were seen; standard errors."""
+    harm = [
+        p.harm + number * math.sqrt(max(p.stderr**2 - p.sampling_error**2, 0.0))
+        if math.isfinite(p.harm)
+        else math.inf
+        for p in points
     ]
-
-
-def _stderr(points: Sequence[Point]) -> Array:
-    return np.array([point.stderr for point in points])
+    return np.array(harm), np.array([point.stderr for point in points])
 
 
 @dataclass(frozen=True)
