@@ -1,7 +1,7 @@
 """Processes that are forked from one that has imported torch, which is most of what a start takes.
 
-That one is started when it is first needed, and ends with this process. What a program needs is
-imported there, once; the program begins from nothing, in a process of its own.
+That one is started when it is first needed, and ends with the last process of tests. What a
+program needs is imported there, once; the program begins from nothing, in a process of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import types
 from pathlib import Path
@@ -152,8 +153,17 @@ def forked(
 
 @functools.cache
 def _server() -> socket.socket:
-    """Starts it."""
-    own, its = socket.socketpair()
+    """A channel to it. All processes of tests of a run share one; who comes first starts it."""
+    own, its = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    try:
+        its.bind(_address())
+    except OSError:  # somebody has started it, and is about to listen
+        its.close()
+        while own.connect_ex(_address()):
+            time.sleep(0.01)
+        return own
+    its.listen()
+    own.connect(its.getsockname())
     paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
     process = subprocess.Popen(
         [sys.executable, __file__, str(its.fileno())], pass_fds=[its.fileno()],
@@ -171,39 +181,68 @@ def _server() -> socket.socket:
     return own
 
 
+@functools.cache
+def _address() -> str:
+    """Where Linux has names for sockets that are no files the run's own, else this process's."""
+    if sys.platform == "linux":
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+        return f"\0sparsitywatch-tests-{run}"
+    return str(Path(tempfile.mkdtemp()) / "forks")
+
+
 def _ask(request: dict[str, Any], fds: list[int]) -> None:
     message = json.dumps(request).encode()
     socket.send_fds(_server(), [len(message).to_bytes(4, "big")], fds)
     _server().sendall(message)
 
 
-def _serve(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def _serve(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Returns in a process that a request is for: the request, and its files."""
-    running: set[int] = set()
+    running: dict[int, socket.socket] = {}  # process groups, by who has asked for them
+    channels = [listener, listener.accept()[0]]
     while True:
-        size, fds, *_ = socket.recv_fds(channel, 4, 4)
+        channel = select.select(channels, [], [])[0][0]
         while running and (ended := os.waitpid(-1, os.WNOHANG)[0]):
-            running.discard(ended)
+            del running[ended]
+        if channel is listener:
+            channels.append(listener.accept()[0])
+            continue
+        size, fds, *_ = socket.recv_fds(channel, 4, 4)
         if not size:  # the one that asks has ended
-            for group in running:
-                os.killpg(group, signal.SIGKILL)
-                os.waitpid(group, 0)
-            os._exit(0)
+            channels.remove(channel)
+            _end([group for group, asked in running.items() if asked is channel], running)
+            if channels == [listener]:
+                os._exit(0)
+            continue
         request = json.loads(channel.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
-        sys.path[1:1] = request["path"]
-        try:
-            for name in request["imports"]:
-                importlib.import_module(name)
-        except Exception:  # noqa: BLE001 it is told to who asks
-            request["failure"] = traceback.format_exc()
-        gc.freeze()
+        _import(request)
         if not (group := os.fork()):
-            channel.close()
+            for one in channels:
+                one.close()
             return request, fds
-        del sys.path[1 : 1 + len(request["path"])]
-        running.add(group)
+        running[group] = channel
         for fd in fds:
             os.close(fd)
+
+
+def _end(groups: list[int], running: dict[int, socket.socket]) -> None:
+    for group in groups:
+        os.killpg(group, signal.SIGKILL)
+        os.waitpid(group, 0)
+        del running[group]
+
+
+def _import(request: dict[str, Any]) -> None:
+    """What a program needs; a failure goes into its request."""
+    before = list(sys.path)
+    sys.path[1:1] = request["path"]
+    try:
+        for name in request["imports"]:
+            importlib.import_module(name)
+    except Exception:  # noqa: BLE001 it is told to who asks
+        request["failure"] = traceback.format_exc()
+    sys.path[:] = before
+    gc.freeze()
 
 
 def _start(request: dict[str, Any], report: int) -> None:
@@ -249,6 +288,7 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     sys.argv = request["argv"]
+    sys.path[1:1] = request["path"]
     sys.path[0] = "" if request["code"] else str(Path(sys.argv[0]).parent)
 
 
