@@ -6,7 +6,8 @@ VENV   := .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
-# one process of tests a core; a range of tests goes to each, and who is done takes from the other
+# as many processes as tests/conftest.py says; a range of tests goes to each, and who is done takes
+# from the others
 TESTS  := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 # in this order; those that are there
 PAPER := layers patterns finetuned_curve lottery_ticket vision decoder data_volume

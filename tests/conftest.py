@@ -26,14 +26,22 @@ settings.load_profile("sparsitywatch")
 _ALL_SLOW = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.slow\b", re.MULTILINE)
 
 
+def _is_slow_out(config: pytest.Config) -> bool:
+    return "not slow" in config.getoption("markexpr")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process a core, and one more for slow tests: they wait for processes that they start."""
+    return (os.cpu_count() or 1) + (not _is_slow_out(config))
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Import no file that has no test to run: helpers, and what is all slow where slow is out."""
     if collection_path.suffix != ".py":
         return None
     if not collection_path.name.startswith("test_"):
         return True
-    is_slow_out = "not slow" in config.getoption("markexpr")
-    return True if is_slow_out and _ALL_SLOW.search(collection_path.read_text()) else None
+    return True if _is_slow_out(config) and _ALL_SLOW.search(collection_path.read_text()) else None
 
 
 @pytest.fixture(autouse=True)
