@@ -47,6 +47,8 @@ def kinds(*facts: Any) -> dict[str, tuple[str, ...]]:
         ({"trained_by": "none"}, True),
         ({"trained_by": "none", "gradient": "none"}, False),
         ({"trained_by": "none", "gradient_ratio": 1e-5}, False),
+        ({"trained_by": "none", "gradient_ratio": 0.9e-3}, False),  # of an ordinary gradient
+        ({"trained_by": "none", "gradient_ratio": 1.1e-3}, True),
         ({"trained_by": "frozen"}, False),
         ({"trained_by": "other"}, False),
         ({"trained_by": "unknown"}, False),
@@ -54,10 +56,18 @@ def kinds(*facts: Any) -> dict[str, tuple[str, ...]]:
         ({"trained_by": "master"}, True),
         ({"lr": 0.0}, False),
         ({"lr_share": 0.001}, False),
+        ({"lr_share": 0.0099}, False),  # below a hundredth of the highest
+        ({"lr_share": 0.0101}, True),
         ({"num_could_round": 900}, False),
+        ({"num_could_round": 500}, False),
+        ({"num_could_round": 499}, True),
         ({"gradient_ratio": 1e-5}, False),
+        ({"gradient_ratio": 0.9e-3}, False),
+        ({"gradient_ratio": 1.1e-3}, True),
         ({"gradient": "unknown"}, False),
         ({"num": 1, "num_still": 1}, False),
+        ({"num": 7, "num_still": 7}, False),
+        ({"num": 8, "num_still": 8}, True),
         ({"has_moved": True}, False),
         ({"has_moved": True, "still_for": 2}, True),
         ({"has_moved": True, "still_for": 2, "gradient_ratio": 0.01}, False),
@@ -125,14 +135,24 @@ LOSSY = {"num_still": 900, "num_lossy": 900, "num_lossy_expected": 50.0} | REACH
     [
         ({}, True),
         ({"num_lossy_moved": 9}, True),
+        ({"num_lossy_moved": 10}, True),
+        ({"num_lossy_moved": 11}, False),  # a fifth of what random rounding would move
         ({"num_lossy_moved": 40}, False),  # rounded at random, or kept elsewhere
         ({"num_lossy_expected": 2.0}, False),
+        ({"num_lossy_expected": 7.9}, False),
+        ({"num_lossy_expected": 8.1}, True),
         ({"num_lossy_expected": 12.0, "still_for": 6, "num_could_round": 1000}, True),
         ({"trained_by": "master"}, False),
         ({"lr_rise": 1.5}, False),
+        ({"lr_rise": 1.11}, False),
+        ({"lr_rise": 1.09}, True),
         ({"lr_share": 0.001}, False),
         ({"num_still": 300}, False),
+        ({"num_still": 499}, False),
+        ({"num_still": 500}, True),
         ({"num_lossy": 300}, False),
+        ({"num_lossy": 499}, False),
+        ({"num_lossy": 500}, True),
         ({"gradient_ratio": 1e-4}, False),
         ({"gradient": "unknown"}, False),
     ],
@@ -152,10 +172,17 @@ def test_those_that_lose_most_come_first() -> None:
     [
         ({"num_to_decay": 40, "num_not_decayed": 40}, True),
         ({"num_to_decay": 40, "num_not_decayed": 10}, False),
+        ({"num_to_decay": 40, "num_not_decayed": 19}, False),
+        ({"num_to_decay": 40, "num_not_decayed": 20}, True),
         ({"num_to_decay": 8, "num_not_decayed": 8}, False),
+        ({"num_to_decay": 15, "num_not_decayed": 15}, False),
+        ({"num_to_decay": 16, "num_not_decayed": 16}, True),
         ({"num_to_decay": 40, "num_not_decayed": 40, "lr": 0.0}, False),
         ({"gradient": "zero", "shrinks_for": 2, "dead_for": 2, "dead_steps": 9}, True),
+        ({"gradient": "zero", "shrinks_for": 2, "dead_for": 2, "dead_steps": 8}, True),
+        ({"gradient": "zero", "shrinks_for": 2, "dead_for": 2, "dead_steps": 7}, False),
         ({"gradient": "zero", "shrinks_for": 1, "dead_for": 1, "dead_steps": 9}, False),
+        ({"gradient": "zero", "shrinks_for": 1, "dead_for": 2, "dead_steps": 9}, False),
     ],
 )
 def test_decay_that_is_not_applied_or_not_wanted(fields: dict, is_fault: bool) -> None:
@@ -173,7 +200,15 @@ def test_what_is_not_finite_is_named_by_its_share() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "is_fault"),
-    [({}, True), ({"num_still": 980}, False), ({"back_at": -1}, False)],
+    [
+        ({}, True),
+        ({"num_still": 980}, False),
+        ({"num_still": 500}, False),
+        ({"num_still": 499}, True),
+        ({"num": 31}, False),  # a few weights may swing between neighbouring numbers
+        ({"num": 32}, True),
+        ({"back_at": -1}, False),
+    ],
 )
 def test_weights_that_come_back(fields: dict, is_fault: bool) -> None:
     found = kinds(tensor("x", **{"back_at": 3, **fields}))
@@ -197,6 +232,7 @@ CALM = [one.but(past_updates=(0.01, 0.012, 0.011)) for one in LIVING]
         ({"past_updates": (0.0, 0.01, 0.01)}, False),
         ({"began_at_zero": True}, False),  # of a bias the size says nothing
         ({"num": 7}, False),
+        ({"num": 8}, True),
     ],
 )
 def test_a_tensor_that_changes_far_more_than_ever(fields: dict, is_fault: bool) -> None:
@@ -231,6 +267,7 @@ BEYOND = {
         ({"update": 0.31, "has_past": True}, True),
         ({"back_at": 3}, False),
         ({"num": 7}, False),
+        ({"num": 8}, True),
     ],
 )
 def test_weights_beyond_the_reach_of_their_optimizer(fields: dict, is_fault: bool) -> None:

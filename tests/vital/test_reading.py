@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsitywatch.vital.reading import VitalTracker, goes_on_by_itself
-from sparsitywatch.vital.samples import SOME, WHOLE
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -75,13 +74,14 @@ def test_a_model_without_weights_has_no_facts() -> None:
 
 
 def test_a_small_tensor_is_compared_whole_and_a_large_one_by_a_sample_of_its_own() -> None:
-    small, large = torch.randn(WHOLE), torch.randn(64, WHOLE)
-    alone = looked({"large": large}, {"large": large + (torch.arange(WHOLE) % 2)})
-    both = looked({"small": small, "large": large},
-                  {"small": small, "large": large + (torch.arange(WHOLE) % 2)})  # fmt: skip
-    assert (both["small"].num, both["large"].num) == (WHOLE, SOME)
+    small, one_more, large = torch.randn(4096), torch.randn(4097), torch.randn(64, 4096)
+    moved = {"large": large + (torch.arange(4096) % 2)}
+    alone = looked({"large": large}, moved)
+    beside = {"small": small, "one more": one_more}
+    both = looked(beside | {"large": large}, beside | moved)
+    assert [one.num for one in both.values()] == [4096, 512, 512]
     assert alone["large"] == both["large"]
-    assert both["large"].num_still / SOME == pytest.approx(0.5, abs=0.06)
+    assert both["large"].num_still / 512 == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_transposed_tensor_is_read_in_the_order_of_its_indices() -> None:
@@ -101,6 +101,18 @@ def test_shrinking_by_one_factor_is_told_from_anything_else() -> None:
         "one": 0, "all": 1, "few": 0, "grows": 0
     }  # fmt: skip
     assert [one.has_moved for one in found.values()] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("num", "num_eps", "is_one"), [(7, 0, False), (8, 0, True), (8, 31, True), (8, 33, False)]
+)
+def test_one_factor_is_told_of_eight_weights_and_to_thirty_two_eps(
+    num: int, num_eps: int, *, is_one: bool
+) -> None:
+    now = torch.full((num,), 0.75, dtype=torch.float64)
+    now[-1] += num_eps * 2.0**-52
+    (found,) = looked({"w": torch.ones(num).double()}, {"w": now}).values()
+    assert bool(found.shrinks_for) == is_one
 
 
 @pytest.mark.slow
@@ -280,6 +292,64 @@ def test_what_is_lost_adds_up_although_a_weight_moves_and_until_most_do() -> Non
     one = 16 * 0.25 * update * 2**7  # that would have moved, of an interval
     assert [expected / one for expected, _ in found] == pytest.approx([0, 1, 2, 3, 0], abs=1e-3)
     assert [moved for _, moved in found] == [0, 1, 2, 3, 0]
+
+
+SPACING = 2.0**-7
+"""Between the numbers of bfloat16 from 1 to 2."""
+
+
+def held_still(
+    optimizer: type, gradients: list[torch.Tensor], next_lr: float | None = None, **options: float
+) -> Any:
+    """The facts of 64 weights of 1.5, in bfloat16, that are put back after the last step."""
+    weight = nn.Parameter(torch.full((64,), 1.5, dtype=torch.bfloat16))
+    looked = Looked(optimizer([weight], **options), w=weight)
+    for gradient in gradients:
+        looked.rows()
+        before = weight.detach().clone()
+        weight.grad = gradient.bfloat16()
+        looked.step()
+    with torch.no_grad():
+        weight.copy_(before)
+    looked.optimizer.param_groups[0]["lr"] = next_lr or options["lr"]
+    return looked.rows()["w"]
+
+
+@pytest.mark.parametrize(
+    ("spacings", "num_lossy", "num_could_round"),
+    [(0.24, 64, 64), (0.26, 0, 64), (3.9, 0, 64), (4.1, 0, 0)],
+)
+def test_an_update_is_lost_below_a_quarter_of_a_spacing_and_may_be_up_to_four(
+    spacings: float, num_lossy: int, num_could_round: int
+) -> None:
+    one = held_still(torch.optim.AdamW, [torch.randn(64)], lr=spacings * SPACING, weight_decay=0.0)
+    assert (one.num_still, one.num_lossy) == (64, num_lossy)
+    assert one.num_could_round == num_could_round
+
+
+@pytest.mark.parametrize(("times", "num_lossy"), [(29.0, 0), (31.0, 64)])
+def test_while_the_rate_rises_an_update_is_lost_if_thirty_times_as_large_a_one_is(
+    times: float, num_lossy: int
+) -> None:
+    lr = 0.25 * SPACING / times
+    one = held_still(torch.optim.AdamW, [torch.randn(64)], 2 * lr, lr=lr, weight_decay=0.0)
+    assert one.num_lossy == num_lossy
+
+
+@pytest.mark.parametrize(("spacings", "num"), [(0.98, 0), (1.02, 32)])
+def test_decay_by_a_spacing_has_to_show(spacings: float, num: int) -> None:
+    gradient = torch.randn(64) * (torch.arange(64) < 32)
+    decay = spacings * SPACING / (0.1 * 1.5)
+    one = held_still(torch.optim.AdamW, [gradient], lr=0.1, weight_decay=decay)
+    assert (one.num_to_decay, one.num_not_decayed) == (num, num)
+
+
+@pytest.mark.parametrize(("share", "num_lossy"), [(0.0095, 0), (0.011, 64)])
+def test_below_a_hundredth_of_what_it_moved_before_a_gradient_has_ended(
+    share: float, num_lossy: int
+) -> None:
+    one = held_still(torch.optim.SGD, [torch.ones(64), torch.full((64,), share)], lr=0.1)
+    assert (one.num_still, one.num_lossy) == (64, num_lossy)
 
 
 @pytest.mark.parametrize(("sizes", "num_lossy"), [((1.0, 1e-9), 0), ((1e-9, 1e-9), 64)])
@@ -490,6 +560,27 @@ def test_sgd_goes_no_farther_than_its_momentum_remembers(
         assert found["own"].num_beyond <= 25
         assert np.isfinite(found["other"].reach) == is_known
         assert (found["other"].num_beyond > 25) == is_known
+
+
+@pytest.mark.parametrize(("times", "num_beyond"), [(3.9, 0), (4.1, 50)])
+def test_a_step_of_sgd_goes_four_times_as_far_as_its_gradient_says(
+    times: float, num_beyond: int
+) -> None:
+    """Gradients may have swung by that much within the interval."""
+    weight = nn.Parameter(torch.randn(50) * 1e-3)
+    looked = Looked(torch.optim.SGD([weight], lr=0.1), w=weight)
+    looked.rows()
+    weight.grad = torch.ones(50)
+    looked.step()
+    with torch.no_grad():
+        weight -= (times - 1.0) * 0.1
+    assert looked.rows()["w"].num_beyond == num_beyond
+
+
+def test_the_changes_of_the_latest_8_intervals_are_remembered() -> None:
+    levels = np.cumsum(np.arange(13.0))
+    one = looked(*({"w": torch.full((40,), level)} for level in levels))["w"]
+    assert (one.update, one.past_updates) == (12.0, tuple(np.arange(4.0, 12.0)))
 
 
 @pytest.mark.parametrize(("num_between", "back_at"), [(63, 0), (64, -1)])
