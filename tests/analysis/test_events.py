@@ -16,10 +16,12 @@ from contracts.made_records import counted, made_record
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsitywatch.analysis import events as events_module
 from sparsitywatch.analysis.events import (
     accountable_layers,
     came,
     explained_by_decay,
+    rules_that_moved,
     what_moved,
 )
 from sparsitywatch.records import Dormant, Event, LayerShare, Record
@@ -205,6 +207,26 @@ def test_the_noise_of_the_series_is_allowed_for() -> None:
     records = [made_record(i, v, clock=0.05 * i, num_weights=10**8) for i, v in enumerate(values)]
     assert explained_by_decay(event(records, 0), records) is False  # 0.11 within 0.05 of the clock
     assert explained_by_decay(event(records, 0, noise=0.002), records) is True
+
+
+@pytest.mark.parametrize(("deviations", "told"), [(3.9, None), (4.1, False)])
+def test_beyond_four_standard_deviations_growth_is_faster_than_decay(
+    deviations: float, told: bool | None
+) -> None:
+    """Both of two values are off by 2 % of themselves, and the clock stands."""
+    grown = 0.05 * math.exp(deviations * math.sqrt(2.0) * 0.02)
+    records = [made_record(i, v, clock=1.0, num_weights=10**8) for i, v in enumerate((0.05, grown))]
+    assert explained_by_decay(event(records, 0, noise=0.001), records) is told
+
+
+@pytest.mark.parametrize(("dormant", "told"), [(0.049, None), (0.051, True)])
+def test_a_tenth_of_the_weights_that_decay_must_have_moved_are_seen(
+    dormant: float, told: bool | None
+) -> None:
+    """The share grew by half of what it would have if decay moved all weights."""
+    values = (0.05, 0.05 * (1.0 + 0.5 * math.expm1(1.0)))
+    records = [made_record(i, v, clock=float(i), dormant=dormant) for i, v in enumerate(values)]
+    assert explained_by_decay(event(records, 0), records) is told
 
 
 def test_where_next_to_nothing_is_dormant_nothing_is_claimed() -> None:
@@ -412,3 +434,50 @@ def test_without_the_first_sizes_a_flat_density_is_assumed() -> None:
     initial = rms(weights)
     before, now = counted(0, weights, initial), counted(1, {"a": 0.5 * weights["a"]}, initial)
     assert what_moved(before, now, SERIES, {}) == "scale"
+
+
+# ------------------------------------------------------------------ limits, from both sides
+
+
+def layered(step: int, rms: float, **near_zero: float) -> Record:
+    """A record of one layer of this size."""
+    layer = LayerShare(name="a", num_weights=10_000, rms=rms, near_zero=near_zero)
+    return made_record(step, near_zero, layers=(layer,))
+
+
+@pytest.mark.parametrize(
+    ("share", "cause"), [(0.76, "scale"), (0.74, "both"), (0.26, "both"), (0.24, "shape")]
+)
+def test_a_cause_of_a_quarter_is_mentioned(share: float, cause: str) -> None:
+    """Half of the scale alone makes 20 % near zero of 10 %, and the rest is shape."""
+    before = layered(0, 1.0, **{"initial_0.1": 0.1})
+    now = layered(1, 0.5, **{"initial_0.1": 0.1 + 0.1 / share})
+    assert what_moved(before, now, SERIES, {"a": 1.0}) == cause
+
+
+@pytest.mark.parametrize(
+    ("share", "moved"),
+    [(0.951, ""), (0.949, "opposed"), (1.049, ""), (1.051, "agreeing")],
+)
+def test_a_change_of_a_twentieth_is_one(share: float, moved: str) -> None:
+    now, rule = 0.1 * share, "near_zero/rms_0.1"
+    before, after = layered(0, 1.0, **{SERIES[10:]: 0.1}), layered(1, 1.0, **{SERIES[10:]: now})
+    assert what_moved(before, after, SERIES, {"a": 1.0}) == ("shape" if moved else "")
+    rules = [made_record(i, {"initial_0.1": 0.1, "rms_0.1": x}) for i, x in enumerate((0.1, now))]
+    seen = event(rules, 0, baseline=0.1)
+    found = rules_that_moved(seen, rules)
+    assert found == {"agreeing": (), "opposed": ()} | ({moved: (rule,)} if moved else {})
+
+
+@pytest.mark.parametrize(("rule", "is_small"), [("rms_0.2", True), ("rms_0.21", False)])
+def test_a_rule_of_a_fifth_of_the_size_says_what_is_small(rule: str, *, is_small: bool) -> None:
+    """The others make up all of the size: of three quarters of the weights it is larger."""
+    layer = LayerShare(name="a", num_weights=100, rms=1.0, near_zero={rule: 0.25})
+    assert events_module._scale(layer) == pytest.approx(0.75**-0.5 if is_small else 1.0)
+
+
+@pytest.mark.parametrize(("ratio", "slope"), [(1.09, 1.0), (1.11, 0.0)])
+def test_thresholds_closer_than_a_tenth_give_no_slope(ratio: float, slope: float) -> None:
+    beside = (math.log(ratio), -1.0)  # no weight is between the two
+    found = events_module._follow([beside], (0.0, -1.0), math.log(2.0))
+    assert found == pytest.approx(-1.0 + slope * math.log(2.0))

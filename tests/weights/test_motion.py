@@ -609,6 +609,65 @@ def test_a_handful_of_weights_tells_nothing(num_weights: int) -> None:
     assert estimate_between({"w": before}, {"w": 0.5 * before}, 10).why_not
 
 
+def is_pile(logs: np.ndarray, num_flipped: int = 0, eps: float = 2.0**-23) -> bool:
+    """Whether weights of which these are the log ratios, and some more, shrank by one factor."""
+    before = np.ones(len(logs) + num_flipped)
+    now = np.append(np.exp(logs), -np.ones(num_flipped))
+    return not estimate_between({"w": before}, {"w": now}, 10, eps).why_not
+
+
+#: Of float32: ratios that agree do so to a ten thousandth.
+WINDOW = 1e-4
+
+
+def pile(num: int, num_beside: int = 0) -> np.ndarray:
+    """So many log ratios are -0.1; so many are in each of 20 windows on either side, about."""
+    apart = np.linspace(1.05, 19.95, 20 * num_beside) * WINDOW
+    return -0.1 + np.concatenate([np.zeros(num), apart, -apart])
+
+
+@pytest.mark.parametrize(
+    ("num", "num_beside", "num_flipped", "expected"),
+    [
+        (29, 0, 0, False),  # too few
+        (30, 0, 0, True),
+        (99, 0, 49_901, False),  # two in a thousand
+        (100, 0, 49_900, True),
+        (36, 10, 0, False),  # 8 deviations of sqrt(10 + 1) above 10
+        (37, 10, 0, True),
+        (299, 100, 0, False),  # three times as many as beside
+        (300, 100, 0, True),
+    ],
+)
+def test_a_pile_is_one_from_so_many_on(
+    num: int, num_beside: int, num_flipped: int, *, expected: bool
+) -> None:
+    assert is_pile(pile(num, num_beside), num_flipped) == expected
+
+
+@pytest.mark.parametrize(("windows", "is_beside"), [(19.9, True), (20.1, False), (10.1, True)])
+def test_what_is_beside_a_pile_is_twenty_windows_wide(windows: float, *, is_beside: bool) -> None:
+    beside = np.full(29, windows * WINDOW)
+    logs = -0.1 + np.concatenate([np.zeros(30), beside, -beside])
+    _, count, by_chance = motion_module._pile(np.sort(logs), WINDOW)
+    assert (count, by_chance) == (30, pytest.approx(58 / 40 if is_beside else 0.0))
+
+
+@pytest.mark.parametrize(
+    ("eps", "apart", "agree"),
+    [
+        (2.0**-23, 0.9e-4, True),  # of float32: a ten thousandth
+        (2.0**-23, 1.1e-4, False),
+        (2.0**-7, 3.9 * 2.0**-7, True),  # of bfloat16: four spacings
+        (2.0**-7, 4.1 * 2.0**-7, False),
+    ],
+)
+def test_log_ratios_agree_to_a_ten_thousandth_or_four_spacings(
+    eps: float, apart: float, *, agree: bool
+) -> None:
+    assert is_pile(np.repeat([-0.5, -0.5 + apart], 20), eps=eps) == agree
+
+
 @pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
