@@ -130,8 +130,8 @@ def _from_csv(name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
     steps: list[int] = []
     values: list[float] = []
     try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigurationError(f"Expected `{name}` to be a CSV file, but {error}.") from error
     for number, row in enumerate(rows, 1):
         try:

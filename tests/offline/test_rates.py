@@ -78,6 +78,20 @@ def test_sums_are_those_of_a_loop() -> None:
         assert (reading.lr, list(reading.clocks)) == (1.0 / step, ["w"])
 
 
+def test_a_mark_of_the_byte_order_is_no_name_of_a_column(tmp_path: Path) -> None:
+    """A spreadsheet writes one; the first row was passed over for it."""
+    path = tmp_path / "lr.csv"
+    path.write_text("0,1.0\n10,0.0\n", encoding="utf-8-sig")
+    assert Rates(path, None).reading(5, ()).lr == pytest.approx(0.5)
+
+
+def test_a_file_that_is_no_csv_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "lr.csv"
+    path.write_text("0," + "1" * 200_000)
+    with pytest.raises(sw.errors.ConfigurationError, match=r"Expected `lr` to be a CSV file, but"):
+        Rates(path, None)
+
+
 def test_rows_of_a_file_are_joined_by_lines(tmp_path: Path) -> None:
     path = tmp_path / "lr.csv"
     path.write_text("0,0.0\n10,1.0\n20,0.5\n")
