@@ -71,6 +71,8 @@ def kinds(*facts: Any) -> dict[str, tuple[str, ...]]:
         ({"has_moved": True}, False),
         ({"has_moved": True, "still_for": 2}, True),
         ({"has_moved": True, "still_for": 2, "gradient_ratio": 0.01}, False),
+        ({"has_moved": True, "still_for": 2, "gradient_ratio": 0.09}, False),  # it has learned all
+        ({"has_moved": True, "still_for": 2, "gradient_ratio": 0.11}, True),
         ({"num_still": 999, "still_for": 0}, False),
     ],
 )
@@ -107,6 +109,25 @@ def test_a_gradient_that_ends_within_the_layers() -> None:
     }
     (found,) = judged([*stack({0, 1, 2, 3, 4, 5}), *LIVING], 0)
     assert found.num == 24
+
+
+@pytest.mark.parametrize(
+    ("num_living", "num_dead", "num_weights", "is_fault"),
+    [
+        (9, 3, 3000, True),  # half of the weights, and a quarter of the tensors
+        (9, 3, 2999, False),
+        (10, 3, 4000, False),
+        (2, 2, 9000, False),  # two may be a part that these inputs do not use
+        (2, 3, 9000, True),
+    ],
+)
+def test_a_gradient_that_most_of_the_model_does_not_get(
+    num_living: int, num_dead: int, num_weights: int, *, is_fault: bool
+) -> None:
+    living = [tensor(f"living.{i}.weight") for i in range(num_living)]
+    dead = [tensor(name, **DEAD, num_weights=num_weights) for name in "abc"[:num_dead]]
+    found = judged([*living, *dead], 0)
+    assert [one.num for one in found] == ([num_dead] if is_fault else [])
 
 
 @pytest.mark.parametrize(
