@@ -15,7 +15,6 @@ from .errors import StateError as StateError
 from .live.schedule import adaptive as adaptive
 from .live.watch import watch as watch
 from .live.watcher import Watcher as Watcher
-from .offline.audit import Audit as Audit
 from .offline.audit import audit as audit
 from .offline.replay import replay as replay
 from .page.render import load as load
@@ -28,6 +27,7 @@ from .records import EssentialSparsity as EssentialSparsity
 from .records import Event as Event
 from .records import Record as Record
 from .records import SparsityCurve as SparsityCurve
+from .records.audit import Audit as Audit
 from .records.run import __version__ as __version__
 from .settings import Settings as Settings
 from .verification import verify as verify

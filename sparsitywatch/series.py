@@ -232,6 +232,18 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def size(num_bytes: int) -> str:
+    """A size for people.
+
+    >>> size(999), size(8_589_934_592)
+    ('999 bytes', '8.59 GB')
+    """
+    for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= one:
+            return f"{num_bytes / one:.3g} {unit}"
+    return count(num_bytes, "byte")
+
+
 def numbered(unit: str, *steps: int) -> str:
     """Where in a run something is; its unit is "step", or in a replay also "epoch" or "save".
 

@@ -10,53 +10,13 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from sparsitywatch.records.audit import AuditFinding
 from sparsitywatch.records.event import some_of
 from sparsitywatch.series import count
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One checkpoint that is not what its name says, or may not be.
-
-    Args:
-        step: optimizer steps that it is called by; of steps that are missing the first one.
-        finding: what is wrong, in a word or two: one of ``FINDINGS``.
-        evidence: what shows it.
-        action: what to do.
-    """
-
-    step: int | None
-    finding: str
-    evidence: str
-    action: str
-
-
-#: Every finding, and what to do about it.
-FINDINGS: Mapping[str, str] = {
-    "unreadable": "Upload or copy it again, then audit again.",
-    "not finite": "Leave it out. If training diverged there, everything later is lost too.",
-    "tensors": "Audit one model at a time, or upload the right model.",
-    "shape": "Audit one model at a time, or upload the right model.",
-    "dtype": "Save every step in one dtype: rounding changes small weights.",
-    "tie": "Tie the head as in the other steps before you compare them.",
-    "copy": "Do not use it. Ask the publisher for the true weights of this step.",
-    "identical": "The files cannot tell whose weights these are: ask who saved them. A training "
-    "that had not moved yet, or was rolled back, gives this too.",
-    "shard": "Do not use it. Ask the publisher for the true file of this step.",
-    "swapped": "Exchange the two, after a look at the log of the training.",
-    "odd one out": "Leave it out until you know where it comes from.",
-    "not of this run": "Leave it out, or audit the runs one by one.",
-    "return": "Ask whether training was rolled back; if not, this file is of another step.",
-    "jump": "Ask what changed there: the data, the optimizer, or the run.",
-    "missing": "Look for them, or say in your paper that they are missing.",
-    "step": "Rename the file, or correct the step inside.",
-}
-
 
 #: Shape, dtype, and the first name of the same storage, by the name of a tensor.
 Layout = Mapping[str, tuple[tuple[int, ...], str, str]]
@@ -67,80 +27,74 @@ class Facts:
     """What is known of one checkpoint, and a sample of its weights."""
 
     step: int
-    layout: Layout
+    problem: str = ""  # why it cannot be read
+    layout: Layout = field(default_factory=dict)
     #: By the name of a file: the hash that the storage has, or "", and the tensors in it.
-    files: Mapping[str, tuple[str, frozenset[str]]]
-    sample: Mapping[str, np.ndarray]  # the first weights of some tensors
-    hashes: tuple[str, ...] = ()  # of all files, if the storage has all of them
+    files: Mapping[str, tuple[str, frozenset[str]]] = field(default_factory=dict)
+    sample: Mapping[str, np.ndarray] = field(default_factory=dict)  # some tensors' first weights
     digest: str = ""  # of more than the sample, where more was read
     extent: str = ""  # what was compared, for the evidence
     not_finite: tuple[str, ...] = ()
 
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """Those of all files, if the storage has all of them."""
+        stated = sorted(one for one, _ in self.files.values())
+        return tuple(stated) if all(stated) else ()
 
-def judge(facts: Sequence[Facts]) -> list[Finding]:
-    """What is wrong with checkpoints that could be read: one finding for each at most."""
+
+def judge(facts: Sequence[Facts]) -> list[AuditFinding]:
+    """What is wrong with the checkpoints of a series: one finding for each at most."""
     facts = sorted(facts, key=lambda one: one.step)
-    found: dict[int, Finding] = {}
-    usual = most_common(layout_key(one.layout) for one in facts)
-    layout = next((one.layout for one in facts if layout_key(one.layout) == usual), {})
-    for i, one in enumerate(facts):
+    readable = [one for one in facts if not one.problem]
+    rows = [AuditFinding.of(one.step, "unreadable", one.problem) for one in facts if one.problem]
+    usual, sound = usual_layout(readable), []
+    for one in readable:
         if one.not_finite:
             some = some_of(one.not_finite, len(one.not_finite))
-            found[i] = finding(one.step, "not finite", f"NaN or infinite weights in {some}")
-        elif layout_key(one.layout) != usual:
-            found[i] = _other_layout(one, layout, num_others=len(facts) - 1)
-    sound = [facts[i] for i in range(len(facts)) if i not in found]
-    rows = list(found.values())
+            rows.append(
+                AuditFinding.of(one.step, "not finite", f"NaN or infinite weights in {some}")
+            )
+        elif one.layout != usual:
+            kind, words = _unlike(one.layout, usual, f"most of the other {len(readable) - 1:,}")
+            rows.append(AuditFinding.of(one.step, kind, words))
+        else:
+            sound.append(one)
     if len(sound) > 1:
         names = list(sound[0].sample)
-        matrices = [name for name in names if len(layout[name][0]) > 1] or names
-        rows += Series(sound, names, matrices).judged()
+        matrices = [name for name in names if len(usual[name][0]) > 1] or names
+        rows += _Series(sound, names, matrices).judged()
     return rows
 
 
-def finding(step: int | None, kind: str, evidence: str) -> Finding:
-    """One with what to do about it."""
-    return Finding(step=step, finding=kind, evidence=evidence, action=FINDINGS[kind])
+def usual_layout(facts: Iterable[Facts]) -> Layout:
+    """That of most of them; of several the first."""
+    counts = Counter(tuple(sorted(one.layout.items())) for one in facts)
+    return dict(counts.most_common(1)[0][0]) if counts else {}
 
 
-def layout_key(layout: Layout) -> tuple[Any, ...]:
-    """What is equal for layouts that are."""
-    return tuple(sorted(layout.items()))
-
-
-def most_common(keys: Iterable[Any]) -> Any:
-    """The first of the most frequent; None of none."""
-    counts = Counter(keys)
-    return max(counts, key=lambda key: counts[key], default=None)
-
-
-def _other_layout(one: Facts, usual: Layout, num_others: int) -> Finding:
-    """How the tensors of one checkpoint differ from those of most others."""
-    more = [name for name in one.layout if name not in usual]
-    less = [name for name in usual if name not in one.layout]
-    others = f"most of the other {num_others:,}"
+def _unlike(own: Layout, usual: Layout, others: str) -> tuple[str, str]:
+    """How the tensors of one checkpoint differ from those of others, and in which words."""
+    more = [name for name in own if name not in usual]
+    less = [name for name in usual if name not in own]
     if more or less:
-        twins = [n for n in usual if more and usual[n][:2] == one.layout[more[0]][:2]]
-        if len(more) == 1 and not less and len(one.layout[more[0]][0]) > 1 and twins:
-            words = f"{more[0]} is a tensor of its own; {others} have none, and one storage"
-            return finding(one.step, "tie", f"{words} such as {twins[0]} stands for both")
+        twins = [name for name in usual if more and usual[name][:2] == own[more[0]][:2]]
+        if len(more) == 1 and not less and len(own[more[0]][0]) > 1 and twins:
+            words = f"{more[0]} is a tensor of its own; {others} have none: there a tensor such as"
+            return "tie", f"{words} {twins[0]} stands for both"
         parts = [f"{some_of(names, len(names))} {what}"
                  for names, what in ((more, "too many"), (less, "missing")) if names]  # fmt: skip
-        return finding(one.step, "tensors", f"{'; '.join(parts)}, compared with {others}")
-    for place, kind in enumerate(("shape", "dtype", "tie")):
-        changed = [name for name in usual if one.layout[name][place] != usual[name][place]]
-        if changed:
-            name = changed[0]
-            words = f"{name} is {_shown(one.layout[name][place])}, {_shown(usual[name][place])} in"
-            more_words = f"; {count(len(changed), 'tensor')} in all"
-            if kind == "tie":
-                words = f"{name} shares its storage with other tensors than in"
-            return finding(one.step, kind, f"{words} {others}{more_words}")
-    raise AssertionError  # layouts that differ, differ in one of these
-
-
-def _shown(value: object) -> str:
-    return " x ".join(map(str, value)) or "scalar" if isinstance(value, tuple) else str(value)
+        return "tensors", f"{'; '.join(parts)}, compared with {others}"
+    differ = [[name for name in usual if own[name][at] != usual[name][at]] for at in range(3)]
+    at, changed = next((at, names) for at, names in enumerate(differ) if names)
+    name, in_all = changed[0], f"; {count(len(changed), 'tensor')} in all"
+    if at == 2:
+        return "tie", f"{name} shares its storage with other tensors than in {others}{in_all}"
+    came, expected = (
+        " x ".join(map(str, one[0])) or "scalar" if at == 0 else one[1]
+        for one in (own[name], usual[name])
+    )
+    return ("shape", "dtype")[at], f"{name} is {came}, {expected} in {others}{in_all}"
 
 
 #: A correlation of samples that chance does not give, in standard errors.
@@ -158,7 +112,7 @@ _JUMP = 4.0
 _AROUND = 8
 
 
-class Series:
+class _Series:
     """Checkpoints in the order of their steps, and how far apart their weights are.
 
     Every pair has a place in N x N matrices; distances are relative to the usual weights.
@@ -167,7 +121,7 @@ class Series:
     def __init__(self, facts: Sequence[Facts], names: Sequence[str], matrices: Sequence[str]):
         self.facts, self.names, self.matrices = facts, names, matrices
         self.steps = [one.step for one in facts]
-        self.found: dict[int, Finding] = {}
+        self.found: dict[int, tuple[str, str]] = {}  # kind and evidence
         self.line = list(range(len(facts)))  # those that no finding has put aside
         digests = np.array([one.digest for one in facts])
         self.same = digests[:, None] == digests
@@ -189,109 +143,103 @@ class Series:
         self.related = np.maximum(sigmas / math.sqrt(num_weights or 1), strongest) > _RELATED
         self.far = np.where(self.same, 0.0, np.sqrt(squares) + 1e-12)
 
-    def judged(self) -> list[Finding]:
+    def judged(self) -> list[AuditFinding]:
         """What is wrong with any of them."""
-        self.find_copies()
+        self._find_copies()
         self._find_strangers()
         self._find_swapped()
         self._find_shards()
-        self.find_odd()
+        self._find_odd()
         self._find_returns()
         self._find_jumps()
-        return list(self.found.values())
-
-    def in_place(self) -> set[int]:
-        """Those whose neighbours are further from one another than from them; and both ends."""
-        line, far = self.line, self.far
-        around = zip(line, line[1:], line[2:], strict=False)
-        near = {i for a, i, b in around if max(far[a, i], far[i, b]) < far[a, b]}
-        return {*line[:1], *near, *line[-1:]}
+        return [AuditFinding.of(self.steps[i], *found) for i, found in self.found.items()]
 
     def _put_aside(self, kind: str, evidence: Mapping[int, str]) -> None:
-        for i, words in evidence.items():
-            self.found[i] = finding(self.steps[i], kind, words)
+        self.found |= {i: (kind, words) for i, words in evidence.items()}
         self.line = [i for i in self.line if i not in evidence]
 
-    def _named(self, indices: Sequence[int]) -> str:
+    def _named(self, *indices: int) -> str:
         steps = [f"{self.steps[i]:,}" for i in indices]
-        return f"step{'s' * (len(steps) > 1)} {some_of(steps, len(steps))}"
+        some = " and ".join(steps) if len(steps) < 3 else some_of(steps, len(steps))
+        return f"step{'s' * (len(steps) > 1)} {some}"
 
     # -------------------------------------------------------------- copies
 
-    def find_copies(self, *, is_part: bool = False) -> None:
+    def _find_copies(self, *, is_part: bool = False) -> None:
         """Those whose weights are another's; where nobody can know whose, both are named.
 
         Of a part, such as one shard, neighbours may be alike: it may have been frozen meanwhile.
         """
         groups: dict[int, list[int]] = {}
-        for i, first in enumerate(self.same.argmax(axis=1)):
-            groups.setdefault(int(first), []).append(i)
+        for i, first in enumerate(self.same.argmax(axis=1).tolist()):
+            groups.setdefault(first, []).append(i)
         single = [group[0] for group in groups.values() if len(group) == 1]
         for group in groups.values():
             is_together = group[-1] - group[0] == len(group) - 1
             if len(group) == 1 or (is_part and (is_together or len(single) < 2)):
                 continue
-            costs, best = self._costs(group, single)
-            home = [i for i in group if costs[i] <= _WORSE * best]
-            extent = self.facts[group[0]].extent
-            if len({self.facts[i].hashes for i in group}) == 1 and self.facts[group[0]].hashes:
-                extent = "by the hash that the storage has"
-            unknown: dict[int, str] = {}
+            home = self._home(group, single)
+            hashes = {self.facts[i].hashes for i in group}
+            is_by_hash = len(hashes) == 1 and any(hashes)
+            extent = (
+                "by the hash that the storage has" if is_by_hash else self.facts[group[0]].extent
+            )
             copies: dict[int, str] = {}
+            unknown: dict[int, str] = {}
             for i in group:
-                others = [j for j in group if j != i]
+                others = self._named(*(j for j in group if j != i))
                 if i not in home:
-                    copies[i] = self._copied(i, home, others, single, extent)
+                    whose = self._named(*home) if home else others
+                    rest = "" if home else ", and of none of these steps"
+                    words = f"the weights of {whose}, {extent}{rest}; {self._far_away(i, single)}"
+                    copies[i] = words
                 elif len(home) > 1:
-                    unknown[i] = f"the same weights as {self._named(others)}, {extent}"
+                    unknown[i] = f"the same weights as {others}, {extent}"
             self._put_aside("copy", copies)
             self._put_aside("identical", unknown)
             self.line = sorted({*self.line, *home[:1]})  # these weights are of the run
 
-    def _costs(self, group: Sequence[int], single: Sequence[int]) -> tuple[dict[int, float], float]:
-        """What a detour by these weights costs at each of their places, and at the best place."""
+    def _home(self, group: Sequence[int], single: Sequence[int]) -> list[int]:
+        """Where weights that several have are at home: no place makes for a shorter detour."""
         if len(single) < 2:
-            return dict.fromkeys(group, 0.0), 0.0
+            return list(group)
         far = self.far[group[0], single]
         between = self.far[single[:-1], single[1:]]
         costs = np.array([far[0], *(far[:-1] + far[1:] - between), far[-1]]) + 0.5 * far.min()
-        places = np.searchsorted(single, group)
-        return dict(zip(group, costs[places].tolist(), strict=True)), float(costs.min())
+        is_home = costs[np.searchsorted(single, group)] <= _WORSE * costs.min()
+        return [i for i, one in zip(group, is_home, strict=True) if one]
 
-    def _copied(
-        self, i: int, home: Sequence[int], others: Sequence[int], single: Sequence[int], extent: str
-    ) -> str:
-        """The evidence that weights are not at home at a place."""
+    def _far_away(self, i: int, single: Sequence[int]) -> str:
+        """The evidence that weights are not at home at their place."""
         nearest = single[int(self.far[i, single].argmin())]
         around = [j for j in single if j < i][-1:] + [j for j in single if j > i][:1]
-        far, near = self.far[i, around].min(), self.far[i, nearest]
-        words = f"{far / near:.1f} times as far from {self._named(around)} as from"
-        whose = self._named(home or others)
-        rest = "" if home else ", and of none of these steps"
-        return f"the weights of {whose}, {extent}{rest}; {words} {self._named([nearest])}"
+        ratio = self.far[i, around].min() / self.far[i, nearest]
+        return self._farther(ratio, around, [nearest])
+
+    def _farther(self, ratio: float, around: Sequence[int], than: Sequence[int]) -> str:
+        words = f"it is {ratio:.1f} times as far from {self._named(*around)}"
+        return f"{words} as from {self._named(*than)}"
 
     # -------------------------------------------------------------- other runs
 
     def _find_strangers(self) -> None:
         """Groups with nothing in common with the largest one."""
-        if len(self.line) < 4:
+        line = np.array(self.line)
+        if len(line) < 4:
             return
-        related = self.related[np.ix_(self.line, self.line)]
-        label = list(range(len(self.line)))
-        for p in range(len(label)):
-            for q in range(max(0, p - _AROUND), p):
-                if related[p, q] and label[p] != label[q]:
-                    label = [label[p] if one == label[q] else one for one in label]
-        run = most_common(label)
-        own = [i for i, one in zip(self.line, label, strict=True) if one == run]
-        strangers = [i for i in self.line if i not in own]
+        at = np.arange(len(line))
+        reach = self.related[np.ix_(line, line)] & (abs(at[:, None] - at) <= _AROUND)
+        reach = (reach | (at[:, None] == at)).astype(float)
+        for _ in range(len(line).bit_length()):  # each time over twice as many of them
+            reach = np.minimum(reach @ reach, 1.0)
+        is_own = reach[reach.sum(axis=1).argmax()] > 0.0
+        own, strangers = line[is_own].tolist(), line[~is_own].tolist()
         if len(own) < 3 or not strangers:
             return
         # over a long time weights forget where they began
         long = 2 * np.diff([self.steps[i] for i in own])
-        if self.steps[own[0]] - self.steps[strangers[-1]] > long[0]:
-            return
-        if self.steps[strangers[0]] - self.steps[own[-1]] > long[-1]:
+        is_long_before = self.steps[own[0]] - self.steps[strangers[-1]] > long[0]
+        if is_long_before or self.steps[strangers[0]] - self.steps[own[-1]] > long[-1]:
             return
         words = "its weights have no more in common with those of other steps than chance gives"
         self._put_aside("not of this run", dict.fromkeys(strangers, words))
@@ -301,10 +249,9 @@ class Series:
     def _find_swapped(self) -> None:
         """Two that are exchanged."""
         while swap := self._swap():
-            one, other = (self.line[p] for p in swap)
             words = "each is closer to the neighbours of the other: exchanged with"
-            self._put_aside("swapped", {one: f"{words} {self._named([other])}",
-                                        other: f"{words} {self._named([one])}"})  # fmt: skip
+            pairs = itertools.permutations(self.line[p] for p in swap)
+            self._put_aside("swapped", {i: f"{words} {self._named(j)}" for i, j in pairs})
 
     def _find_shards(self) -> None:
         """Files that are those of another step, where another file of it is its own."""
@@ -314,28 +261,34 @@ class Series:
         in_place: set[int] = set()  # with another file
         for file, (_, held) in files.items():
             names = [name for name in self.names if name in held]
-            hashes = [one.files.get(file, ("", held))[0] for one in facts]
             part = [
-                replace(one, digest="", hashes=tuple(filter(None, [stated])))
-                for one, stated in zip(facts, hashes, strict=True)
+                replace(one, digest="", files={file: one.files.get(file, ("", held))})
+                for one in facts
             ]
-            series = Series(part, names, [n for n in names if n in self.matrices] or names)
-            series.find_copies(is_part=True)
-            series.find_odd()
-            in_place |= series.in_place() - series.found.keys()
-            for i, row in series.found.items():
-                kind = "identical" if row.finding == "identical" else "shard"
-                rows.setdefault(i, (kind, f"{file}: {row.evidence}"))
-        for i in sorted(rows.keys() & in_place, reverse=True):
-            kind, words = rows[i]
-            self._put_aside(kind, {self.line[i]: words})
+            series = _Series(part, names, [n for n in names if n in self.matrices] or names)
+            series._find_copies(is_part=True)
+            series._find_odd()
+            in_place |= series._in_place() - series.found.keys()
+            for i, (kind, words) in series.found.items():
+                kind = kind if kind == "identical" else "shard"
+                rows.setdefault(i, (kind, f"{file}: {words}"))
+        found = {self.line[i]: rows[i] for i in sorted(rows.keys() & in_place)}
+        for i, (kind, words) in found.items():
+            self._put_aside(kind, {i: words})
 
-    def find_odd(self) -> None:
+    def _in_place(self) -> set[int]:
+        """Those whose neighbours are farther from one another than from them; and both ends."""
+        line, far = self.line, self.far
+        around = zip(line, line[1:], line[2:], strict=False)
+        near = {i for a, i, b in around if max(far[a, i], far[i, b]) < far[a, b]}
+        return {*line[:1], *near, *line[-1:]}
+
+    def _find_odd(self) -> None:
         """Those far from both neighbours, which are close to one another."""
         while odd := self._odd():
             begin, end, ratio = odd
             inside, around = self.line[begin:end], [self.line[begin - 1], self.line[end]]
-            words = f"{ratio:.1f} times as far from {self._named(around)} as these are apart"
+            words = f"it is {ratio:.1f} times as far from {self._named(*around)} as these are apart"
             is_related = self.related[np.ix_(inside, around)].any()
             kind = "odd one out" if is_related else "not of this run"
             self._put_aside(kind, dict.fromkeys(inside, words))
@@ -391,15 +344,12 @@ class Series:
             earlier = line[int(self.far[i, line[: p - 2]].argmin())]
             ratio = self.far[i, before] / self.far[i, earlier]
             if ratio > _RETURNED:
-                words = f"{ratio:.1f} times as far from {self._named([before])} as from"
-                rows[i] = f"{words} {self._named([earlier])}"
+                rows[i] = self._farther(ratio, [before], [earlier])
         self._put_aside("return", rows)
 
     def _find_jumps(self) -> None:
         """Intervals that are much faster than those on both sides."""
         line = self.line
-        if len(line) < 4:
-            return
         way = self.far[line[:-1], line[1:]]
         steps = np.maximum(np.diff([self.steps[i] for i in line]), 1)
         rows = {}
@@ -411,7 +361,9 @@ class Series:
                 for power in (0.5, 1.0)
             )
             if ratio > _JUMP:
-                words = f"{ratio:.1f} times as far from {self._named([line[p]])} as any interval"
+                words = (
+                    f"it is {ratio:.1f} times as far from {self._named(line[p])} as any interval"
+                )
                 rows[line[p + 1]] = f"{words} around it, for its steps; later steps are close to it"
         self._put_aside("jump", rows)
 
@@ -434,7 +386,7 @@ def _correlation(sample: np.ndarray) -> np.ndarray:
     return correlation
 
 
-def missing_steps(steps: Sequence[int]) -> list[Finding]:
+def missing_steps(steps: Sequence[int]) -> list[AuditFinding]:
     """Gaps in a series that is even before and after them."""
     steps = sorted(steps)
     gaps = np.diff(steps)
@@ -444,8 +396,7 @@ def missing_steps(steps: Sequence[int]) -> list[Finding]:
         is_even = (gaps[[p - 2, p - 1, p + 1, p + 2]] == usual).all()
         if is_even and gaps[p] > usual and gaps[p] % usual == 0:
             missing = [f"{step:,}" for step in range(steps[p] + usual, steps[p + 1], usual)]
-            words = (
-                f"steps come every {usual:,} here, but there is no {some_of(missing, len(missing))}"
-            )
-            rows.append(finding(steps[p] + usual, "missing", words))
+            some = some_of(missing, len(missing))
+            words = f"steps come every {usual:,} here, but there is no {some}"
+            rows.append(AuditFinding.of(steps[p] + usual, "missing", words))
     return rows

@@ -8,8 +8,8 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsitywatch.checkpoints.optimizer_state import OptimizerState, optimizers_in
 from sparsitywatch.checkpoints.step_from_contents import EPOCH_KEYS, STEP_KEYS, stated, whole_of
 from sparsitywatch.checkpoints.storage import ByteSource, Location, Range, one_line
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
@@ -336,6 +337,7 @@ class Contents:
     tree: Tree
     step: int | None = None  # what is known of it beside the tree
     counts_saves: bool = False  # a number in its name counts saves, not steps
+    beside: Callable[[], Tree] | None = None  # reads the optimizer's file, where it has its own
 
 
 @dataclass(frozen=True)
@@ -359,8 +361,9 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
     """The weights of one step at rest; every reader ends in one.
 
     Opening reads descriptions only; they are checked before anything is allocated. A tensor
-    is read when it is asked for, and nothing is held afterwards. Threads may read side by side;
-    a checkpoint that was open at a fork is not for the child.
+    is read when it is asked for, and nothing is held afterwards. One that was closed is opened
+    again by ``with``, and its descriptions are not read again. Threads may read side by side; a
+    checkpoint that was open at a fork is not for the child.
     """
 
     def __init__(self, contents: Contents, model: Candidate) -> None:
@@ -395,6 +398,14 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
     def _number(self, keys: Sequence[str]) -> int | None:
         with reading(self.url):
             return stated(self._way, keys, self._contents.tree.whole)
+
+    def optimizers(self) -> dict[str, OptimizerState]:
+        """What is kept of optimizers beside the weights, by key; reads a number of each."""
+        entries, beside = self.entries(), self._contents.beside
+        with reading(self.url):
+            trees = [self._contents.tree, *([beside()] if beside else ())]
+            found = [optimizers_in(one.root, one.look, one.whole, entries) for one in trees]
+        return {key: state for one in found for key, state in one.items()}
 
     @property
     def num_bytes_read(self) -> int:
@@ -484,6 +495,13 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
     def close(self) -> None:
         """Let go of the files; calling it again does nothing."""
         self._place.close()
+
+    def __enter__(self) -> Checkpoint:  # noqa: PYI034 typing.Self needs Python 3.11
+        with ExitStack() as unless_open:
+            unless_open.callback(self.close)
+            self._place.reopen()
+            unless_open.pop_all()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -62,6 +62,8 @@ def discover(
     storage_options: Mapping[str, Any] | None = None,
     known: Mapping[str, ListedCheckpoint] | None = None,
     key: str | None = None,
+    *,
+    keep: bool = False,
 ) -> list[ListedCheckpoint]:
     """Every checkpoint under some places, by step; those without a step come last.
 
@@ -78,11 +80,12 @@ def discover(
         known: by URL, what an earlier call found; taken as it is and neither listed nor opened
             again where the name states a step. Other names may be written to again and again.
         key: what leads to the model in each, as of ``open_checkpoint``.
+        keep: let each have itself as ``checkpoint``, to be read without its description.
 
     Raises:
         CheckpointError: a place is not there at all, or a pattern matches nothing.
     """
-    probe = _Probe(storage_options, key)
+    probe = _Probe(storage_options, key, keep=keep)
     if isinstance(urls, Mapping):
         at = {step: Location.of(url, storage_options) for step, url in sorted(urls.items())}
         known = known or {}
@@ -299,9 +302,12 @@ _MAKE_WHOLE = (
 class _Probe:
     """What a storage has answered so far; nothing is asked twice."""
 
-    def __init__(self, storage_options: Mapping[str, Any] | None, key: str | None) -> None:
+    def __init__(
+        self, storage_options: Mapping[str, Any] | None, key: str | None, *, keep: bool
+    ) -> None:
         self._storage_options = storage_options
         self._key = key
+        self._keep = keep
         self._groups: dict[tuple[str, ...], str] = {}  # of parts: why they are no whole model
         self._listed: dict[str, list[str]] = {}
         self._entries: tuple[Entry, ...] = ()  # the same object as long as they are the same
@@ -347,6 +353,7 @@ class _Probe:
             epoch=checkpoint.epoch,
             key=checkpoint.key,
             version=checkpoint.version,
+            checkpoint=checkpoint if self._keep else None,
         )
         step, named = checkpoint.step, unread.step
         if step is None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from sparsitywatch.checkpoints.torch_file import (
     as_sizes,
     is_deepspeed,
     is_torch,
+    read_beside,
     read_deepspeed,
     read_torch,
 )
@@ -206,6 +208,8 @@ _SHARD = re.compile(r"-\d+-of-\d+\.(?:safetensors|bin)$")
 _TRAINER_STATE = "trainer_state.json"
 _OF_A_RANK = re.compile(r"pytorch_model_fsdp(?:_\d+)?_rank\d+\.bin$")
 _TRAINER_MARK = "training_args.bin"
+#: Where a Trainer and Accelerate keep the state of the optimizer.
+_OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
 #: Accelerate writes it beside the weights, in folders that it counts: ``checkpoint_0``.
 _ACCELERATE_MARK = "random_states_"
 
@@ -258,8 +262,14 @@ def _read_huggingface(place: Location, seen: Signature) -> Contents:
         found = _read_file(place.inside(main))
     is_save = place.path.rsplit("/", 1)[-1].startswith("checkpoint_")
     is_save &= any(name.startswith(_ACCELERATE_MARK) for name in names)
+    optimizer = next((name for name in _OPTIMIZER_FILES if name in names), None)
     return replace(
-        found, place=place, format=f"huggingface/{found.format}", step=step, counts_saves=is_save
+        found,
+        place=place,
+        format=f"huggingface/{found.format}",
+        step=step,
+        counts_saves=is_save,
+        beside=partial(read_beside, place.inside(optimizer)) if optimizer else None,
     )
 
 

@@ -40,6 +40,8 @@ class ListedCheckpoint:
     entries: tuple[Entry, ...] = field(default=(), repr=False, compare=False)
     #: Of files without checksums: what changes while they are written.
     version: str = field(default="", repr=False, compare=False)
+    #: Itself, closed, where it was to be kept: its description is not read again.
+    checkpoint: Checkpoint | None = field(default=None, repr=False, compare=False)
 
     @property
     def error(self) -> CheckpointError | None:
@@ -229,8 +231,15 @@ def by_series(listed: Sequence[ListedCheckpoint]) -> dict[str, list[ListedCheckp
     return dict(order)
 
 
-def expect_one_series(listed: Sequence[ListedCheckpoint]) -> None:
-    """Raise ConfigurationError where the addresses are those of several runs."""
+def expect_one_series(
+    listed: Sequence[ListedCheckpoint],
+    done: str = "measured",
+    each: str = "give `--each` (each=True) for a log of each, ",
+) -> None:
+    """Raise ConfigurationError where the addresses are those of several runs.
+
+    It says what was not ``done``, and how ``each`` of them can be.
+    """
     series = by_series(listed)
     if len(series) < 2:
         return
@@ -238,8 +247,8 @@ def expect_one_series(listed: Sequence[ListedCheckpoint]) -> None:
         "Expected the checkpoints of one run, whose addresses differ in their steps, got "
         f"{len(series):,} series:\n"
         + "\n".join(in_lines(series))
-        + "\nNothing was measured. Name the checkpoints of one of them, give `--each` (each=True) "
-        "for a log of each, or `--steps` ({step: address}) if they are of one run."
+        + f"\nNothing was {done}. Name the checkpoints of one of them, {each}or give `--steps` "
+        "({step: address}) if they are of one run."
     )
 
 

@@ -286,9 +286,8 @@ class Source(ByteSource):
         super().__init__(url, path, 0)
         self.fs = fs
         self._what = f"Cannot read {url}"
-        self.stated_hash = (
-            ""  # of all bytes, as the storage has it: files with the same are the same
-        )
+        #: Of all bytes, as the storage has it: files with the same are the same.
+        self.stated_hash = ""
         self.num_bytes_read = 0
         self._counting = threading.Lock()
         self._seeking = threading.Lock()
@@ -437,8 +436,15 @@ class Source(ByteSource):
 
     def close(self) -> None:
         """Let go of the file; calling it again does nothing."""
+        self._expected = []
         if self._file is not None:
             self._file.close()
+
+    def reopen(self) -> None:
+        """Open it again, if it was closed; it must be as it was."""
+        if self._file is not None and self._file.closed:
+            self._file = asked(self._what, io.FileIO, self.path, "rb")
+            self.check_unchanged()
 
 
 class DescriptionFile(io.RawIOBase):
@@ -559,6 +565,11 @@ class Location:
         """Let go of every file that was opened; calling it again does nothing."""
         for source in self.opened.values():
             source.close()
+
+    def reopen(self) -> None:
+        """Open again what was closed."""
+        for source in self.opened.values():
+            source.reopen()
 
     def is_folder(self) -> bool:
         """Whether it is a folder now."""

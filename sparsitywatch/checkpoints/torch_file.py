@@ -413,6 +413,14 @@ _LATEST = "latest"
 _MAX_TAG_BYTES = 256
 
 
+def read_beside(file: Location) -> Tree:
+    """What a file beside that of the weights holds, under its own name."""
+    with reading(file.shown):
+        tree = Pickled(file.open())
+    tree.root = {file.path.rpartition("/")[2]: tree.root}
+    return tree
+
+
 def is_deepspeed(seen: Signature) -> bool:
     """Whether a folder was written by DeepSpeed."""
     if any(name.endswith((_STATES, "_optim_states.pt")) for name in seen.names):

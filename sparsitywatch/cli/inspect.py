@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from sparsitywatch.cli.options import (
     add_checkpoint_options,
+    add_json,
     places_of,
+    reading_options,
     settings_of,
-    storage_options,
 )
 from sparsitywatch.cli.summary import align
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.records import to_json
 from sparsitywatch.redact import printable, redacted_url
-from sparsitywatch.series import count
+from sparsitywatch.series import count, size
 
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.checkpoints.series import ListedCheckpoint
@@ -32,18 +33,18 @@ def add_to(commands: Any) -> None:
         "inspect", help="what checkpoints hold, and which of it would count"
     )
     add_checkpoint_options(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a checkpoint")
+    add_json(parser, "one JSON object a checkpoint")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from sparsitywatch.checkpoints.discovery import describe, discover
 
-    options = storage_options(arguments)
-    listed = discover(places_of(arguments), options, key=arguments.key)
+    options = reading_options(arguments)
+    listed = discover(places_of(arguments), **options)
     if len(listed) > 1:
         return _list(listed, as_json=arguments.json)
-    description = describe(listed[0], settings_of(arguments).scope, options, arguments.key)
+    description = describe(listed[0], settings_of(arguments).scope, **options)
     print(to_json(description) if arguments.json else "\n".join(_page(description)))
     if description["scope_problem"]:
         raise ScopeError(description["scope_problem"])
@@ -56,7 +57,7 @@ def _list(listed: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
     if as_json:
         for one in listed:
             said = asdict(replace(one, entries=()))
-            del said["version"]
+            del said["version"], said["checkpoint"]
             for address in ("url", "series"):
                 said[address] = redacted_url(said[address])
             print(to_json(said))
@@ -128,15 +129,3 @@ def _candidates(description: dict[str, Any]) -> list[str]:
     others = [f"{name!r} ({count(num, 'tensor')})" for name, num in among.items() if name != key]
     beside = f"; beside it {', '.join(others)}" if others else ""
     return [printable(f"the model is what lies under {key!r}{beside}")]
-
-
-def size(num_bytes: int) -> str:
-    """A size for people.
-
-    >>> size(999), size(8_589_934_592)
-    ('999 bytes', '8.59 GB')
-    """
-    for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= one:
-            return f"{num_bytes / one:.3g} {unit}"
-    return count(num_bytes, "byte")

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from sparsitywatch.cli.options import (
     add_checkpoint_options,
+    add_json,
     add_model_options,
     add_settings_options,
     model_and_proxy,
     places_of,
+    reading_options,
     settings_of,
-    storage_options,
 )
 from sparsitywatch.cli.summary import align
 from sparsitywatch.errors import CheckpointError, ConfigurationError
@@ -34,7 +35,7 @@ def add_to(commands: Any) -> None:
         "removing weights costs. Nothing is written.",
     )
     add_checkpoint_options(parser)
-    parser.add_argument("--json", action="store_true", help="the whole record as a line of JSON")
+    add_json(parser, "the whole record as a line of JSON")
     add_settings_options(parser)
     add_model_options(parser)
     parser.set_defaults(run=_run)
@@ -50,9 +51,8 @@ def _run(arguments: argparse.Namespace) -> int:
         model=model,
         proxy=proxy,
         settings=settings_of(arguments),
-        storage_options=storage_options(arguments),
-        key=arguments.key,
         on_event=(),
+        **reading_options(arguments),
     )
     if replayed.failures:
         raise CheckpointError(replayed.failures[0].reason)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pruning import PATTERNS
+from sparsitywatch.sinks.jsonl import replace_file
 
 if TYPE_CHECKING:  # torch takes a second to import
     from torch import nn
@@ -36,9 +37,20 @@ def add_logdir(parser: Any) -> None:
     parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="where the run logs to")
 
 
-def add_json(parser: Any) -> None:
+def add_json(parser: Any, words: str = "one JSON object, for programs") -> None:
     """Add the output for programs."""
-    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+    parser.add_argument("--json", action="store_true", help=words)
+
+
+def write_page(path: Path, page: str, option: str) -> None:
+    """Write a page where an option says; the folder is made if need be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, page.encode())  # a browser never sees half of it
+    except OSError as error:
+        raise ConfigurationError(
+            f"Expected `{option}` to be a file that can be written, got {str(path)!r}: {error}."
+        ) from error
 
 
 # ------------------------------------------------------------------ where checkpoints lie
@@ -75,6 +87,11 @@ def places_of(arguments: argparse.Namespace) -> list[str] | dict[int, str]:
         came = "both" if arguments.steps else "neither"
         raise ConfigurationError(f"Expected CHECKPOINT or `--steps`, got {came}. Give one of them.")
     return steps_from(arguments.steps) if arguments.steps else list(arguments.places)
+
+
+def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How they are read, as arguments of ``replay`` and ``audit``."""
+    return {"storage_options": storage_options(arguments), "key": arguments.key}
 
 
 def steps_from(path: Path) -> dict[int, str]:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from sparsitywatch.cli.options import add_command, add_json, add_logdir
+from sparsitywatch.cli.options import add_command, add_json, add_logdir, write_page
 from sparsitywatch.cli.summary import read
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.rundir import load
 from sparsitywatch.redact import redacted
-from sparsitywatch.sinks.jsonl import replace_file
 
 _LOOPBACK = "127.0.0.1"
 _NAMES = ("127.0.0.1", "localhost")
@@ -76,15 +75,8 @@ def _plot(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from sparsitywatch.page.render import render
 
-    page, path = render(load(arguments.logdir)), arguments.output
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, page.encode())  # a browser never sees half of it
-    except OSError as error:
-        raise ConfigurationError(
-            f"Expected `--output` to be a file that can be written, got {str(path)!r}: {error}."
-        ) from error
-    print(path)
+    write_page(arguments.output, render(load(arguments.logdir)), "--output")
+    print(arguments.output)
 
 
 # ------------------------------------------------------------------ show

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from sparsitywatch.cli.options import (
     add_checkpoint_options,
+    add_json,
     add_model_options,
     add_settings_options,
     model_and_proxy,
     places_of,
+    reading_options,
     settings_of,
-    storage_options,
 )
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.progress import Progress
@@ -71,7 +72,7 @@ def add_to(commands: Any) -> None:
     add("--each", action="store_true",
         help="measure each series that is there, such as the runs of a sweep, into its own log "
         "below --logdir")  # fmt: skip
-    add("--json", action="store_true", help="lines of JSON, not a progress bar")
+    add_json(parser, "lines of JSON, not a progress bar")
     add_settings_options(parser)
     add_model_options(parser)
     parser.set_defaults(run=_run)
@@ -86,7 +87,7 @@ def _rate(text: str) -> float | str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    options = storage_options(arguments)
+    options = reading_options(arguments)
     if arguments.workers < 1:
         raise ConfigurationError(f"Expected `--workers` >= 1, got {arguments.workers}.")
     from sparsitywatch.offline.jobs import processes
@@ -113,7 +114,6 @@ def _run(arguments: argparse.Namespace) -> int:
                 initial_rms=arguments.initial,
                 lr=arguments.lr,
                 weight_decay=arguments.weight_decay,
-                storage_options=options,
                 on_event=[output.event],
                 on_record=[output.record],
                 on_failure=[output.failure],
@@ -124,10 +124,10 @@ def _run(arguments: argparse.Namespace) -> int:
                 until=interruption.heed if arguments.follow else None,
                 poll_s=arguments.poll,
                 idle_timeout_s=arguments.idle_timeout,
-                key=arguments.key,
                 steps_per_epoch=arguments.steps_per_epoch,
                 keep_spectra=arguments.keep_spectra,
                 each=arguments.each,
+                **options,
             )
         except KeyboardInterrupt:
             output.interrupted()

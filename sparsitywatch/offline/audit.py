@@ -3,74 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from sparsitywatch.analysis.one_run import (
-    Facts,
-    Finding,
-    finding,
-    judge,
-    layout_key,
-    missing_steps,
-    most_common,
-)
+from sparsitywatch.analysis.one_run import Facts, judge, missing_steps, usual_layout
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.discovery import Places, discover
-from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.checkpoints.optimizer_state import OptimizerState, unlike_others
 from sparsitywatch.checkpoints.series import (
     COMPARED_BYTES,
-    ListedCheckpoint,
     begin_of,
+    expect_one_series,
     select,
     spread,
 )
 from sparsitywatch.errors import CheckpointError, expect, expect_functions, expect_mapping
+from sparsitywatch.offline.replay import checked_places
+from sparsitywatch.records.audit import Audit, AuditFinding
 from sparsitywatch.series import count
 from sparsitywatch.weights.layout import Entry
-
-
-@dataclass(frozen=True, kw_only=True)
-class Audit:
-    """What an audit of a series found.
-
-    Args:
-        findings: by step; a checkpoint without a finding has none.
-        num_checkpoints: how many there are.
-        num_audited: of these, the ones that could be opened.
-        num_without_step: of these, the ones that nothing gives a step to, such as a branch
-            "main"; they are not audited.
-        num_weight_bytes: size of the weights of all.
-        num_bytes_read: bytes of their files that were read, headers included.
-    """
-
-    findings: tuple[Finding, ...]
-    num_checkpoints: int
-    num_audited: int
-    num_without_step: int
-    num_weight_bytes: int
-    num_bytes_read: int
-
-    def __repr__(self) -> str:
-        return (
-            f"<Audit of {count(self.num_checkpoints, 'checkpoint')}: "
-            f"{count(len(self.findings), 'finding')}>"
-        )
-
-    @property
-    def status(self) -> Literal[0, 1, 2]:
-        """0: nothing was found; 1: there are findings; 2: nothing could be audited."""
-        if self.num_audited == 0:
-            return 2
-        return 1 if self.findings else 0
-
-
-# ------------------------------------------------------------------ reading
 
 
 def audit(
@@ -101,187 +57,163 @@ def audit(
         The findings, and what they rest on.
 
     Raises:
-        ConfigurationError: an argument cannot be used.
+        ConfigurationError: an argument cannot be used, or the checkpoints are those of several
+            runs, which are listed.
         CheckpointError: there are no checkpoints at all.
     """
     expect(isinstance(full, bool), "full", "True or False", full)
+    expect(key is None or isinstance(key, str), "key", "a dotted path or None", key)
     expect_functions("on_begin", on_begin)
     expect_functions("on_progress", on_progress)
     expect_mapping("storage_options", storage_options or {}, "options of the storage by name")
-    listed = discover(urls, storage_options, key=key)
+    listed = discover(checked_places(urls), storage_options, key=key, keep=True)
+    expect_one_series(listed, done="audited", each="")
     pending, others = select(listed)
-    reader = _Reader(storage_options, key, full=full)
+    kept = {step: one.checkpoint for step, one in pending.items() if one.checkpoint is not None}
+    num_weight_bytes = sum(map(_num_weight_bytes, kept.values()))
+    for begin in on_begin:
+        begin(len(listed), _num_bytes_read(kept.values()), num_weight_bytes)
+    facts = [Facts(step=n, problem=one.reason) for n, one in pending.items() if n not in kept]
     with ThreadPoolExecutor(8, "sparsitywatch-audit") as threads:
-        run = threads.map
-        read: dict[int, Any] = dict(zip(pending, run(reader.header, pending.values()), strict=True))
-        headers = {step: one for step, one in read.items() if isinstance(one, _Header)}
-        num_weight_bytes = sum(header.num_weight_bytes for header in headers.values())
-        for begin in on_begin:
-            begin(len(listed), reader.num_bytes_read, num_weight_bytes)
-        for done, (step, one) in enumerate(reader.facts(headers, run), 1):
-            read[step] = one
-            for progress in on_progress:
-                progress(done, len(headers))
-        read.update(reader.in_doubt(read, headers, run))
-    facts = [one for one in read.values() if isinstance(one, Facts)]
-    failed = {step: str(one) for step, one in read.items() if isinstance(one, CheckpointError)}
-    rows = [finding(step, "unreadable", reason) for step, reason in failed.items()]
-    rows += [finding(o.step, "unreadable", o.reason) for o in others if o.error is not None]
-    rows += [finding(one.step, "step", one.note) for one in listed if one.note]
-    rows += [*judge(facts), *missing_steps(list(pending))]
+        facts += _read_all(kept, threads.map, on_progress, full=full)
+        rows = judge(facts)
+        wrong = {row.step for row in rows}
+        sound = {step: one for step, one in kept.items() if step not in wrong}
+        rows += _judged_optimizers(sound, threads.map)
+    rows += [AuditFinding.of(None, "unreadable", o.reason) for o in others if o.error is not None]
+    rows += [AuditFinding.of(one.step, "step", one.note) for one in listed if one.note]
+    rows += missing_steps(list(pending))
     return Audit(
         findings=tuple(sorted(rows, key=lambda row: -1 if row.step is None else row.step)),
+        steps=tuple(pending),
         num_checkpoints=len(listed),
-        num_audited=len(facts),
+        num_audited=sum(not one.problem for one in facts),
         num_without_step=sum(one.step is None and one.state == "complete" for one in others),
         num_weight_bytes=num_weight_bytes,
-        num_bytes_read=reader.num_bytes_read,
+        num_bytes_read=_num_bytes_read(kept.values()),
+        is_full=full,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Header:
-    url: str
-    entries: tuple[Entry, ...]
-    files: Mapping[str, tuple[str, frozenset[str]]]
-
-    @property
-    def num_weight_bytes(self) -> int:
-        sizes: dict[object, int] = {e.storage or e.name: e.num_bytes for e in self.entries}
-        return sum(sizes.values())
-
-    @property
-    def hashes(self) -> tuple[str, ...]:
-        """Those of all files, if the storage has all of them."""
-        stated = sorted(one for one, _ in self.files.values())
-        return tuple(stated) if all(stated) else ()
-
-    @property
-    def layout(self) -> dict[str, tuple[tuple[int, ...], str, str]]:
-        first: dict[object, str] = {}
-        for entry in sorted(self.entries, key=lambda entry: entry.name):
-            first.setdefault(entry.storage or entry.name, entry.name)
-        return {
-            entry.name: (
-                entry.shape,
-                entry.stored_as or str(entry.dtype).removeprefix("torch."),
-                first[entry.storage or entry.name],
-            )
-            for entry in self.entries
-        }
+def _num_weight_bytes(checkpoint: Checkpoint) -> int:
+    sizes: dict[object, int] = {e.storage or e.name: e.num_bytes for e in checkpoint.entries()}
+    return sum(sizes.values())
 
 
-class _Reader:
-    """Reads headers and samples, and counts the bytes."""
+def _num_bytes_read(kept: Iterable[Checkpoint]) -> int:
+    return sum(checkpoint.num_bytes_read for checkpoint in kept)
 
-    def __init__(
-        self, storage_options: Mapping[str, Any] | None, key: str | None, *, full: bool
-    ) -> None:
-        self._storage_options, self._key = storage_options, key
-        self._full = full
-        self._counts: list[int] = []
 
-    @property
-    def num_bytes_read(self) -> int:
-        return sum(self._counts)
-
-    def header(self, one: ListedCheckpoint) -> _Header | CheckpointError:
-        """What a checkpoint says of itself."""
-        if one.error is not None:
-            return one.error
-        try:
-            with open_checkpoint(one.url, self._storage_options, self._key) as checkpoint:
-                self._counts.append(checkpoint.num_bytes_read)
-                return _Header(url=one.url, entries=checkpoint.entries(), files=checkpoint.files())
-        except CheckpointError as error:
-            return error
-
-    def facts(self, headers: Mapping[int, _Header], run: _Map) -> Iterator[tuple[int, Any]]:
-        """What is known of each checkpoint, or why it cannot be read; copies are read once."""
-        layouts = {step: layout_key(header.layout) for step, header in headers.items()}
-        usual = most_common(layouts.values())
-        names = next((_sampled(h) for step, h in headers.items() if layouts[step] == usual), [])
-        first: dict[tuple[str, ...], int] = {}
-        for step, header in headers.items():
-            first.setdefault(header.hashes or (str(step),), step)
-        own = list(first.values())
-        coming = run(lambda step: self._facts(step, headers[step], names), own)
-        read: dict[int, Facts | CheckpointError] = {}
-        for step, header in headers.items():
-            of = first[header.hashes or (str(step),)]
-            if of == step:
-                read[step] = next(coming)
-            one = read[of]
-            yield step, replace(one, step=step) if isinstance(one, Facts) else one
-
-    def _facts(self, step: int, header: _Header, names: Sequence[str]) -> Facts | CheckpointError:
-        try:
-            with open_checkpoint(header.url, self._storage_options, self._key) as checkpoint:
-                there = {e.name: e for e in checkpoint.entries() if _is_read(e)}
-                sample = {n: _begin(checkpoint, there[n]) for n in names if n in there}
-                digests, bad = _whole(checkpoint, there) if self._full else ({}, [])
-                checkpoint.check_unchanged()
-                self._counts.append(checkpoint.num_bytes_read)
-        except CheckpointError as error:
-            return error
-        bad = bad or [n for n, values in sample.items() if not np.isfinite(values).all()]
-        return Facts(
-            step=step,
-            layout=header.layout,
-            files=header.files,
-            hashes=header.hashes,
-            sample=sample,
-            digest=_sha(digests),
-            extent="in every byte" if self._full else f"in the sample of {len(names)} tensors",
-            not_finite=tuple(bad),
-        )
-
-    def in_doubt(
-        self, read: Mapping[int, Any], headers: Mapping[int, _Header], run: _Map
-    ) -> dict[int, Facts | CheckpointError]:
-        """Those that are alike in their sample, and by no hash, compared in every tensor."""
-        alike: dict[str, list[Facts]] = {}
-        for one in read.values():
-            if isinstance(one, Facts) and not one.digest:
-                alike.setdefault(_sha(one.sample), []).append(one)
-        groups = [group for group in alike.values() if len(group) > 1]
-        doubtful = [
-            one
-            for group in groups
-            if len({one.hashes for one in group}) > 1 or not group[0].hashes
-            for one in group
-        ]
-        again = run(lambda one: self._in_every_tensor(one, headers[one.step]), doubtful)
-        return {one.step: found for one, found in zip(doubtful, again, strict=True)}
-
-    def _in_every_tensor(self, one: Facts, header: _Header) -> Facts | CheckpointError:
-        try:
-            with open_checkpoint(header.url, self._storage_options, self._key) as checkpoint:
-                begins = {
-                    e.name: _begin(checkpoint, e) for e in checkpoint.entries() if _is_read(e)
-                }
-                self._counts.append(checkpoint.num_bytes_read)
-        except CheckpointError as error:
-            return error
-        extent = f"at the beginning of each of {count(len(begins), 'tensor')}"
-        return replace(one, digest=_sha(begins), extent=extent)
-
+# ------------------------------------------------------------------ reading
 
 _Map = Callable[..., Iterator[Any]]
+#: How much of each tensor is read beside the sample, in bytes.
+_NOTHING, _ALL = 0, -1
+
+
+def _read_all(
+    kept: Mapping[int, Checkpoint],
+    run: _Map,
+    on_progress: Sequence[Callable[[int, int], object]],
+    *,
+    full: bool,
+) -> list[Facts]:
+    """What is known of each; what is the same by its hash is read once.
+
+    What is alike in the sample, and by no hash, is read at the beginning of every tensor.
+    """
+    described = {step: _described(step, checkpoint) for step, checkpoint in kept.items()}
+    usual = usual_layout(described.values())
+    names = next((_sampled(kept[n]) for n, one in described.items() if one.layout == usual), [])
+    first: dict[object, int] = {}
+    of = {step: first.setdefault(one.hashes or step, step) for step, one in described.items()}
+    length = _ALL if full else _NOTHING
+    own = [described[step] for step in first.values()]
+    read: dict[int, Facts] = {}
+    for one in run(lambda one: _read(one, kept[one.step], names, length), own):
+        read[one.step] = one
+        for progress in on_progress:
+            progress(len(read), len(own))
+    alike: dict[str, list[Facts]] = {}
+    for one in read.values():
+        if not (one.digest or one.problem):
+            alike.setdefault(
+                _sha({n: values.tobytes() for n, values in one.sample.items()}), []
+            ).append(one)
+    doubtful = [one for group in alike.values() if len(group) > 1 for one in group]
+    again = run(lambda one: _read(one, kept[one.step], (), COMPARED_BYTES), doubtful)
+    read.update((one.step, one) for one in again)
+    return [replace(read[own], step=step) for step, own in of.items()]
+
+
+def _judged_optimizers(kept: Mapping[int, Checkpoint], run: _Map) -> list[AuditFinding]:
+    """What is wrong with the state of optimizers beside weights that are right."""
+    read = dict(zip(kept, run(_optimizers, kept.values()), strict=True))
+    states = {step: one for step, one in read.items() if not isinstance(one, CheckpointError)}
+    errors = {step: one for step, one in read.items() if isinstance(one, CheckpointError)}
+    return [
+        *(AuditFinding.of(step, "unreadable", str(error)) for step, error in errors.items()),
+        *(AuditFinding.of(n, "optimizer", words) for n, words in unlike_others(states).items()),
+    ]
+
+
+def _optimizers(checkpoint: Checkpoint) -> Mapping[str, OptimizerState] | CheckpointError:
+    try:
+        with checkpoint:
+            return checkpoint.optimizers()
+    except CheckpointError as error:
+        return error
+
+
+def _described(step: int, checkpoint: Checkpoint) -> Facts:
+    """What a checkpoint says of itself."""
+    first: dict[object, str] = {}
+    for entry in sorted(checkpoint.entries(), key=lambda entry: entry.name):
+        first.setdefault(entry.storage or entry.name, entry.name)
+    layout = {
+        e.name: (
+            e.shape,
+            e.stored_as or str(e.dtype).removeprefix("torch."),
+            first[e.storage or e.name],
+        )
+        for e in checkpoint.entries()
+    }
+    return Facts(step=step, layout=layout, files=checkpoint.files())
 
 
 def _is_read(entry: Entry) -> bool:
     return entry.dtype.is_floating_point and not entry.problem and entry.num_weights > 0
 
 
-def _sampled(header: _Header) -> list[str]:
+def _sampled(checkpoint: Checkpoint) -> list[str]:
     """Names of the tensors that a sample is of: as of ``spread``, and one of each file."""
-    there = [entry for entry in header.entries if _is_read(entry)]
+    there = [entry for entry in checkpoint.entries() if _is_read(entry)]
     names = spread(there)
-    for _, held in header.files.values():
+    for _, held in checkpoint.files().values():
         if held.isdisjoint(names):
             names += spread([entry for entry in there if entry.name in held])[:1]
     return names
+
+
+def _read(one: Facts, checkpoint: Checkpoint, names: Sequence[str], length: int) -> Facts:
+    """The same with a sample of tensors, and a digest of so many bytes of each one."""
+    try:
+        with checkpoint:
+            there = {e.name: e for e in checkpoint.entries() if _is_read(e)}
+            sample = {n: _begin(checkpoint, there[n]) for n in names if n in there}
+            digests, bad = _digests(checkpoint, there, length)
+            checkpoint.check_unchanged()
+    except CheckpointError as error:
+        return replace(one, problem=str(error))
+    bad += [name for name, values in sample.items() if not np.isfinite(values).all()]
+    extents = {_NOTHING: f"in the sample of {len(sample)} tensors", _ALL: "in every byte"}
+    return replace(
+        one,
+        sample={**one.sample, **sample},
+        digest=_sha(digests),
+        extent=extents.get(length, f"at the beginning of each of {count(len(there), 'tensor')}"),
+        not_finite=tuple(dict.fromkeys((*one.not_finite, *bad))),
+    )
 
 
 def _begin(checkpoint: Checkpoint, entry: Entry) -> np.ndarray:
@@ -292,27 +224,35 @@ def _begin(checkpoint: Checkpoint, entry: Entry) -> np.ndarray:
     return torch.frombuffer(data, dtype=entry.dtype).to(kind).numpy()
 
 
-def _whole(
-    checkpoint: Checkpoint, there: Mapping[str, Entry]
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """A digest of each tensor, and the names of those that hold NaN or infinite weights."""
-    buffer = memoryview(bytearray(checkpoint.chunk_bytes))
-    digests: dict[str, np.ndarray] = {}
+def _digests(
+    checkpoint: Checkpoint, there: Mapping[str, Entry], length: int
+) -> tuple[dict[str, bytes], list[str]]:
+    """Digests of tensors by name, and the names of those that hold NaN or infinite weights."""
+    if length == _NOTHING:
+        return {}, []
+    is_all = length == _ALL
+    buffer = memoryview(bytearray(checkpoint.chunk_bytes if is_all else length))
+    digests: dict[str, bytes] = {}
     bad: list[str] = []
-    for name in checkpoint.in_byte_order(there):
+    for name in checkpoint.in_byte_order(there) if is_all else there:
         digest, is_finite = hashlib.sha256(), True
-        for chunk in checkpoint.chunks(name, buffer):
-            digest.update(chunk)
-            weights = torch.frombuffer(chunk, dtype=there[name].dtype)
+        chunks = checkpoint.chunks(name, buffer)
+        for chunk in chunks:
+            part = chunk if is_all else chunk[:length]  # some come whole
+            digest.update(part)
+            weights = torch.frombuffer(part, dtype=there[name].dtype)
             is_finite &= bool(weights.to(torch.float32).isfinite().all())
-        digests[name] = np.frombuffer(digest.digest(), np.uint8)
+            if not is_all:
+                break
+        digests[name] = digest.digest()
         bad += [] if is_finite else [name]
     return digests, bad
 
 
-def _sha(arrays: Mapping[str, np.ndarray]) -> str:
+def _sha(parts: Mapping[str, bytes]) -> str:
+    """A digest of what there is by name; of nothing none."""
     digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name}\0{arrays[name].dtype}\0".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest() if arrays else ""
+    for name in sorted(parts):
+        digest.update(f"{name}\0".encode())
+        digest.update(parts[name])
+    return digest.hexdigest() if parts else ""

@@ -158,7 +158,7 @@ def replay(
         OSError: the log cannot be written.
     """
     chosen = Settings.of(settings, **fields)
-    places = _places(urls)
+    places = checked_places(urls)
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     functions = {"on_failure": on_failure, "on_progress": on_progress, "on_waiting": on_waiting,
                  "on_series": on_series}  # fmt: skip
@@ -356,7 +356,8 @@ def _initial_rms(
     )
 
 
-def _places(urls: Places) -> list[Url] | dict[int, Url]:
+def checked_places(urls: Places) -> list[Url] | dict[int, Url]:
+    """Where checkpoints are looked for, or which there are by step, once each."""
     what = "a path or a URL of checkpoints, a list of them, or one by each step"
     if isinstance(urls, Mapping):
         expect(bool(urls), "urls", "at least one step and its checkpoint", urls)

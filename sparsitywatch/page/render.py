@@ -27,6 +27,7 @@ import numpy as np
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.data import column, details_of, page_data
 from sparsitywatch.pipeline import rundir
+from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import printable
 from sparsitywatch.series import Series, describe
 
@@ -47,22 +48,7 @@ def render(run: Run) -> str:
     )
     scripts = asset("vendor/uPlot.iife.min.js"), script("file")
     hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in scripts)
-    return f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
-style-src 'unsafe-inline'; script-src {hashes}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="generator" content="sparsitywatch {escape(data["version"])}">
-<title>{_html(data["name"])}: sparsity report</title>
-<style>
-{asset("vendor/uPlot.min.css")}
-{asset("page.css")}</style>
-</head>
-<body>
+    body = f"""\
 <div id="app"></div>
 <div class="static">
 {_static(run, data)}
@@ -70,7 +56,29 @@ style-src 'unsafe-inline'; script-src {hashes}">
 <script type="text/plain" id="data">{base64.b64encode(packed).decode()}</script>
 <script>{scripts[0]}</script>
 <script type="module">{scripts[1]}</script>
-</body>
+"""
+    style = f"{asset('vendor/uPlot.min.css')}\n{asset('page.css')}"
+    return document(f"{data['name']}: sparsity report", style, body, scripts=hashes)
+
+
+def document(title: str, style: str, body: str, *, scripts: str = "'none'") -> str:
+    """A page that loads nothing; ``scripts`` are the hashes of those that may run."""
+    return f"""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
+style-src 'unsafe-inline'; script-src {scripts}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="generator" content="sparsitywatch {escape(__version__)}">
+<title>{html_text(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+{body}</body>
 </html>
 """
 
@@ -134,7 +142,8 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _html(text: str) -> str:
+def html_text(text: str) -> str:
+    """Text of others inside a page."""
     return escape(xml_text(text))
 
 
@@ -152,12 +161,12 @@ def _static(run: Run, data: dict[str, Any]) -> str:
     verdict = run.verdict
     told = [*verdict.describe().splitlines()[1:], *verdict.watch, data["taken"]]
     told.append("; ".join(map(_tile, data["tiles"])))
-    events = "".join(f"<li>{_html(event.report())}</li>" for event in run.events)
+    events = "".join(f"<li>{html_text(event.report())}</li>" for event in run.events)
     return f"""\
-<p class="eyebrow">Sparsity of the run <b>{_html(data["name"])}</b></p>
-<h1><span class="badge {verdict.state.split()[0]}">{_html(verdict.badge)}</span>
-{_html(verdict.headline)}</h1>
-{"".join(f"<p>{_html(line)}</p>" for line in told)}
+<p class="eyebrow">Sparsity of the run <b>{html_text(data["name"])}</b></p>
+<h1><span class="badge {verdict.state.split()[0]}">{html_text(verdict.badge)}</span>
+{html_text(verdict.headline)}</h1>
+{"".join(f"<p>{html_text(line)}</p>" for line in told)}
 <ol>{events}</ol>
 {overview_svg(data)}
 <noscript><p>Charts with a cursor, every tensor and all the rest need JavaScript.</p></noscript>"""

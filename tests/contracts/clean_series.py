@@ -98,6 +98,12 @@ RECIPES: dict[str, Recipe] = {
 
 def train(recipe: Recipe, seed: int) -> Iterator[tuple[int, Weights]]:
     """Steps and weights, the untrained ones first."""
+    for step, net, _ in trained(recipe, seed):
+        yield step, {n: v.detach().to(recipe.dtype, copy=True) for n, v in net.state_dict().items()}
+
+
+def trained(recipe: Recipe, seed: int) -> Iterator[tuple[int, nn.Module, torch.optim.Optimizer]]:
+    """The model and its optimizer at each step; the next one changes both."""
     torch.manual_seed(seed)
     net = recipe.net()
     tokens, classes = torch.randint(50, (512, 4)), torch.randint(10, (512,))
@@ -121,10 +127,7 @@ def train(recipe: Recipe, seed: int) -> Iterator[tuple[int, Weights]]:
                 classes = torch.randint(10, (512,))
             rests = recipe.frozen[0] <= at < recipe.frozen[1]
             net[2].requires_grad_(not rests)
-            yield (
-                step,
-                {n: v.detach().to(recipe.dtype, copy=True) for n, v in net.state_dict().items()},
-            )
+            yield step, net, optimizer
         for group in optimizer.param_groups:
             group["lr"] = rate * SCHEDULES[recipe.schedule](step, total)
         chosen = torch.randperm(512)[: recipe.batch]

@@ -19,6 +19,7 @@ from contracts.clean_series import RECIPES, train
 from contracts.hub_server import Hub, MadeFile, hub_server
 
 import sparsitywatch as sw
+from sparsitywatch.checkpoints import formats
 from sparsitywatch.cli import main
 
 
@@ -108,7 +109,51 @@ def test_a_name_that_says_another_step_than_the_file(tmp_path: Path) -> None:
     assert "its name says step 101" in audit.findings[0].evidence
 
 
-@pytest.mark.parametrize("wrong", [{"on_begin": 3}, {"on_progress": [3]}, {"storage_options": 3}])
+def test_two_runs_in_a_folder_are_listed_and_nothing_is_audited(folder: Path, capsys) -> None:
+    for step, weights in train(RECIPES["few"], 202):
+        safetensors.torch.save_file(weights, folder / f"seed1_step_{step}.safetensors")
+    with pytest.raises(sw.ConfigurationError, match="got 2 series") as error:
+        sw.audit(folder)
+    lines = str(error.value).splitlines()
+    assert lines[1].endswith("/step_{step}.safetensors: 30, steps 0 to 290")
+    assert lines[2].endswith("/seed1_step_{step}.safetensors: 4, steps 0 to 150")
+    assert lines[3].startswith("Nothing was audited. Name the checkpoints of one of them, or give")
+    assert main(["audit", str(folder)]) == 2
+    assert "got 2 series" in capsys.readouterr().err
+
+
+def test_each_header_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, parse = [], formats._parse
+    monkeypatch.setattr(formats, "_parse", lambda data: parsed.append(data) or parse(data))
+    copied = folder / "step_50.safetensors"
+    copied.write_bytes((folder / "step_290.safetensors").read_bytes())  # is read a second time
+    assert rows(sw.audit(folder)) == [("copy", 50)]
+    assert len(parsed) == 30
+
+
+def test_a_file_that_changes_in_between_is_told(folder: Path) -> None:
+    def change(*_: int) -> None:
+        file = folder / "step_80.safetensors"
+        weights = safetensors.torch.load_file(file)
+        safetensors.torch.save_file({**weights, "more": torch.ones(3)}, file)
+
+    (row,) = sw.audit(folder, on_begin=[change]).findings
+    assert (row.step, row.finding) == (80, "unreadable")
+    assert "written meanwhile" in row.evidence
+
+
+def test_no_file_stays_open(folder: Path) -> None:
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("there is no list of open files")
+    before = len(list(descriptors.iterdir()))
+    sw.audit(folder)
+    assert len(list(descriptors.iterdir())) <= before
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"on_begin": 3}, {"on_progress": [3]}, {"storage_options": 3}, {"key": 3}]
+)
 def test_what_cannot_be_used_is_refused(folder: Path, wrong: dict) -> None:
     with pytest.raises(sw.ConfigurationError, match=next(iter(wrong))):
         sw.audit(folder, **wrong)
