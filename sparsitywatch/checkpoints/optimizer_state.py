@@ -42,7 +42,7 @@ class OptimizerState:
 def optimizers_in(
     root: Any, look: Look, whole: Callable[[Any], int | None], entries: Sequence[Entry]
 ) -> dict[str, OptimizerState]:
-    """The optimizers in a tree beside the tensors of a model; ``look``, ``whole`` as of ``Tree``."""
+    """The optimizers in a tree, beside the tensors of a model; as of ``Tree``."""
     weights = Counter({e.storage or e.name: e.shape for e in entries}.values())
     found = {}
     for key, node in _optimizers(root, "", set(), 0):

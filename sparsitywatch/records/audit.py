@@ -90,7 +90,8 @@ class Audit:
         unread = len(self.steps) - self.num_audited
         words = [
             f"{unread:,} cannot be read; " * bool(unread),
-            f"{self.num_without_step:,} left out, as nothing says its step; " * bool(self.num_without_step),
+            f"{self.num_without_step:,} left out, as nothing says its step; "
+            * bool(self.num_without_step),
         ]
         return f"{''.join(words)}{size(self.num_bytes_read)} read of {size(self.num_weight_bytes)}"
 
