@@ -19,6 +19,7 @@ series, it can hold nearly all.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -121,6 +122,7 @@ def _suite_table(results: Results, suite: str) -> list[str]:
 def _cells(name: str, seeds: Sequence[int], found: Score) -> list[str]:
     figures = [found.shown(figure) for figure in ("f1", "recall", "precision", "false_per_1000")]
     delays = " / ".join(f"{found.delay(percentile):.0f}" for percentile in (50, 90))
+    delays = delays if math.isfinite(found.delay(50)) else "-"
     return [name, f"{min(seeds)} to {max(seeds)}", *figures[:3], delays, figures[3]]
 
 
