@@ -25,8 +25,8 @@ from sparsitywatch.weights.spectrum.magnitude import num_pruned
 _AT_ONCE = 1 << 17
 #: So many weights of whole rows at once: fewer than torch shares out among threads of its own.
 _ROWS_AT_ONCE = (1 << 15) - 1
-#: Widths of groups whose ranks, a byte each, make up one integer; weights of these at once.
-_PACKED, _GROUPS_AT_ONCE = (2, 4, 8), 1 << 18
+#: Widths of groups whose ranks, a byte each, make up one integer.
+_PACKED = (2, 4, 8)
 #: Signed integers of the width of a weight.
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -380,7 +380,7 @@ def _largest(sizes: np.ndarray, keep: int, of: int) -> np.ndarray:
     Each is compared with those after it, all at once. A group's ranks are the bytes of one integer:
     what one gains and another loses is that integer times a constant.
     """
-    kept = np.zeros(len(sizes), np.bool_)
+    kept = np.empty(len(sizes), np.bool_)
     larger = kept.view(f"<u{of}")
     integer = larger.dtype.type
     # were all alike, each would exceed those before it
@@ -424,7 +424,7 @@ class _GroupCut(SelectionCut):
         words = last[..., :whole].contiguous().view(WORDS[weights.dtype.itemsize]).view(-1)
         is_in_place = whole == into.shape[-1] and into.is_contiguous()
         kept = into.view(words.dtype).view(-1) if is_in_place else torch.empty_like(words)
-        pieces = (torch.split(tensor, _GROUPS_AT_ONCE) for tensor in (words, kept))
+        pieces = (torch.split(tensor, _AT_ONCE) for tensor in (words, kept))
         map_threads(self._prune_piece, [*zip(*pieces, strict=True)], torch.get_num_threads())
         if not is_in_place:
             into[..., :whole] = kept.view(weights.dtype).view(*last.shape[:-1], whole)
@@ -433,5 +433,7 @@ class _GroupCut(SelectionCut):
     def _prune_piece(self, piece: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Prune whole groups; as integers: a removed weight is +0, were it infinite."""
         words, out = (tensor.numpy() for tensor in piece)
-        sizes = words & words.dtype.type(np.iinfo(words.dtype).max)
-        np.multiply(words, _largest(sizes, self.keep, self.of), out=out)
+        # all in the memory of ``out``: that of a new array is mapped for each piece anew
+        sizes = np.bitwise_and(words, words.dtype.type(np.iinfo(words.dtype).max), out=out)
+        out[:] = _largest(sizes, self.keep, self.of)
+        out *= words
