@@ -168,7 +168,7 @@ def watch(
     given = {"every": every, "max_overhead": max_overhead, **has}
     with _on_every(ranks):  # who has failed above does not come here
         _check_alike(ranks, scope, chosen, given)
-        checked = _checked(proxy, inner, ranks, is_off=bool(off))
+        checked, dense = _checked(proxy, inner, ranks, is_off=bool(off))
         if checked is not None and not off:
             scope = seen_scope(scope, chosen.scope, inner, checked)
         reader, examiner = _readers(inner, scope, ranks, watches_all=chosen.dormant_samples != 0)
@@ -189,7 +189,9 @@ def watch(
         if not off:
             _take_up_optimizers(trace, scope, inner, ranks)
             taker.begin(initial_step, behind=background)
-            _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0])
+            if run.proxy is not checked:  # it has the batches of a log
+                dense = None
+            _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0], dense)
         if directory is not None:
             prepare(directory)
         return Watcher(
@@ -266,10 +268,12 @@ def _take_up_optimizers(
         )
 
 
-def _checked(proxy: Proxy | None, model: nn.Module, ranks: Ranks, *, is_off: bool) -> Proxy | None:
-    """The proxy as all ranks evaluate it, tried once."""
+def _checked(
+    proxy: Proxy | None, model: nn.Module, ranks: Ranks, *, is_off: bool
+) -> tuple[Proxy | None, np.ndarray | None]:
+    """The proxy as all ranks evaluate it, and its values of the model as it is, if it was tried."""
     if proxy is None:
-        return None
+        return None, None
     if flat_parameters(modules_of(model)):
         raise ProxyError(
             "Expected a model without FSDP1 (FullyShardedDataParallel) for a proxy, since "
@@ -277,9 +281,7 @@ def _checked(proxy: Proxy | None, model: nn.Module, ranks: Ranks, *, is_off: boo
             "leave `proxy` out: the weights are watched all the same."
         )
     shared = proxy.shared(ranks)
-    if not is_off:
-        check_proxy(shared, model)
-    return shared
+    return shared, None if is_off else check_proxy(shared, model)
 
 
 def _price(
@@ -287,6 +289,7 @@ def _price(
     model: MaskedModel,
     run: RunContext,
     count: Callable[[], MagnitudeSpectrum],
+    dense: np.ndarray | None,
 ) -> None:
     """Tell a budget what snapshots will take; ProxyError if one changes the training."""
     if budget.max_overhead is None:
@@ -305,6 +308,7 @@ def _price(
             pattern=run.settings.pattern,
             sweep=run.settings.effective_sweep,
             allowed=run.allowed,
+            dense=dense,
         )
     except TrainingChangedError as error:
         raise ProxyError(str(error)) from error

@@ -46,8 +46,8 @@ T = TypeVar("T")
 _PRODUCT = re.compile(r"mm|mv|dot|conv|linear")
 
 
-def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> None:
-    """Evaluate once and refuse what could not be used, without disturbing the model.
+def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> np.ndarray:
+    """The values of a model, which is not disturbed; what could not be used is refused.
 
     Without ``has_weights`` those of the model are still to come, so that values mean nothing.
     """
@@ -58,18 +58,15 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
                 "made by the first forward. Run one forward before attaching."
             )
     _say_what_is_shared(model, proxy.value)
-    try:
-        every = check_forward(
-            model, proxy.value, lambda copied: proxy.by_batch(*copied), proxy.ranks
-        )
+
+    def run(fresh: Callable[[], Runnable]) -> np.ndarray:
+        every = proxy.by_batch(*fresh())
         values = proxy.examples(every)
-        check_forward(
-            model, proxy.value, lambda copied: proxy.check_repeats(every, *copied), proxy.ranks
-        )
-        if proxy.unit != "example":
-            check_forward(
-                model, proxy.value, lambda copied: proxy.check_order(every, *copied), proxy.ranks
-            )
+        proxy.check_repeats(every, fresh)
+        return values
+
+    try:
+        values = check_forward(model, proxy.value, run, proxy.ranks)
     except ProxyError:
         raise
     except MeasurementError as error:  # it says all there is to say
@@ -94,31 +91,78 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
         )
     if has_weights and not np.isfinite(values).all():
         raise ProxyError(proxy.not_finite(values))
+    return values
 
 
 def check_forward(
-    model: nn.Module, value: Callable[..., Any], run: Callable[[Runnable], T], ranks: Ranks
+    model: nn.Module,
+    value: Callable[..., Any],
+    run: Callable[[Callable[[], Runnable]], T],
+    ranks: Ranks,
 ) -> T:
-    """What ``run`` gives of a copy of a model, if that leaves the training as it is.
+    """What ``run`` gives, which is given what makes copies, if it leaves the training as it is."""
+    with undisturbed(ranks):
+        is_in_shards = any(map(is_sharded, model.parameters()))
+        trial = (_OfShards if is_in_shards else _OfCopies)(model, value)
+        try:
+            with contextlib.nullcontext() if is_in_shards else _original_refused(model):
+                found = run(trial.dense)
+        except Exception:
+            trial.refuse_changed()  # which may be what made it fail
+            raise
+        else:
+            trial.refuse_changed()
+        finally:
+            finish_despite_interrupt(trial.put_back)
+    return found
+
+
+class _OfCopies:
+    """Forwards of one copy of a model after the other.
 
     All parameters are copied meanwhile, so that what is written to them is seen and does no harm.
     """
-    with undisturbed(ranks):
-        if any(map(is_sharded, model.parameters())):
-            return _checked_in_shards(model, value, run)
-        clones = {id(p): p.detach().clone() for p in model.parameters()}
-        copied = ModelCopy(model, value, clones)
-        surroundings = Surroundings(copied)
-        try:
-            with _original_refused(model):
-                found = run(copied.runnable)
-        finally:
-            finish_despite_interrupt(surroundings.put_back)
-        changed = [p for p in model.parameters() if not same_bits(p, clones[id(p)])]
+
+    def __init__(self, model: nn.Module, value: Callable[..., Any]) -> None:
+        self._model = model, value
+        self._clones = {id(p): p.detach().clone() for p in model.parameters()}
+        self._around: Surroundings | None = None
+        self._shared: list[tuple[torch.Tensor, int]] = []
+
+    def dense(self) -> Runnable:
+        """The model as no forward has left it."""
+        self.put_back()
+        copied = ModelCopy(*self._model, self._clones)
+        self._around = Surroundings(copied)
+        self._shared += [*copied.shared, *self._around.tensors]
+        return copied.runnable
+
+    def put_back(self) -> None:
+        """Make what lies beside the model as it was."""
+        if self._around is not None:
+            self._around.put_back()
+
+    def refuse_changed(self) -> None:
+        """Refuse forwards that have written to what belongs to the training."""
+        model, _ = self._model
+        changed = [p for p in model.parameters() if not same_bits(p, self._clones[id(p)])]
         if changed:
             raise changes_the_training([name_in(model, p) for p in changed])
-        refuse_written(model, [*copied.shared, *surroundings.tensors])
-    return found
+        refuse_written(model, self._shared)
+
+
+class _OfShards(InShards):
+    """Forwards of a sharded model itself."""
+
+    def __init__(self, model: nn.Module, value: Callable[..., Any]) -> None:
+        super().__init__(model, value, dict(model.named_parameters()))
+
+    def refuse_changed(self) -> None:
+        """Refuse forwards that have written to parameters."""
+        self.reshard()
+        changed = [name for name, dense, local in self.weights if not same_bits(dense, local)]
+        if changed:
+            raise changes_the_training(changed)
 
 
 def _say_what_is_shared(model: nn.Module, value: Callable[..., Any]) -> None:
@@ -130,21 +174,6 @@ def _say_what_is_shared(model: nn.Module, value: Callable[..., Any]) -> None:
             name,
             kind,
         )
-
-
-def _checked_in_shards(
-    model: nn.Module, value: Callable[..., Any], run: Callable[[Runnable], T]
-) -> T:
-    masks = InShards(model, value, dict(model.named_parameters()))
-    try:
-        found = run(masks.dense())
-        masks.reshard()
-        changed = [name for name, dense, local in masks.weights if not same_bits(dense, local)]
-    finally:
-        finish_despite_interrupt(masks.put_back)
-    if changed:
-        raise changes_the_training(changed)
-    return found
 
 
 @contextlib.contextmanager
@@ -180,8 +209,9 @@ def seen_scope(decided: Scope, scope: ScopeLike, model: nn.Module, proxy: Proxy)
     if not decided.layers:
         return decided
     try:
-        seen = check_forward(model, proxy.value, lambda run: _seen(run, proxy, decided.layers),
-                             proxy.ranks)  # fmt: skip
+        seen = check_forward(
+            model, proxy.value, lambda fresh: _seen(fresh(), proxy, decided.layers), proxy.ranks
+        )
     except TrainingChangedError:
         raise
     except Exception as error:  # noqa: BLE001 the forward of check_proxy went through

@@ -124,17 +124,23 @@ def expected_s(
     pattern: Pattern,
     sweep: Sweep,
     allowed: Allowed,
+    dense: Array | None = None,
 ) -> float:
-    """Seconds that ``run_sweep`` is expected to take, from those that its ends take."""
+    """Seconds that ``run_sweep`` is expected to take, from those that its ends take.
+
+    ``dense`` are the values of the model as it is, where they are known.
+    """
     started = time.perf_counter()
     with proxy.ranks.all_or_none("an evaluation"), model.session(proxy.value) as masks:
         evaluation = Evaluation(masks, proxy, pattern, spectrum)
-        evaluation.begin(sweep, allowed)
+        evaluation.begin(sweep, allowed, dense)
     ends_s = time.perf_counter() - started
     level_s, pass_s = evaluation.ends_s
     num_levels, num_passes = sweep.expected(
         evaluation.num_examples, divided=len(evaluation.shares) > 1
     )
+    if dense is not None and not pattern.needs_inputs:
+        num_passes += 1  # of the dense model
     return ends_s + num_levels * level_s + num_passes * pass_s
 
 
@@ -166,9 +172,12 @@ class Evaluation:
 
     # ------------------------------------------------------------------ the ends
 
-    def begin(self, sweep: Sweep, allowed: Allowed) -> None:
-        """Evaluate the dense model, level 0 and level 1, and refuse what cannot be right."""
-        self._dense = self._evaluated_dense()
+    def begin(self, sweep: Sweep, allowed: Allowed, dense: Array | None = None) -> None:
+        """Evaluate the dense model, level 0 and level 1, and refuse what cannot be right.
+
+        ``dense`` are the values of the dense model where they are known.
+        """
+        self._dense = self._evaluated_dense(dense)
         self._whole = ExampleSubset(self._proxy, np.arange(len(self._dense)))
         self._num_forwards = self._proxy.num_batches
         tolerated = allowed(float(self._dense.mean()))
@@ -180,9 +189,9 @@ class Evaluation:
             sign=-1.0 if self._proxy.higher_is_better else 1.0,
         )
         self._cut({0.0, 1.0, *sweep.candidates()})
-        dense = self._dense_of[0] if self._subsets else self._dense
+        among = self._dense_of[0] if self._subsets else self._dense
         started = time.perf_counter()
-        self._check_nothing_removed(dense, self._evaluate(0.0, 1))
+        self._check_nothing_removed(among, self._evaluate(0.0, 1))
         level_s = time.perf_counter() - started
         # reliance and its error are of all examples
         started = time.perf_counter()
@@ -196,19 +205,17 @@ class Evaluation:
                 "model, or a compiled graph that holds old weights)."
             )
 
-    def _evaluated_dense(self) -> Array:
+    def _evaluated_dense(self, known: Array | None) -> Array:
         """The values of the dense model; on the way, what the pattern has to know of its layers."""
-        dense = self._masks.dense()
-        if self._pattern.ranks == "shards":  # magnitudes are all it needs
-            return self._proxy.values(*dense)
-        from sparsitywatch.pruning.criteria import input_axes, inputs_of
+        needs, names = self._pattern.needs_inputs, list(self._weights.shapes)
+        if self._pattern.ranks != "shards":  # else magnitudes are all it needs
+            from sparsitywatch.pruning.criteria import input_axes, inputs_of
 
-        names = list(self._weights.shapes)
-        self._weights = replace(self._weights, input_axes=input_axes(dense.module, names))
-        needs = self._pattern.needs_inputs
+            axes = input_axes(self._masks.module, names)
+            self._weights = replace(self._weights, input_axes=axes)
         if not needs:
-            return self._proxy.values(*dense)
-        found: list[Array] = []
+            return self._proxy.values(*self._masks.dense()) if known is None else known
+        dense, found = self._masks.dense(), list[Array]()
         inputs = inputs_of(
             dense.module,
             names,
@@ -421,7 +428,10 @@ def finish_despite_interrupt(put_back: Callable[[], object]) -> None:
 class Masks(ABC):
     """An open session; each evaluation starts from the model as it is in the training."""
 
-    def __init__(self, weights: list[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(
+        self, module: nn.Module, weights: list[tuple[str, torch.Tensor, torch.Tensor]]
+    ) -> None:
+        self.module = module  # in the training
         self.weights = weights  # names, dense weights, and where the masked ones go
         #: Tensors of the training that a forward may reach, with what was written to them before.
         self.shared: list[tuple[torch.Tensor, int]] = []
@@ -463,32 +473,33 @@ class _OnCopies(Masks):
         *,
         renews: bool,
     ) -> None:
-        super().__init__(weights)
-        self._original = module, value
+        super().__init__(module, weights)
+        self._value = value
         self._instead = instead
-        self._dense = ModelCopy(module, value)
-        self._dense.note()
-        self._surroundings = Surroundings(self._dense)
+        dense = ModelCopy(module, value)
+        self._surroundings = Surroundings(dense)
         # buffers were copied, so that only other ways lead to them
         buffers = [(buffer, version_of(buffer)) for buffer in module.buffers()]
-        self.shared = [*self._dense.shared, *self._surroundings.tensors, *buffers]
-        self._to_run: dict[bool, Runnable] = {False: self._dense.runnable}  # by masked
-        self._has_run = False  # whether the dense model, which is the first, was given
+        self.shared = [*dense.shared, *self._surroundings.tensors, *buffers]
+        self._copies = {False: dense}  # by masked
+        self._first: ModelCopy | None = None  # that was given
         self._leaves_nothing = False if renews else None  # known after that
 
     def fresh(self, *, masked: bool) -> Runnable:
         """A copy: the one before, where forwards leave nothing behind."""
-        if self._has_run and self._leaves_nothing is None:
+        if self._first is not None and not self._leaves_nothing:
             is_as_before = not self.put_back()
-            self._leaves_nothing = self._dense.is_as_noted() and is_as_before
-        if self._has_run and not self._leaves_nothing:
-            self.put_back()
-            self._to_run.pop(masked, None)
-        self._has_run = True
-        if masked not in self._to_run:
+            if self._leaves_nothing is None:
+                self._leaves_nothing = self._first.is_as_noted() and is_as_before
+            if not self._leaves_nothing:
+                self._copies.pop(masked, None)
+        if masked not in self._copies:
             instead = self._instead if masked else {}
-            self._to_run[masked] = ModelCopy(*self._original, instead).runnable
-        return self._to_run[masked]
+            self._copies[masked] = ModelCopy(self.module, self._value, instead)
+        if self._first is None:
+            self._first = self._copies[masked]
+            self._first.note()
+        return self._copies[masked].runnable
 
     def put_back(self) -> bool:
         """Make what lies beside the model as it was; whether anything was not."""
@@ -511,7 +522,7 @@ class InShards(Masks):
         self.reshard()
         # .data: no version counter moves, so a graph that is still alive stays usable
         held = {name: local_of(parameter).data for name, parameter in parameters.items()}
-        super().__init__([(name, local.clone(), local) for name, local in held.items()])
+        super().__init__(module, [(name, local.clone(), local) for name, local in held.items()])
         for one, _ in self._flags:
             one.training = False  # not eval(): a user's own may freeze, merge or print
 

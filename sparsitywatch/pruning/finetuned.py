@@ -31,6 +31,7 @@ from sparsitywatch.progress import Progress
 from sparsitywatch.pruning.batches import preserve_rng
 from sparsitywatch.pruning.checks import check_forward
 from sparsitywatch.pruning.criteria import input_axes, inputs_of
+from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights, as_pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.selections import WORDS
@@ -191,17 +192,13 @@ def _inputs(
             f"Expected a `proxy` for the pattern {pattern.name!r}, which looks at the inputs of "
             "the layers on its batches, got None."
         )
-    return check_forward(
-        model,
-        proxy.value,
-        lambda copied: inputs_of(
-            copied.module,
-            list(dense),
-            lambda: proxy.values(*copied),
-            products=needs == "products",
-        ),
-        proxy.ranks,
-    )
+
+    def run(fresh: Callable[[], Runnable]) -> Any:
+        copied = fresh()
+        values = functools.partial(proxy.values, *copied)
+        return inputs_of(copied.module, list(dense), values, products=needs == "products")
+
+    return check_forward(model, proxy.value, run, proxy.ranks)
 
 
 @contextlib.contextmanager

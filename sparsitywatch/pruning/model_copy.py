@@ -570,7 +570,9 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
         values = [one for one in (decoded(a), decoded(b)) if one is not None]
         return len(values) < 2 or same_bits(*values)
     plain = [tensor.detach().resolve_conj().resolve_neg().contiguous() for tensor in (a, b)]
-    return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in plain))
+    # torch compares one word after the other, whatever its width
+    word = {4: torch.int32, 8: torch.int64}.get(a.itemsize, torch.uint8)
+    return torch.equal(*(tensor.reshape(-1).view(word) for tensor in plain))
 
 
 def _is_equal(a: Any, b: Any) -> bool:

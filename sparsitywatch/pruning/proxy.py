@@ -8,7 +8,7 @@ import itertools
 import math
 import pickle
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from sparsitywatch.pruning.batches import (
 )
 from sparsitywatch.ranks.protocol import Ranks, Turns
 from sparsitywatch.redact import printable, redacted_error
+
+#: A model, and what gives its values.
+Evaluated = tuple[nn.Module, ValueFunction]
 
 
 class Proxy(FrozenBatches):
@@ -193,77 +196,80 @@ class Proxy(FrozenBatches):
             return self.values(model, value or self.value)
 
     def check_repeats(
-        self, before: Mapping[int, np.ndarray], model: nn.Module, value: ValueFunction
+        self, before: Mapping[int, np.ndarray], fresh: Callable[[], Evaluated]
     ) -> None:
-        """Evaluate the first two batches again, and refuse other values than just before.
+        """Evaluate again in another order, and refuse other values than just before.
 
-        Also those of examples whose value is another where they stand in another place: each batch
-        is run with its examples reversed, unless something is drawn, or kept from call to call.
+        Each batch runs with its examples reversed; where numbers are not of examples, the batches
+        run from the last to the first. That shows that values repeat, and that they depend on no
+        order. Only where they are others, or something is drawn, the first two batches run as they
+        are, to tell the one from the other. On several ranks these alone run.
 
         Args:
             before: what ``by_batch`` gave of the same model.
-            model, value: as in ``evaluate``.
+            fresh: makes a copy of it, and of the value function.
 
         Raises:
             ProxyError: a batch, or an example, has another value the second time; by how much.
         """
-        self._compare(before, self._turns[:2], model, value)
-        if self.unit != "example" or not self.ranks.is_alone:
+        copied = fresh()
+        if self.unit != "example":
+            if words := self._differing(before, self._turns[::-1], copied, "in another order"):
+                self._compare(before, self._turns[:2], fresh())
+                raise ProxyError(words)
             return
-        (first,) = self._own(self._turns[:1], model, value).items()
-        if _apart(before[first[0]], first[1], model):
-            return  # it keeps something, which is its own
-        for index, place in self._turns:
-            turned = self._turned(index, place or 0, model, value)
-            if turned is not None and _most_differ(before[place or 0], turned):
-                raise ProxyError(
-                    "Expected the value of an example to be its own wherever it stands in its "
-                    f"batch, but those of batch {place} are others with the examples reversed. "
-                    "Where examples depend on their order they are no examples: return one "
-                    "number for each group of them, or one for the batch."
-                )
+        turned = self._turned(*copied) if self.ranks.is_alone else {}
+        others = [place for place, now in turned.items() if _most_differ(before[place], now)]
+        alike = [p for p, now in turned.items() if not _apart(before[p], now, copied[0])]
+        if not others and all(place in alike for _, place in self._turns[:2]):
+            return
+        if self.ranks.is_alone:  # whatever alternates is another at one of two times
+            self._compare(before, self._turns[:1], fresh())
+            copied = fresh()
+        self._compare(before, self._turns[:2], copied)
+        # what the copy keeps from call to call is its own
+        if others and not self._differing(before, self._turns[:1], copied):
+            raise ProxyError(
+                "Expected the value of an example to be its own wherever it stands in its "
+                f"batch, but those of batch {others[0]} are others with the examples reversed. "
+                "Where examples depend on their order they are no examples: return one "
+                "number for each group of them, or one for the batch."
+            )
 
-    def check_order(
-        self, before: Mapping[int, np.ndarray], model: nn.Module, value: ValueFunction
-    ) -> None:
-        """Evaluate from the last batch to the first; batches that count as independent are.
+    def _compare(self, before: Mapping[int, np.ndarray], turns: Turns, copied: Evaluated) -> None:
+        if words := self._differing(before, turns, copied):
+            raise ProxyError(words)
 
-        Raises:
-            ProxyError: a batch has another value than in the usual order.
-        """
-        self._compare(before, self._turns[::-1], model, value, ", in another order of them")
-
-    def _compare(
-        self,
-        before: Mapping[int, np.ndarray],
-        turns: Turns,
-        model: nn.Module,
-        value: ValueFunction,
-        order: str = "",
-    ) -> None:
-        for place, again in self._own(turns, model, value).items():
-            if apart := _apart(before[place], again, model):
-                raise ProxyError(
+    def _differing(
+        self, before: Mapping[int, np.ndarray], turns: Turns, copied: Evaluated, order: str = ""
+    ) -> str:
+        """What is said where a batch of any rank has other values by now; else empty."""
+        for place, again in self.ranks.merged(self._own(turns, *copied)).items():
+            if apart := _apart(before[place], again, copied[0]):
+                how = f", {order} of them" if order else ""
+                return (
                     "Expected the same values of the same batch of the same model, but those of "
-                    f"batch {place} differ by up to {apart:.3g} the second time{order}. The model "
+                    f"batch {place} differ by up to {apart:.3g} the second time{how}. The model "
                     "or `value` keeps something (a metric that adds up over batches), or depends "
                     "on what no copy of the model has (a file, a library, an object that is "
                     "shared), and what changes there may change the training, too. Compute each "
                     "batch anew, keep it in a buffer, or leave `proxy` out."
                 )
+        return ""
 
-    def _turned(
-        self, index: int, place: int, model: nn.Module, value: ValueFunction
-    ) -> np.ndarray | None:
-        """The values of a batch whose examples are reversed; None where that says nothing."""
-        batch = self._batches[index].reversed()
-        if batch is None or self.unit != "example":
-            return None
-        seed_generators(place)
-        state = _drawn_from()
-        turned = self._of_batch(index, model, value, batch)
-        has_drawn = _drawn_from() != state
-        return None if has_drawn or len(turned) != batch.sizes()[0] else turned[::-1]
+    def _turned(self, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
+        """The values of batches whose examples are reversed, where that says something."""
+        found = {}
+        for index, place in self._turns:
+            batch = self._batches[index].reversed()
+            if batch is None or place is None:
+                continue
+            seed_generators(place)
+            state = _drawn_from()
+            turned = self._of_batch(index, model, value, batch)
+            if _drawn_from() == state and len(turned) == batch.sizes()[0]:
+                found[place] = turned[::-1]
+        return found
 
     def run_once(self, model: nn.Module, value: ValueFunction) -> None:
         """Evaluate the first batch; what there is to see is for ``value`` to note."""

@@ -375,6 +375,34 @@ def test_a_value_that_depends_on_the_order_is_refused(bad, message: str) -> None
         check_proxy(Proxy(batches(), bad), nn.Linear(3, 2))
 
 
+@pytest.mark.parametrize(("num_batches", "period"), [(1, 2), (3, 2), (1, 3), (2, 3), (3, 6)])
+def test_what_comes_round_beside_the_model_is_refused(num_batches: int, period: int) -> None:
+    """What is another only at some calls, whichever of them see the batches as they are."""
+    calls = itertools.count()
+
+    def round_about(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return value(model, batch) + next(calls) % period
+
+    source = [torch.randn(4, 3) for _ in range(num_batches)]
+    with pytest.raises(ProxyError, match=r"differ by up to .* the second time"):
+        check_proxy(Proxy(source, round_about), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("unit", ["example", "batch"])
+def test_each_batch_is_evaluated_twice(unit: str) -> None:
+    seen: list[torch.Tensor] = []
+
+    def noted(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        seen.append(batch)
+        return value(model, batch) if unit == "example" else value(model, batch).mean()[None]
+
+    source = batches()
+    values = check_proxy(Proxy(source, noted), nn.Linear(3, 2))
+    again = [batch.flip(0) for batch in source] if unit == "example" else source[::-1]
+    assert len(values) == (sum(map(len, source)) if unit == "example" else len(source))
+    assert torch.equal(torch.stack(seen), torch.stack([*source, *again]))
+
+
 def contrast(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     out = model(batch)
     return torch.logsumexp(out @ out.T, dim=1)
