@@ -16,7 +16,7 @@ import numpy as np
 
 from sparsitywatch.records.audit import AuditFinding
 from sparsitywatch.records.event import some_of
-from sparsitywatch.series import count
+from sparsitywatch.series import count, numbered
 
 #: Shape, dtype, and the first name of the same storage, by the name of a tensor.
 Layout = Mapping[str, tuple[tuple[int, ...], str, str]]
@@ -43,8 +43,11 @@ class Facts:
         return tuple(stated) if all(stated) else ()
 
 
-def judge(facts: Sequence[Facts]) -> list[AuditFinding]:
-    """What is wrong with the checkpoints of a series: one finding for each at most."""
+def judge(facts: Sequence[Facts], unit: str = "step") -> list[AuditFinding]:
+    """What is wrong with the checkpoints of a series: one finding for each at most.
+
+    ``unit`` is what their steps count, for the evidence: also "epoch" or "save".
+    """
     facts = sorted(facts, key=lambda one: one.step)
     readable = [one for one in facts if not one.problem]
     rows = [AuditFinding.of(one.step, "unreadable", one.problem) for one in facts if one.problem]
@@ -63,7 +66,7 @@ def judge(facts: Sequence[Facts]) -> list[AuditFinding]:
     if len(sound) > 1:
         names = list(sound[0].sample)
         matrices = [name for name in names if len(usual[name][0]) > 1] or names
-        rows += _Series(sound, names, matrices).judged()
+        rows += _Series(sound, names, matrices, unit).judged()
     return rows
 
 
@@ -118,8 +121,10 @@ class _Series:
     Every pair has a place in N x N matrices; distances are relative to the usual weights.
     """
 
-    def __init__(self, facts: Sequence[Facts], names: Sequence[str], matrices: Sequence[str]):
-        self.facts, self.names, self.matrices = facts, names, matrices
+    def __init__(
+        self, facts: Sequence[Facts], names: Sequence[str], matrices: Sequence[str], unit: str
+    ) -> None:
+        self.facts, self.names, self.matrices, self.unit = facts, names, matrices, unit
         self.steps = [one.step for one in facts]
         self.found: dict[int, tuple[str, str]] = {}  # kind and evidence
         self.line = list(range(len(facts)))  # those that no finding has put aside
@@ -159,9 +164,10 @@ class _Series:
         self.line = [i for i in self.line if i not in evidence]
 
     def _named(self, *indices: int) -> str:
-        steps = [f"{self.steps[i]:,}" for i in indices]
-        some = " and ".join(steps) if len(steps) < 3 else some_of(steps, len(steps))
-        return f"step{'s' * (len(steps) > 1)} {some}"
+        steps = [self.steps[i] for i in indices]
+        if len(steps) < 3:
+            return numbered(self.unit, *steps)
+        return f"{self.unit}s {some_of([f'{step:,}' for step in steps], len(steps))}"
 
     # -------------------------------------------------------------- copies
 
@@ -190,7 +196,7 @@ class _Series:
                 others = self._named(*(j for j in group if j != i))
                 if i not in home:
                     whose = self._named(*home) if home else others
-                    rest = "" if home else ", and of none of these steps"
+                    rest = "" if home else ", and of none of these"
                     words = f"the weights of {whose}, {extent}{rest}; {self._far_away(i, single)}"
                     copies[i] = words
                 elif len(home) > 1:
@@ -241,7 +247,7 @@ class _Series:
         is_long_before = self.steps[own[0]] - self.steps[strangers[-1]] > long[0]
         if is_long_before or self.steps[strangers[0]] - self.steps[own[-1]] > long[-1]:
             return
-        words = "its weights have no more in common with those of other steps than chance gives"
+        words = "its weights have no more in common with those of the others than chance gives"
         self._put_aside("not of this run", dict.fromkeys(strangers, words))
 
     # -------------------------------------------------------------- places
@@ -265,7 +271,9 @@ class _Series:
                 replace(one, digest="", files={file: one.files.get(file, ("", held))})
                 for one in facts
             ]
-            series = _Series(part, names, [n for n in names if n in self.matrices] or names)
+            series = _Series(
+                part, names, [n for n in names if n in self.matrices] or names, self.unit
+            )
             series._find_copies(is_part=True)
             series._find_odd()
             in_place |= series._in_place() - series.found.keys()
@@ -364,7 +372,7 @@ class _Series:
                 words = (
                     f"it is {ratio:.1f} times as far from {self._named(line[p])} as any interval"
                 )
-                rows[line[p + 1]] = f"{words} around it, for its steps; later steps are close to it"
+                rows[line[p + 1]] = f"{words} around it, for its {self.unit}s; later ones are close"
         self._put_aside("jump", rows)
 
 
@@ -386,7 +394,7 @@ def _correlation(sample: np.ndarray) -> np.ndarray:
     return correlation
 
 
-def missing_steps(steps: Sequence[int]) -> list[AuditFinding]:
+def missing_steps(steps: Sequence[int], unit: str = "step") -> list[AuditFinding]:
     """Gaps in a series that is even before and after them."""
     steps = sorted(steps)
     gaps = np.diff(steps)
@@ -397,6 +405,6 @@ def missing_steps(steps: Sequence[int]) -> list[AuditFinding]:
         if is_even and gaps[p] > usual and gaps[p] % usual == 0:
             missing = [f"{step:,}" for step in range(steps[p] + usual, steps[p + 1], usual)]
             some = some_of(missing, len(missing))
-            words = f"steps come every {usual:,} here, but there is no {some}"
+            words = f"{unit}s come every {usual:,} here, but there is no {some}"
             rows.append(AuditFinding.of(steps[p] + usual, "missing", words))
     return rows

@@ -98,8 +98,13 @@ def _misfit(
 # ------------------------------------------------------------------ in a series
 
 
-def unlike_others(series: Mapping[int, Mapping[str, OptimizerState]]) -> dict[int, str]:
-    """Why the optimizers of some steps are not of the weights beside them, where that is proven."""
+def unlike_others(
+    series: Mapping[int, Mapping[str, OptimizerState]], *, counts_steps: bool = True
+) -> dict[int, str]:
+    """Why the optimizers of some steps are not of the weights beside them, where that is proven.
+
+    Where names do not count steps, but epochs, they say nothing of the number of updates.
+    """
     found: dict[int, str] = {}
     for key in dict.fromkeys(key for states in series.values() for key in states):
         own = {step: states[key] for step, states in sorted(series.items()) if key in states}
@@ -108,7 +113,7 @@ def unlike_others(series: Mapping[int, Mapping[str, OptimizerState]]) -> dict[in
             continue  # such as one that keeps what it knows in other shapes
         rows = {step: state.misfit for step, state in own.items() if state.misfit}
         counts = {step: own[step].num_updates for step in fitting}
-        known = {step: num for step, num in counts.items() if num is not None}
+        known = {n: num for n, num in counts.items() if num is not None and counts_steps}
         for step, neighbours in _off_the_line(known).items():
             others = " and ".join(f"{known[n]:,} at step {n:,}" for n in neighbours)
             rows[step] = f"it has made {known[step]:,} updates, beside {others}"
@@ -135,7 +140,7 @@ def _off_the_line(counts: Mapping[int, int]) -> dict[int, list[int]]:
     while before[line[-1]] in length:
         line.append(before[line[-1]])
     if len(line) < max(3, _AGREEING * len(steps)):
-        return {}  # such as where a name counts epochs
+        return {}  # such as where a name counts something else
     return {step: _around(step, line) for step in steps if step not in line}
 
 

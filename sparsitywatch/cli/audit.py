@@ -80,7 +80,7 @@ def _lines(found: Audit) -> list[str]:
     """The findings as a table, what to do about each kind, and what they rest on."""
     lines = []
     if found.findings:
-        rows = [("step", "finding", "evidence")]
+        rows = [(found.unit, "finding", "evidence")]
         for one in found.findings:
             step = "-" if one.step is None else f"{one.step:,}"
             first, *more = _wrapped(redacted(one.evidence))

@@ -69,6 +69,7 @@ def audit(
     listed = discover(checked_places(urls), storage_options, key=key, keep=True)
     expect_one_series(listed, done="audited", each="")
     pending, others = select(listed)
+    unit = next((one.unit for one in pending.values()), "step")
     kept = {step: one.checkpoint for step, one in pending.items() if one.checkpoint is not None}
     num_weight_bytes = sum(map(_num_weight_bytes, kept.values()))
     for begin in on_begin:
@@ -76,16 +77,17 @@ def audit(
     facts = [Facts(step=n, problem=one.reason) for n, one in pending.items() if n not in kept]
     with ThreadPoolExecutor(8, "sparsitywatch-audit") as threads:
         facts += _read_all(kept, threads.map, on_progress, full=full)
-        rows = judge(facts)
+        rows = judge(facts, unit)
         wrong = {row.step for row in rows}
         sound = {step: one for step, one in kept.items() if step not in wrong}
-        rows += _judged_optimizers(sound, threads.map)
+        rows += _judged_optimizers(sound, threads.map, unit)
     rows += [AuditFinding.of(None, "unreadable", o.reason) for o in others if o.error is not None]
     rows += [AuditFinding.of(one.step, "step", one.note) for one in listed if one.note]
-    rows += missing_steps(list(pending))
+    rows += missing_steps(list(pending), unit)
     return Audit(
         findings=tuple(sorted(rows, key=lambda row: -1 if row.step is None else row.step)),
         steps=tuple(pending),
+        unit=unit,
         num_checkpoints=len(listed),
         num_audited=sum(not one.problem for one in facts),
         num_without_step=sum(one.step is None and one.state == "complete" for one in others),
@@ -146,14 +148,15 @@ def _read_all(
     return [replace(read[own], step=step) for step, own in of.items()]
 
 
-def _judged_optimizers(kept: Mapping[int, Checkpoint], run: _Map) -> list[AuditFinding]:
+def _judged_optimizers(kept: Mapping[int, Checkpoint], run: _Map, unit: str) -> list[AuditFinding]:
     """What is wrong with the state of optimizers beside weights that are right."""
     read = dict(zip(kept, run(_optimizers, kept.values()), strict=True))
     states = {step: one for step, one in read.items() if not isinstance(one, CheckpointError)}
     errors = {step: one for step, one in read.items() if isinstance(one, CheckpointError)}
+    unlike = unlike_others(states, counts_steps=unit == "step")
     return [
         *(AuditFinding.of(step, "unreadable", str(error)) for step, error in errors.items()),
-        *(AuditFinding.of(n, "optimizer", words) for n, words in unlike_others(states).items()),
+        *(AuditFinding.of(step, "optimizer", words) for step, words in unlike.items()),
     ]
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from sparsitywatch.page.render import asset, document, html_text
 from sparsitywatch.records.audit import FINDINGS, Audit, AuditFinding
 from sparsitywatch.redact import redacted
-from sparsitywatch.series import count
+from sparsitywatch.series import count, numbered
 
 #: Findings that make a checkpoint useless; what others mean has to be asked.
 _USELESS = frozenset(
@@ -20,7 +20,7 @@ _BADGES = {0: ("healthy", "as named"), 1: ("look", "look"), 2: ("broken", "not a
 #: Boxes in a row of the strip, their size, and where the first one begins; in pixels.
 _IN_ROW, _WIDTH, _HEIGHT, _LEFT = 30, 27, 26, 84
 _LEGEND = (
-    "Each box is a checkpoint, in the order of their steps; a row begins with the step beside it."
+    "Each box is a checkpoint, in the order of their {0}s; a row begins with the {0} beside it."
 )
 
 
@@ -40,9 +40,9 @@ def render_audit(audit: Audit, place: str) -> str:
 <h1><span class="badge {kind}">{badge}</span> {audit.headline}</h1>
 <p>{audit.basis}</p>
 <figure><div class="scroll">{_strip(audit)}</div>
-<figcaption>{_LEGEND}{_COLOURS * bool(rows)}</figcaption></figure>
+<figcaption>{_LEGEND.format(audit.unit)}{_COLOURS * bool(rows)}</figcaption></figure>
 {_what_to_do(kinds)}
-{f"<table>{_HEAD}<tbody>{rows}</tbody></table>" * bool(rows)}
+{f"<table>{_HEAD.format(audit.unit)}<tbody>{rows}</tbody></table>" * bool(rows)}
 <p class="made">{_RESTS_ON[audit.is_full]}</p>
 </div>
 """
@@ -53,7 +53,7 @@ _COLOURS = (
     " A number is that of its row in the table. Red: do not use it. Orange: look before you use it."
     " Grey: no finding. Dashed: no checkpoint."
 )
-_HEAD = "<thead><tr><th></th><th>step</th><th>finding</th><th>evidence</th></tr></thead>"
+_HEAD = "<thead><tr><th></th><th>{}</th><th>finding</th><th>evidence</th></tr></thead>"
 _RESTS_ON = {
     True: "Every byte of the weights was read.",
     False: "This audit read headers, the hashes that the storage has, and 4 kB of up to 32 tensors "
@@ -95,25 +95,28 @@ def _strip(audit: Audit) -> str:
         if one.step is not None:
             found.setdefault(one.step, (number, one.finding))
     steps = sorted({*audit.steps, *found})
-    pieces = [_box(at, step, *found.get(step, (0, ""))) for at, step in enumerate(steps)]
+    pieces = [
+        _box(at, numbered(audit.unit, step), *found.get(step, (0, "")))
+        for at, step in enumerate(steps)
+    ]
     for row, step in enumerate(steps[::_IN_ROW]):
         y = row * _HEIGHT + 16
         pieces.append(f'<text class="end" x="{_LEFT - 8}" y="{y}">{step:,}</text>')
     height = -(-len(steps) // _IN_ROW) * _HEIGHT
     return (
         f'<svg class="strip" viewBox="0 0 {_LEFT + _IN_ROW * _WIDTH} {height}" role="img" '
-        f'aria-label="{count(len(steps), "step")}, {len(found):,} with a finding">'
+        f'aria-label="{count(len(steps), audit.unit)}, {len(found):,} with a finding">'
         f"{''.join(pieces)}</svg>"
     )
 
 
-def _box(at: int, step: int, number: int, kind: str) -> str:
+def _box(at: int, place: str, number: int, kind: str) -> str:
     row, column = divmod(at, _IN_ROW)
     x, y = _LEFT + column * _WIDTH, row * _HEIGHT
     look = _class(kind) if kind else "fine"
     box = (
         f'<rect class="{look}" x="{x + 1}" y="{y + 1}" width="{_WIDTH - 2}" height="{_HEIGHT - 2}" '
-        f'rx="3"><title>step {step:,}: {kind or "no finding"}</title></rect>'
+        f'rx="3"><title>{place}: {kind or "no finding"}</title></rect>'
     )
     if not number:
         return box

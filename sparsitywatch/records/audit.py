@@ -14,20 +14,20 @@ FINDINGS: Mapping[str, str] = {
     "not finite": "Leave it out. If training diverged there, everything later is lost too.",
     "tensors": "Audit one model at a time, or upload the right model.",
     "shape": "Audit one model at a time, or upload the right model.",
-    "dtype": "Save every step in one dtype: rounding changes small weights.",
-    "tie": "Tie the head as in the other steps before you compare them.",
-    "copy": "Do not use it. Ask the publisher for the true weights of this step.",
+    "dtype": "Save every checkpoint in one dtype: rounding changes small weights.",
+    "tie": "Tie the head as in the other checkpoints before you compare them.",
+    "copy": "Do not use it. Ask the publisher for the true weights of this checkpoint.",
     "identical": "The files cannot tell whose weights these are: ask who saved them. A training "
     "that had not moved yet, or was rolled back, gives this too.",
-    "shard": "Do not use it. Ask the publisher for the true file of this step.",
+    "shard": "Do not use it. Ask the publisher for the true file of this checkpoint.",
     "swapped": "Exchange the two, after a look at the log of the training.",
     "odd one out": "Leave it out until you know where it comes from.",
     "not of this run": "Leave it out, or audit the runs one by one.",
-    "return": "Ask whether training was rolled back; if not, this file is of another step.",
+    "return": "Ask whether training was rolled back; if not, this is another checkpoint's file.",
     "jump": "Ask what changed there: the data, the optimizer, or the run.",
     "optimizer": "Do not go on training from it: ask for the state that belongs to these weights.",
     "missing": "Look for them, or say in your paper that they are missing.",
-    "step": "Rename the file, or correct the step inside.",
+    "step": "Rename the file, or correct the number inside.",
 }
 
 
@@ -60,6 +60,7 @@ class Audit:
     Args:
         findings: by step; a checkpoint without a finding has none.
         steps: those that there are checkpoints of, as their names or contents count them.
+        unit: what these count: "step", or else "epoch" or "save".
         num_checkpoints: how many there are.
         num_audited: of these, the ones that could be read.
         num_without_step: of these, the ones that nothing gives a step to, such as a branch
@@ -71,6 +72,7 @@ class Audit:
 
     findings: tuple[AuditFinding, ...]
     steps: tuple[int, ...]
+    unit: str
     num_checkpoints: int
     num_audited: int
     num_without_step: int
@@ -90,7 +92,7 @@ class Audit:
         unread = len(self.steps) - self.num_audited
         words = [
             f"{unread:,} cannot be read; " * bool(unread),
-            f"{self.num_without_step:,} left out, as nothing says its step; "
+            f"{self.num_without_step:,} left out, as nothing says its {self.unit}; "
             * bool(self.num_without_step),
         ]
         return f"{''.join(words)}{size(self.num_bytes_read)} read of {size(self.num_weight_bytes)}"

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import pytest
 import safetensors.torch
 import torch
+from contracts.clean_series import RECIPES, train
 from contracts.event_readers import plugin_accumulator, tags_of
 from contracts.stored_run import NUM, weights
 
@@ -197,3 +198,21 @@ def test_a_log_without_a_unit_counts_steps(tmp_path: Path) -> None:
     assert run.unit == "step"
     assert [one.place for one in run.records] == ["step 10", "step 20"]
     assert dataclasses.replace(run.records[0]).provenance.unit == "step"
+
+
+def test_an_audit_of_epochs_speaks_of_epochs(tmp_path: Path, capsys) -> None:
+    for number, tensors in train(RECIPES["momentum, cosine"], 200):
+        by_epochs(tmp_path, number // 10, tensors)
+    copied, gap = tmp_path / "checkpoint-5.pth", tmp_path / "checkpoint-15.pth"
+    copy = torch.load(tmp_path / "checkpoint-27.pth", weights_only=True)
+    torch.save(copy | {"epoch": 5}, copied)
+    gap.unlink()
+    found = sw.audit(tmp_path)
+    assert found.unit == "epoch"
+    assert [(row.step, row.finding) for row in found.findings] == [(5, "copy"), (15, "missing")]
+    assert "the weights of epoch 27" in found.findings[0].evidence
+    assert found.findings[1].evidence == "epochs come every 1 here, but there is no 15"
+    page = tmp_path / "audit.html"
+    assert main(["audit", str(tmp_path), "--html", str(page)]) == 1
+    told = [capsys.readouterr().out, page.read_text().split("<body", 1)[1]]
+    assert not [text for text in told if re.search("step", text, re.IGNORECASE)]

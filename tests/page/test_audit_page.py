@@ -17,6 +17,7 @@ def audit_of(*findings: AuditFinding, steps: tuple[int, ...] = tuple(range(0, 70
     return Audit(
         findings=findings,
         steps=steps,
+        unit="step",
         num_checkpoints=len(steps) + 1,
         num_audited=len(steps),
         num_without_step=1,
