@@ -805,12 +805,11 @@ def verdict(fault: Fault, truth: Iterable[str], watcher: sw.Watcher) -> str:
     named = [e for e in events if e.kind == fault.kind]
     if not named:
         return f"not named; told were {[(e.kind, e.layers[:3]) for e in watcher.events]}"
-    # one snapshot may name some of the tensors, the next the others
-    layers = {name for event in named for name in event.layers}
-    wrong = layers - set(truth)
+    wrong = set(named[0].layers) - set(truth)
     if wrong and not fault.spreads:
         return f"innocent: {sorted(wrong)[:4]}"
-    right = layers & set(truth)
+    # one snapshot may name some of the tensors, the next the others
+    right = {name for event in named for name in event.layers} & set(truth)
     if 2 * len(right) < len(set(truth)):
         return f"{len(right)} named of {len(set(truth))}"
     return ""

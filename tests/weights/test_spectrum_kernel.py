@@ -31,11 +31,12 @@ needs_numba = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def nothing_loaded():
     """Each test loads anew, and leaves nothing that it has faked behind."""
-    kernel.load.cache_clear()
-    kernel._numba.cache_clear()
+    cached = kernel.load, kernel._numba  # a test may put others in their place for longer
+    for function in cached:
+        function.cache_clear()
     yield
-    kernel.load.cache_clear()
-    kernel._numba.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
 @pytest.fixture
