@@ -25,8 +25,8 @@ from sparsitywatch.weights.spectrum.magnitude import num_pruned
 _AT_ONCE = 1 << 17
 #: So many weights of whole rows at once: fewer than torch shares out among threads of its own.
 _ROWS_AT_ONCE = (1 << 15) - 1
-#: Widths of groups whose ranks, a byte each, make up one integer.
-_PACKED = (2, 4, 8)
+#: Widths of groups whose ranks, a byte each, make up one integer; weights of these at once.
+_PACKED, _GROUPS_AT_ONCE = (2, 4, 8), 1 << 18
 #: Signed integers of the width of a weight.
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -424,7 +424,7 @@ class _GroupCut(SelectionCut):
         words = last[..., :whole].contiguous().view(WORDS[weights.dtype.itemsize]).view(-1)
         is_in_place = whole == into.shape[-1] and into.is_contiguous()
         kept = into.view(words.dtype).view(-1) if is_in_place else torch.empty_like(words)
-        pieces = (torch.split(tensor, _AT_ONCE) for tensor in (words, kept))
+        pieces = (torch.split(tensor, _GROUPS_AT_ONCE) for tensor in (words, kept))
         map_threads(self._prune_piece, [*zip(*pieces, strict=True)], torch.get_num_threads())
         if not is_in_place:
             into[..., :whole] = kept.view(weights.dtype).view(*last.shape[:-1], whole)
