@@ -25,7 +25,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sparsitywatch.cli import audit, compare, inspect, measure, pages, replay, summary
+from sparsitywatch.cli import checkpoints, logs, replay
 from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import redacted
@@ -57,11 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sparsitywatch {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    summary.add_to(commands)
-    pages.add_to(commands)
-    compare.add_to(commands)
-    inspect.add_to(commands)
-    audit.add_to(commands)
-    measure.add_to(commands)
-    replay.add_to(commands)
+    for part in (logs, checkpoints, replay):
+        part.add_to(commands)
     return parser

@@ -1,4 +1,4 @@
-"""Options that commands share: where a run logs to, where checkpoints lie, what is measured."""
+"""What commands share: tables, pages, and options that say what is read and measured."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import functools
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pruning import PATTERNS
+from sparsitywatch.redact import printable
 from sparsitywatch.sinks.jsonl import replace_file
 
 if TYPE_CHECKING:  # torch takes a second to import
@@ -24,22 +25,31 @@ if TYPE_CHECKING:  # torch takes a second to import
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], words: str
-) -> Any:
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    words: str,
+    description: str | None = None,
+) -> argparse.ArgumentParser:
     """The parser of another command; ``words`` say what it shows."""
-    parser = commands.add_parser(name, help=words)
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=words, description=description)
     parser.set_defaults(run=run)
     return parser
 
 
-def add_logdir(parser: Any) -> None:
-    """Add the place of one run's log."""
-    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="where the run logs to")
-
-
-def add_json(parser: Any, words: str = "one JSON object, for programs") -> None:
+def add_json(parser: argparse.ArgumentParser, words: str = "one JSON object, for programs") -> None:
     """Add the output for programs."""
     parser.add_argument("--json", action="store_true", help=words)
+
+
+def align(rows: Sequence[tuple[str, ...]], right: set[int]) -> list[str]:
+    """Lines with the cells below each other; the columns in ``right`` end together."""
+    columns = [[printable(cell) for cell in column] for column in zip(*rows, strict=True)]
+    for index, column in enumerate(columns):
+        width = max(map(len, column))
+        pad = str.rjust if index in right else str.ljust
+        columns[index] = [pad(cell, width) for cell in column]
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
 
 
 def write_page(path: Path, page: str, option: str) -> None:

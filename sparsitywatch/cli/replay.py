@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from sparsitywatch.cli.options import (
     add_checkpoint_options,
+    add_command,
     add_json,
     add_model_options,
     add_settings_options,
@@ -42,11 +43,9 @@ _INTERRUPTED = 130
 
 def add_to(commands: Any) -> None:
     """Add the command to the subparsers of the command line."""
-    parser = commands.add_parser(
-        "replay",
-        help="measure saved checkpoints as a live watch would have",
-        description="Measure saved checkpoints, by step. Started again, it does what is missing.",
-    )
+    words = "measure saved checkpoints as a live watch would have"
+    description = "Measure saved checkpoints, by step. Started again, it does what is missing."
+    parser = add_command(commands, "replay", _run, words, description)
     add_checkpoint_options(parser)
     add = parser.add_argument
     add("--logdir", metavar="DIR", type=Path, required=True, help="where everything goes")
@@ -75,7 +74,6 @@ def add_to(commands: Any) -> None:
     add_json(parser, "lines of JSON, not a progress bar")
     add_settings_options(parser)
     add_model_options(parser)
-    parser.set_defaults(run=_run)
 
 
 def _rate(text: str) -> float | str:

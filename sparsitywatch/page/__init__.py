@@ -2,8 +2,8 @@
 
 ::
 
-    Run ──► facts, data, tensors ──► render: one file, with overview for paper
-                                         └──► server ──► tab in TensorBoard, show
+    Run ──► data ──► render: one file, with overview for paper
+                         └──► server ──► tab in TensorBoard, show
 
 web/ has the page itself: plain modules of JavaScript with types in their comments, and uPlot.
 Nothing is imported here, as TensorBoard looks for its plugins through this package.

@@ -101,7 +101,7 @@ def tab_server(logdir: Path) -> Iterator[str]:
 @contextmanager
 def page_server(logdir: Path) -> Iterator[str]:
     """The address at which `sparsitywatch show` serves a log, read anew."""
-    from sparsitywatch.cli.pages import server_of
+    from sparsitywatch.cli.logs import server_of
 
     with server_of(logdir, 0) as served:
         threading.Thread(target=served.serve_forever, daemon=True).start()

@@ -16,8 +16,7 @@ from page.conftest import EVIL, SCRIPT, Make, Page
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page import data as page_data_module
-from sparsitywatch.page.data import MAX_SNAPSHOTS, details_of, page_data
-from sparsitywatch.page.tensors import chosen, cumulative
+from sparsitywatch.page.data import MAX_SNAPSHOTS, chosen, cumulative, details_of, page_data
 from sparsitywatch.records import Dormant
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 

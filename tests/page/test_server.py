@@ -21,7 +21,7 @@ from contracts import fake_run
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli import main
-from sparsitywatch.cli.pages import server_of
+from sparsitywatch.cli.logs import server_of
 from sparsitywatch.page import server as server_module
 from sparsitywatch.page.server import App, Runs, apps_of
 from sparsitywatch.page.tab import roots_of
