@@ -9,86 +9,32 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparsitywatch.checkpoints.optimizer_state import OptimizerState, optimizers_in
-from sparsitywatch.checkpoints.step_from_contents import EPOCH_KEYS, STEP_KEYS, stated, whole_of
-from sparsitywatch.checkpoints.storage import ByteSource, Location, Range, one_line
-from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.checkpoints.dictionaries import (
+    EPOCH_KEYS,
+    STEP_KEYS,
+    Candidate,
+    OptimizerState,
+    optimizers_in,
+    stated,
+    whole_of,
+)
+from sparsitywatch.checkpoints.faults import ReadingError, RefusedError, reading
+from sparsitywatch.checkpoints.storage import ByteSource, Location, Range
+from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.layout import Entry, clean_name, clean_names, unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import LazyTensors, Snapshot
 
 #: Longest name of a tensor, in characters; real ones have some dozens.
 _MAX_NAME = 4096
-
-
-class ReadingError(Exception):
-    """Why something cannot be read, and what to do; ``reading`` completes it with the file."""
-
-    error: type[CheckpointError] = CheckpointError
-    form = "Cannot read {where}: {cause}"
-
-    def __init__(self, cause: str, tensor: str | None = None) -> None:
-        super().__init__(cause)
-        self.tensor = tensor
-
-    def at(self, url: str, tensor: str | None = None) -> CheckpointError:
-        """The error with the file, and the tensor where there is one."""
-        name = self.tensor or tensor
-        where = url if name is None else f"{url}, tensor {name[:120]!r}"
-        return self.error(self.form.format(where=where, cause=self))
-
-
-class UnfinishedError(ReadingError):
-    """The same of what may be there later."""
-
-    error = IncompleteCheckpointError
-
-
-class RefusedError(ReadingError):
-    """What a checkpoint says of itself and is not true."""
-
-    form = "Refused {where}: {cause}. The file is damaged or forged; save it again."
-
-
-@contextmanager
-def reading(url: str, tensor: str | None = None) -> Iterator[None]:
-    """The boundary around the bytes of one file: whatever they bring about is one line about it.
-
-    Readers say what they know to be wrong. No list of what else bytes can raise is long enough:
-    ``RecursionError``, ``OverflowError``, ``struct.error``. Ctrl-C and an exit pass.
-    """
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except ReadingError as error:
-        raise error.at(url, tensor) from error
-    except MemoryError as error:
-        cause = (
-            "expected that memory holds what it describes, it does not. Give more memory, or save "
-            "it again if it is a small one."
-        )
-        raise ReadingError(cause).at(url, tensor) from error
-    except Exception as error:
-        cause = "The file is damaged, or of a kind that is not known here; save it again."
-        raise ReadingError(f"{one_line(error)}. {cause}").at(url, tensor) from error
-
-
-def cut_off(name: str, end: int, size: int) -> UnfinishedError:
-    """A tensor that ends behind the end of its file."""
-    return UnfinishedError(
-        f"expected it to end at byte {end}, but the file ends at {size}. It may be half-written, "
-        "or truncated.",
-        name,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,17 +284,6 @@ class Contents:
     step: int | None = None  # what is known of it beside the tree
     counts_saves: bool = False  # a number in its name counts saves, not steps
     beside: Callable[[], Tree] | None = None  # reads the optimizer's file, where it has its own
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Tensors that may be the model."""
-
-    key: str  # the dotted path that leads to them; "" at the top
-    tensors: Mapping[str, Any]  # ends of a tree by their names below it
-    way: tuple[Mapping[Any, Any], ...]  # the dictionaries around them, from the top on
-    #: Of the one that is read: how many tensors each has that could be, by key.
-    among: Mapping[str, int] = field(default_factory=dict)
 
 
 #: Bytes that are read before they are counted. From a local file: what stays in a core's cache,

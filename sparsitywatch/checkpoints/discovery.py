@@ -13,7 +13,15 @@ from urllib.parse import quote
 
 import fsspec
 
+from sparsitywatch.checkpoints.addresses import (
+    is_temporary,
+    part_of,
+    says_steps,
+    step_of_name,
+    without_temporary,
+)
 from sparsitywatch.checkpoints.base import Checkpoint
+from sparsitywatch.checkpoints.faults import NoAccessError, asked, one_line
 from sparsitywatch.checkpoints.formats import (
     FSDP_FOLDER,
     foreign,
@@ -21,16 +29,14 @@ from sparsitywatch.checkpoints.formats import (
     is_inside,
     open_checkpoint,
 )
-from sparsitywatch.checkpoints.series import ListedCheckpoint, are_same, one_of_each_step
-from sparsitywatch.checkpoints.step_from_path import (
-    is_temporary,
-    part_of,
-    says_steps,
-    step_of_name,
-    without_temporary,
+from sparsitywatch.checkpoints.series import (
+    ListedCheckpoint,
+    are_same,
+    in_one_unit,
+    is_guess,
+    one_of_each_step,
 )
-from sparsitywatch.checkpoints.storage import Location, NoAccessError, asked, one_line
-from sparsitywatch.checkpoints.units import in_one_unit, is_guess
+from sparsitywatch.checkpoints.storage import Location
 from sparsitywatch.errors import (
     CheckpointError,
     IncompleteCheckpointError,

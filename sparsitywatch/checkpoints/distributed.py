@@ -12,16 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsitywatch.checkpoints.base import (
-    Contents,
-    ReadingError,
-    RefusedError,
-    Signature,
-    StoredTensor,
-    Tree,
-    cut_off,
-    reading,
-)
+from sparsitywatch.checkpoints.base import Contents, Signature, StoredTensor, Tree
+from sparsitywatch.checkpoints.faults import ReadingError, RefusedError, cut_off, reading
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
 from sparsitywatch.checkpoints.storage import Location, Source, Window
 from sparsitywatch.checkpoints.torch_file import Pickled, as_dtype, as_sizes

@@ -21,19 +21,20 @@ import torch
 from sparsitywatch.checkpoints.base import (
     Checkpoint,
     Contents,
-    ReadingError,
-    RefusedError,
     Signature,
     StoredTensor,
     StridedTensor,
     Tree,
+)
+from sparsitywatch.checkpoints.dictionaries import choose, everything, whole_of
+from sparsitywatch.checkpoints.distributed import is_distributed, read_distributed
+from sparsitywatch.checkpoints.faults import (
+    ReadingError,
+    RefusedError,
     UnfinishedError,
     cut_off,
     reading,
 )
-from sparsitywatch.checkpoints.distributed import is_distributed, read_distributed
-from sparsitywatch.checkpoints.model_key import choose, everything
-from sparsitywatch.checkpoints.step_from_contents import as_step
 from sparsitywatch.checkpoints.storage import Location, Range, Source
 from sparsitywatch.checkpoints.torch_file import (
     as_sizes,
@@ -252,7 +253,7 @@ def _read_huggingface(place: Location, seen: Signature) -> Contents:
         )
     step = None
     if _TRAINER_STATE in names:
-        step = as_step(_read_json(place.inside(_TRAINER_STATE)).get("global_step"))
+        step = whole_of(_read_json(place.inside(_TRAINER_STATE)).get("global_step"))
     if main is None:
         found = read_distributed(place.inside(FSDP_FOLDER))
     elif main.endswith(_INDEX):
@@ -322,7 +323,7 @@ def learning_rates(
         raise RefusedError("expected a log_history of objects").at(file.shown)
     found = {}
     for row in rows:  # those of an evaluation have no learning rate
-        step, rate = as_step(row.get("step")), row.get("learning_rate")
+        step, rate = whole_of(row.get("step")), row.get("learning_rate")
         if step is not None and is_number(rate) and 0.0 <= rate < math.inf:
             found[step] = float(rate)
     return found

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
+from sparsitywatch.checkpoints.addresses import path_parts, says_steps, templates
 from sparsitywatch.checkpoints.base import Checkpoint
+from sparsitywatch.checkpoints.dictionaries import OptimizerState
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.checkpoints.step_from_path import path_parts
-from sparsitywatch.checkpoints.template import templates
 from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
 from sparsitywatch.redact import redacted_url
 from sparsitywatch.weights.layout import Entry, natural_order
@@ -110,6 +112,58 @@ def mark_of(checkpoint: Checkpoint, names: Sequence[str]) -> str:
     for name in some[:: -(-len(some) // _NUM_MARKED) or 1]:
         found.update(name.encode() + begin_of(checkpoint, name, _MARKED_BYTES))
     return found.hexdigest()[:16] if some else ""
+
+
+# ------------------------------------------------------------------ one unit
+
+
+def in_one_unit(listed: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
+    """The same checkpoints with what their numbers count, which is one thing.
+
+    A number in a name counts epochs where it is that of the epoch in the file, or one less, in
+    every file that states one; zero is zero in any unit. Where there are no numbers at all,
+    the epoch in the file is one. Beside steps, epochs have no place.
+    """
+    complete = [one for one in listed if one.state == "complete"]
+    named = [one for one in complete if one.epoch is not None and is_guess(one)]
+    # a file states the epoch that it was saved in, or the one to go on with
+    ahead = {(one.epoch or 0) - (one.step or 0) for one in named}
+    are_epochs = ahead in ({0}, {1}) and any(one.step for one in named)
+    epochs = {one.url: replace(one, unit="epoch") for one in named if are_epochs}
+    others = [one for one in complete if one.url not in epochs and one.unit == "step"]
+    if any(one.step for one in others):
+        epochs = {url: _beside_steps(one) for url, one in epochs.items()}
+    elif not are_epochs:
+        for one in others:
+            if one.step is None and one.epoch is not None:
+                number = one.epoch
+                epochs[one.url] = replace(one, step=number, step_from="contents", unit="epoch")
+    found = [epochs.get(one.url, one) for one in listed]
+    units = {one.unit for one in found if one.state == "complete" and one.step is not None}
+    if len(units) == 1:  # what cannot be read says it no other way
+        (unit,) = units
+        found = [replace(o, unit=unit) if not o.format and is_guess(o) else o for o in found]
+    return found
+
+
+def is_guess(one: ListedCheckpoint) -> bool:
+    """Whether a step is no more than a number in a name that says nothing of steps."""
+    return one.step_from == "name" and not says_steps(one.url)
+
+
+def _beside_steps(one: ListedCheckpoint) -> ListedCheckpoint:
+    reason = (
+        f"Left out {redacted_url(one.url)}: expected a step, as others have, but its contents say "
+        f"that it is of epoch {one.epoch}. Give its step: `--steps` (sw.replay({{0: url, ...}}))."
+    )
+    return replace(one, step=None, step_from="", unit="step", reason=reason)
+
+
+def as_steps(one: ListedCheckpoint, steps_per_epoch: int | None) -> ListedCheckpoint:
+    """The same with optimizer steps, where they are known, for epochs."""
+    if steps_per_epoch is None or one.unit != "epoch" or one.step is None:
+        return one
+    return replace(one, step=one.step * steps_per_epoch, unit="step")
 
 
 # ------------------------------------------------------------------ one of each step
@@ -286,3 +340,66 @@ def select(
         elif one.state == "complete" or one.step not in complete:
             pending.setdefault(one.step, one)
     return dict(sorted(pending.items())), others
+
+
+# ------------------------------------------------------------------ optimizers of one run
+#
+# Two things can be proven, and only where most checkpoints of the series keep to them. The state
+# of a parameter has its shape. Between two checkpoints an optimizer counts at most as many updates
+# as there are steps, and never fewer than before, unless it began anew.
+
+#: Checkpoints before one that are compared with it.
+_AROUND = 64
+#: The share of checkpoints whose counts must agree before one that does not is wrong.
+_AGREEING = 2 / 3
+
+
+def unlike_others(
+    series: Mapping[int, Mapping[str, OptimizerState]], *, counts_steps: bool = True
+) -> dict[int, str]:
+    """Why the optimizers of some steps are not of the weights beside them, where that is proven.
+
+    Where names do not count steps, but epochs, they say nothing of the number of updates.
+    """
+    found: dict[int, str] = {}
+    for key in dict.fromkeys(key for states in series.values() for key in states):
+        own = {step: states[key] for step, states in sorted(series.items()) if key in states}
+        fitting = [step for step, state in own.items() if not state.misfit]
+        if 2 * len(fitting) <= len(own):
+            continue  # such as one that keeps what it knows in other shapes
+        rows = {step: state.misfit for step, state in own.items() if state.misfit}
+        counts = {step: own[step].num_updates for step in fitting}
+        known = {n: num for n, num in counts.items() if num is not None and counts_steps}
+        for step, neighbours in _off_the_line(known).items():
+            others = " and ".join(f"{known[n]:,} at step {n:,}" for n in neighbours)
+            rows[step] = f"it has made {known[step]:,} updates, beside {others}"
+        for step, words in rows.items():
+            found.setdefault(step, f"the state under {key!r} is of another step or model: {words}")
+    return found
+
+
+def _off_the_line(counts: Mapping[int, int]) -> dict[int, list[int]]:
+    """Steps that are not in the longest line of counts that go together; and their neighbours."""
+    steps = list(counts)
+    if len(steps) < 3:
+        return {}
+    slack = median(b - a for a, b in pairwise(steps)) / 2  # names are rounded
+    length, before = dict.fromkeys(steps, 1), dict.fromkeys(steps, -1)
+    for at, step in enumerate(steps):
+        for earlier in steps[max(0, at - _AROUND) : at]:
+            passed, made = step - earlier, counts[step] - counts[earlier]
+            goes_on = -slack <= made <= passed + slack
+            began_anew = counts[step] <= passed + slack
+            if (goes_on or began_anew) and length[earlier] + 1 > length[step]:
+                length[step], before[step] = length[earlier] + 1, earlier
+    line = [max(steps, key=lambda step: length[step])]
+    while before[line[-1]] in length:
+        line.append(before[line[-1]])
+    if len(line) < max(3, _AGREEING * len(steps)):
+        return {}  # such as where a name counts something else
+    return {step: _around(step, line) for step in steps if step not in line}
+
+
+def _around(step: int, line: Iterable[int]) -> list[int]:
+    line = sorted(line)
+    return [n for n in line if n < step][-1:] + [n for n in line if n > step][:1]

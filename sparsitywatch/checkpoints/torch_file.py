@@ -21,17 +21,14 @@ from sparsitywatch.checkpoints.base import (
     ARCHIVE_START,
     ArchiveRecord,
     Contents,
-    ReadingError,
-    RefusedError,
     Signature,
     StoredTensor,
     StridedTensor,
     Tree,
-    UnfinishedError,
-    reading,
 )
+from sparsitywatch.checkpoints.dictionaries import whole_of
+from sparsitywatch.checkpoints.faults import ReadingError, RefusedError, UnfinishedError, reading
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words, read_inert
-from sparsitywatch.checkpoints.step_from_contents import as_step
 from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location, Range
 from sparsitywatch.weights.layout import Entry
 
@@ -448,7 +445,7 @@ def read_deepspeed(place: Location, seen: Signature) -> Contents:
         with reading(file.shown):
             contents = read_torch(file)
         tree = contents.tree.root
-        is_whole = not isinstance(tree, dict) or (as_step(tree.get("mp_world_size")) or 1) == 1
+        is_whole = not isinstance(tree, dict) or (whole_of(tree.get("mp_world_size")) or 1) == 1
     if not is_whole:
         raise ReadingError(
             "expected whole tensors, got the partitions of DeepSpeed ZeRO. Make them whole: run "

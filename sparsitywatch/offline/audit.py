@@ -13,14 +13,15 @@ import torch
 
 from sparsitywatch.analysis.one_run import Facts, judge, missing_steps, usual_layout
 from sparsitywatch.checkpoints.base import Checkpoint
+from sparsitywatch.checkpoints.dictionaries import OptimizerState
 from sparsitywatch.checkpoints.discovery import Places, discover
-from sparsitywatch.checkpoints.optimizer_state import OptimizerState, unlike_others
 from sparsitywatch.checkpoints.series import (
     COMPARED_BYTES,
     begin_of,
     expect_one_series,
     select,
     spread,
+    unlike_others,
 )
 from sparsitywatch.errors import CheckpointError, expect, expect_functions, expect_mapping
 from sparsitywatch.offline.replay import checked_places

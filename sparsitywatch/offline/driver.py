@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.checkpoints.addresses import part_of
 from sparsitywatch.checkpoints.base import beyond
 from sparsitywatch.checkpoints.discovery import discover
+from sparsitywatch.checkpoints.faults import NoAccessError
 from sparsitywatch.checkpoints.formats import learning_rates
-from sparsitywatch.checkpoints.series import ListedCheckpoint, expect_one_series, select
-from sparsitywatch.checkpoints.step_from_path import part_of
-from sparsitywatch.checkpoints.storage import NoAccessError
-from sparsitywatch.checkpoints.units import as_steps
+from sparsitywatch.checkpoints.series import ListedCheckpoint, as_steps, expect_one_series, select
 from sparsitywatch.errors import (
     CheckpointError,
     ConfigurationError,

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.checkpoints.addresses import templates
 from sparsitywatch.checkpoints.series import ListedCheckpoint
-from sparsitywatch.checkpoints.template import templates
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.offline.jobs import Plan, mark_at
 from sparsitywatch.offline.rates import Rates

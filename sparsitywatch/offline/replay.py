@@ -15,9 +15,9 @@ from torch import nn
 
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
+from sparsitywatch.checkpoints.addresses import short_names
 from sparsitywatch.checkpoints.discovery import Places, Url, discover
 from sparsitywatch.checkpoints.series import ListedCheckpoint, by_series, select
-from sparsitywatch.checkpoints.template import short_names
 from sparsitywatch.errors import (
     ConfigurationError,
     StateError,

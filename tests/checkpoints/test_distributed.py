@@ -13,8 +13,8 @@ from contracts.hostile_files import dcp_metadata
 from contracts.reader_contract import ReaderContract, failure, same_bits, small_bert
 from torch import nn
 
-from sparsitywatch.checkpoints.base import RefusedError
 from sparsitywatch.checkpoints.distributed import parse_metadata
+from sparsitywatch.checkpoints.faults import RefusedError
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import IncompleteCheckpointError
 

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sparsitywatch as sw
+from sparsitywatch.checkpoints.dictionaries import choose
 from sparsitywatch.checkpoints.discovery import describe, discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.checkpoints.model_key import choose
 from sparsitywatch.cli import main
 from sparsitywatch.errors import CheckpointError
 

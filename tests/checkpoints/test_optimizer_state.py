@@ -16,12 +16,9 @@ from contracts.clean_series import RECIPES, Recipe, trained
 from torch import nn
 
 import sparsitywatch as sw
+from sparsitywatch.checkpoints.dictionaries import OptimizerState, optimizers_in
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.checkpoints.optimizer_state import (
-    OptimizerState,
-    optimizers_in,
-    unlike_others,
-)
+from sparsitywatch.checkpoints.series import unlike_others
 from sparsitywatch.weights.layout import Entry
 
 State = dict[str, Any]

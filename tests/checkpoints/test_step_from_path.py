@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.checkpoints.step_from_path import is_temporary, part_of, step_of_name
+from sparsitywatch.checkpoints.addresses import is_temporary, part_of, step_of_name
 
 #: As published, or as written by the libraries that save checkpoints.
 STEPS = {

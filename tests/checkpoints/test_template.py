@@ -7,8 +7,7 @@ from contracts.series_names import ARRANGED, CLEAN, MIXED, ROLES, STEPS, series,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.checkpoints.step_from_path import step_of_name
-from sparsitywatch.checkpoints.template import short_names, templates
+from sparsitywatch.checkpoints.addresses import short_names, step_of_name, templates
 
 
 @pytest.mark.parametrize("pattern", CLEAN.values(), ids=CLEAN)
