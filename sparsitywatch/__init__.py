@@ -8,7 +8,7 @@ from importlib import import_module
 
 #: Every public name and the module that has it; a module of its own has "".
 _HOME = {
-    "Audit": "records.audit",
+    "Audit": "analysis.audit",
     "CheckpointError": "errors",
     "ConfigurationError": "errors",
     "EssentialSparsity": "records",

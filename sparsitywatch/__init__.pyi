@@ -5,6 +5,7 @@ from . import patterns as patterns
 from . import schedules as schedules
 from . import sinks as sinks
 from . import sweeps as sweeps
+from .analysis.audit import Audit as Audit
 from .analysis.estimate import essential_sparsity as essential_sparsity
 from .analysis.run import Run as Run
 from .errors import CheckpointError as CheckpointError
@@ -27,7 +28,6 @@ from .records import EssentialSparsity as EssentialSparsity
 from .records import Event as Event
 from .records import Record as Record
 from .records import SparsityCurve as SparsityCurve
-from .records.audit import Audit as Audit
 from .records.run import __version__ as __version__
 from .settings import Settings as Settings
 from .verification import verify as verify

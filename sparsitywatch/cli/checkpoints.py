@@ -33,9 +33,9 @@ from sparsitywatch.redact import printable, redacted, redacted_url
 from sparsitywatch.series import count, describe, size
 
 if TYPE_CHECKING:  # torch takes a second to import
+    from sparsitywatch.analysis.audit import Audit
     from sparsitywatch.checkpoints.series import ListedCheckpoint
     from sparsitywatch.records import Record, SparsityCurve
-    from sparsitywatch.records.audit import Audit
 
 #: Exit status when something in the list cannot be read, or not yet.
 _NOT_ALL_READABLE = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsitywatch.analysis.one_run import Facts, judge, missing_steps, usual_layout
+from sparsitywatch.analysis.audit import (
+    Audit,
+    AuditFinding,
+    Facts,
+    judge,
+    missing_steps,
+    usual_layout,
+)
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.dictionaries import OptimizerState
 from sparsitywatch.checkpoints.discovery import Places, discover
@@ -25,7 +33,6 @@ from sparsitywatch.checkpoints.series import (
 )
 from sparsitywatch.errors import CheckpointError, expect, expect_functions, expect_mapping
 from sparsitywatch.offline.replay import checked_places
-from sparsitywatch.records.audit import Audit, AuditFinding
 from sparsitywatch.series import count
 from sparsitywatch.weights.layout import Entry
 
@@ -72,7 +79,10 @@ def audit(
     pending, others = select(listed)
     unit = next((one.unit for one in pending.values()), "step")
     kept = {step: one.checkpoint for step, one in pending.items() if one.checkpoint is not None}
-    num_weight_bytes = sum(map(_num_weight_bytes, kept.values()))
+    sizes = {
+        (n, e.storage or e.name): e.num_bytes for n, one in kept.items() for e in one.entries()
+    }
+    num_weight_bytes = sum(sizes.values())
     for begin in on_begin:
         begin(len(listed), _num_bytes_read(kept.values()), num_weight_bytes)
     facts = [Facts(step=n, problem=one.reason) for n, one in pending.items() if n not in kept]
@@ -98,11 +108,6 @@ def audit(
     )
 
 
-def _num_weight_bytes(checkpoint: Checkpoint) -> int:
-    sizes: dict[object, int] = {e.storage or e.name: e.num_bytes for e in checkpoint.entries()}
-    return sum(sizes.values())
-
-
 def _num_bytes_read(kept: Iterable[Checkpoint]) -> int:
     return sum(checkpoint.num_bytes_read for checkpoint in kept)
 
@@ -110,8 +115,6 @@ def _num_bytes_read(kept: Iterable[Checkpoint]) -> int:
 # ------------------------------------------------------------------ reading
 
 _Map = Callable[..., Iterator[Any]]
-#: How much of each tensor is read beside the sample, in bytes.
-_NOTHING, _ALL = 0, -1
 
 
 def _read_all(
@@ -130,20 +133,15 @@ def _read_all(
     names = next((_sampled(kept[n]) for n, one in described.items() if one.layout == usual), [])
     first: dict[object, int] = {}
     of = {step: first.setdefault(one.hashes or step, step) for step, one in described.items()}
-    length = _ALL if full else _NOTHING
     own = [described[step] for step in first.values()]
+    length = None if full else 0
     read: dict[int, Facts] = {}
     for one in run(lambda one: _read(one, kept[one.step], names, length), own):
         read[one.step] = one
         for progress in on_progress:
             progress(len(read), len(own))
-    alike: dict[str, list[Facts]] = {}
-    for one in read.values():
-        if not (one.digest or one.problem):
-            alike.setdefault(
-                _sha({n: values.tobytes() for n, values in one.sample.items()}), []
-            ).append(one)
-    doubtful = [one for group in alike.values() if len(group) > 1 for one in group]
+    times = Counter(one.digest for one in read.values())
+    doubtful = [one for one in read.values() if times[one.digest] > 1 and not (full or one.problem)]
     again = run(lambda one: _read(one, kept[one.step], (), COMPARED_BYTES), doubtful)
     read.update((one.step, one) for one in again)
     return [replace(read[own], step=step) for step, own in of.items()]
@@ -151,14 +149,14 @@ def _read_all(
 
 def _judged_optimizers(kept: Mapping[int, Checkpoint], run: _Map, unit: str) -> list[AuditFinding]:
     """What is wrong with the state of optimizers beside weights that are right."""
-    read = dict(zip(kept, run(_optimizers, kept.values()), strict=True))
-    states = {step: one for step, one in read.items() if not isinstance(one, CheckpointError)}
-    errors = {step: one for step, one in read.items() if isinstance(one, CheckpointError)}
+    rows, states = list[AuditFinding](), dict[int, Mapping[str, OptimizerState]]()
+    for step, one in zip(kept, run(_optimizers, kept.values()), strict=True):
+        if isinstance(one, CheckpointError):
+            rows.append(AuditFinding.of(step, "unreadable", str(one)))
+        else:
+            states[step] = one
     unlike = unlike_others(states, counts_steps=unit == "step")
-    return [
-        *(AuditFinding.of(step, "unreadable", str(error)) for step, error in errors.items()),
-        *(AuditFinding.of(step, "optimizer", words) for step, words in unlike.items()),
-    ]
+    return rows + [AuditFinding.of(step, "optimizer", words) for step, words in unlike.items()]
 
 
 def _optimizers(checkpoint: Checkpoint) -> Mapping[str, OptimizerState] | CheckpointError:
@@ -199,22 +197,22 @@ def _sampled(checkpoint: Checkpoint) -> list[str]:
     return names
 
 
-def _read(one: Facts, checkpoint: Checkpoint, names: Sequence[str], length: int) -> Facts:
-    """The same with a sample of tensors, and a digest of so many bytes of each one."""
+def _read(one: Facts, checkpoint: Checkpoint, names: Sequence[str], length: int | None) -> Facts:
+    """The same with a sample of tensors, and a digest of it or of so many bytes of each tensor."""
     try:
         with checkpoint:
             there = {e.name: e for e in checkpoint.entries() if _is_read(e)}
             sample = {n: _begin(checkpoint, there[n]) for n in names if n in there}
-            digests, bad = _digests(checkpoint, there, length)
+            digests, bad = ({}, []) if length == 0 else _digests(checkpoint, there, length)
             checkpoint.check_unchanged()
     except CheckpointError as error:
         return replace(one, problem=str(error))
     bad += [name for name, values in sample.items() if not np.isfinite(values).all()]
-    extents = {_NOTHING: f"in the sample of {len(sample)} tensors", _ALL: "in every byte"}
+    extents = {0: f"in the sample of {len(sample)} tensors", None: "in every byte"}
     return replace(
         one,
         sample={**one.sample, **sample},
-        digest=_sha(digests),
+        digest=_sha(digests or {name: values.tobytes() for name, values in sample.items()}),
         extent=extents.get(length, f"at the beginning of each of {count(len(there), 'tensor')}"),
         not_finite=tuple(dict.fromkeys((*one.not_finite, *bad))),
     )
@@ -229,24 +227,20 @@ def _begin(checkpoint: Checkpoint, entry: Entry) -> np.ndarray:
 
 
 def _digests(
-    checkpoint: Checkpoint, there: Mapping[str, Entry], length: int
+    checkpoint: Checkpoint, there: Mapping[str, Entry], length: int | None
 ) -> tuple[dict[str, bytes], list[str]]:
     """Digests of tensors by name, and the names of those that hold NaN or infinite weights."""
-    if length == _NOTHING:
-        return {}, []
-    is_all = length == _ALL
-    buffer = memoryview(bytearray(checkpoint.chunk_bytes if is_all else length))
+    buffer = memoryview(bytearray(length or checkpoint.chunk_bytes))
     digests: dict[str, bytes] = {}
     bad: list[str] = []
-    for name in checkpoint.in_byte_order(there) if is_all else there:
+    for name in there if length else checkpoint.in_byte_order(there):
         digest, is_finite = hashlib.sha256(), True
-        chunks = checkpoint.chunks(name, buffer)
-        for chunk in chunks:
-            part = chunk if is_all else chunk[:length]  # some come whole
+        for chunk in checkpoint.chunks(name, buffer):
+            part = chunk[:length]  # some come whole
             digest.update(part)
             weights = torch.frombuffer(part, dtype=there[name].dtype)
             is_finite &= bool(weights.to(torch.float32).isfinite().all())
-            if not is_all:
+            if length:
                 break
         digests[name] = digest.digest()
         bad += [] if is_finite else [name]

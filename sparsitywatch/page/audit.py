@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+from sparsitywatch.analysis.audit import FINDINGS, Audit, AuditFinding
 from sparsitywatch.page.render import asset, document, html_text
-from sparsitywatch.records.audit import FINDINGS, Audit, AuditFinding
 from sparsitywatch.redact import redacted
 from sparsitywatch.series import count, numbered
 
 #: Findings that make a checkpoint useless; what others mean has to be asked.
-_USELESS = frozenset(
-    {
-        *("unreadable", "not finite", "tensors", "shape"),
-        *("copy", "shard", "odd one out", "not of this run"),
-    }
-)
+_USELESS = ("unreadable", "not finite", "tensors", "shape", "copy", "shard", "odd one out",
+            "not of this run")  # fmt: skip
 _BADGES = {0: ("healthy", "as named"), 1: ("look", "look"), 2: ("broken", "not audited")}
 #: Boxes in a row of the strip, their size, and where the first one begins; in pixels.
 _IN_ROW, _WIDTH, _HEIGHT, _LEFT = 30, 27, 26, 84
@@ -95,13 +91,12 @@ def _strip(audit: Audit) -> str:
         if one.step is not None:
             found.setdefault(one.step, (number, one.finding))
     steps = sorted({*audit.steps, *found})
-    pieces = [
-        _box(at, numbered(audit.unit, step), *found.get(step, (0, "")))
-        for at, step in enumerate(steps)
-    ]
-    for row, step in enumerate(steps[::_IN_ROW]):
-        y = row * _HEIGHT + 16
-        pieces.append(f'<text class="end" x="{_LEFT - 8}" y="{y}">{step:,}</text>')
+    pieces = []
+    for at, step in enumerate(steps):
+        pieces.append(_box(at, numbered(audit.unit, step), *found.get(step, (0, ""))))
+        if at % _IN_ROW == 0:
+            y = at // _IN_ROW * _HEIGHT + 16
+            pieces.append(f'<text class="end" x="{_LEFT - 8}" y="{y}">{step:,}</text>')
     height = -(-len(steps) // _IN_ROW) * _HEIGHT
     return (
         f'<svg class="strip" viewBox="0 0 {_LEFT + _IN_ROW * _WIDTH} {height}" role="img" '

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from contracts.clean_series import Weights
 
-from sparsitywatch.analysis.one_run import Facts
+from sparsitywatch.analysis.audit import Facts
 
 #: Rows that are to be found.
 Rows = set[tuple[str, int]]

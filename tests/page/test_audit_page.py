@@ -8,9 +8,9 @@ import pytest
 from contracts.page import parse
 from page.conftest import SCRIPT
 
+from sparsitywatch.analysis.audit import FINDINGS, Audit, AuditFinding
 from sparsitywatch.cli import main
 from sparsitywatch.page.audit import render_audit
-from sparsitywatch.records.audit import FINDINGS, Audit, AuditFinding
 
 
 def audit_of(*findings: AuditFinding, steps: tuple[int, ...] = tuple(range(0, 700, 10))) -> Audit:

@@ -1,4 +1,4 @@
-"""Which checkpoints of a series are not what their names say: facts in, findings out.
+"""What an audit of a series of checkpoints says, and how it is found: facts in, findings out.
 
 One law is enough, and no model of the training: within a run, more steps between two checkpoints
 never bring their weights closer. What breaks it is not where it belongs.
@@ -11,12 +11,112 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
-from sparsitywatch.records.audit import AuditFinding
 from sparsitywatch.records.event import some_of
-from sparsitywatch.series import count, numbered
+from sparsitywatch.series import count, numbered, size
+
+#: Every finding, and what to do about it.
+FINDINGS: Mapping[str, str] = {
+    "unreadable": "Upload or copy it again, then audit again.",
+    "not finite": "Leave it out. If training diverged there, everything later is lost too.",
+    "tensors": "Audit one model at a time, or upload the right model.",
+    "shape": "Audit one model at a time, or upload the right model.",
+    "dtype": "Save every checkpoint in one dtype: rounding changes small weights.",
+    "tie": "Tie the head as in the other checkpoints before you compare them.",
+    "copy": "Do not use it. Ask the publisher for the true weights of this checkpoint.",
+    "identical": "The files cannot tell whose weights these are: ask who saved them. A training "
+    "that had not moved yet, or was rolled back, gives this too.",
+    "shard": "Do not use it. Ask the publisher for the true file of this checkpoint.",
+    "swapped": "Exchange the two, after a look at the log of the training.",
+    "odd one out": "Leave it out until you know where it comes from.",
+    "not of this run": "Leave it out, or audit the runs one by one.",
+    "return": "Ask whether training was rolled back; if not, this is another checkpoint's file.",
+    "jump": "Ask what changed there: the data, the optimizer, or the run.",
+    "optimizer": "Do not go on training from it: ask for the state that belongs to these weights.",
+    "missing": "Look for them, or say in your paper that they are missing.",
+    "step": "Rename the file, or correct the number inside.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditFinding:
+    """One checkpoint that is not what its name says, or may not be.
+
+    Args:
+        step: optimizer steps that it is called by; of steps that are missing the first one.
+        finding: what is wrong, in a word or two: one of ``FINDINGS``.
+        evidence: what shows it.
+        action: what to do.
+    """
+
+    step: int | None
+    finding: str
+    evidence: str
+    action: str
+
+    @classmethod
+    def of(cls, step: int | None, kind: str, evidence: str) -> AuditFinding:
+        """One with what to do about it."""
+        return cls(step=step, finding=kind, evidence=evidence, action=FINDINGS[kind])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What an audit of a series found.
+
+    Args:
+        findings: by step; a checkpoint without a finding has none.
+        steps: those that there are checkpoints of, as their names or contents count them.
+        unit: what these count: "step", or else "epoch" or "save".
+        num_checkpoints: how many there are.
+        num_audited: of these, the ones that could be read.
+        num_without_step: of these, the ones that nothing gives a step to, such as a branch
+            "main"; they are not audited.
+        num_weight_bytes: size of the weights of all.
+        num_bytes_read: bytes of their files that were read, headers included.
+        is_full: whether every weight was read.
+    """
+
+    findings: tuple[AuditFinding, ...]
+    steps: tuple[int, ...]
+    unit: str
+    num_checkpoints: int
+    num_audited: int
+    num_without_step: int
+    num_weight_bytes: int
+    num_bytes_read: int
+    is_full: bool
+
+    @property
+    def headline(self) -> str:
+        """How many findings there are."""
+        found, series = count(len(self.findings), "finding"), count(len(self.steps), "checkpoint")
+        return f"{found} in {series}"
+
+    @property
+    def basis(self) -> str:
+        """What was read of how much, and what was not."""
+        unread = len(self.steps) - self.num_audited
+        words = f"{unread:,} cannot be read; " if unread else ""
+        if self.num_without_step:
+            words += f"{self.num_without_step:,} left out, as nothing says its {self.unit}; "
+        return f"{words}{size(self.num_bytes_read)} read of {size(self.num_weight_bytes)}"
+
+    def __repr__(self) -> str:
+        return f"<Audit: {self.headline}>"
+
+    @property
+    def status(self) -> Literal[0, 1, 2]:
+        """0: nothing was found; 1: there are findings; 2: nothing could be audited."""
+        if self.num_audited == 0:
+            return 2
+        return 1 if self.findings else 0
+
+
+# ------------------------------------------------------------------ what is judged
 
 #: Shape, dtype, and the first name of the same storage, by the name of a tensor.
 Layout = Mapping[str, tuple[tuple[int, ...], str, str]]
@@ -50,24 +150,27 @@ def judge(facts: Sequence[Facts], unit: str = "step") -> list[AuditFinding]:
     """
     facts = sorted(facts, key=lambda one: one.step)
     readable = [one for one in facts if not one.problem]
-    rows = [AuditFinding.of(one.step, "unreadable", one.problem) for one in facts if one.problem]
-    usual, sound = usual_layout(readable), []
-    for one in readable:
-        if one.not_finite:
-            some = some_of(one.not_finite, len(one.not_finite))
-            rows.append(
-                AuditFinding.of(one.step, "not finite", f"NaN or infinite weights in {some}")
-            )
-        elif one.layout != usual:
-            kind, words = _unlike(one.layout, usual, f"most of the other {len(readable) - 1:,}")
+    usual, others = usual_layout(readable), f"most of the other {len(readable) - 1:,}"
+    rows, sound = list[AuditFinding](), list[Facts]()
+    for one in facts:
+        kind, words = _wrong_by_itself(one, usual, others)
+        if kind:
             rows.append(AuditFinding.of(one.step, kind, words))
         else:
             sound.append(one)
     if len(sound) > 1:
-        names = list(sound[0].sample)
-        matrices = [name for name in names if len(usual[name][0]) > 1] or names
-        rows += _Series(sound, names, matrices, unit).judged()
+        rows += _Series(sound, list(sound[0].sample), unit).judged()
     return rows
+
+
+def _wrong_by_itself(one: Facts, usual: Layout, others: str) -> tuple[str, str]:
+    """What is wrong with a checkpoint whatever its weights are, and what shows it."""
+    if one.problem:
+        return "unreadable", one.problem
+    if one.not_finite:
+        some = some_of(one.not_finite, len(one.not_finite))
+        return "not finite", f"NaN or infinite weights in {some}"
+    return ("", "") if one.layout == usual else _unlike(one.layout, usual, others)
 
 
 def usual_layout(facts: Iterable[Facts]) -> Layout:
@@ -121,10 +224,9 @@ class _Series:
     Every pair has a place in N x N matrices; distances are relative to the usual weights.
     """
 
-    def __init__(
-        self, facts: Sequence[Facts], names: Sequence[str], matrices: Sequence[str], unit: str
-    ) -> None:
-        self.facts, self.names, self.matrices, self.unit = facts, names, matrices, unit
+    def __init__(self, facts: Sequence[Facts], names: Sequence[str], unit: str) -> None:
+        self.facts, self.names, self.unit = facts, names, unit
+        matrices = [name for name in names if len(facts[0].layout[name][0]) > 1] or names
         self.steps = [one.step for one in facts]
         self.found: dict[int, tuple[str, str]] = {}  # kind and evidence
         self.line = list(range(len(facts)))  # those that no finding has put aside
@@ -159,9 +261,9 @@ class _Series:
         self._find_jumps()
         return [AuditFinding.of(self.steps[i], *found) for i, found in self.found.items()]
 
-    def _put_aside(self, kind: str, evidence: Mapping[int, str]) -> None:
-        self.found |= {i: (kind, words) for i, words in evidence.items()}
-        self.line = [i for i in self.line if i not in evidence]
+    def _put_aside(self, kind: str, words: str, *indices: int) -> None:
+        self.found |= dict.fromkeys(indices, (kind, words))
+        self.line = [i for i in self.line if i not in indices]
 
     def _named(self, *indices: int) -> str:
         steps = [self.steps[i] for i in indices]
@@ -187,22 +289,17 @@ class _Series:
             home = self._home(group, single)
             hashes = {self.facts[i].hashes for i in group}
             is_by_hash = len(hashes) == 1 and any(hashes)
-            extent = (
-                "by the hash that the storage has" if is_by_hash else self.facts[group[0]].extent
-            )
-            copies: dict[int, str] = {}
-            unknown: dict[int, str] = {}
+            by_hash = "by the hash that the storage has"
+            extent = by_hash if is_by_hash else self.facts[group[0]].extent
             for i in group:
                 others = self._named(*(j for j in group if j != i))
                 if i not in home:
                     whose = self._named(*home) if home else others
                     rest = "" if home else ", and of none of these"
                     words = f"the weights of {whose}, {extent}{rest}; {self._far_away(i, single)}"
-                    copies[i] = words
+                    self._put_aside("copy", words, i)
                 elif len(home) > 1:
-                    unknown[i] = f"the same weights as {others}, {extent}"
-            self._put_aside("copy", copies)
-            self._put_aside("identical", unknown)
+                    self._put_aside("identical", f"the same weights as {others}, {extent}", i)
             self.line = sorted({*self.line, *home[:1]})  # these weights are of the run
 
     def _home(self, group: Sequence[int], single: Sequence[int]) -> list[int]:
@@ -248,7 +345,7 @@ class _Series:
         if is_long_before or self.steps[strangers[0]] - self.steps[own[-1]] > long[-1]:
             return
         words = "its weights have no more in common with those of the others than chance gives"
-        self._put_aside("not of this run", dict.fromkeys(strangers, words))
+        self._put_aside("not of this run", words, *strangers)
 
     # -------------------------------------------------------------- places
 
@@ -256,12 +353,13 @@ class _Series:
         """Two that are exchanged."""
         while swap := self._swap():
             words = "each is closer to the neighbours of the other: exchanged with"
-            pairs = itertools.permutations(self.line[p] for p in swap)
-            self._put_aside("swapped", {i: f"{words} {self._named(j)}" for i, j in pairs})
+            for i, other in itertools.permutations(self.line[p] for p in swap):
+                self._put_aside("swapped", f"{words} {self._named(other)}", i)
 
     def _find_shards(self) -> None:
         """Files that are those of another step, where another file of it is its own."""
-        facts = [self.facts[i] for i in self.line]
+        line = self.line
+        facts = [self.facts[i] for i in line]
         files = facts[0].files if len(facts) > 3 and len(facts[0].files) > 1 else {}
         rows: dict[int, tuple[str, str]] = {}
         in_place: set[int] = set()  # with another file
@@ -271,18 +369,15 @@ class _Series:
                 replace(one, digest="", files={file: one.files.get(file, ("", held))})
                 for one in facts
             ]
-            series = _Series(
-                part, names, [n for n in names if n in self.matrices] or names, self.unit
-            )
+            series = _Series(part, names, self.unit)
             series._find_copies(is_part=True)
             series._find_odd()
             in_place |= series._in_place() - series.found.keys()
             for i, (kind, words) in series.found.items():
                 kind = kind if kind == "identical" else "shard"
                 rows.setdefault(i, (kind, f"{file}: {words}"))
-        found = {self.line[i]: rows[i] for i in sorted(rows.keys() & in_place)}
-        for i, (kind, words) in found.items():
-            self._put_aside(kind, {i: words})
+        for i in sorted(rows.keys() & in_place):
+            self._put_aside(*rows[i], line[i])
 
     def _in_place(self) -> set[int]:
         """Those whose neighbours are farther from one another than from them; and both ends."""
@@ -299,7 +394,7 @@ class _Series:
             words = f"it is {ratio:.1f} times as far from {self._named(*around)} as these are apart"
             is_related = self.related[np.ix_(inside, around)].any()
             kind = "odd one out" if is_related else "not of this run"
-            self._put_aside(kind, dict.fromkeys(inside, words))
+            self._put_aside(kind, words, *inside)
 
     def _odd(self) -> tuple[int, int, float] | None:
         """Where in the line some are that a shortcut leaves out, and how odd they are."""
@@ -346,21 +441,19 @@ class _Series:
 
     def _find_returns(self) -> None:
         """Those that are nearer to a step three or more before than to the last one."""
-        line, rows = self.line, {}
+        line = self.line
         for p in range(3, len(line)):
             i, before = line[p], line[p - 1]
             earlier = line[int(self.far[i, line[: p - 2]].argmin())]
             ratio = self.far[i, before] / self.far[i, earlier]
             if ratio > _RETURNED:
-                rows[i] = self._farther(ratio, [before], [earlier])
-        self._put_aside("return", rows)
+                self._put_aside("return", self._farther(ratio, [before], [earlier]), i)
 
     def _find_jumps(self) -> None:
         """Intervals that are much faster than those on both sides."""
         line = self.line
         way = self.far[line[:-1], line[1:]]
         steps = np.maximum(np.diff([self.steps[i] for i in line]), 1)
-        rows = {}
         for p in range(1, len(way) - 1):
             around = [*range(max(0, p - 2), p), *range(p + 1, min(len(way), p + 3))]
             # weights wander by the root of the steps, and drift by the steps
@@ -370,10 +463,10 @@ class _Series:
             )
             if ratio > _JUMP:
                 words = (
-                    f"it is {ratio:.1f} times as far from {self._named(line[p])} as any interval"
+                    f"it is {ratio:.1f} times as far from {self._named(line[p])} as any interval "
+                    f"around it, for its {self.unit}s; later ones are close"
                 )
-                rows[line[p + 1]] = f"{words} around it, for its {self.unit}s; later ones are close"
-        self._put_aside("jump", rows)
+                self._put_aside("jump", words, line[p + 1])
 
 
 def _squares(sample: np.ndarray) -> np.ndarray:
