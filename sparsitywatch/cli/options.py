@@ -99,11 +99,6 @@ def places_of(arguments: argparse.Namespace) -> list[str] | dict[int, str]:
     return steps_from(arguments.steps) if arguments.steps else list(arguments.places)
 
 
-def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How they are read, as arguments of ``replay`` and ``audit``."""
-    return {"storage_options": storage_options(arguments), "key": arguments.key}
-
-
 def steps_from(path: Path) -> dict[int, str]:
     """Addresses by step, from a CSV file of both, with or without names of the columns."""
     found: dict[int, str] = {}
@@ -126,8 +121,8 @@ def steps_from(path: Path) -> dict[int, str]:
     return found
 
 
-def storage_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of the storage that were given; a ConfigurationError if one cannot be used."""
+def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How they are read, as arguments of ``replay``; a ConfigurationError if that cannot be."""
     options: dict[str, Any] = {}
     for given in arguments.storage_option:
         key, equals, value = given.partition("=")
@@ -144,7 +139,7 @@ def storage_options(arguments: argparse.Namespace) -> dict[str, Any]:
             options[key] = json.loads(value)
         except ValueError:  # a text without quotes
             options[key] = value
-    return options
+    return {"storage_options": options, "key": arguments.key}
 
 
 # ------------------------------------------------------------------ what is measured

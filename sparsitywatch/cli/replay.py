@@ -34,11 +34,12 @@ from sparsitywatch.series import count
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.offline.driver import Failure, Replayed
 
-__all__ = ["add_to"]
-
 #: Exit status when some checkpoints could not be measured, or none is; the others are in the log.
 _NOT_ALL_MEASURED = 2
 _INTERRUPTED = 130
+#: Options that are arguments of ``replay`` of the same name.
+_AS_GIVEN = ("logdir", "initial_rms", "lr", "weight_decay", "steps_per_epoch", "follow", "poll_s",
+             "idle_timeout_s", "keep_spectra", "each")  # fmt: skip
 
 
 def add_to(commands: Any) -> None:
@@ -49,7 +50,7 @@ def add_to(commands: Any) -> None:
     add_checkpoint_options(parser)
     add = parser.add_argument
     add("--logdir", metavar="DIR", type=Path, required=True, help="where everything goes")
-    add("--initial", metavar="RUN", type=Path,
+    add("--initial", metavar="RUN", type=Path, dest="initial_rms",
         help="the log directory of a run whose initial weights near-zero rules refer to; by "
         "default the first checkpoint")  # fmt: skip
     for name, what, default in (
@@ -63,9 +64,10 @@ def add_to(commands: Any) -> None:
         help="optimizer steps in an epoch, where checkpoints are numbered by epochs")  # fmt: skip
     add("--workers", metavar="N", type=int, default=1, help="processes that measure (default: 1)")
     add("--follow", action="store_true", help="wait for the checkpoints of a run that goes on")
-    add("--poll", metavar="S", type=float, default=5.0,
+    add("--poll", metavar="S", type=float, default=5.0, dest="poll_s",
         help="seconds between two listings of the folder (default: 5)")  # fmt: skip
-    add("--idle-timeout", metavar="S", type=float, help="end after so many seconds without news")
+    add("--idle-timeout", metavar="S", type=float, dest="idle_timeout_s",
+        help="end after so many seconds without news")  # fmt: skip
     add("--keep-spectra", metavar="N", type=int, default=1,
         help="keep the magnitude spectrum of every N-th checkpoint (default: 1)")  # fmt: skip
     add("--each", action="store_true",
@@ -95,7 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
     model, proxy = model_and_proxy(arguments)
     # everything that is logged is printed below
     logging.getLogger("sparsitywatch").addHandler(logging.NullHandler())
-    output = JsonReporter() if arguments.json else TextReporter()
+    output = _Reporter(as_json=arguments.json)
     with ExitStack() as stack:
         interruption = stack.enter_context(_Interruption())
         stack.callback(output.close)
@@ -104,27 +106,18 @@ def _run(arguments: argparse.Namespace) -> int:
         try:
             replayed = replay(
                 places_of(arguments),
-                logdir=arguments.logdir,
                 model=model,
                 proxy=proxy,
                 executor=executor,
                 settings=settings,
-                initial_rms=arguments.initial,
-                lr=arguments.lr,
-                weight_decay=arguments.weight_decay,
                 on_event=[output.event],
                 on_record=[output.record],
                 on_failure=[output.failure],
                 on_progress=[output.progress, interruption.heed],
                 on_waiting=[output.waiting],
                 on_series=[output.series],
-                follow=arguments.follow,
                 until=interruption.heed if arguments.follow else None,
-                poll_s=arguments.poll,
-                idle_timeout_s=arguments.idle_timeout,
-                steps_per_epoch=arguments.steps_per_epoch,
-                keep_spectra=arguments.keep_spectra,
-                each=arguments.each,
+                **{name: vars(arguments)[name] for name in _AS_GIVEN},
                 **options,
             )
         except KeyboardInterrupt:
@@ -168,129 +161,102 @@ class _Interruption:
         raise KeyboardInterrupt
 
 
-class TextReporter:
-    """For people: progress on a terminal, and a line for what matters."""
+class _Reporter:
+    """Says what happens: to people in lines, beside progress, to programs in objects of JSON."""
 
-    def __init__(self) -> None:
-        self._before = ""  # the run that lines are about, where there are several
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
         self.series("")
 
     def series(self, name: str) -> None:
         """What comes is of this series of several."""
+        self._run = {"run": name} if name else {}
         self._before = f"{printable(name)}: " if name else ""
         self._progress = Progress(f"checkpoints{f' of {printable(name)}' if name else ''}")
 
     def progress(self, done: int, total: int) -> None:
-        self._progress.show(done, total)
+        if self._as_json:
+            self._say("progress", done=done, total=total)
+        else:
+            self._progress.show(done, total)
 
     def close(self) -> None:
         self._progress.clear()
 
     def record(self, record: Record) -> None:
-        """Nothing: progress shows that it is done."""
+        """One more; people see it by the progress."""
+        unit, valid = record.provenance.unit, record.valid
+        series = record.series()
+        self._say("record", step=record.step, unit=unit, valid=valid, series=series)
 
     def event(self, event: Event) -> None:
-        self._print(self._before + event.describe(), sys.stdout)
+        fields = json.loads(to_json(event))
+        self._say("event", self._before + event.describe(), event_kind=fields.pop("kind"), **fields)
 
     def failure(self, failure: Failure) -> None:
-        self._print(self._before + printable(failure.reason), sys.stderr)
+        text = self._before + printable(failure.reason)
+        self._say("failure", text, sys.stderr, **_fields(failure))
 
     def waiting(self, reason: str) -> None:
-        self._print(printable(f"Waiting, as nothing is there yet: {reason}"), sys.stderr)
+        text = printable(f"Waiting, as nothing is there yet: {reason}")
+        self._say("waiting", text, sys.stderr, reason=reason)
 
     def interrupted(self) -> None:
-        self._print("Interrupted; the same command goes on from here.", sys.stderr)
+        self._say("interrupted", "Interrupted; the same command goes on from here.", sys.stderr)
 
     def end(self, replayed: Replayed) -> None:
-        for words in (*replayed.notes, *(one.reason for one in replayed.left_out)):
-            print(printable(words), file=sys.stderr)
-        for name, one in (replayed.each or {"": replayed}).items():
-            self._summary(one, f"{printable(name)}: " if name else "")
-        if replayed.each and replayed.directory is not None:
+        self._run = {}
+        for note in replayed.notes:
+            self._say("note", printable(note), sys.stderr, reason=note)
+        for one in replayed.left_out:
+            self._say("left_out", printable(one.reason), sys.stderr, **_fields(one))
+        for name, found in (replayed.each or {"": replayed}).items():
+            if found.set_aside and not self._as_json:
+                print(printable(found.set_aside), file=sys.stderr)
+            self._say(
+                "end",
+                _summary(found, name),
+                series=name,
+                num_snapshots=found.num_snapshots,
+                num_records=len(found.records),
+                num_events=len(found.events),
+                num_failures=len(found.failures),
+                directory=str(found.directory),
+                set_aside=found.set_aside,
+            )
+        if replayed.each and replayed.directory is not None and not self._as_json:
             logdirs = [str(replayed.directory / name) for name in replayed.each]
             print(f"All {len(logdirs):,} runs:" if len(logdirs) > 1 else "This run:")
             print(f"  tensorboard --logdir {shlex.quote(str(replayed.directory))}")
             if len(logdirs) > 1:
                 print(f"  sparsitywatch compare {shlex.join(logdirs)}")
 
-    @staticmethod
-    def _summary(replayed: Replayed, name: str) -> None:
-        if replayed.set_aside:
-            print(printable(replayed.set_aside), file=sys.stderr)
-        words = f"{name}{count(replayed.num_snapshots, 'checkpoint')} measured"
-        earlier = len(replayed.records) - replayed.num_snapshots
-        if earlier > 0:
-            words += f", {earlier:,} in the log already"
-        words += f", {count(len(replayed.events), 'event')}"
-        if replayed.failures:
-            words += f", {len(replayed.failures):,} could not be read"
-        print(f"{words}.")
-        if replayed.records and replayed.directory is not None:
-            logdir = shlex.quote(str(replayed.directory.parent))
-            if not name:  # several are shown side by side
-                print(f"  tensorboard --logdir {logdir}")
-            print(f"  sparsitywatch summary {logdir}")
-
-    def _print(self, text: str, stream: TextIO) -> None:
-        """A line of its own, in the place of that of progress."""
-        self._progress.clear()
-        print(text, file=stream, flush=True)
+    def _say(self, kind: str, text: str = "", stream: TextIO | None = None, **fields: Any) -> None:
+        """A line of its own, in the place of that of progress; for people only if it has a text."""
+        if self._as_json:
+            print(json.dumps({"kind": kind, **self._run, **fields}, allow_nan=False), flush=True)
+        elif text:
+            self._progress.clear()
+            print(text, file=stream, flush=True)
 
 
-class JsonReporter:
-    """For programs: one JSON object a line."""
-
-    def __init__(self) -> None:
-        self._run: dict[str, str] = {}  # what lines are about, where there are several
-
-    def series(self, name: str) -> None:
-        """What comes is of this series of several."""
-        self._run = {"run": name}
-
-    def record(self, record: Record) -> None:
-        unit = record.provenance.unit
-        fields = {"step": record.step, "unit": unit, "valid": record.valid}
-        self._print("record", **fields, series=record.series())
-
-    def event(self, event: Event) -> None:
-        fields = json.loads(to_json(event))
-        self._print("event", event_kind=fields.pop("kind"), **fields)
-
-    def failure(self, failure: Failure) -> None:
-        self._print("failure", **_fields(failure))
-
-    def progress(self, done: int, total: int) -> None:
-        self._print("progress", done=done, total=total)
-
-    def waiting(self, reason: str) -> None:
-        self._print("waiting", reason=reason)
-
-    def interrupted(self) -> None:
-        self._print("interrupted")
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-    def end(self, replayed: Replayed) -> None:
-        self._run = {}
-        for note in replayed.notes:
-            self._print("note", reason=note)
-        for left_out in replayed.left_out:
-            self._print("left_out", **_fields(left_out))
-        for name, one in (replayed.each or {"": replayed}).items():
-            self._print(
-                "end",
-                series=name,
-                num_snapshots=one.num_snapshots,
-                num_records=len(one.records),
-                num_events=len(one.events),
-                num_failures=len(one.failures),
-                directory=str(one.directory),
-                set_aside=one.set_aside,
-            )
-
-    def _print(self, kind: str, **fields: Any) -> None:
-        print(json.dumps({"kind": kind, **self._run, **fields}, allow_nan=False), flush=True)
+def _summary(replayed: Replayed, name: str) -> str:
+    """What came of one series, and what to look at it with; ``name`` is empty for the only one."""
+    words = f"{printable(name)}: " if name else ""
+    words += f"{count(replayed.num_snapshots, 'checkpoint')} measured"
+    earlier = len(replayed.records) - replayed.num_snapshots
+    if earlier > 0:
+        words += f", {earlier:,} in the log already"
+    words += f", {count(len(replayed.events), 'event')}"
+    if replayed.failures:
+        words += f", {len(replayed.failures):,} could not be read"
+    words += "."
+    if replayed.records and replayed.directory is not None:
+        logdir = shlex.quote(str(replayed.directory.parent))
+        if not name:  # several are shown side by side
+            words += f"\n  tensorboard --logdir {logdir}"
+        words += f"\n  sparsitywatch summary {logdir}"
+    return words
 
 
 def _fields(failure: Failure) -> dict[str, Any]:
