@@ -18,7 +18,7 @@ from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import MissingExtraError
 from sparsitywatch.records import Event
-from sparsitywatch.series import Series, describe
+from sparsitywatch.series import describe
 
 try:
     import matplotlib as mpl
@@ -192,8 +192,6 @@ def overview_figure(run: Run, *, title: str = "Sparsity during training") -> Fig
         _mark_invalid(axes, run)
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, 0.0) if panel.from_zero else low, panel.up_to or high)
-        _label_values(axes, describe(panel.lines[0].series))
-        axes.set_ylabel(panel.title)
         handles, labels = axes.get_legend_handles_labels()
         labels = [textwrap.fill(label, 28) for label in labels]
         axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -214,6 +212,10 @@ def _draw_panel(axes: Any, panel: _Panel, run: Run) -> None:
             )  # fmt: skip
     if panel.more is not None:
         panel.more(axes, run)
+    axes.set_ylabel(panel.title)
+    row = describe(panel.lines[0].series)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: row.shown(x)))
 
 
 def _points(values: np.ndarray) -> list[int]:
@@ -223,11 +225,6 @@ def _points(values: np.ndarray) -> list[int]:
         beside = np.concatenate([[False], known, [False]])
         known = known & ~beside[:-2] & ~beside[2:]
     return [int(i) for i in np.flatnonzero(known)]
-
-
-def _label_values(axes: Any, row: Series) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: row.shown(x)))
 
 
 def _label_steps(axes: Any, run: Run) -> None:
@@ -303,7 +300,7 @@ def _add_clock(axes: Any, run: Run) -> None:
 def _captions(run: Run) -> list[str]:
     """Every event in words, then what the marks and the numbers mean."""
     last = run.records[-1]
-    lines = []
+    lines, notes = [], []
     for number, event in enumerate(run.events, start=1):
         told = f"({number}) {event.describe()}"
         lines += textwrap.wrap(told, 135, subsequent_indent="     ")
@@ -313,16 +310,15 @@ def _captions(run: Run) -> list[str]:
             line += ", a band over the interval of the beginning"
         if any(event.reverted_step >= 0 for event in run.events):
             line += ", dashed where half of it was gone again"
-        lines += textwrap.wrap(f"{line}.", 135)
+        notes.append(f"{line}.")
     if last.essential_sparsity is not None:
-        lines.append(
+        notes.append(
             "Essential sparsity is zero-shot: the smallest weights are masked, nothing is "
             "retrained."
         )
     if last.decay_clock > 0:
-        line = (
+        notes.append(
             "Decay clock: sum of learning rate x weight decay. Weights that get no gradient shrink "
             "as exp(-clock): they become near-zero by decay alone."
         )
-        lines += textwrap.wrap(line, 135)
-    return lines
+    return lines + [line for note in notes for line in textwrap.wrap(note, 135)]

@@ -144,10 +144,7 @@ class Facts:
 
 
 def judge(facts: Sequence[Facts], unit: str = "step") -> list[AuditFinding]:
-    """What is wrong with the checkpoints of a series: one finding for each at most.
-
-    ``unit`` is what their steps count, for the evidence: also "epoch" or "save".
-    """
+    """What is wrong with the checkpoints of a series, numbered by ``unit``: one finding each."""
     facts = sorted(facts, key=lambda one: one.step)
     readable = [one for one in facts if not one.problem]
     usual, others = usual_layout(readable), f"most of the other {len(readable) - 1:,}"
@@ -219,10 +216,7 @@ _AROUND = 8
 
 
 class _Series:
-    """Checkpoints in the order of their steps, and how far apart their weights are.
-
-    Every pair has a place in N x N matrices; distances are relative to the usual weights.
-    """
+    """Checkpoints by step, and N x N matrices of how far apart they are, by the usual weights."""
 
     def __init__(self, facts: Sequence[Facts], names: Sequence[str], unit: str) -> None:
         self.facts, self.names, self.unit = facts, names, unit
@@ -274,15 +268,13 @@ class _Series:
     # -------------------------------------------------------------- copies
 
     def _find_copies(self, *, is_part: bool = False) -> None:
-        """Those whose weights are another's; where nobody can know whose, both are named.
-
-        Of a part, such as one shard, neighbours may be alike: it may have been frozen meanwhile.
-        """
+        """Those whose weights are another's; where nobody can know whose, both are named."""
         groups: dict[int, list[int]] = {}
         for i, first in enumerate(self.same.argmax(axis=1).tolist()):
             groups.setdefault(first, []).append(i)
         single = [group[0] for group in groups.values() if len(group) == 1]
         for group in groups.values():
+            # of a part, such as one shard, neighbours may be alike: it may have been frozen
             is_together = group[-1] - group[0] == len(group) - 1
             if len(group) == 1 or (is_part and (is_together or len(single) < 2)):
                 continue

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import socketserver
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -164,9 +164,6 @@ def _scope(arguments: argparse.Namespace) -> None:
     print("\n".join(align([header, *rows], right={3})))
 
 
-# ------------------------------------------------------------------ plot
-
-
 def _plot(arguments: argparse.Namespace) -> None:
     # drawing takes a second to import; the other commands should not wait for it
     from sparsitywatch.plots import overview_figure, save_figure
@@ -184,17 +181,11 @@ def _plot(arguments: argparse.Namespace) -> None:
     print(path)
 
 
-# ------------------------------------------------------------------ report
-
-
 def _report(arguments: argparse.Namespace) -> None:
     from sparsitywatch.page.render import render
 
     write_page(arguments.output, render(load(arguments.logdir)), "--output")
     print(arguments.output)
-
-
-# ------------------------------------------------------------------ show
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
@@ -247,9 +238,6 @@ def server_of(logdir: Path, port: int) -> WSGIServer:
         ) from error
 
 
-# ------------------------------------------------------------------ status
-
-
 def _status(arguments: argparse.Namespace) -> int:
     from sparsitywatch.page.data import watch_line
 
@@ -279,11 +267,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     weights_only: bool = arguments.weights_only
     require_comparable(runs, weights_only=weights_only)
     digests = [digest(run, weights_only=weights_only) for run in runs]
-    # that a run is quiet says nothing where its watch did not see to the end
-    troubles = [
-        redacted(f"{one.name}: {one.verdict.trouble}.") for one in digests if one.verdict.trouble
-    ]
-    notes = [*troubles, *_on_units(digests), *(_notes(runs) if weights_only else ())]
+    notes = _notes(digests, mismatches(runs) if weights_only else None)
     if arguments.json:
         print(to_json({"weights_only": weights_only, "notes": notes, "runs": digests}))
         return
@@ -306,22 +290,18 @@ def _read_all(logdirs: Sequence[Path]) -> list[Run]:
     ]
 
 
-def _on_units(runs: Sequence[Digest]) -> list[str]:
-    """What the numbers of a replay's checkpoints count, where runs differ in that."""
-    units = {run.name: run.provenance.unit for run in runs}
-    if len(set(units.values())) == 1:
-        return []
-    words = ", ".join(f"{printable(name)} by {unit}s" for name, unit in units.items())
-    return [f"The runs are numbered by different things: {words}."]
-
-
-def _notes(runs: Sequence[Run]) -> list[str]:
-    """What to know of runs of which only the weights are compared."""
-    notes = ["Weights only: what depends on a proxy is left out."]
-    ignored = mismatches(runs)
+def _notes(runs: Sequence[Digest], ignored: Collection[str] | None) -> list[str]:
+    """What to know of the numbers; ``ignored`` are differences where only weights are compared."""
+    # that a run is quiet says nothing where its watch did not see to the end
+    notes = [redacted(f"{run.name}: {run.verdict.trouble}.") for run in runs if run.verdict.trouble]
+    if len({run.provenance.unit for run in runs}) > 1:
+        words = ", ".join(f"{printable(run.name)} by {run.provenance.unit}s" for run in runs)
+        notes.append(f"The runs are numbered by different things: {words}.")
+    if ignored is not None:
+        notes.append("Weights only: what depends on a proxy is left out.")
     if ignored:
         notes.append(f"The runs differ in {', '.join(ignored)}.")
-    if "dtypes" in ignored:
+    if ignored and "dtypes" in ignored:
         notes.append("Rounding to another dtype changes which weights pass as dormant.")
     return notes
 

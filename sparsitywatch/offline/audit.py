@@ -31,7 +31,7 @@ from sparsitywatch.checkpoints.series import (
     spread,
     unlike_others,
 )
-from sparsitywatch.errors import CheckpointError, expect, expect_functions, expect_mapping
+from sparsitywatch.errors import CheckpointError, expect, expect_functions
 from sparsitywatch.offline.replay import checked_places
 from sparsitywatch.series import count
 from sparsitywatch.weights.layout import Entry
@@ -70,11 +70,10 @@ def audit(
         CheckpointError: there are no checkpoints at all.
     """
     expect(isinstance(full, bool), "full", "True or False", full)
-    expect(key is None or isinstance(key, str), "key", "a dotted path or None", key)
     expect_functions("on_begin", on_begin)
     expect_functions("on_progress", on_progress)
-    expect_mapping("storage_options", storage_options or {}, "options of the storage by name")
-    listed = discover(checked_places(urls), storage_options, key=key, keep=True)
+    places = checked_places(urls, storage_options, key)
+    listed = discover(places, storage_options, key=key, keep=True)
     expect_one_series(listed, done="audited", each="")
     pending, others = select(listed)
     unit = next((one.unit for one in pending.values()), "step")
@@ -124,10 +123,7 @@ def _read_all(
     *,
     full: bool,
 ) -> list[Facts]:
-    """What is known of each; what is the same by its hash is read once.
-
-    What is alike in the sample, and by no hash, is read at the beginning of every tensor.
-    """
+    """What is known of each; what is the same by its hash is read once."""
     described = {step: _described(step, checkpoint) for step, checkpoint in kept.items()}
     usual = usual_layout(described.values())
     names = next((_sampled(kept[n]) for n, one in described.items() if one.layout == usual), [])
@@ -140,6 +136,7 @@ def _read_all(
         read[one.step] = one
         for progress in on_progress:
             progress(len(read), len(own))
+    # what is alike in the sample is read at the beginning of every tensor
     times = Counter(one.digest for one in read.values())
     doubtful = [one for one in read.values() if times[one.digest] > 1 and not (full or one.problem)]
     again = run(lambda one: _read(one, kept[one.step], (), COMPARED_BYTES), doubtful)

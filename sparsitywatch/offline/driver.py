@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import time
 from collections import deque
@@ -148,9 +147,8 @@ class Replayer:
         self._run: RunContext | None = None  # not before the sinks are open
         self._known: dict[str, ListedCheckpoint] = {}  # by URL, as of the last listing
         self._held: list[tuple[int, ListedCheckpoint, Outcome]] = []  # what failed before
-        self._first: tuple[str, Scope] | None = None  # what others are compared with, and its URL
+        self._first: tuple[ListedCheckpoint, Scope] | None = None  # what others are compared with
         self._by_names: ScopeLike = ""  # how that is decided
-        self._decided: tuple[object, Scope] | None = None  # the latest one, and from what
         self._unlike_log = ""  # why the log that is there is not gone on with
         self._set_aside = ""
         self._done: set[int] = set()  # steps
@@ -235,11 +233,7 @@ class Replayer:
         return [one for one in listed if one.series == own or one.url not in self._failures]
 
     def _see(self, pending: Mapping[int, ListedCheckpoint], *, is_final: bool = True) -> int:
-        """Measure what has not been measured; how many more steps are done.
-
-        Where more is to come, what is not complete is waited for: nothing of its step or a later
-        one is measured.
-        """
+        """Measure what has not been measured, up to what is waited for; how many more are done."""
         if not self._has_begun:
             self._begin(pending, is_final=is_final)
         self._refuse_late(pending)
@@ -296,9 +290,8 @@ class Replayer:
     def _close(self) -> None:
         """Finish the log."""
         try:
-            kept = self._kept
-            if kept and self._run is None and self.pipeline.lacks_events:
-                self._open(kept.records[-1].provenance.dtypes)
+            if self._kept and self._run is None and self.pipeline.lacks_events:
+                self._open()
             if self._run is not None:
                 self.pipeline.close()
                 self._run = None
@@ -309,12 +302,12 @@ class Replayer:
 
     def _begin(self, pending: Mapping[int, ListedCheckpoint], *, is_final: bool) -> None:
         """Decide which weights count, and what stays of the log."""
-        self._by_names = "matrices" if self.plan.scope else self.plan.settings.scope
-        scope = self.plan.scope or _scope_of(pending, self.plan.settings.scope)
+        own = self.plan.scope  # of the model, if there is one
+        self._by_names = "matrices" if own else self.plan.settings.scope
+        self._first = _first_with_scope(pending, self._by_names, is_needed=own is None)
+        scope = own or (self._first[1] if self._first else None)
         if scope is None:
             return
-        readable = (one for one in pending.values() if one.error is None)
-        next((one for one in readable if self._of_another_model(one) or self._first), None)
         self._has_begun = True
         if scope.note_on_reparametrized:
             _logger.warning("sparsitywatch: %s", scope.note_on_reparametrized)
@@ -343,12 +336,9 @@ class Replayer:
     def _kept_until(
         self, records: Sequence[Record], pending: Mapping[int, ListedCheckpoint]
     ) -> int:
-        """The last step of the log that stays: a checkpoint before its end may be new.
-
-        What is missing within the log, or could not be read then, is tried again. If it
-        can be read now, all that follows is measured anew: motion and events depend on
-        what came before.
-        """
+        """The last step of the log that stays: a checkpoint before its end may be new."""
+        # what is missing within the log, or could not be read then, is tried again: if it can be
+        # read now, all that follows is measured anew, as motion and events depend on it
         logged = {record.step: record for record in records}
         readable = {step for step, one in pending.items() if one.error is None}
         for step, one in pending.items():
@@ -412,21 +402,20 @@ class Replayer:
 
     def _of_another_model(self, one: ListedCheckpoint) -> CheckpointError | None:
         """Why it is of a larger model than the first one; what it lacks is seen as it is read."""
-        if self._decided is None or self._decided[0] is not one.entries:
-            try:
-                self._decided = one.entries, Scope.of_entries(one.entries, self._by_names)
-            except ScopeError:
-                return None
-        own = self._decided[1]
-        self._first = self._first or (one.url, own)
-        url, first = self._first
-        names = [] if own is first else beyond(first, own)
+        if self._first is not None and self._first[0].entries is one.entries:
+            return None
+        try:
+            own = Scope.of_entries(one.entries, self._by_names)
+        except ScopeError:
+            return None
+        first, known = self._first = self._first or (one, own)
+        names = beyond(known, own)
         if not names:
             return None
         return CheckpointError(
             f"Cannot read {redacted_url(one.url)}: expected the weights in scope of "
-            f"{redacted_url(url)}, got {some_of(names, len(names))} as well. Replay checkpoints of "
-            "one model together."
+            f"{redacted_url(first.url)}, got {some_of(names, len(names))} as well. Replay "
+            "checkpoints of one model together."
         )
 
     def _take(self, step: int, one: ListedCheckpoint, outcome: Outcome) -> None:
@@ -437,11 +426,9 @@ class Replayer:
         if measured is not None and not self.plan.initial_rms:
             self.plan = replace(self.plan, initial_rms=measured.initial_rms)
         self._held.append((step, one, outcome))
-        like = measured.said["provenance"] if measured else None
-        if self._kept is not None:
-            like = self._kept.records[-1].provenance
-        if self._run is None and like is not None:
-            self._open(like.dtypes)  # before, nothing can be said of the run
+        if self._run is None and (measured or self._kept):
+            # before, nothing can be said of the run
+            self._open(measured.said["provenance"].dtypes if measured else ())
         if self._run is not None:
             for held in self._held:
                 record, detail = self._record_of(*held, self._run)
@@ -451,8 +438,8 @@ class Replayer:
         self._measured_urls.add(one.url)
         self._num_snapshots += 1
 
-    def _open(self, dtypes: tuple[str, ...]) -> None:
-        """Open the sinks, which go on from what is kept of the log."""
+    def _open(self, dtypes: tuple[str, ...] = ()) -> None:
+        """Open the sinks, which go on from what is kept of the log; without, of these dtypes."""
         claim = self.pipeline.claim
         if claim.directory is not None:
             prepare(claim.directory)
@@ -460,10 +447,11 @@ class Replayer:
             if self._unlike_log:
                 aside = claim.set_aside(self._unlike_log)
                 self._set_aside = f"The log in {claim.directory} is now {aside}: {self._unlike_log}"
-        run = replace(self.plan.run, dtypes=dtypes)
+        last = self._kept.records[-1] if self._kept else None
+        run = replace(self.plan.run, dtypes=last.provenance.dtypes if last else dtypes)
         addresses = self.urls.values() if isinstance(self.urls, Mapping) else self.urls
         info = RunInfo(
-            initial_step=self._kept.records[-1].step if self._kept else -1,
+            initial_step=last.step if last else -1,
             provenance=run.provenance,
             ledger=run.scope.ledger,
             initial_rms=run.initial_rms,
@@ -482,7 +470,7 @@ class Replayer:
             if self._motion is not None:
                 moved = compared(measured, self._motion, reading, run)
             if reading is None and self.rates.is_known:
-                reading = replace(self.rates.reading(step, ()), decay_clock=math.nan)
+                reading = self.rates.reading(step, ())
         else:
             measured = not_measured(step, str(outcome), run)
             source = Source(address=redacted_url(one.url))
@@ -537,17 +525,19 @@ def in_order(
             left.cancel()
 
 
-def _scope_of(pending: Mapping[int, ListedCheckpoint], scope: ScopeLike) -> Scope | None:
-    """Which weights count; None if no checkpoint can be opened that says so."""
+def _first_with_scope(
+    pending: Mapping[int, ListedCheckpoint], scope: ScopeLike, *, is_needed: bool
+) -> tuple[ListedCheckpoint, Scope] | None:
+    """The first checkpoint that says which weights count, and these; None if none can be opened."""
     undecided = None
     for one in pending.values():
         if one.error is not None:
             continue
         try:
-            return Scope.of_entries(one.entries, scope)
+            return one, Scope.of_entries(one.entries, scope)
         except ScopeError as error:  # something else among the checkpoints, perhaps
             undecided = undecided or error
-    if undecided is not None:
+    if undecided is not None and is_needed:
         raise undecided
     return None
 

@@ -71,11 +71,7 @@ _MARKED_AT_ONCE = 8
 def unlike_log(
     records: Sequence[Record], pending: Mapping[int, ListedCheckpoint], plan: Plan
 ) -> str:
-    """Why these checkpoints are not those of a log; empty if they may be.
-
-    Those that it has are compared by some bytes, wherever they lie now; where it has none of them,
-    their addresses are compared.
-    """
+    """Why these checkpoints are not those of a log, by some bytes or else by their addresses."""
     logged = {record.step: record.source for record in records if record.source is not None}
     there = {step: one for step, one in pending.items() if one.error is None}
     both = {step: there[step] for step, source in logged.items() if source.mark and step in there}

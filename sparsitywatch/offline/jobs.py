@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import io
 import multiprocessing
 import os
@@ -115,10 +116,7 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
 
 
 def _expect_written(checkpoint: Checkpoint) -> None:
-    """Raise IncompleteCheckpointError where what was read is still being written.
-
-    A file without checksums is looked at again once nobody has written to it for a moment.
-    """
+    """Raise IncompleteCheckpointError where a file without checksums is still being written."""
     age_s = checkpoint.left_alone_s()
     if 0.0 <= age_s < _LEFT_ALONE_S:
         time.sleep(_LEFT_ALONE_S - age_s)
@@ -195,15 +193,14 @@ class ModelFactory:
 
 
 class EmptyModel:
-    """A model without the values of its parameters, small enough to send to every worker.
-
-    Buffers keep theirs: some of them are in no checkpoint.
-    """
+    """A model to send to every worker: buffers, which may be in no checkpoint, and no weights."""
 
     def __init__(self, model: nn.Module) -> None:
         buffer = io.BytesIO()
         try:
-            _EmptyPickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(model)
+            pickler = pickle.Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL)
+            pickler.dispatch_table = {**copyreg.dispatch_table, nn.Parameter: _without_values}
+            pickler.dump(model)
         except Exception as error:
             raise ConfigurationError(
                 "Expected a `model` that can be sent to the workers of `executor`, but pickling it "
@@ -219,18 +216,14 @@ class EmptyModel:
         return model
 
 
-class _EmptyPickler(pickle.Pickler):
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is nn.Parameter:
-            return _empty, (tuple(obj.shape), obj.dtype, str(obj.device), obj.requires_grad)
-        return NotImplemented
+def _without_values(one: nn.Parameter) -> tuple[Any, ...]:
+    return _empty, (tuple(one.shape), one.dtype, str(one.device), one.requires_grad)
 
 
 def _empty(
     shape: tuple[int, ...], dtype: torch.dtype, device: str, requires_grad: bool
 ) -> nn.Parameter:
-    data = torch.empty(shape, dtype=dtype, device=device)
-    return nn.Parameter(data, requires_grad=requires_grad)
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad)
 
 
 # ------------------------------------------------------------------ many at once
@@ -247,12 +240,8 @@ def window_of(executor: Executor | None) -> int:
 
 @contextmanager
 def processes(num: int) -> Iterator[ProcessPoolExecutor]:
-    """An executor of ``num`` processes; what has not begun at the end is dropped.
-
-    Each computes with its share of the cores. They are spawned: the clients of remote
-    storages, and torch's threads, do not survive a fork. They end with this process, however
-    that ends.
-    """
+    """An executor of ``num`` processes, which share the cores and end with this one."""
+    # clients of remote storages, and torch's threads, do not survive a fork
     threads = max(1, (os.cpu_count() or 1) // num)
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num, context, initializer=_begin, initargs=(threads,))

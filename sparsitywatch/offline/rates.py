@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,13 @@ class Rates:
 
     def __init__(self, lr: Rate | None, weight_decay: Rate | None) -> None:
         self.is_logged = lr is None  # by the training, as nobody has said it
+        #: Whether weight decay is known, and not the learning rate alone.
+        self.knows_decay = weight_decay is not None
         self._logged: dict[int, float] = {}
         self._logged_steps: list[int] = []
-        self._lr = self._logged_at if lr is None else _function("lr", lr)
-        self._decay = None if weight_decay is None else _function("weight_decay", weight_decay)
+        self._lr = partial(_value, "lr", self._logged_at if lr is None else _function("lr", lr))
+        decay = 0.0 if weight_decay is None else weight_decay
+        self._decay = partial(_value, "weight_decay", _function("weight_decay", decay))
         self._step = 0
         self._clock = Clock()
 
@@ -55,11 +59,6 @@ class Rates:
         """Whether there is a learning rate, given or logged."""
         return not self.is_logged or bool(self._logged)
 
-    @property
-    def knows_decay(self) -> bool:
-        """Whether weight decay is known, and not the learning rate alone."""
-        return self._decay is not None
-
     def learn(self, rates: Mapping[int, float], where: str) -> None:
         """Add what the training has logged, by step."""
         self._logged |= rates
@@ -76,13 +75,12 @@ class Rates:
             self._step = 0
             self._clock = Clock()
         for at in range(self._step + 1, step + 1):
-            decay = 0.0 if self._decay is None else _value("weight_decay", self._decay, at)
-            self._clock = self._clock.plus(Clock.of_step(_value("lr", self._lr, at), decay))
+            self._clock = self._clock.plus(Clock.of_step(self._lr(at), self._decay(at)))
         self._step = max(step, 0)
         return OptimizerReading(
             decay_clock=self._clock.decay if self.knows_decay else math.nan,
             lr_clock=self._clock.lr,
-            lr=_value("lr", self._lr, max(step, 1)),
+            lr=self._lr(max(step, 1)),
             clocks=dict.fromkeys(names, self._clock) if self.knows_decay else {},
         )
 

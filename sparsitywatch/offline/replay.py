@@ -158,13 +158,13 @@ def replay(
         OSError: the log cannot be written.
     """
     chosen = Settings.of(settings, **fields)
-    places = checked_places(urls)
+    places = checked_places(urls, storage_options, key)
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     functions = {"on_failure": on_failure, "on_progress": on_progress, "on_waiting": on_waiting,
                  "on_series": on_series}  # fmt: skip
+    expect_whole("keep_spectra", keep_spectra, 1)
     whole = {"max_in_flight": max_in_flight, "steps_per_epoch": steps_per_epoch}
-    flags = {"each": each, "follow": follow}
-    _check(functions, whole | {"keep_spectra": keep_spectra}, flags, storage_options, executor, key)
+    _check(functions, whole, {"each": each, "follow": follow})
     scope, factory = _model(model, proxy, chosen.scope, executor)
     first = None if logdir is None else place(logdir)
     plan = Plan(
@@ -196,14 +196,13 @@ def replay(
             on_record=on_record,
             strict=True,
         )
-        window = window_of(executor) if max_in_flight is None else max_in_flight
         return Replayer(
             plan=plan,
             pipeline=pipeline,
             urls=places,
             rates=rates,
             executor=executor,
-            window=window,
+            window=window_of(executor) if max_in_flight is None else max_in_flight,
             steps_per_epoch=steps_per_epoch,
             on_failure=on_failure,
             on_progress=on_progress,
@@ -271,26 +270,15 @@ def _detectors(
 
 
 def _check(
-    functions: Mapping[str, object],
-    numbers: Mapping[str, int | None],
-    flags: Mapping[str, bool],
-    storage_options: Mapping[str, Any] | None,
-    executor: Executor | None,
-    key: str | None,
+    functions: Mapping[str, object], whole: Mapping[str, int | None], flags: Mapping[str, bool]
 ) -> None:
     for name, given in functions.items():
         expect_functions(name, given)
-    for name, number in numbers.items():
-        if number is not None or name == "keep_spectra":
+    for name, number in whole.items():
+        if number is not None:
             expect_whole(name, number, 1)
     for name, flag in flags.items():
         expect(isinstance(flag, bool), name, "True or False", flag)
-    if storage_options is not None:
-        expect_mapping("storage_options", storage_options, "options of fsspec by name")
-    is_executor = executor is None or isinstance(executor, Executor)
-    expect(is_executor, "executor", "a concurrent.futures.Executor or None", executor)
-    if key is not None:
-        expect(isinstance(key, str), "key", "a dotted path or None", key)
 
 
 def _model(
@@ -300,6 +288,8 @@ def _model(
     executor: Executor | None,
 ) -> tuple[Scope | None, ModelFactory | None]:
     """Which weights count, if a model says it, and how workers come by the model."""
+    is_executor = executor is None or isinstance(executor, Executor)
+    expect(is_executor, "executor", "a concurrent.futures.Executor or None", executor)
     if model is None:
         if proxy is not None:
             raise ConfigurationError("Expected `model` beside `proxy`, got none: what to evaluate?")
@@ -356,8 +346,13 @@ def _initial_rms(
     )
 
 
-def checked_places(urls: Places) -> list[Url] | dict[int, Url]:
+def checked_places(
+    urls: Places, storage_options: Mapping[str, Any] | None, key: str | None
+) -> list[Url] | dict[int, Url]:
     """Where checkpoints are looked for, or which there are by step, once each."""
+    options = {} if storage_options is None else storage_options
+    expect_mapping("storage_options", options, "options of fsspec by name")
+    expect(key is None or isinstance(key, str), "key", "a dotted path or None", key)
     what = "a path or a URL of checkpoints, a list of them, or one by each step"
     if isinstance(urls, Mapping):
         expect(bool(urls), "urls", "at least one step and its checkpoint", urls)

@@ -21,12 +21,7 @@ _LEGEND = (
 
 
 def render_audit(audit: Audit, place: str) -> str:
-    """The page of an audit: one HTML document, to write in UTF-8.
-
-    Args:
-        audit: what was found.
-        place: what to call the series, such as its address.
-    """
+    """The page of an audit, to write in UTF-8; ``place`` is what to call the series."""
     kind, badge = _BADGES[audit.status]
     rows = "".join(_row(number, one) for number, one in enumerate(audit.findings, start=1))
     kinds = Counter(one.finding for one in audit.findings)

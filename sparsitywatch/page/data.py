@@ -25,7 +25,7 @@ from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import moment, up_to_date
 from sparsitywatch.errors import StateError
-from sparsitywatch.records import Event, Layers, Provenance, Record, ledger_in_short
+from sparsitywatch.records import Event, Layers, Record, ledger_in_short
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import count, describe, numbered
@@ -87,7 +87,10 @@ def page_data(run: Run) -> dict[str, Any]:
             for name in run.names
             if describe(name).source or len(run.names) < _MAX_CURVES
         },
-        "about": {name: _about(name) for name in run.names},
+        "about": {
+            name: {key: vars(describe(name))[key] for key in ("label", "unit", "sentence")}
+            for name in run.names
+        },
         "events": [_event(number, event) for number, event in enumerate(run.events, start=1)],
         "curves": _curves(run, kept),
         "tensors": [printable(name) for name in run.tensors],
@@ -109,11 +112,6 @@ def chosen(run: Run, most: int) -> list[int]:
 def column(data: dict[str, Any], name: str) -> np.ndarray:
     """A series of the page's data, float [T]; NaN where it was not measured."""
     return np.array([math.nan if x is None else x for x in data["series"][name]], dtype=float)
-
-
-def _about(name: str) -> dict[str, str]:
-    row = describe(name)
-    return {"label": row.label, "unit": row.unit, "sentence": row.sentence}
 
 
 def _better(run: Run) -> str:
@@ -291,14 +289,14 @@ def _facts(run: Run) -> dict[str, Any]:
 
 def _provenances(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What the numbers depend on, once for each chunk of snapshots that share it."""
-    chunks = [(key, list(own)) for key, own in groupby(records, lambda record: record.provenance)]
+    chunks = [list(own) for _, own in groupby(records, lambda record: record.provenance)]
     return [
-        {"first": own[0].step, "last": own[-1].step, "facts": _provenance(provenance, own)}
-        for provenance, own in chunks
+        {"first": own[0].step, "last": own[-1].step, "facts": _provenance(own)} for own in chunks
     ]
 
 
-def _provenance(provenance: Provenance, records: Sequence[Record]) -> list[Fact]:
+def _provenance(records: Sequence[Record]) -> list[Fact]:
+    provenance = records[-1].provenance
     curve = next((r.curve for r in reversed(records) if r.curve is not None), None)
     examples = "none: nothing was evaluated"
     if provenance.proxy_hash:
@@ -361,16 +359,12 @@ _KINDS = ("near_zero", "dormant", "removed")
 #: Ends of the magnitude bins: a quarter of a decade each.
 _PER_DECADE = 4
 #: Dtype of the spectra by name: the integers and floats of its bits, and the bits that a key drops.
+_HALVES = ("float16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 _BITS = {
+    **dict.fromkeys(_HALVES, ("u2", "f2", 0)),
+    **dict.fromkeys(("float32", "float8_e8m0fnu"), ("u4", "f4", 15)),
     "bfloat16": ("u4", "f4", 16),
-    "float16": ("u2", "f2", 0),
-    "float32": ("u4", "f4", 15),
     "float64": ("u8", "f8", 44),
-    "float8_e4m3fn": ("u2", "f2", 0),
-    "float8_e4m3fnuz": ("u2", "f2", 0),
-    "float8_e5m2": ("u2", "f2", 0),
-    "float8_e5m2fnuz": ("u2", "f2", 0),
-    "float8_e8m0fnu": ("u4", "f4", 15),
 }
 
 
@@ -393,12 +387,13 @@ def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:
     cells = {kind: np.full((len(place_of), len(columns)), math.nan) for kind in _KINDS}
     for t, index in enumerate(columns):
         record = run.records[index]
-        layers, place = Layers.of(record.layers).columns, _place(record, level)
+        layers = Layers.of(record.layers).columns
+        levels = list(record.curve.level or ()) if record.curve is not None else []
         rows = [place_of[name] for name in layers.names]
         cells["near_zero"][rows, t] = layers.near_zero.get(rule, math.nan)
         cells["dormant"][rows, t] = layers.dormant
-        if place is not None and len(layers.removed):
-            cells["removed"][rows, t] = layers.removed[place]
+        if level in levels and len(layers.removed):
+            cells["removed"][rows, t] = layers.removed[levels.index(level)]
     return {
         "columns": list(columns),
         "level": level,
@@ -421,27 +416,19 @@ def removal_level(records: Sequence[Record]) -> float | None:
     return min(candidates, key=lambda level: (abs(level - 0.5), level), default=None)
 
 
-def _place(record: Record, level: float | None) -> int | None:
-    """Where a level stands in a record's curve; None if it does not."""
-    levels = list(() if record.curve is None else record.curve.level or ())
-    return levels.index(level) if level is not None and level in levels else None
-
-
 def _thousandths(shares: np.ndarray) -> np.ndarray:
     known = np.isfinite(shares)
     return np.where(known, np.round(1000.0 * np.where(known, shares, 0.0)), _UNKNOWN).astype(int)
 
 
 def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
-    """How large the weights are, by tensor and snapshot, from the stored spectra; None without.
-
-    ``ends`` are log10; ``below``, in thousandths, and ``all``, in millionths, are shares up to each
-    end, as differences from end to end.
-    """
+    """How large the weights are, by tensor and snapshot, from the stored spectra; None without."""
     found: list[tuple[int, Mapping[str, np.ndarray]]] = []
-    for index in columns if run.directory is not None else ():
+    if run.directory is None:
+        return None
+    for index in columns:
         try:
-            stored = read_spectrum(run.directory, int(run.steps[index]))  # type: ignore[arg-type]
+            stored = read_spectrum(run.directory, int(run.steps[index]))
         except StateError:  # not of every snapshot: of one that failed there is none
             continue
         if "keys" in stored and set(stored["dtypes"].tolist()) <= set(_BITS):
@@ -450,20 +437,19 @@ def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
         return None
     limits = _limits([(_magnitudes(arrays), arrays["counts"]) for _, arrays in found])
     ends = np.log10(limits)
-    names = run.tensors
-    row = {name: i for i, name in enumerate(names)}
-    below = np.full((len(names), len(found), len(ends)), _UNKNOWN, dtype=int)
+    row = {name: i for i, name in enumerate(run.tensors)}
+    below = np.full((len(row), len(found), len(ends)), _UNKNOWN, dtype=int)
     whole = np.zeros((len(found), len(ends)), dtype=int)
     for t, (_, arrays) in enumerate(found):
         shares, num_weights = cumulative(arrays, limits)
         rows = [row[name] for name in arrays["names"].tolist() if name in row]
-        known = np.isin(arrays["names"], names)
+        known = np.isin(arrays["names"], run.tensors)
         below[rows, t] = _thousandths(shares[known])
         total = (num_weights[:, None] * np.nan_to_num(shares)).sum(0) / max(num_weights.sum(), 1)
         whole[t] = np.round(1e6 * total)
     return {
         "columns": [index for index, _ in found],
-        "ends": np.round(ends, 2).tolist(),
+        "ends": np.round(ends, 2).tolist(),  # log10; up to each the shares below
         "below": np.diff(below, prepend=0).tolist(),
         "all": np.diff(whole, prepend=0).tolist(),
     }

@@ -80,10 +80,7 @@ def _is_unlike(before: Record, record: Record) -> bool:
 
 
 def _shares(record: Record, sizes: np.ndarray, level: float) -> np.ndarray:
-    """What pruning at a level removes of each tensor, if its weights are normal.
-
-    Where tensors differ in scale, masks agree by that alone.
-    """
+    """What pruning removes of each tensor by its scale alone, if its weights are normal."""
     scales = np.maximum([layer.rms for layer in record.layers], 1e-30)
     low, high = 0.0, 10.0 * float(scales.max())
     for _ in range(40):
