@@ -1,21 +1,7 @@
-"""The command line: read watched runs, also while they are still being written.
+"""The command line: read watched runs, also while they are still being written, and checkpoints.
 
-::
-
-    sparsitywatch summary runs/demo           what happened so far, as a table (or --json)
-    sparsitywatch plot runs/demo -o x.png     the same as a picture
-    sparsitywatch report runs/demo -o x.html  the same as one page of HTML with everything in it
-    sparsitywatch show runs                   that page of all runs, live, in a browser
-    sparsitywatch status runs/demo            healthy, look or broken: exit status 0, 1, 2
-    sparsitywatch compare runs/a runs/b       runs side by side, if they can be compared
-    sparsitywatch scope runs/demo             which parameters are watched, and why
-    sparsitywatch replay runs/a --logdir x    saved checkpoints, as a live watch would see them
-    sparsitywatch inspect checkpoint-500      what a checkpoint holds, and what of it would count
-    sparsitywatch audit runs/a                are these checkpoints what their names say
-    sparsitywatch measure checkpoint-500      what it says by any pattern, beside controls
-
-Commands that read logs load no model and do not import torch; those that read checkpoints import
-it when they run.
+``sparsitywatch --help`` lists the commands. Those that read logs load no model and do not import
+torch; those that read checkpoints import it when they run.
 """
 
 from __future__ import annotations

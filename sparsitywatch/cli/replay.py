@@ -99,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
     logging.getLogger("sparsitywatch").addHandler(logging.NullHandler())
     output = _Reporter(as_json=arguments.json)
     with ExitStack() as stack:
-        interruption = stack.enter_context(_Interruption())
+        interruption = _Interruption(stack)
         stack.callback(output.close)
         num = arguments.workers
         executor = None if num == 1 else stack.enter_context(processes(num))
@@ -135,20 +135,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 class _Interruption:
-    """What ends a service ends a sidecar as Ctrl-C does: the log is finished."""
+    """What ends a service ends a sidecar as Ctrl-C does, and the log is finished."""
 
-    def __enter__(self) -> _Interruption:  # noqa: PYI034 typing.Self needs Python 3.11
+    def __init__(self, until: ExitStack) -> None:
         self._is_told = False
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        # nohup and the background of a shell ask that one is ignored
-        self._before = {one: held for one, held in before.items() if held != signal.SIG_IGN}
-        for number in self._before:
-            signal.signal(number, self._tell)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # nohup and the background of a shell ask that one is ignored
+            if signal.getsignal(number) != signal.SIG_IGN:
+                until.callback(signal.signal, number, signal.signal(number, self._tell))
 
     def heed(self, *_: object) -> bool:
         """Interrupt if it was told to and nobody heard: Python drops what a destructor raises."""
