@@ -20,16 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sparsitywatch.errors import MeasurementError, ProxyError, TrainingChangedError
-from sparsitywatch.pruning.evaluation import InShards, finish_despite_interrupt, undisturbed
-from sparsitywatch.pruning.model_copy import (
-    ModelCopy,
-    Runnable,
-    Surroundings,
-    changes_the_training,
-    name_in,
-    refuse_written,
-    same_bits,
+from sparsitywatch.pruning.evaluation import (
+    InShards,
+    Masks,
+    OnCopies,
+    finish_despite_interrupt,
+    undisturbed,
 )
+from sparsitywatch.pruning.model_copy import ModelCopy, Runnable, refuse_written
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.records.curve import units
@@ -101,68 +99,31 @@ def check_forward(
     ranks: Ranks,
 ) -> T:
     """What ``run`` gives, which is given what makes copies, if it leaves the training as it is."""
+    parameters = dict(model.named_parameters())
+    is_in_shards = any(map(is_sharded, parameters.values()))
     with undisturbed(ranks):
-        is_in_shards = any(map(is_sharded, model.parameters()))
-        trial = (_OfShards if is_in_shards else _OfCopies)(model, value)
+        if is_in_shards:
+            trial: Masks = InShards(model, value, parameters)
+        else:  # all are copied meanwhile, so that what is written to them is seen and does no harm
+            weights = [(name, one, one.detach().clone()) for name, one in parameters.items()]
+            clones = {id(one): clone for _, one, clone in weights}
+            trial = OnCopies(model, value, weights, (clones, {}), renews=True)
         try:
             with contextlib.nullcontext() if is_in_shards else _original_refused(model):
                 found = run(trial.dense)
         except Exception:
-            trial.refuse_changed()  # which may be what made it fail
+            _refuse_changed(model, trial)  # which may be what made it fail
             raise
         else:
-            trial.refuse_changed()
+            _refuse_changed(model, trial)
         finally:
             finish_despite_interrupt(trial.put_back)
     return found
 
 
-class _OfCopies:
-    """Forwards of one copy of a model after the other.
-
-    All parameters are copied meanwhile, so that what is written to them is seen and does no harm.
-    """
-
-    def __init__(self, model: nn.Module, value: Callable[..., Any]) -> None:
-        self._model = model, value
-        self._clones = {id(p): p.detach().clone() for p in model.parameters()}
-        self._around: Surroundings | None = None
-        self._shared: list[tuple[torch.Tensor, int]] = []
-
-    def dense(self) -> Runnable:
-        """The model as no forward has left it."""
-        self.put_back()
-        copied = ModelCopy(*self._model, self._clones)
-        self._around = Surroundings(copied)
-        self._shared += [*copied.shared, *self._around.tensors]
-        return copied.runnable
-
-    def put_back(self) -> None:
-        """Make what lies beside the model as it was."""
-        if self._around is not None:
-            self._around.put_back()
-
-    def refuse_changed(self) -> None:
-        """Refuse forwards that have written to what belongs to the training."""
-        model, _ = self._model
-        changed = [p for p in model.parameters() if not same_bits(p, self._clones[id(p)])]
-        if changed:
-            raise changes_the_training([name_in(model, p) for p in changed])
-        refuse_written(model, self._shared)
-
-
-class _OfShards(InShards):
-    """Forwards of a sharded model itself."""
-
-    def __init__(self, model: nn.Module, value: Callable[..., Any]) -> None:
-        super().__init__(model, value, dict(model.named_parameters()))
-
-    def refuse_changed(self) -> None:
-        """Refuse forwards that have written to parameters."""
-        self.reshard()
-        changed = [name for name, dense, local in self.weights if not same_bits(dense, local)]
-        if changed:
-            raise changes_the_training(changed)
+def _refuse_changed(model: nn.Module, trial: Masks) -> None:
+    trial.refuse_written_weights()
+    refuse_written(model, trial.shared)
 
 
 def _say_what_is_shared(model: nn.Module, value: Callable[..., Any]) -> None:

@@ -24,6 +24,7 @@ from sparsitywatch.pruning.model_copy import (
     ModelCopy,
     Runnable,
     Surroundings,
+    changes_the_training,
     refuse_written,
     same_bits,
     version_of,
@@ -40,7 +41,8 @@ from sparsitywatch.pruning.sweeps import (
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import SparsityCurve
-from sparsitywatch.weights.layout import unwrap_model
+from sparsitywatch.redact import printable
+from sparsitywatch.weights.layout import clean_name, unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import fsdp_modules, is_sharded, local_of
 from sparsitywatch.weights.snapshot import WarmCopy
@@ -401,7 +403,7 @@ class MaskedModel:
                     memory = {name: torch.empty_like(tensor) for name, tensor in dense.items()}
                 weights = [(name, tensor, memory[name]) for name, tensor in dense.items()]
                 instead = {id(parameter): memory[name] for name, parameter in parameters.items()}
-                masks = _OnCopies(self.module, value, weights, instead, renews=self.renews)
+                masks = OnCopies(self.module, value, weights, ({}, instead), renews=self.renews)
             self._open = masks
             try:
                 yield masks
@@ -456,32 +458,41 @@ class Masks(ABC):
     def fresh(self, *, masked: bool) -> Runnable:
         """The model as no forward has left it, on its own weights or on those that are masked."""
 
+    def refuse_written_weights(self) -> None:
+        """Refuse forwards without masks that have written to weights."""
+        changed = [name for name, dense, out in self.weights if not same_bits(dense, out)]
+        if changed:
+            raise changes_the_training([printable(clean_name(name)) for name in changed])
+
     @abstractmethod
     def put_back(self) -> object:
         """Make everything that is not a copy as it was; may be called again."""
 
 
-class _OnCopies(Masks):
-    """Evaluates copies of the model: nothing is ever written into the one in training."""
+class OnCopies(Masks):
+    """Evaluates copies of the model: nothing is ever written into the one in training.
+
+    ``instead`` is what dense copies, and masked ones, have in the place of parameters, by their id.
+    """
 
     def __init__(
         self,
         module: nn.Module,
         value: Callable[..., Any],
         weights: list[tuple[str, torch.Tensor, torch.Tensor]],
-        instead: Mapping[int, torch.Tensor],  # of the parameters, by their ids
+        instead: Sequence[Mapping[int, torch.Tensor]],
         *,
         renews: bool,
     ) -> None:
         super().__init__(module, weights)
         self._value = value
         self._instead = instead
-        dense = ModelCopy(module, value)
+        dense = ModelCopy(module, value, instead[False])
         self._surroundings = Surroundings(dense)
         # buffers were copied, so that only other ways lead to them
         buffers = [(buffer, version_of(buffer)) for buffer in module.buffers()]
         self.shared = [*dense.shared, *self._surroundings.tensors, *buffers]
-        self._copies = {False: dense}  # by masked
+        self._copies = {False: dense}  # by whether it is masked
         self._first: ModelCopy | None = None  # that was given
         self._leaves_nothing = False if renews else None  # known after that
 
@@ -494,8 +505,7 @@ class _OnCopies(Masks):
             if not self._leaves_nothing:
                 self._copies.pop(masked, None)
         if masked not in self._copies:
-            instead = self._instead if masked else {}
-            self._copies[masked] = ModelCopy(self.module, self._value, instead)
+            self._copies[masked] = ModelCopy(self.module, self._value, self._instead[masked])
         if self._first is None:
             self._first = self._copies[masked]
             self._first.note()
@@ -536,6 +546,11 @@ class InShards(Masks):
                 buffer.data.copy_(was)
         torch.clear_autocast_cache()
         return self._runnable
+
+    def refuse_written_weights(self) -> None:
+        """Refuse forwards without masks that have written to weights."""
+        self.reshard()
+        super().refuse_written_weights()
 
     def reshard(self) -> None:
         """Let go of what a forward has gathered, which stands in the place of the shards."""
