@@ -67,7 +67,8 @@ class History:
     @property
     def is_suspicious(self) -> bool:
         """Whether a detector sees what may become an event."""
-        return any(detector.is_suspicious for detector in self._detectors.values())
+        suspicious = [detector.is_suspicious for detector in self._detectors.values()]
+        return any(suspicious)
 
     def with_history(self, record: Record) -> Record:
         """The record that is to be added next, with what the earlier ones say about it."""
@@ -152,6 +153,7 @@ class History:
         if record.dormant is not None and not record.why_no_clock:
             known["estimated_advance"] = record.dormant.estimated_advance
         context = {name: value for name, value in known.items() if value is not None}
+        intervals = _intervals(record)
         events = []
         for name, detector in self._detectors.items():
             if name not in series:
@@ -160,7 +162,8 @@ class History:
             if self._gaps[name] >= _LONGEST_GAP and detector.restarts_after_gap:
                 detector.load_state_dict(copy.deepcopy(self._unused[name]))
             self._gaps[name] = 0
-            event = detector.update(record.step, series[name], context | _interval(record, name))
+            own = context | intervals.get(name, {})
+            event = detector.update(record.step, series[name], own)
             if event is not None:
                 events.append(dataclasses.replace(event, series=name))
         for reviewer in self._reviewers:
@@ -197,18 +200,19 @@ class History:
             self.records[old] = dataclasses.replace(self.records[old], layers=())
 
 
-def _interval(record: Record, name: str) -> dict[str, float]:
-    """Both ends of the 90 percent interval of a number that has one."""
+def _intervals(record: Record) -> dict[str, dict[str, float]]:
+    """Both ends of the 90 percent interval of each number that has one, by its series."""
     estimate, curve = record.essential_sparsity, record.curve
-    if name == "essential_sparsity/value" and estimate is not None:
+    found = {}
+    if estimate is not None:
         wider = SIDES_90 / NormalDist().inv_cdf(0.5 + 0.5 * estimate.confidence)
-        low, high = (
-            estimate.value + wider * (end - estimate.value) for end in (estimate.low, estimate.high)
-        )
-        return {"low": low, "high": high}
-    if name == "value/reliance" and curve is not None and curve.stderr is not None:
-        return dict(zip(("low", "high"), curve.reliance_interval(0.9), strict=True))
-    return {}
+        low = estimate.value + wider * (estimate.low - estimate.value)
+        high = estimate.value + wider * (estimate.high - estimate.value)
+        found["essential_sparsity/value"] = {"low": low, "high": high}
+    if curve is not None and curve.stderr is not None:
+        low, high = curve.reliance_interval(0.9)
+        found["value/reliance"] = {"low": low, "high": high}
+    return found
 
 
 class Pipeline:
@@ -290,8 +294,7 @@ class Pipeline:
     def take(self, record: Record, detail: Detail) -> tuple[Record, list[Event]]:
         """Complete a record, detect, remember, write to the sinks; gives what ``act`` is to say.
 
-        May run in another thread than ``act``, one record after the other. Raises LogTakenError if
-        another watch has taken the log over; the record is dropped.
+        A LogTakenError if another watch has taken the log over; the record is dropped.
         """
         started = time.perf_counter()
         try:
@@ -322,11 +325,13 @@ class Pipeline:
         if not self._is_open:
             return
         sinks = self._working_sinks()
+        words = "sparsitywatch: %s did not take the watch's state: %s"
         # one that has taken the log over has a state of its own; that is known at the next snapshot
         with contextlib.suppress(LogTakenError), self.claim.writing():
             for sink in sinks:
+                name = type(sink).__name__
                 # that it fails in this does not count: the next state says it all again
-                with contain_faults(partial(_say_untold, sink), strict=self._strict):
+                with contain_faults(partial(_logger.warning, words, name), strict=self._strict):
                     sink.state(state)
 
     def close(self) -> None:
@@ -382,11 +387,6 @@ class Pipeline:
                 _logger.exception("sparsitywatch: %s failed and %s; training goes on", name, what)
 
 
-def _say_untold(sink: Sink, error: BaseException) -> None:
-    name = type(sink).__name__
-    _logger.warning("sparsitywatch: %s did not take the watch's state: %s", name, error)
-
-
 def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:
     """Sinks in a list; ConfigurationError for what is none."""
     found = listed("sinks", sinks, "a list of sinks")
@@ -397,12 +397,10 @@ def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:
 
 
 def _as_detectors(detectors: Mapping[str, Detector] | None) -> dict[str, Detector]:
-    if detectors is None:
-        return {}
+    found = {} if detectors is None else detectors
     example = "{'motion/dormant': sw.detectors.DormantRise()}"
-    what = f"detectors by name of the series, such as {example}"
-    expect_mapping("detectors", detectors, what)
+    expect_mapping("detectors", found, f"detectors by name of the series, such as {example}")
     what = "a detector, derived from sw.detectors.Detector"
-    for name, detector in detectors.items():
+    for name, detector in found.items():
         expect(isinstance(detector, Detector), f"detectors[{name!r}]", what, detector)
-    return dict(detectors)
+    return dict(found)

@@ -39,16 +39,12 @@ _LEAVES = (torch.Tensor, np.ndarray, *_PLAIN)
 
 
 class Batch:
-    """A frozen batch: its tensors, arrays, numbers and texts, and what puts them together.
-
-    The leaves share no memory with what they are of; ``where`` names it in an error.
-    """
+    """A frozen batch: its tensors, arrays, numbers and texts, and what puts them together."""
 
     def __init__(self, value: Any, where: str = "batch") -> None:
-        self.leaves: list[Any] = []
+        self.leaves: list[Any] = []  # share no memory with what they are of
         self.structure: list[str] = []  # types and names of what holds them; "" for each leaf
         self._build = self._taken_apart(value, where)
-        self.leaves = [_copied(leaf) for leaf in self.leaves]
 
     def __reduce__(self) -> Any:
         return Batch, (self._build(iter(self.leaves)),)
@@ -56,7 +52,8 @@ class Batch:
     def _taken_apart(self, value: Any, where: str) -> Callable[[Iterator[Any]], Any]:
         """Note the leaves; what makes something like it of others."""
         if isinstance(value, _LEAVES):
-            self.leaves.append(value)
+            is_tensor = isinstance(value, torch.Tensor)
+            self.leaves.append(value.detach().clone() if is_tensor else copy.deepcopy(value))
             self.structure.append("")
             return next
         inside, make = _container(value, where)
@@ -96,11 +93,7 @@ class Batch:
         return self.some(np.arange(sizes[0])[::-1].copy())
 
     def halves(self) -> list[Batch]:
-        """The first and the last half of the examples, as views; itself if there are none.
-
-        There is one example, or tensors do not agree on how many there are. Those without a
-        dimension go into both halves.
-        """
+        """The first and the last half of the examples, as views; itself if it has no two."""
         sizes = self.sizes()
         if len(sizes) != 1 or sizes[0] < 2:
             return [self]
@@ -134,12 +127,6 @@ class Batch:
             else:
                 leaves.append(np.concatenate(column))
         return batches[0].with_leaves(leaves)
-
-
-def _copied(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor):
-        return leaf.detach().clone()
-    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 def _has_examples(leaf: Any) -> bool:
@@ -277,12 +264,6 @@ def unit_of(dims: Sequence[Sequence[tuple[int, ...]]], values: Sequence[np.ndarr
     return "token" if any(first and count > max(first) for count, first in by_batch) else "example"
 
 
-def one_by_batch(values: Sequence[np.ndarray]) -> np.ndarray:
-    """One number for each batch; their mean is that of all numbers."""
-    num = sum(map(len, values))
-    return np.array([of_batch.sum() * len(values) / num for of_batch in values])
-
-
 # ------------------------------------------------------------------ the numbers of batches
 
 
@@ -332,11 +313,8 @@ class FrozenBatches:
         return self._num_places
 
     def values(self, model: nn.Module, value: ValueFunction) -> np.ndarray:
-        """The value of every example, float64 [N]; one for each batch, where that is what it gives.
-
-        The global generators go on from wherever that ends.
-        """
-        return self.examples(self.ranks.merged(self._own(self._turns, model, value)))
+        """The value of every example, float64 [N]; of each batch, where that is what it gives."""
+        return self.examples(self.by_batch(model, value))
 
     def by_batch(self, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
         """The numbers of each batch, by its place."""
@@ -346,7 +324,11 @@ class FrozenBatches:
         """The values of ``by_batch`` in one; one for each batch, where they are not of examples."""
         values = [every[place] for place in sorted(every)]
         self.unit = self.unit or self._unit_of(values)
-        examples = np.concatenate(values) if self.unit == "example" else one_by_batch(values)
+        num = sum(map(len, values))
+        if self.unit == "example":
+            examples = np.concatenate(values)
+        else:  # their mean is that of all numbers
+            examples = np.array([of_batch.sum() * len(values) / num for of_batch in values])
         if self._num_examples not in (None, len(examples)):
             raise ProxyError(
                 f"Expected `value` to return {self._num_examples} examples over all batches as "
@@ -376,12 +358,18 @@ class FrozenBatches:
         self, index: int, model: nn.Module, value: ValueFunction, batch: Batch | None = None
     ) -> np.ndarray:
         result = value(model, (batch or self._batches[index]).on(device_of(model)))
-        is_tensor = isinstance(result, torch.Tensor)
-        # none of a batch is possible: examples without a label have no loss
-        if not (is_tensor and result.ndim == 1 and result.is_floating_point()):
-            raise ProxyError(_not_by_example(result, index))
-        found: np.ndarray = result.detach().to("cpu", torch.float64).numpy()
-        return found
+        came = type(result).__name__
+        if isinstance(result, torch.Tensor):
+            came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
+            # none of a batch is possible: examples without a label have no loss
+            if result.ndim == 1 and result.is_floating_point():
+                found: np.ndarray = result.detach().to("cpu", torch.float64).numpy()
+                return found
+        raise ProxyError(
+            "Expected `value(model, batch)` to return a floating-point tensor of shape [N], one "
+            f"number per example, got {came} for batch {index}. Do not average over the batch: use "
+            "reduction='none' and average over each example's own positions."
+        )
 
     def subsets(self, shares: Sequence[float]) -> tuple[ExampleSubset, ...]:
         """The examples up to the first share of them, from there to the second, and so on.
@@ -390,22 +378,14 @@ class FrozenBatches:
         into a random order, the same one always, so that those up to a share are a simple random
         sample of it, without replacement, in batches no larger than the ones given. Batches of
         other shapes, such as those padded to their longest sequence, are populations of their
-        own, of which each part has its share. Where the examples of a batch depend on each other,
-        as windows of one document do, those of a part do, too, by chance less.
-
-        Args:
-            shares: rising, in (0, 1).
-
-        Returns:
-            One part to each share; none where a tensor tells another number of examples than
-            the others of its batch, since nobody knows then what an example is, where a number is
-            not of an example, where one would be empty, and after ``keep_whole``.
+        own, of which each part has its share. There are none where nobody knows what an example
+        is, where one would be empty, and after ``keep_whole``.
         """
         if self._is_kept_whole or self.unit not in ("", "example"):
             return ()
         key = tuple(shares)
         if key not in self._subsets:
-            self._subsets[key] = self._subsets_of(_drawn(self._batches, key))
+            self._subsets[key] = self._subsets_of(key)
         return self._subsets[key]
 
     def keep_whole(self, why: str) -> None:
@@ -417,8 +397,9 @@ class FrozenBatches:
             why,
         )
 
-    def _subsets_of(self, drawn: Sequence[Drawn]) -> tuple[ExampleSubset, ...]:
+    def _subsets_of(self, shares: Sequence[float]) -> tuple[ExampleSubset, ...]:
         """The parts of all ranks together; each draws its share of its own batches."""
+        drawn = _drawn(self._batches, shares)
         own = [places for _, places in drawn]
         num_own = sum(size for batch in self._batches for size in batch.sizes()[:1])
         every = self.ranks.gather((own, num_own))
@@ -441,13 +422,9 @@ class FrozenBatches:
         return other
 
     def halve(self) -> bool:
-        """Split every batch in two where that can be done, to need less memory.
+        """Split every batch in two, to need less memory, if that can be done; whether it was.
 
-        The examples, their order and the hash stay. Values may differ in the last digits,
-        so a sweep that has begun must begin again.
-
-        Returns:
-            Whether there was anything to split; not where errors are those of batches.
+        Values may differ in the last digits, so a sweep that has begun must begin again.
         """
         if self.unit not in ("", "example"):
             return False
@@ -462,23 +439,16 @@ class FrozenBatches:
 
 
 class ExampleSubset(NamedTuple):
-    """Some examples, in batches of their own.
-
-    Args:
-        proxy: these batches.
-        places: where each is among all, int64 [n].
-    """
+    """Some examples, in batches of their own, and where each is among all, int64 [n]."""
 
     proxy: FrozenBatches
     places: NDArray[np.int64]
 
 
-#: Batches of a part, and where its examples are.
-Drawn = tuple[list[Batch], NDArray[np.int64]]
-
-
-def _drawn(batches: Sequence[Batch], shares: Sequence[float]) -> list[Drawn]:
-    """The batches of each part, as ``FrozenBatches.subsets`` says."""
+def _drawn(
+    batches: Sequence[Batch], shares: Sequence[float]
+) -> list[tuple[list[Batch], NDArray[np.int64]]]:
+    """The batches of each part, as ``FrozenBatches.subsets`` says, and where its examples are."""
     sizes = [batch.sizes() for batch in batches]
     if any(len(size) != 1 for size in sizes):
         return []
@@ -491,7 +461,7 @@ def _drawn(batches: Sequence[Batch], shares: Sequence[float]) -> list[Drawn]:
         places = np.concatenate([np.arange(first[i], first[i + 1]) for i in indices])
         keys = np.random.Generator(np.random.PCG64([_ORDER_SEED, stratum])).random(len(places))
         orders.append((places[keys.argsort()], max(sizes[i][0] for i in indices)))
-    drawn: list[Drawn] = []
+    drawn = []
     for start, stop in zip([0.0, *shares], shares, strict=False):
         of_part: list[Batch] = []
         found: list[NDArray[np.int64]] = []
@@ -525,16 +495,3 @@ def seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)
-
-
-def _not_by_example(result: object, index: int) -> str:
-    """What a value function must return, and what it did."""
-    if isinstance(result, torch.Tensor):
-        came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
-    else:
-        came = type(result).__name__
-    return (
-        "Expected `value(model, batch)` to return a floating-point tensor of shape [N], one "
-        f"number per example, got {came} for batch {index}. Do not average over the batch: use "
-        "reduction='none' and average over each example's own positions."
-    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from sparsitywatch.errors import ConfigurationError, MeasurementError, expect_number, expect_whole
 from sparsitywatch.pruning.patterns import Cut, Inputs, Pattern, Weights
 from sparsitywatch.pruning.selections import (
-    counted_shares,
+    CountedCut,
     from_output_rows,
     row_cuts,
     row_shape,
@@ -53,13 +53,7 @@ def inputs_of(
 ) -> Inputs:
     """What comes into the layers of some tensors while ``run`` runs the model.
 
-    Args:
-        names: of the tensors; each is the weight of an nn.Linear, of transformers' Conv1D, or of
-            an nn.Conv2d without groups.
-        products: also the products of each two features.
-
-    Raises:
-        MeasurementError: a layer is of another kind, or nothing came into it.
+    A MeasurementError where a layer is of another kind than it says, or nothing came into it.
     """
     num = dict.fromkeys(names, 0)
     squares: dict[str, torch.Tensor] = {}
@@ -196,9 +190,8 @@ class SparseGPT(Pattern):
                     num_pruned(num_rows * width, level)
                     for _, width in _blocks(row_width, self.block)
                 )
-            sparsity, shares = counted_shares(weights, num_removed)
-            axes = {name: weights.input_axis(name) for name in weights.shapes}
-            cuts.append(_UpdatingCut(level, sparsity, shares, self.block, axes, factor))
+            own = {"block": self.block, "factor": factor}
+            cuts.append(_UpdatingCut.counted(level, weights, num_removed, **own))
         return cuts
 
 
@@ -220,22 +213,15 @@ def _blocks(width: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 @dataclass(frozen=True, repr=False)
-class _UpdatingCut(Cut):
+class _UpdatingCut(CountedCut):
     """Removes weights of a tensor block by block and changes those that follow."""
 
     block: int
-    input_axes: Mapping[str, int]
     factor: Callable[[str], torch.Tensor]
 
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Write the kept weights, changed, to ``out``."""
-        if self.level <= 0.0:
-            out.copy_(weights)
-            return
-        if self.level >= 1.0:
-            out.zero_()
-            return
-        axis = self.input_axes[name]
+        axis = self.axes[name]
         rows = to_output_rows(weights, axis).float().clone()
         factor = self.factor(name).to(rows.device)
         for start, width in _blocks(rows.shape[1], self.block):

@@ -83,9 +83,9 @@ def run_sweep(
 ) -> SweepResult:
     """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now.
 
-    ``spectrum`` is of the model's in-scope weights now. Where memory does not suffice it begins
-    again with batches of half the size, which the proxy keeps. A MeasurementError says that level 0
-    is not the dense model bit for bit, or that removing everything changes nothing.
+    Where memory does not suffice it begins again with batches of half the size, which the proxy
+    keeps. A MeasurementError says that level 0 is not the dense model bit for bit, or that removing
+    everything changes nothing.
     """
     while True:
         evaluation: Evaluation | None = None
@@ -126,12 +126,9 @@ def expected_s(
     pattern: Pattern,
     sweep: Sweep,
     allowed: Allowed,
-    dense: Array | None = None,
+    dense: Array | None = None,  # values of the model as it is, where they are known
 ) -> float:
-    """Seconds that ``run_sweep`` is expected to take, from those that its ends take.
-
-    ``dense`` are the values of the model as it is, where they are known.
-    """
+    """Seconds that ``run_sweep`` is expected to take, from those that its ends take."""
     started = time.perf_counter()
     with proxy.ranks.all_or_none("an evaluation"), model.session(proxy.value) as masks:
         evaluation = Evaluation(masks, proxy, pattern, spectrum)
@@ -175,10 +172,7 @@ class Evaluation:
     # ------------------------------------------------------------------ the ends
 
     def begin(self, sweep: Sweep, allowed: Allowed, dense: Array | None = None) -> None:
-        """Evaluate the dense model, level 0 and level 1, and refuse what cannot be right.
-
-        ``dense`` are the values of the dense model where they are known.
-        """
+        """Evaluate the dense model, if need be, level 0 and 1, and refuse what cannot be right."""
         self._dense = self._evaluated_dense(dense)
         self._whole = ExampleSubset(self._proxy, np.arange(len(self._dense)))
         self._num_forwards = self._proxy.num_batches
@@ -250,13 +244,10 @@ class Evaluation:
             self._dense_of += [self._dense[subset.places] for subset in subsets[1:]]
 
     def _check_nothing_removed(self, dense: Array, masked: Array) -> None:
-        """Refuse a level 0 that is not dense: not even within the noise of dense evaluations.
-
-        These differ in the last digits only, by kernels that are not deterministic; more than that
-        is a random value function.
-        """
+        """Refuse a level 0 that is not dense: not even within the noise of dense evaluations."""
         if np.array_equal(dense, masked, equal_nan=True):
             return
+        # kernels that are not deterministic change last digits; more is a random value function
         proxy = self._subsets[0].proxy if self._subsets else self._proxy
         self._num_forwards += proxy.num_batches
         noise = np.abs(proxy.values(*self._masks.dense()) - dense).max()
@@ -369,15 +360,11 @@ def undisturbed(ranks: Ranks) -> Iterator[None]:
 
 
 class MaskedModel:
-    """A model whose in-scope weights can be masked, for as long as a session is open.
-
-    Memory: one copy of the in-scope weights while a session is open; none where ``spare`` has
-    buffers that nobody needs meanwhile. Of a wrapped model the inner module runs.
-    """
+    """A model whose in-scope weights can be masked, in a copy of them, while a session is open."""
 
     def __init__(self, model: nn.Module, scope: Scope, reader: ShardedReader = WHOLE_MODEL) -> None:
         self.module = unwrap_model(model)
-        self.spare: WarmCopy | None = None
+        self.spare: WarmCopy | None = None  # buffers that nobody needs meanwhile
         self.training_changed = ""  # how, where an evaluation has
         self.renews = False  # whether each evaluation gets a copy of its own
         self._scope = scope

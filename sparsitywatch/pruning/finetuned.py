@@ -32,7 +32,7 @@ from sparsitywatch.pruning.batches import preserve_rng
 from sparsitywatch.pruning.checks import check_forward
 from sparsitywatch.pruning.criteria import input_axes, inputs_of
 from sparsitywatch.pruning.model_copy import Runnable
-from sparsitywatch.pruning.patterns import Cut, Pattern, Weights, as_pattern
+from sparsitywatch.pruning.patterns import Cut, Inputs, Pattern, Weights, as_pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.selections import WORDS
 from sparsitywatch.pruning.sweeps import check_levels, standard_error
@@ -168,7 +168,7 @@ def _pruned(
     """Prune a model in place; its counted sparsity, and what is removed, by name."""
     parameters = Scope.of(model, scope).parameters(model)
     dense = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    axes, inputs = input_axes(model, list(dense)), _inputs(model, pattern, dense, proxy)
+    axes, inputs = input_axes(model, list(dense)), _inputs(model, pattern, list(dense), proxy)
     weights = Weights.of(dense, input_axes=axes, seed=seed, inputs=inputs)
     cut: Cut
     (cut,) = pattern.cuts(weights, [level])
@@ -182,10 +182,9 @@ def _pruned(
 
 
 def _inputs(
-    model: nn.Module, pattern: Pattern, dense: Mapping[str, torch.Tensor], proxy: Proxy | None
-) -> Any:
-    needs = pattern.needs_inputs
-    if not needs:
+    model: nn.Module, pattern: Pattern, names: Sequence[str], proxy: Proxy | None
+) -> Inputs | None:
+    if not pattern.needs_inputs:
         return None
     if proxy is None:
         raise ConfigurationError(
@@ -193,10 +192,10 @@ def _inputs(
             "the layers on its batches, got None."
         )
 
-    def run(fresh: Callable[[], Runnable]) -> Any:
+    def run(fresh: Callable[[], Runnable]) -> Inputs:
         copied = fresh()
         values = functools.partial(proxy.values, *copied)
-        return inputs_of(copied.module, list(dense), values, products=needs == "products")
+        return inputs_of(copied.module, names, values, products=pattern.needs_inputs == "products")
 
     return check_forward(model, proxy.value, run, proxy.ranks)
 
@@ -251,10 +250,7 @@ def _experiment(
     seeds: Sequence[int],
     settings: Mapping[str, Any] | None,
 ) -> Any:
-    """What trainings are of, as it comes back from a file.
-
-    Of a pattern its name, and whatever numbers and texts it was made with.
-    """
+    """What trainings are of, as it comes back from a file."""
     expect_mapping("settings", settings or {}, "numbers and texts by name")
     made_with = {
         name: value
@@ -294,8 +290,7 @@ class _Runs:
             return
         self._check(self._read(1, lines[0], dict), begun)
         for number, line in enumerate(lines[1:], start=2):
-            key, value = self._read(number, line, _run_of)
-            self.found[key] = value
+            self.found |= self._read(number, line, _run_of)
 
     def _read(self, number: int, line: bytes, read: Callable[[Any], Any]) -> Any:
         try:
@@ -323,19 +318,19 @@ class _Runs:
     def add(self, seed: int, level: float, sparsity: float, value: float) -> None:
         self.found[seed, level] = sparsity, value
         _logger.info("sparsitywatch: seed %d, sparsity %.3f: %.6g", seed, sparsity, value)
-        if self._file is not None:
-            self._write({"seed": seed, "level": level, "sparsity": sparsity, "value": value})
+        self._write({"seed": seed, "level": level, "sparsity": sparsity, "value": value})
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        assert self._file is not None  # noqa: S101 for the type checker
+        if self._file is None:
+            return
         with self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
-def _run_of(line: Mapping[str, Any]) -> tuple[tuple[int, float], tuple[float, float]]:
-    return (line["seed"], line["level"]), (line["sparsity"], line["value"])
+def _run_of(line: Mapping[str, Any]) -> dict[tuple[int, float], tuple[float, float]]:
+    return {(line["seed"], line["level"]): (line["sparsity"], line["value"])}
 
 
 def _curve(

@@ -111,7 +111,10 @@ class ModelCopy:
 
     def is_as_noted(self) -> bool:
         """Whether forwards have left nothing behind in the copy."""
-        return self._was == self._contents() and all(_is_equal(*pair) for pair in self._copies)
+        return self._was == self._contents() and all(
+            same_bits(a, b) if isinstance(a, torch.Tensor) else _state(a) == _state(b)
+            for a, b in self._copies
+        )
 
     def _contents(self) -> Any:
         """What the copy consists of; the same as long as nothing is assigned or put into it."""
@@ -147,11 +150,13 @@ class ModelCopy:
         if nn.parameter.is_lazy(tensor):
             return tensor
         memory = self._memory.of(tensor)
-        if memory is None and self._is_cloned(tensor):
-            clone = tensor.detach().clone()
-            self._copies.append((clone, tensor))
-            return clone.requires_grad_(tensor.requires_grad and tensor.is_leaf)
         if memory is None:
+            is_small = tensor.numel() * tensor.element_size() <= _MAX_COPY_BYTES
+            is_weight = isinstance(tensor, nn.Parameter) or self._memory.holds(tensor)
+            if not is_weight and (is_small or id(tensor) in self._buffers):
+                clone = tensor.detach().clone()
+                self._copies.append((clone, tensor))
+                return clone.requires_grad_(tensor.requires_grad and tensor.is_leaf)
             memory = tensor.detach()
             self.shared.append((tensor, version_of(tensor)))
         if not isinstance(tensor, nn.Parameter):
@@ -165,12 +170,6 @@ class ModelCopy:
             made = torch.Tensor._make_subclass(kind, memory, tensor.requires_grad)
         vars(made).update(vars(tensor))
         return made
-
-    def _is_cloned(self, tensor: torch.Tensor) -> bool:
-        if isinstance(tensor, nn.Parameter) or self._memory.holds(tensor):
-            return False
-        is_small = tensor.numel() * tensor.element_size() <= _MAX_COPY_BYTES
-        return is_small or id(tensor) in self._buffers
 
 
 class _Pickler(pickle.Pickler):
@@ -573,10 +572,6 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     # torch compares one word after the other, whatever its width
     word = {4: torch.int32, 8: torch.int64}.get(a.itemsize, torch.uint8)
     return torch.equal(*(tensor.reshape(-1).view(word) for tensor in plain))
-
-
-def _is_equal(a: Any, b: Any) -> bool:
-    return same_bits(a, b) if isinstance(a, torch.Tensor) else _state(a) == _state(b)
 
 
 def _state(thing: Any) -> bytes:

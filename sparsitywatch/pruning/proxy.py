@@ -29,11 +29,9 @@ from sparsitywatch.pruning.batches import (
     seed_generators,
     unpacked,
 )
+from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.ranks.protocol import Ranks, Turns
 from sparsitywatch.redact import printable, redacted_error
-
-#: A model, and what gives its values.
-Evaluated = tuple[nn.Module, ValueFunction]
 
 
 class Proxy(FrozenBatches):
@@ -196,21 +194,14 @@ class Proxy(FrozenBatches):
             return self.values(model, value or self.value)
 
     def check_repeats(
-        self, before: Mapping[int, np.ndarray], fresh: Callable[[], Evaluated]
+        self, before: Mapping[int, np.ndarray], fresh: Callable[[], Runnable]
     ) -> None:
-        """Evaluate again in another order, and refuse other values than just before.
+        """Evaluate again in another order; refuse other values than ``by_batch`` gave just before.
 
         Each batch runs with its examples reversed; where numbers are not of examples, the batches
         run from the last to the first. That shows that values repeat, and that they depend on no
         order. Only where they are others, or something is drawn, the first two batches run as they
         are, to tell the one from the other. On several ranks these alone run.
-
-        Args:
-            before: what ``by_batch`` gave of the same model.
-            fresh: makes a copy of it, and of the value function.
-
-        Raises:
-            ProxyError: a batch, or an example, has another value the second time; by how much.
         """
         copied = fresh()
         if self.unit != "example":
@@ -236,12 +227,12 @@ class Proxy(FrozenBatches):
                 "number for each group of them, or one for the batch."
             )
 
-    def _compare(self, before: Mapping[int, np.ndarray], turns: Turns, copied: Evaluated) -> None:
+    def _compare(self, before: Mapping[int, np.ndarray], turns: Turns, copied: Runnable) -> None:
         if words := self._differing(before, turns, copied):
             raise ProxyError(words)
 
     def _differing(
-        self, before: Mapping[int, np.ndarray], turns: Turns, copied: Evaluated, order: str = ""
+        self, before: Mapping[int, np.ndarray], turns: Turns, copied: Runnable, order: str = ""
     ) -> str:
         """What is said where a batch of any rank has other values by now; else empty."""
         for place, again in self.ranks.merged(self._own(turns, *copied)).items():

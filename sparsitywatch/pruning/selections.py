@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,21 +33,21 @@ WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, repr=False)
-class SelectionCut(Cut):
-    """Removes the weights that ``select`` marks, given a tensor's name and weights."""
+class CountedCut(Cut):
+    """Removes of each tensor as many weights as its shape says."""
 
-    select: Callable[[str, torch.Tensor], torch.Tensor]
+    axes: Mapping[str, int]  # of each tensor the one that runs over inputs
 
     @classmethod
     def counted(
-        cls,
-        level: float,
-        weights: Weights,
-        num_removed: Mapping[str, int],
-        select: Callable[[str, torch.Tensor], torch.Tensor],
-    ) -> SelectionCut:
+        cls, level: float, weights: Weights, num_removed: Mapping[str, int], **fields: Any
+    ) -> CountedCut:
         """A cut from how many weights it removes of each tensor."""
-        return cls(level, *counted_shares(weights, num_removed), select)
+        sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
+        shares = {name: num_removed[name] / size if size else 0.0 for name, size in sizes.items()}
+        sparsity = sum(num_removed.values()) / max(sum(sizes.values()), 1)
+        axes = {name: weights.input_axis(name) for name in sizes}
+        return cls(level, sparsity, shares, axes, **fields)
 
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Write ``weights`` without the removed ones to ``out``."""
@@ -54,28 +55,31 @@ class SelectionCut(Cut):
             out.copy_(weights)
         elif self.level >= 1.0:
             out.zero_()
-        else:  # as integers: a removed weight is +0, were it infinite
-            words = WORDS[weights.dtype.itemsize]
-            stays = self.select(name, weights).logical_not_()
-            torch.mul(weights.view(words), stays, out=out.view(words))
+        else:
+            self.remove(name, weights, out)
+
+    @abstractmethod
+    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+        """The same where neither all nor none are removed."""
 
 
-def counted_shares(
-    weights: Weights, num_removed: Mapping[str, int]
-) -> tuple[float, dict[str, float]]:
-    """The sparsity of all weights, and of each tensor, from how many are removed."""
-    sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
-    shares = {name: num_removed[name] / size if size else 0.0 for name, size in sizes.items()}
-    return sum(num_removed.values()) / max(sum(sizes.values()), 1), shares
+@dataclass(frozen=True, repr=False)
+class SelectionCut(CountedCut):
+    """Removes the weights that ``select`` marks, given a tensor's name and weights."""
+
+    select: Callable[[str, torch.Tensor], torch.Tensor]
+
+    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+        """As integers: a removed weight is +0, were it infinite."""
+        words = WORDS[weights.dtype.itemsize]
+        stays = self.select(name, weights).logical_not_()
+        torch.mul(weights.view(words), stays, out=out.view(words))
 
 
 def to_output_rows(tensor: torch.Tensor, input_axis: int) -> torch.Tensor:
     """A view or copy, [outputs, inputs]: one row for what each output is made of.
 
-    Args:
-        tensor: two or more dimensions; one dimension is one row.
-        input_axis: the axis that runs over inputs. What follows the second axis belongs to the
-            inputs too, as the positions of a convolution's kernel.
+    What follows the second axis belongs to the inputs, as the positions of a convolution's kernel.
     """
     if tensor.ndim < 2:
         return tensor.reshape(1, -1)
@@ -141,12 +145,7 @@ def row_cuts(
     levels: Sequence[float],
     score: Callable[[str, torch.Tensor], torch.Tensor],
 ) -> list[Cut]:
-    """Cuts that remove the same share of each row, those of the lowest score.
-
-    Args:
-        score: of some rows of a tensor, given its name and them: float [outputs, inputs].
-    """
-    axes = {name: weights.input_axis(name) for name in weights.shapes}
+    """Cuts that remove the same share of each row: of the lowest ``score``, float like the rows."""
     cuts: list[Cut] = []
     for level in levels:
         num_removed = {}
@@ -157,8 +156,7 @@ def row_cuts(
         def select(name: str, rows: torch.Tensor, level: float = level) -> torch.Tensor:
             return smallest(score(name, rows), num_pruned(rows.shape[1], level))
 
-        found = SelectionCut.counted(level, weights, num_removed, select)
-        cuts.append(_RowCut(**vars(found), axes=axes))
+        cuts.append(_RowCut.counted(level, weights, num_removed, select=select))
     return cuts
 
 
@@ -174,33 +172,19 @@ def row_shape(weights: Weights, name: str) -> tuple[int, int]:
 class _RowCut(SelectionCut):
     """Selects from rows alone; on the CPU some at a time, so that they stay in a core's cache."""
 
-    axes: Mapping[str, int]
-
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Write ``weights`` without the removed ones to ``out``."""
-        if not 0.0 < self.level < 1.0:
-            super().prune(name, weights, out)
-            return
+    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+        """Along the rows, however the tensor has them."""
         rows, into = (to_output_rows(tensor, self.axes[name]) for tensor in (weights, out))
-        prune_some_at_once(partial(SelectionCut.prune, self, name), rows, into)
+        at_once = _ROWS_AT_ONCE // max(1, rows.shape[1]) if weights.is_cpu else len(rows)
+        pieces = (torch.split(tensor, max(1, at_once)) for tensor in (rows, into))
+
+        def remove_piece(piece: tuple[torch.Tensor, torch.Tensor]) -> None:
+            with torch.no_grad():  # which each thread has to say
+                SelectionCut.remove(self, name, *piece)
+
+        map_threads(remove_piece, list(zip(*pieces, strict=True)), torch.get_num_threads())
         if into.data_ptr() != out.data_ptr():  # a copy
             out.copy_(from_output_rows(into, out.shape, self.axes[name]))
-
-
-def prune_some_at_once(
-    prune: Callable[[torch.Tensor, torch.Tensor], None], weights: torch.Tensor, out: torch.Tensor
-) -> None:
-    """Prune along the first axis; on the CPU no more at once than a core's cache holds."""
-    num, width = len(weights), max(1, weights.numel() // max(1, len(weights)))
-    if weights.device.type == "cpu":
-        num = _ROWS_AT_ONCE // width
-
-    def prune_part(part: tuple[torch.Tensor, torch.Tensor]) -> None:
-        with torch.no_grad():  # which each thread has to say
-            prune(*part)
-
-    pieces = (torch.split(tensor, max(1, num)) for tensor in (weights, out))
-    map_threads(prune_part, list(zip(*pieces, strict=True)), torch.get_num_threads())
 
 
 def from_output_rows(rows: torch.Tensor, shape: Sequence[int], input_axis: int) -> torch.Tensor:
@@ -269,10 +253,11 @@ def _random_cuts(
     weights: Weights, levels: Sequence[float], probabilities: Sequence[Mapping[str, float]]
 ) -> list[Cut]:
     """Cuts whose probability of each tensor's weights to go is given, counted."""
-    counts: list[dict[str, int]] = [{} for _ in levels]
+    counts = [dict.fromkeys(weights.shapes, 0) for _ in levels]
     for name, shape in weights.shapes.items():
-        for i, num in enumerate(_drawn_below(name, shape, weights.seed, probabilities)):
-            counts[i][name] = num
+        for _, draws in _draws(name, math.prod(shape), weights.seed):
+            for num_removed, chance in zip(counts, probabilities, strict=True):
+                num_removed[name] += int(np.count_nonzero(draws < chance[name]))
     cuts: list[Cut] = []
     for level, chance, num_removed in zip(levels, probabilities, counts, strict=True):
 
@@ -285,21 +270,8 @@ def _random_cuts(
                 flat[start : start + len(draws)] = draws < chance[name]
             return drawn.to(dense.device)
 
-        if level >= 1.0:
-            num_removed = {name: math.prod(shape) for name, shape in weights.shapes.items()}
-        cuts.append(SelectionCut.counted(level, weights, num_removed, select))
+        cuts.append(SelectionCut.counted(level, weights, num_removed, select=select))
     return cuts
-
-
-def _drawn_below(
-    name: str, shape: Sequence[int], seed: int, probabilities: Sequence[Mapping[str, float]]
-) -> list[int]:
-    """How many of a tensor's weights go at each level."""
-    found = [0] * len(probabilities)
-    for _, draws in _draws(name, math.prod(shape), seed):
-        for i, chance in enumerate(probabilities):
-            found[i] += int(np.count_nonzero(draws < chance[name]))
-    return found
 
 
 def _draws(name: str, num: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -354,14 +326,12 @@ class KeepNM(Pattern):
             inputs = shape[weights.input_axis(name)] if shape else 1
             groups = inputs // self.of * (math.prod(shape) // max(inputs, 1))
             removed[name] = groups * (self.of - self.keep)
-        axes = {name: weights.input_axis(name) for name in weights.shapes}
         sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
         ends = {0.0: dict.fromkeys(sizes, 0), 1.0: sizes}
-        cuts: list[Cut] = []
-        for level in levels:
-            found = SelectionCut.counted(level, weights, ends.get(level, removed), self._smallest)
-            cuts.append(_GroupCut(**vars(found), keep=self.keep, of=self.of, axes=axes))
-        return cuts
+        own = {"select": self._smallest, "keep": self.keep, "of": self.of}
+        return [
+            _GroupCut.counted(level, weights, ends.get(level, removed), **own) for level in levels
+        ]
 
     def _smallest(self, _: str, weights: torch.Tensor) -> torch.Tensor:
         """Which go of groups along the last axis, bool; of equal ones the first."""
@@ -411,15 +381,13 @@ class _GroupCut(SelectionCut):
 
     keep: int
     of: int
-    axes: Mapping[str, int]
 
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Write ``weights`` without the removed ones to ``out``."""
+    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+        """Along the inputs; on the CPU whole groups at once where that can be done."""
         last, into = (tensor.movedim(self.axes[name], -1) for tensor in (weights, out))
         whole = last.shape[-1] // self.of * self.of
-        is_packed = self.of in _PACKED and weights.device.type == "cpu" and whole > 0
-        if not (is_packed and 0.0 < self.level < 1.0):
-            super().prune(name, last, into)
+        if self.of not in _PACKED or not weights.is_cpu or whole == 0:
+            super().remove(name, last, into)
             return
         words = last[..., :whole].contiguous().view(WORDS[weights.dtype.itemsize]).view(-1)
         is_in_place = whole == into.shape[-1] and into.is_contiguous()

@@ -357,17 +357,12 @@ class PairedDifferences:
     replacement. In a heavy tail the variance of few examples is too small as a rule: the error that
     one more difference of the size of the largest would make is added. Where all that were seen
     lose the same, an unseen one may lose as much as one that loses anything does at a higher level.
-
-    Args:
-        num_examples: of all.
-        tolerated: harm that is accepted, in the units of the values.
-        sign: -1 where losing is good.
     """
 
     def __init__(self, num_examples: int, tolerated: float, *, sign: float = 1.0) -> None:
         self._num_examples = num_examples
-        self._tolerated = tolerated
-        self._sign = sign
+        self._tolerated = tolerated  # harm, in the units of the values
+        self._sign = sign  # -1 where losing is good
         self._lost: dict[float, Array] = {}
         self._sizes: dict[float, float] = {}  # of what those lose that lose anything
         self._same = {0.0}  # levels at which no weight has changed
@@ -378,10 +373,7 @@ class PairedDifferences:
         return [self._point(level, mean) for level, mean in sorted(self.means.items())]
 
     def add(self, level: float, lost: Array, *, is_same: bool = False) -> None:
-        """More of what was lost at a level: in the next subset, or by all examples.
-
-        ``is_same`` says that this level has changed no weight.
-        """
+        """More of what was lost at a level: in the next subset, or by all examples."""
         if len(lost) < self._num_examples and level in self._lost:
             lost = np.concatenate([self._lost[level], lost])
         self._lost[level] = lost
@@ -450,9 +442,8 @@ def largest_step(values: Array) -> float:
 def shares_of(num_examples: int, smallest: int, step: float = 0.0) -> tuple[float, ...]:
     """Shares of the examples that subsets rise to, each twice the one before, up to a half.
 
-    The first subset has ``smallest`` examples at least, one in 32 at least, one in 8 at most. With
-    a ``step``, that a value which takes few values can jump in units of the harm allowed, a subset
-    in which nothing changes has to say that less than that much changes in all.
+    With a ``step``, that a value which takes few values can jump in units of the harm allowed, a
+    subset in which nothing changes has to say that less than that much changes in all.
 
     >>> shares_of(128, 8), shares_of(63, 8)
     ((0.0625, 0.125, 0.25, 0.5), ())
