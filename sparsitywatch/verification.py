@@ -170,10 +170,7 @@ def trace(
     seed: int = 0,
     attach: Callable[[Training], AbstractContextManager[Any]] | None = None,
 ) -> Trace:
-    """Train from the seed on, watched by what ``attach`` opens, and keep what it was by step.
-
-    The generators of torch (all devices), numpy and python are put back afterwards.
-    """
+    """Train from the seed on, watched by what ``attach`` opens, and keep what it was by step."""
     with preserve_rng():
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 what user code draws from
@@ -194,10 +191,7 @@ def trace(
 
 
 def compare(expected: Trace, got: Trace) -> tuple[Difference, ...]:
-    """What differs between two traces of as many steps, in the order in which it appeared.
-
-    What differed in between is named even if it is equal at the end.
-    """
+    """What differs between two traces, at the end or in between, in the order of appearance."""
     first_steps: dict[str, int] = {}
     for step, (one, other) in enumerate(zip(expected.digests, got.digests, strict=True)):
         for name in {**one, **other}:
@@ -212,7 +206,7 @@ def compare(expected: Trace, got: Trace) -> tuple[Difference, ...]:
 def _leaves(training: Training, returned: Any) -> dict[str, Leaf]:
     """Everything that a watch could disturb, by name."""
     model = training.model
-    names = _names(model, training.optimizer)
+    names, optimizer_state = _parameters_and_state(model, training.optimizer)
     modules = {name or "of the model": module for name, module in model.named_modules()}
     state = model.state_dict()
     _, numpy_words, *numpy_place = np.random.get_state()  # noqa: NPY002 what user code draws from
@@ -226,7 +220,7 @@ def _leaves(training: Training, returned: Any) -> dict[str, Leaf]:
         "attributes": {name: " ".join(sorted(vars(one))) for name, one in modules.items()},
         "state_dict keys": " ".join(state),
         "state_dict": {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)},
-        "optimizer": _by_parameter(training.optimizer, names),
+        "optimizer": optimizer_state,
         **{name: other.state_dict() for name, other in training.others.items()},
         "returned by step()": returned,
         STATE: dict(plain_state(model)),
@@ -241,32 +235,23 @@ def _leaves(training: Training, returned: Any) -> dict[str, Leaf]:
     return dict(leaves("", everything))
 
 
-def _names(model: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
-    """Parameters by name: the model's, and those that only the optimizer knows by number."""
+def _parameters_and_state(
+    model: nn.Module, optimizer: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Parameters by name, also those that only the optimizer has; its state, by these names."""
     named: dict[str, torch.Tensor] = {clean_name(n): p for n, p in model.named_parameters()}
-    known = {id(parameter) for parameter in named.values()}
-    for number, parameter in enumerate(_of_optimizer(optimizer)):
-        if id(parameter) not in known:
-            named[f"{number} of the optimizer"] = parameter
-    return named
-
-
-def _of_optimizer(optimizer: Any) -> list[torch.Tensor]:
-    """The optimizer's parameters in the order of the numbers in its state dict."""
-    groups = getattr(optimizer, "param_groups", [])  # None has none
-    return [parameter for group in groups for parameter in group["params"]]
-
-
-def _by_parameter(optimizer: Any, names: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The optimizer's state dict with names of parameters where it has their numbers."""
-    if optimizer is None:
-        return {}
-    name_of = {id(parameter): name for name, parameter in names.items()}
-    name_of_number = dict(enumerate(name_of[id(p)] for p in _of_optimizer(optimizer)))
-    state = dict(optimizer.state_dict())
+    name_of = {id(parameter): name for name, parameter in named.items()}
+    by_number: dict[Any, str] = {}  # in the order of the numbers in the optimizer's state dict
+    for group in getattr(optimizer, "param_groups", []):  # None has none
+        for parameter in group["params"]:
+            number = len(by_number)
+            name = name_of.setdefault(id(parameter), f"{number} of the optimizer")
+            named[name] = parameter
+            by_number[number] = name
+    state = {} if optimizer is None else dict(optimizer.state_dict())
     if isinstance(state.get("state"), Mapping):
-        state["state"] = {name_of_number.get(key, key): v for key, v in state["state"].items()}
-    return state
+        state["state"] = {by_number.get(key, key): v for key, v in state["state"].items()}
+    return named, state
 
 
 @dataclass(frozen=True)
@@ -438,8 +423,7 @@ def _check(
         )
     if baseline is None:
         return
-    is_verification = isinstance(baseline, Verification)
-    expect(is_verification, "baseline", "what verify returned", baseline)
+    expect(isinstance(baseline, Verification), "baseline", "what verify returned", baseline)
     was = baseline.baseline
     if (was.steps, was.seed) != (steps, seed):
         raise ConfigurationError(

@@ -240,10 +240,7 @@ def unit_of(dims: Sequence[Sequence[tuple[int, ...]]], values: Sequence[np.ndarr
 
     Fewer numbers than examples are of those that have one, such as a label. In a batch of another
     layout the examples may be the second dimension. What each batch repeats is of the batch.
-
-    Args:
-        dims: the first two dimensions of each tensor, by batch.
-        values: the numbers of each batch.
+    ``dims`` are the first two dimensions of each tensor, by batch.
 
     >>> batches = [[(4, 7), (4,)], [(2, 7), (2,)]]
     >>> [unit_of(batches, [np.ones(n), np.ones(m)]) for n, m in [(4, 2), (28, 14), (1, 1)]]
@@ -269,10 +266,7 @@ def unit_of(dims: Sequence[Sequence[tuple[int, ...]]], values: Sequence[np.ndarr
 
 @contextlib.contextmanager
 def preserve_rng() -> Iterator[None]:
-    """Put the global generators of torch (all devices), numpy and python back afterwards.
-
-    Iterating a DataLoader draws from torch's generator even where nothing is shuffled.
-    """
+    """Put the global generators of torch (all devices), numpy and python back afterwards."""
     cuda = torch.cuda.is_available()
     torch_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if cuda else []
@@ -305,16 +299,12 @@ class FrozenBatches:
     def _plan(self) -> None:
         """Who evaluates which batches."""
         sizes = [batch.sizes() for batch in self._batches]
-        self._turns, self._num_places = self.ranks.turns(sizes, is_same=self._is_same)
-
-    @property
-    def num_batches(self) -> int:
-        """Calls of the value function per evaluation that count, on all ranks."""
-        return self._num_places
+        # num_batches: calls of the value function per evaluation that count, on all ranks
+        self._turns, self.num_batches = self.ranks.turns(sizes, is_same=self._is_same)
 
     def values(self, model: nn.Module, value: ValueFunction) -> np.ndarray:
         """The value of every example, float64 [N]; of each batch, where that is what it gives."""
-        return self.examples(self.by_batch(model, value))
+        return self.examples(self.ranks.merged(self._own(self._turns, model, value)))
 
     def by_batch(self, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
         """The numbers of each batch, by its place."""

@@ -45,10 +45,7 @@ _PRODUCT = re.compile(r"mm|mv|dot|conv|linear")
 
 
 def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> np.ndarray:
-    """The values of a model, which is not disturbed; what could not be used is refused.
-
-    Without ``has_weights`` those of the model are still to come, so that values mean nothing.
-    """
+    """The values of a model, which is not disturbed; what could not be used is refused."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
             raise ProxyError(
@@ -87,7 +84,7 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
             proxy.unit,
             values.size,
         )
-    if has_weights and not np.isfinite(values).all():
+    if has_weights and not np.isfinite(values).all():  # else values mean nothing yet
         raise ProxyError(proxy.not_finite(values))
     return values
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError, TrainingChangedError, is_out_of_memory
@@ -33,6 +32,7 @@ from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import (
     Allowed,
+    Array,
     PairedDifferences,
     Sweep,
     largest_step,
@@ -49,8 +49,6 @@ from sparsitywatch.weights.snapshot import WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 _logger = logging.getLogger("sparsitywatch")
-
-Array = NDArray[np.float64]
 
 #: In another batch the value of an example may differ by this share of the harm allowed and is
 #: compared with that of the dense model in any.
@@ -293,8 +291,10 @@ class Evaluation:
                 self._dense_of.append(self._values([subset]))
             values = self._values(self._subsets[before:stage], self._cuts[level])
             dense = np.concatenate(self._dense_of[before:stage])
-        lost = values - dense
-        is_same = level > 0.0 and not lost.any() and self._changes_nothing()
+        lost, is_same = values - dense, False
+        if level > 0.0 and not lost.any():  # the cut may have taken only zeros, on every rank
+            own = all(torch.equal(weights, out) for _, weights, out in self._masks.weights)
+            is_same = all(self._proxy.ranks.gather(own))
         self.differences.add(level, lost, is_same=is_same)
         self._stage[level] = stage
         return values
@@ -309,11 +309,6 @@ class Evaluation:
             self._num_forwards += subset.proxy.num_batches
             found.append(subset.proxy.values(*model))
         return np.concatenate(found)
-
-    def _changes_nothing(self) -> bool:
-        """Whether the last cut has taken only zeros, on any rank."""
-        own = all(torch.equal(dense, out) for _, dense, out in self._masks.weights)
-        return all(self._proxy.ranks.gather(own))
 
     def result(self) -> SweepResult:
         """The curve of everything measured."""
@@ -371,14 +366,10 @@ class MaskedModel:
         self._reader = reader
         self._open: Masks | None = None
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The in-scope parameters as they are now, by name; ScopeError where one has changed."""
-        return self._reader.lookup(self.module, self._scope)[0]
-
     @contextlib.contextmanager
     def session(self, value: Callable[..., Any]) -> Iterator[Masks]:
         """Evaluation by ``value`` without a trace: weights may be masked until the session ends."""
-        parameters = self.parameters()
+        parameters = self._reader.lookup(self.module, self._scope)[0]  # as they are now
         with undisturbed(self._reader.ranks):
             if any(map(is_sharded, self.module.parameters())):
                 masks: Masks = InShards(self.module, value, parameters)

@@ -67,11 +67,10 @@ class Runnable(NamedTuple):
 class ModelCopy:
     """A copy of a model in evaluation mode, and of the modules that a value function uses.
 
-    Parameters are new objects on the same memory, or on that of the tensor that is given in their
-    place. Copied, as pickle does it, are buffers and other tensors, containers, plain objects,
-    generators, variables of closures. Shared are data sets, optimizers, large tensors, and what
-    else belongs to the training or refuses to be copied. ``instead`` has tensors in the place of
-    parameters, by their ``id``; ``value`` runs copies of the modules that its namesake uses.
+    Parameters are new objects on the same memory, or on that of a tensor ``instead``, by their id.
+    Copied, as pickle does it, are buffers and other tensors, containers, plain objects, generators,
+    variables of closures. Shared are data sets, optimizers, large tensors, and what else belongs to
+    the training or refuses to be copied.
     """
 
     def __init__(
@@ -85,13 +84,15 @@ class ModelCopy:
         self._buffers = {id(buffer) for buffer in model.buffers()}
         self.shared: list[tuple[torch.Tensor, int]] = []  # with what was written to it before
         self._copies: list[tuple[Any, Any]] = []  # of what is not pickled, with the originals
-        used = _modules_of(value)
-        pickler = _Pickler((model, used))
+        used: dict[int, nn.Module] = {}
+        _with_modules(value, lambda module: used.setdefault(id(module), module))
+        pickler = _Pickler((model, [*used.values()]))
         made = [*map(self._on_its_own, pickler.things)]
         self.module, own = _Unpickler(pickler.stream, made).load()
         for module in self.module.modules():
             module.training = False
-        own_value = _with_modules(value, {id(a): b for a, b in zip(used, own, strict=True)})
+        copies = dict(zip(used, own, strict=True))
+        own_value = _with_modules(value, lambda module: copies[id(module)])
         self.runnable = Runnable(self.module, own_value)
         self.kinds: Iterable[type] = pickler.kinds  # of what was copied
         functions = [one for one in pickler.things if isinstance(one, types.FunctionType)]
@@ -285,40 +286,29 @@ def _fill_function(made: types.FunctionType, state: Any) -> None:
             cell.cell_contents = value
 
 
-def _modules_of(value: Any) -> list[nn.Module]:
-    """The modules that a value function uses by itself: in its closure, arguments, as its own."""
+def _with_modules(value: Any, own_of: Callable[[nn.Module], nn.Module]) -> Any:
+    """A value function on other modules than it uses; what it counts or collects is its own.
+
+    It uses those in its closure and arguments, and what it is a method of.
+    """
     if isinstance(value, nn.Module):
-        return [value]
+        return own_of(value)
     if isinstance(value, types.MethodType):
-        return _modules_of(value.__self__)
+        holder = _with_modules(value.__self__, own_of)
+        return value if holder is value.__self__ else types.MethodType(value.__func__, holder)
     if isinstance(value, functools.partial):
         inside = [value.func, *value.args, *value.keywords.values()]
+        own = [_with_modules(one, own_of) for one in inside]
+        keywords = dict(zip(value.keywords, own[1 + len(value.args) :], strict=True))
+        made: Any = functools.partial(*own[: 1 + len(value.args)], **keywords)
     elif isinstance(value, types.FunctionType):
         inside = [_held_in(cell) for cell in value.__closure__ or ()]
-        return [one for one in inside if isinstance(one, nn.Module)]
+        own = [own_of(one) if isinstance(one, nn.Module) else one for one in inside]
+        made = _new_function(value)
+        _fill_function(made, (own, value.__defaults__, value.__kwdefaults__, {}))
     else:
-        return []
-    return [module for one in inside for module in _modules_of(one)]
-
-
-def _with_modules(value: Any, copies: Mapping[int, nn.Module]) -> Any:
-    """The same value function on copies of these modules; what it counts or collects is its own."""
-    if isinstance(value, nn.Module):
-        return copies[id(value)]
-    if not _modules_of(value):
         return value
-    if isinstance(value, types.MethodType):
-        return types.MethodType(value.__func__, _with_modules(value.__self__, copies))
-    if isinstance(value, functools.partial):
-        arguments = [_with_modules(one, copies) for one in value.args]
-        keywords = {key: _with_modules(one, copies) for key, one in value.keywords.items()}
-        return functools.partial(_with_modules(value.func, copies), *arguments, **keywords)
-    made = _new_function(value)
-    for cell, own in zip(made.__closure__ or (), value.__closure__ or (), strict=True):
-        if (held := _held_in(own)) is not _EMPTY:
-            cell.cell_contents = copies.get(id(held), held)
-    made.__defaults__, made.__kwdefaults__ = value.__defaults__, value.__kwdefaults__
-    return made
+    return value if all(map(operator.is_, own, inside)) else made
 
 
 class _Uncopied:

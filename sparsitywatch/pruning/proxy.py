@@ -104,12 +104,6 @@ class Proxy(FrozenBatches):
         R ranks takes about 1/R of the time. Where each has batches of its own, all of them count,
         by rank. Every rank runs as many forwards as any other, since a forward may communicate: who
         has no batch left runs one again. Every rank calls this, and from then on each method.
-
-        Where a layer of the model is split over ranks each runs all batches.
-
-        Raises:
-            ProxyError: the ranks have proxies of different kinds, or different batches where they
-                split layers.
         """
         kinds = ranks.gather((self.name, self.higher_is_better))
         if len(set(kinds)) > 1:
@@ -139,11 +133,7 @@ class Proxy(FrozenBatches):
         self._plan()
 
     def keep(self, file: Path) -> None:
-        """Write the batches, for ``with_kept``: tensors and plain data, nothing to execute.
-
-        Raises:
-            OSError, RuntimeError, ValueError: they cannot be written.
-        """
+        """Write the batches, for ``with_kept``: tensors and plain data, nothing to execute."""
         temporary = file.with_suffix(".tmp")
         try:
             torch.save(packed(self._batches), temporary)
@@ -152,11 +142,7 @@ class Proxy(FrozenBatches):
             temporary.unlink(missing_ok=True)
 
     def with_kept(self, file: Path) -> Proxy:
-        """This proxy with the batches that another one of its kind kept.
-
-        Raises:
-            ProxyError: they cannot be read, or are of another structure.
-        """
+        """This proxy with the batches that another one kept; a ProxyError where that cannot be."""
         try:
             kept = torch.load(file, weights_only=True, map_location="cpu")
             other = self._of(unpacked(self._batches, kept))

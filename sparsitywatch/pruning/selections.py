@@ -89,12 +89,7 @@ def to_output_rows(tensor: torch.Tensor, input_axis: int) -> torch.Tensor:
 
 
 def smallest(scores: torch.Tensor, num: int) -> torch.Tensor:
-    """The ``num`` smallest of each row, bool [R, C]; of equal ones those of lower index.
-
-    Args:
-        scores: float [R, C], none below zero; NaN counts as larger than everything.
-        num: at most C.
-    """
+    """The ``num`` smallest, none below 0, of each row; of equal ones the first; never NaN."""
     if num <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     if scores.device.type == "cpu":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -83,13 +84,10 @@ def by_rank(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
 
 
 class ForwardOrder:
-    """What FSDP gathers and lets go of in a forward of a model, so that one can be ended.
-
-    The first guess is the order of the model's ``modules`` that FSDP2 shards.
-    """
+    """What FSDP gathers and lets go of in a forward of a model, so that one can be ended."""
 
     def __init__(self, modules: Sequence[Any]) -> None:
-        self._modules = modules
+        self._modules = modules  # that FSDP2 shards; their order is the first guess
         # FSDP takes the first module to run for the outermost one, and a value function may run an
         # inner part first. Outer ones come first; they settle the inner ones
         for module in modules:
@@ -102,8 +100,7 @@ class ForwardOrder:
     def followed(self) -> Iterator[None]:
         """Around a forward: what is left of it when it fails here is gathered for the others.
 
-        They wait for this rank at each module that they come to. So all of them end their
-        forward, and can be told that it failed.
+        So they, too, end their forward, and can be told that it failed.
         """
         # FSDP notes each forward for a backward to come. Here there is none, and where a forward
         # has failed, the next one would gather weights after other notes on each rank
@@ -144,10 +141,7 @@ class ForwardOrder:
             self._set_idle()
 
     def _set_idle(self) -> None:
-        """No forward is going on any more: FSDP would take the next one for a part of this one.
-
-        It would then not wait for the optimizer's step before it gathers weights.
-        """
+        """No forward goes on: else FSDP would not wait for the optimizer's step before the next."""
         for module in self._modules:
             state = module._get_fsdp_state()
             state._state_ctx.iter_forward_root = None
@@ -181,14 +175,8 @@ _NAMESPACES = (
     *("c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional"),
     *("_dtensor", "symm_mem"),
 )
-_GROUP_METHODS = (
-    *("allgather", "_allgather_base", "allgather_coalesced", "allgather_into_tensor_coalesced"),
-    *("all_gather_single", "all_gather_single_coalesced", "all_to_all_single"),
-    *("allreduce", "allreduce_coalesced", "alltoall", "alltoall_base", "barrier", "broadcast"),
-    *("gather", "monitored_barrier", "recv", "recv_anysource", "reduce", "reduce_scatter"),
-    *("_reduce_scatter_base", "reduce_scatter_single", "reduce_scatter_single_coalesced"),
-    *("reduce_scatter_tensor_coalesced", "scatter", "send"),
-)
+#: Methods of a process group that other processes take part in, by what is in their names.
+_GROUP_METHODS = re.compile("gather|reduce|to_?all|barrier|broadcast|scatter|send|recv")
 #: They count the names of new groups first, which have to be the same numbers on each rank.
 _GROUP_MAKERS = ("_new_group_with_tag", "split_group", "_new_process_group_helper")
 
@@ -272,7 +260,7 @@ def _on_the_groups(guard: _Guard) -> Iterator[None]:
     with _lock:
         if not _guards:
             for kind in (distributed.ProcessGroup, torch._C._distributed_c10d.Backend):
-                for name in _GROUP_METHODS:
+                for name in filter(_GROUP_METHODS.search, [*vars(kind)]):
                     _patch(kind, name, lambda group, *_, **__: group.size())
             for name in _GROUP_MAKERS:
                 _patch(distributed.distributed_c10d, name, lambda *_, **__: None)

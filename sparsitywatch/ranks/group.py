@@ -211,17 +211,14 @@ class RankGroup(Ranks):
 
 
 class PendingRanks(Ranks):
-    """A rank that has begun alone while others may still attach: they should hold the same model.
-
-    Each leaves a mark of its own under ``prefix``; ``unknown`` have not come yet.
-    """
+    """A rank that has begun alone while others may still attach, with the same model."""
 
     def __init__(self, store: Any, prefix: str, own: str, unknown: set[int]) -> None:
         super().__init__()
         self._store = store
-        self._prefix = prefix
+        self._prefix = prefix  # of the marks that each leaves
         self._own = own
-        self._unknown = unknown
+        self._unknown = unknown  # have not come yet
 
     def why_different(self) -> str:
         try:

@@ -82,11 +82,7 @@ class ShardBox:
         return math.prod(self.shape)
 
     def locate(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of some weights lie in the box, and where in it.
-
-        From rising positions in the flat tensor, int64 [N], to indices into these, int64 [M], and
-        positions in the flat box, int64 [M].
-        """
+        """Which of some weights, at rising places of the flat tensor, lie in the box, and where."""
         row = math.prod(self.whole[1:])
         if self.whole[1:] == self.shape[1:]:  # whole rows lie side by side
             start = self.offset[0] * row if self.whole else 0
@@ -101,10 +97,7 @@ class ShardBox:
 
 
 class Shards:
-    """Which rank holds, and which counts, what of each tensor; the same all along.
-
-    ``boxes`` are those of each rank, by name, in the order of the model; ``rank`` is this one.
-    """
+    """Which rank holds, and which counts, what of each tensor; ``rank`` is this one."""
 
     def __init__(self, boxes: Sequence[Mapping[str, ShardBox]], rank: int) -> None:
         self.held = boxes[rank]
@@ -335,10 +328,7 @@ def _odd_ones(
 
 
 def marks_of(spectrum: MagnitudeSpectrum, snapshot: Snapshot) -> dict[str, int]:
-    """A positive int64 for each tensor: of its integer counts, and of all its words together.
-
-    No single bit can flip unseen. ``spectrum`` is of the same weights, before it was summed.
-    """
+    """A positive int64 for each tensor, of its counts and all its words: no bit flips unseen."""
     sums, found = _checksums(snapshot.tensors), {}
     for name in spectrum.names:
         own = spectrum.histograms[name]
