@@ -126,13 +126,15 @@ def measure_snapshot(
     """Everything that a snapshot says by itself, whoever has taken it."""
     started = time.perf_counter()
     spectrum, mark, sample, replicas = counted(snapshot, reader, sampler)
-    initial_rms = run.initial_rms or spectrum.layer_rms()
+    rms = spectrum.layer_rms()
+    initial_rms = run.initial_rms or rms
     counted_at = time.perf_counter()
     result, controls, reason = _evaluated(snapshot.step, spectrum, run, model)
     curve = result.curve if result else None
     confidence = run.settings.confidence
     reliance = curve.reliance_interval(confidence) if curve else (math.nan, math.nan)
     arrays = spectrum.to_arrays()
+    largest, *mask_thresholds = spectrum.thresholds([1.0, *MASK_LEVELS])
     near_zero, near_zero_of = spectrum.near_zero_by_rule(run.settings.rules, initial_rms)
     return Measured(
         said={
@@ -144,7 +146,7 @@ def measure_snapshot(
             "num_nan": spectrum.num_nan,
             "num_inf": spectrum.num_inf,
             "num_zero": spectrum.num_zero,
-            "largest": math.nan if spectrum.num_nan else spectrum.thresholds([1.0])[0],
+            "largest": math.nan if spectrum.num_nan else largest,
             "near_zero": near_zero,
             "fingerprint": mark,
             "replicas": replicas,
@@ -156,7 +158,7 @@ def measure_snapshot(
             "reliance_high": reliance[1],
             "essential_sparsity": None if curve is None else _estimate(curve, controls, run),
             "not_evaluated": not_evaluated,
-            "layers": _layers(spectrum, near_zero_of, result),
+            "layers": _layers(spectrum, rms, near_zero_of, result),
             "provenance": run.provenance,
         },
         seconds={
@@ -166,7 +168,7 @@ def measure_snapshot(
         },
         detail=Detail(make_histograms=partial(_histograms, arrays), spectrum=arrays),
         sample=sample,
-        mask_thresholds=spectrum.thresholds(MASK_LEVELS) if sample else (),
+        mask_thresholds=mask_thresholds if sample else (),
         initial_rms=initial_rms,
     )
 
@@ -341,19 +343,20 @@ def _estimate(
 
 def _layers(
     spectrum: MagnitudeSpectrum,
+    rms: Mapping[str, float],
     near_zero: Mapping[str, Mapping[str, float]],
     result: SweepResult | None,
 ) -> Layers:
     # a file may have them in another order than the model
     names = tuple(sorted(spectrum.names, key=natural_order))
-    cuts, scales = result.cuts if result else (), spectrum.layer_rms()
+    cuts = result.cuts if result else ()
     rules = near_zero[names[0]] if names else ()
     removed = np.array([[cut.shares[name] for name in names] for cut in cuts])
     return Layers(
         LayerColumns(
             names=names,
             num_weights=np.array([spectrum.histograms[name].num_weights for name in names]),
-            rms=np.array([scales[name] for name in names]),
+            rms=np.array([rms[name] for name in names]),
             near_zero={r: np.array([near_zero[name][r] for name in names]) for r in rules},
             removed=removed.reshape(len(cuts), len(names)),
             dormant=np.full(len(names), math.nan),

@@ -299,16 +299,17 @@ def _with_modules(value: Any, own_of: Callable[[nn.Module], nn.Module]) -> Any:
     if isinstance(value, functools.partial):
         inside = [value.func, *value.args, *value.keywords.values()]
         own = [_with_modules(one, own_of) for one in inside]
-        keywords = dict(zip(value.keywords, own[1 + len(value.args) :], strict=True))
-        made: Any = functools.partial(*own[: 1 + len(value.args)], **keywords)
-    elif isinstance(value, types.FunctionType):
+        if not all(map(operator.is_, own, inside)):
+            keywords = dict(zip(value.keywords, own[1 + len(value.args) :], strict=True))
+            return functools.partial(*own[: 1 + len(value.args)], **keywords)
+    if isinstance(value, types.FunctionType):
         inside = [_held_in(cell) for cell in value.__closure__ or ()]
         own = [own_of(one) if isinstance(one, nn.Module) else one for one in inside]
-        made = _new_function(value)
-        _fill_function(made, (own, value.__defaults__, value.__kwdefaults__, {}))
-    else:
-        return value
-    return value if all(map(operator.is_, own, inside)) else made
+        if not all(map(operator.is_, own, inside)):
+            made = _new_function(value)
+            _fill_function(made, (own, value.__defaults__, value.__kwdefaults__, {}))
+            return made
+    return value
 
 
 class _Uncopied:
