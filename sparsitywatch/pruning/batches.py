@@ -52,8 +52,9 @@ class Batch:
     def _taken_apart(self, value: Any, where: str) -> Callable[[Iterator[Any]], Any]:
         """Note the leaves; what makes something like it of others."""
         if isinstance(value, _LEAVES):
-            is_tensor = isinstance(value, torch.Tensor)
-            self.leaves.append(value.detach().clone() if is_tensor else copy.deepcopy(value))
+            self.leaves.append(
+                value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+            )
             self.structure.append("")
             return next
         inside, make = _container(value, where)

@@ -409,7 +409,7 @@ class Masks(ABC):
     """An open session; each evaluation starts from the model as it is in the training."""
 
     def __init__(
-        self, module: nn.Module, weights: list[tuple[str, torch.Tensor, torch.Tensor]]
+        self, module: nn.Module, weights: Sequence[tuple[str, torch.Tensor, torch.Tensor]]
     ) -> None:
         self.module = module  # in the training
         self.weights = weights  # names, dense weights, and where the masked ones go
@@ -457,7 +457,7 @@ class OnCopies(Masks):
         self,
         module: nn.Module,
         value: Callable[..., Any],
-        weights: list[tuple[str, torch.Tensor, torch.Tensor]],
+        weights: Sequence[tuple[str, torch.Tensor, torch.Tensor]],
         instead: Sequence[Mapping[int, torch.Tensor]],
         *,
         renews: bool,
