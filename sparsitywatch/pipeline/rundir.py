@@ -118,10 +118,10 @@ class Claim:
         """Who has taken the directory over since; empty if nobody has."""
         if self.directory is None or not self._token:
             return ""
-        holder = _holder_of(self.directory)
-        if holder is None or holder.token == self._token:
+        holder = _Holder.of(self.directory)
+        if holder.token in ("", self._token):
             return ""
-        return f"{_described(holder)} has taken over {str(self.directory)!r}"
+        return f"{holder} has taken over {str(self.directory)!r}"
 
     def acquire(self, *, over: Literal["none", "own", "all"]) -> None:
         """Claim the directory, over no holder that lives, over those of this process, or over all.
@@ -132,16 +132,15 @@ class Claim:
         if directory is None or self._token or not directory.is_dir():
             return
         with self._lock, _locked(directory):
-            holder = _holder_of(directory)
-            lives = holder is not None and _is_locked(directory / _WRITER)
+            holder = _Holder.of(directory)
+            lives = holder.token and _is_locked(directory / _WRITER)
             if lives and over == "none":
                 raise ConfigurationError(
                     f"Expected `logdir` for this replay alone, but another one writes to "
-                    f"{str(directory)!r} ({_described(holder)}). Wait for its end, or give "
-                    "another one."
+                    f"{str(directory)!r} ({holder}). Wait for its end, or give another one."
                 )
-            if lives and over == "own" and not _is_here(holder):
-                raise LogTakenError(f"{_described(holder)} writes to {str(directory)!r}")
+            if lives and over == "own" and not holder.is_here:
+                raise LogTakenError(f"{holder} writes to {str(directory)!r}")
             self._sign(directory)
 
     def set_aside(self, why: str, *, is_expected: bool = False) -> Path | None:
@@ -230,29 +229,28 @@ class Claim:
 
 
 class _Holder(NamedTuple):
-    token: str
-    pid: int
-    host: str
+    """Whoever signed a directory last, if anybody did."""
 
+    token: str = ""
+    pid: int = 0
+    host: str = ""
 
-def _holder_of(directory: Path) -> _Holder | None:
-    """Whoever signed last; None if nobody did."""
-    try:
-        return _Holder(**json.loads((directory / _WRITER).read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
+    @classmethod
+    def of(cls, directory: Path) -> _Holder:
+        try:
+            return cls(**json.loads((directory / _WRITER).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return cls()
 
+    @property
+    def is_here(self) -> bool:
+        return self[1:] == (os.getpid(), socket.gethostname())
 
-def _is_here(holder: _Holder | None) -> bool:
-    return holder is not None and holder[1:] == (os.getpid(), socket.gethostname())
-
-
-def _described(holder: _Holder | None) -> str:
-    if holder is None:
-        return "another process"
-    if _is_here(holder):
-        return "another one in this process"
-    return f"process {holder.pid} on {holder.host}"
+    def __str__(self) -> str:
+        if not self.token:
+            return "another process"
+        here = "another one in this process"
+        return here if self.is_here else f"process {self.pid} on {self.host}"
 
 
 def _is_locked(path: Path) -> bool:
@@ -289,8 +287,7 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         while _try_lock(descriptor) is False:
             if time.monotonic() > give_up:
-                holder = _described(_holder_of(directory))
-                raise LogTakenError(f"{holder} keeps {str(directory)!r} locked")
+                raise LogTakenError(f"{_Holder.of(directory)} keeps {str(directory)!r} locked")
             time.sleep(0.005)
         yield
     finally:

@@ -198,7 +198,7 @@ def _container(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[
     if kind in (list, tuple):
         return [*enumerate(value)], kind
     if isinstance(value, Mapping):
-        return [*_mapping(value).items()], partial(_mapping_like, value, where)
+        return [*value.items()], partial(_mapping_like, value, where)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return [*zip(value._fields, value, strict=True)], lambda new: kind(*new)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -212,15 +212,11 @@ def _container(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[
     )
 
 
-def _mapping(value: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    return value.data if isinstance(value, UserDict) else value  # transformers' BatchEncoding
-
-
 def _mapping_like(value: Mapping[Any, Any], where: str, new: list[Any]) -> Any:
-    items = dict(zip(_mapping(value), new, strict=True))
+    items = dict(zip(value, new, strict=True))
     if type(value) is dict:
         return items
-    if isinstance(value, UserDict):
+    if isinstance(value, UserDict):  # such as transformers' BatchEncoding
         result = copy.copy(value)
         result.data = items
         return result

@@ -300,8 +300,9 @@ def _with_modules(value: Any, own_of: Callable[[nn.Module], nn.Module]) -> Any:
         inside = [value.func, *value.args, *value.keywords.values()]
         own = [_with_modules(one, own_of) for one in inside]
         if not all(map(operator.is_, own, inside)):
-            keywords = dict(zip(value.keywords, own[1 + len(value.args) :], strict=True))
-            return functools.partial(*own[: 1 + len(value.args)], **keywords)
+            num = 1 + len(value.args)
+            keywords = dict(zip(value.keywords, own[num:], strict=True))
+            return functools.partial(own[0], *own[1:num], **keywords)
     if isinstance(value, types.FunctionType):
         inside = [_held_in(cell) for cell in value.__closure__ or ()]
         own = [own_of(one) if isinstance(one, nn.Module) else one for one in inside]

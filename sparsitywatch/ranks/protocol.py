@@ -126,13 +126,9 @@ def is_distributed() -> bool:
 
 def _rank_by_environment() -> int:
     """Before ``init_process_group``, as torchrun and Lightning set it; 0 if nothing tells."""
-    if _number("WORLD_SIZE") <= 1:
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK")
+    texts = [os.environ.get(name, "") for name in names]
+    size, rank, local, node = (int(text) if text.isdecimal() else 0 for text in texts)
+    if size <= 1:
         return 0
-    if "RANK" in os.environ:
-        return _number("RANK")
-    return _number("LOCAL_RANK") or _number("NODE_RANK")
-
-
-def _number(variable: str) -> int:
-    text = os.environ.get(variable, "")
-    return int(text) if text.isdecimal() else 0
+    return rank if "RANK" in os.environ else local or node
