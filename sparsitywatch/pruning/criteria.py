@@ -9,6 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ def inputs_of(
     squares: dict[str, torch.Tensor] = {}
     found: dict[str, torch.Tensor] = {}
 
-    def note(name: str, layer: nn.Module, inputs: torch.Tensor) -> None:
-        vectors = _vectors(layer, inputs).float()
+    def note(name: str, layer: nn.Module, args: Any) -> None:
+        vectors = _vectors(layer, args[0]).float()
         num[name] += len(vectors)
         added = vectors.square().sum(0)
         squares[name] = squares[name] + added if name in squares else added
@@ -77,10 +78,7 @@ def inputs_of(
                     "`scope`, or choose a pattern that does not ask for inputs."
                 )
 
-            def hook(layer: nn.Module, args: Any, name: str = name) -> None:
-                note(name, layer, args[0])
-
-            stack.callback(layer.register_forward_pre_hook(hook).remove)
+            stack.callback(layer.register_forward_pre_hook(partial(note, name)).remove)
         run()
     missing = [name for name, count in num.items() if count == 0]
     if missing:
@@ -131,7 +129,6 @@ class Wanda(Pattern):
     ranks = "alone"
 
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        """One cut per level, in the order of ``levels``."""
         norms = {n: s.sqrt() for n, s in _inputs(weights, self.name).squares.items()}
 
         def score(name: str, rows: torch.Tensor) -> torch.Tensor:
@@ -172,7 +169,6 @@ class SparseGPT(Pattern):
         expect_number("damping", self.damping, lambda d: 0.0 < d < math.inf, "a share > 0")
 
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        """One cut per level, in the order of ``levels``."""
         products = _inputs(weights, self.name).products
         factors: dict[str, torch.Tensor] = {}  # made when a tensor is first pruned
 

@@ -133,9 +133,8 @@ def expected_s(
         evaluation.begin(sweep, allowed, dense)
     ends_s = time.perf_counter() - started
     level_s, pass_s = evaluation.ends_s
-    num_levels, num_passes = sweep.expected(
-        evaluation.num_examples, divided=len(evaluation.shares) > 1
-    )
+    num_examples, is_divided = evaluation.differences.num_examples, len(evaluation.shares) > 1
+    num_levels, num_passes = sweep.expected(num_examples, divided=is_divided)
     if dense is not None and not pattern.needs_inputs:
         num_passes += 1  # of the dense model
     return ends_s + num_levels * level_s + num_passes * pass_s
@@ -161,11 +160,6 @@ class Evaluation:
         self._num_forwards = 0
         self.shares: tuple[float, ...] = (1.0,)
         self.ends_s = (0.0, 0.0)  # that level 0 on the smallest share took, and level 1 on all
-
-    @property
-    def num_examples(self) -> int:
-        """Of the proxy, as the dense model has seen them."""
-        return len(self._dense)
 
     # ------------------------------------------------------------------ the ends
 

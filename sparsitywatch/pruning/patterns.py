@@ -162,7 +162,6 @@ class ThresholdCut(Cut):
     thresholds: Mapping[str, float] | None = None
 
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Write ``weights`` without the removed ones to ``out``."""
         threshold = self.threshold if self.thresholds is None else self.thresholds[name]
         if threshold == -math.inf:
             out.copy_(weights)
@@ -199,7 +198,6 @@ class GlobalMagnitude(Pattern):
     ranks = "shards"
 
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        """One cut per level, in the order of ``levels``."""
         found = zip(levels, weights.spectrum.cuts(levels), strict=True)
         cuts: list[Cut] = []
         for level, (threshold, sparsity, shares) in found:
@@ -221,7 +219,6 @@ class Layerwise(Pattern):
     ranks = "shards"
 
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        """One cut per level, in the order of ``levels``."""
         layers = weights.spectrum.layers()
         found = {name: layer.thresholds(levels) for name, layer in layers.items()}
         return [
@@ -244,7 +241,6 @@ class GlobalNormalised(Pattern):
     ranks = "shards"
 
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        """One cut per level, in the order of ``levels``."""
         layers = weights.spectrum.layers()
         scales = weights.spectrum.layer_rms()
         steps, ratios, counts = {}, [], []

@@ -50,7 +50,6 @@ class CountedCut(Cut):
         return cls(level, sparsity, shares, axes, **fields)
 
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Write ``weights`` without the removed ones to ``out``."""
         if self.level <= 0.0:
             out.copy_(weights)
         elif self.level >= 1.0:
@@ -131,7 +130,6 @@ class PerRow(Pattern):
     name: str = "per_row"
 
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        """One cut per level, in the order of ``levels``."""
         return row_cuts(weights, levels, lambda _, rows: rows.abs())
 
 
@@ -205,7 +203,6 @@ class Random(Pattern):
     name: str = "random"
 
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        """One cut per level, in the order of ``levels``."""
         return _random_cuts(weights, levels, [dict.fromkeys(weights.shapes, p) for p in levels])
 
 
@@ -225,7 +222,6 @@ class RandomERK(Pattern):
     name: str = "erk"
 
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        """One cut per level, in the order of ``levels``."""
         return _random_cuts(weights, levels, [_erk(weights.shapes, level) for level in levels])
 
 

@@ -360,7 +360,7 @@ class PairedDifferences:
     """
 
     def __init__(self, num_examples: int, tolerated: float, *, sign: float = 1.0) -> None:
-        self._num_examples = num_examples
+        self.num_examples = num_examples
         self._tolerated = tolerated  # harm, in the units of the values
         self._sign = sign  # -1 where losing is good
         self._lost: dict[float, Array] = {}
@@ -374,7 +374,7 @@ class PairedDifferences:
 
     def add(self, level: float, lost: Array, *, is_same: bool = False) -> None:
         """More of what was lost at a level: in the next subset, or by all examples."""
-        if len(lost) < self._num_examples and level in self._lost:
+        if len(lost) < self.num_examples and level in self._lost:
             lost = np.concatenate([self._lost[level], lost])
         self._lost[level] = lost
         self._same |= {level} if is_same else set()
@@ -393,7 +393,7 @@ class PairedDifferences:
             return Mean(mean, 0.0, 0.0, num)
         higher = [size for other, size in self._sizes.items() if other > level and size > 0.0]
         most = min(higher, default=self._tolerated)
-        error, unseen = standard_error(lost, most, self._tolerated), 1.0 - num / self._num_examples
+        error, unseen = standard_error(lost, most, self._tolerated), 1.0 - num / self.num_examples
         tail = float(np.abs(lost - mean).max()) / num if unseen else 0.0
         sampling_error = math.sqrt(unseen * (error**2 + tail**2))
         stderr = math.hypot(error * math.sqrt(1.0 - unseen), sampling_error)
@@ -407,7 +407,7 @@ class PairedDifferences:
         if unit == 0.0:  # a relative tolerance of a dense value of 0
             return Point(level, math.inf if harm > 0.0 else 0.0)
         stderr = 0.0 if math.isnan(mean.stderr) else mean.stderr / unit
-        error, share = mean.sampling_error / unit, mean.num_seen / self._num_examples
+        error, share = mean.sampling_error / unit, mean.num_seen / self.num_examples
         return Point(level, harm / unit, stderr, error, mean.num_seen - 1, share)
 
 

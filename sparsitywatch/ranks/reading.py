@@ -320,13 +320,9 @@ def _odd_ones(
     slot: tuple[str, ShardBox], said: Sequence[Mapping[tuple[str, ShardBox], int]]
 ) -> list[int]:
     """The ranks that do not hold what most of them hold; of two that differ, both."""
-    by_mark: dict[int, list[int]] = {}
-    for rank, marks in enumerate(said):
-        if slot in marks:
-            by_mark.setdefault(marks[slot], []).append(rank)
-    groups = sorted(by_mark.values(), key=len, reverse=True)
-    majority = groups[0] if len(groups[0]) > len(groups[1]) else []
-    return [rank for group in groups if group is not majority for rank in group]
+    held = {rank: marks[slot] for rank, marks in enumerate(said) if slot in marks}
+    (usual, most), (_, next_most) = Counter(held.values()).most_common(2)
+    return [rank for rank, mark in held.items() if mark != usual or most == next_most]
 
 
 def marks_of(spectrum: MagnitudeSpectrum, snapshot: Snapshot) -> dict[str, int]:
