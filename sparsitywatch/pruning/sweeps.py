@@ -240,20 +240,16 @@ class Racing(Sweep):
             wanted += [(low, of_all[1], near), (high, of_all[2], near_above)]
             wanted += [(value, of_all[0], nearest)]
         for crossing, expected, apart in wanted:
-            if crossing.above - crossing.below > apart + 1e-9:
-                level = self._between(crossing, expected.level)
-                if crossing.below < level < crossing.above:
+            below, above = crossing.below, crossing.above
+            if above - below > apart + 1e-9:
+                # whichever expects it at a wrong place, the middle is not passed over
+                level = sorted((crossing.level, expected.level, (below + above) / 2))[1]
+                room = _ROOM * (above - below)
+                level = min(max(level, below + room), above - room)
+                level = round(round(level / self.resolution) * self.resolution, 6)
+                if below < level < above:
                     return level, 1.0
         return None
-
-    def _between(self, crossing: _Crossing, of_all: float) -> float:
-        """A level between two: where these and where all points expect the crossing."""
-        below, above = crossing.below, crossing.above
-        # whichever is wrong, the middle is not passed over
-        expected = sorted((crossing.level, of_all, (below + above) / 2))[1]
-        room = _ROOM * (above - below)
-        level = min(max(expected, below + room), above - room)
-        return round(round(level / self.resolution) * self.resolution, 6)
 
 
 class _Crossing(NamedTuple):
