@@ -16,7 +16,7 @@ from reporting import Goal
 
 import sparsitywatch as sw
 from detecting.work import Job, Plan, Results
-from sparsitywatch.pipeline.parts import Examiner
+from sparsitywatch.pipeline.measure import Examiner
 
 TITLE = "What they cost"
 _ADDED_PERCENT = 10.0

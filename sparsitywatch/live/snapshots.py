@@ -15,6 +15,7 @@ from sparsitywatch.errors import reraise_foreign
 from sparsitywatch.live.schedule import OverheadBudget
 from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.pipeline.measure import (
+    Examined,
     Measured,
     RunContext,
     compared,
@@ -23,7 +24,6 @@ from sparsitywatch.pipeline.measure import (
     not_measured,
     record_of,
 )
-from sparsitywatch.pipeline.parts import Examined
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.model_copy import version_of

@@ -20,7 +20,7 @@ from torch.optim.optimizer import (
 from torch.utils.hooks import RemovableHandle
 
 from sparsitywatch.errors import ConfigurationError, StateError, expect, reraise_foreign
-from sparsitywatch.pipeline.parts import Examined, Examiner
+from sparsitywatch.pipeline.measure import Examined, Examiner
 from sparsitywatch.records import Vital
 from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.clock import (

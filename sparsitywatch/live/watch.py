@@ -34,8 +34,7 @@ from sparsitywatch.live.schedule import BudgetedSchedule, OverheadBudget, Schedu
 from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizers
 from sparsitywatch.live.watcher import Watcher
-from sparsitywatch.pipeline.measure import RunContext, expect_model
-from sparsitywatch.pipeline.parts import Examiner
+from sparsitywatch.pipeline.measure import Examiner, RunContext, expect_model
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
 from sparsitywatch.pruning.checks import check_proxy, seen_scope

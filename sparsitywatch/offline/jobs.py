@@ -26,8 +26,7 @@ from sparsitywatch.checkpoints.faults import one_line
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.series import mark_of
 from sparsitywatch.errors import CheckpointError, ConfigurationError
-from sparsitywatch.pipeline.measure import Measured, RunContext, measure_snapshot
-from sparsitywatch.pipeline.parts import nothing_examined
+from sparsitywatch.pipeline.measure import Measured, RunContext, measure_snapshot, nothing_examined
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.reading import ShardedReader

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from torch import nn
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
 from sparsitywatch.errors import ConfigurationError, ScopeError, expect, reraise_foreign
-from sparsitywatch.pipeline.parts import Examined, nothing_examined
 from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
@@ -33,12 +32,13 @@ from sparsitywatch.records import (
     Record,
     Replicas,
     SparsityCurve,
+    Vital,
 )
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import redacted_error
 from sparsitywatch.series import numbered
 from sparsitywatch.settings import Settings, SettingsFields
-from sparsitywatch.weights.clock import OptimizerReading
+from sparsitywatch.weights.clock import OptimizerReading, Training
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker, Moved
 from sparsitywatch.weights.scope import Scope
@@ -56,6 +56,39 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _logger = logging.getLogger("sparsitywatch")
+
+#: Finishes what was read, once, in any thread, given the spectrum of the weights in scope; None
+#: where they were not counted.
+Examined = Callable[[MagnitudeSpectrum | None], Vital | None]
+
+
+def nothing_examined(_: MagnitudeSpectrum | None) -> Vital | None:
+    """What is said where nobody looked."""
+    return None
+
+
+class Examiner:
+    """Looks at every parameter, not only at weights in scope; this one looks at nothing.
+
+    The seam of vital signs. Ranks that watch together call each of theirs at the same snapshots.
+    """
+
+    def read(
+        self, step: int, parameters: Mapping[str, torch.Tensor], training: Training | None
+    ) -> Examined:
+        """Read what the next step may change of every parameter, in the training's thread."""
+        return nothing_examined
+
+    def failed(self, reason: str) -> Examined:
+        """What is said of a snapshot at which ``read`` failed."""
+        return nothing_examined
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, strings and tensors that ``load_state_dict`` goes on from."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,9 +28,8 @@ from sparsitywatch.errors import (
     listed,
     reraise_foreign,
 )
-from sparsitywatch.pipeline.parts import Reviewer
 from sparsitywatch.pipeline.rundir import Claim
-from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState
+from sparsitywatch.records import Detail, Event, Record, RunInfo, Vital, WatchState
 from sparsitywatch.sinks.base import Sink
 
 _logger = logging.getLogger("sparsitywatch")
@@ -44,6 +43,26 @@ _LONGEST_GAP = 3
 _CONTEXT = ("decay_clock", "lr", "lr_clock", "dormant_by_chance")
 #: A sink that failed so often in a row is not asked again.
 _MAX_FAILURES = 3
+
+
+class Reviewer:
+    """Looks at whole records by rising step, the seam of vital signs; this one sees nothing."""
+
+    def reviewed(
+        self,
+        vital: Vital | None,
+        record: Record,
+        same_weights_as: int | None,
+        earlier: Sequence[Record],
+    ) -> Vital | None:
+        """The vital signs of a record with what the ``earlier`` ones say."""
+        return vital
+
+    def events(
+        self, record: Record, earlier: Sequence[Record], told: Sequence[Event]
+    ) -> list[Event]:
+        """What is new in it, beside the ``earlier`` records and the events ``told`` so far."""
+        return []
 
 
 class History:

@@ -2,7 +2,7 @@
 
     two snapshots, optimizer, gradients → facts of each tensor → findings → events
 
-Plugged into live, offline and pipeline through the seams of ``pipeline/parts.py``.
+Plugged into live, offline and pipeline through the seams ``Examiner`` and ``Reviewer``.
 """
 
 from sparsitywatch.vital.judgement import VitalReviewer, unread

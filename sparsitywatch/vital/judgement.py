@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.pipeline.parts import Examined, Reviewer
+from sparsitywatch.pipeline.measure import Examined
+from sparsitywatch.pipeline.pipeline import Reviewer
 from sparsitywatch.records import Event, Finding, Record, Vital
 from sparsitywatch.series import numbered
 from sparsitywatch.vital.samples import FEW

@@ -15,7 +15,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from sparsitywatch.pipeline.parts import Reviewer
+from sparsitywatch.pipeline.pipeline import Reviewer
 from sparsitywatch.records import Event, Record
 from sparsitywatch.series import numbered
 

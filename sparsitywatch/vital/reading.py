@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsitywatch.pipeline.parts import Examined, Examiner
+from sparsitywatch.pipeline.measure import Examined, Examiner
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.vital.judgement import (
     FAR,

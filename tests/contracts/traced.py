@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from sparsitywatch.live.trace import OptimizerTrace
-from sparsitywatch.pipeline.parts import Examiner
+from sparsitywatch.pipeline.measure import Examiner
 from sparsitywatch.weights.clock import OptimizerReading, Training
 from sparsitywatch.weights.sharded import local_of
 
