@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from sparsitywatch.pruning.selections import (
     CountedCut,
     from_output_rows,
     row_cuts,
-    row_shape,
+    row_shapes,
     smallest,
     to_output_rows,
 )
@@ -170,22 +170,18 @@ class SparseGPT(Pattern):
 
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
         products = _inputs(weights, self.name).products
-        factors: dict[str, torch.Tensor] = {}  # made when a tensor is first pruned
 
+        @cache  # made when a tensor is first pruned
         def factor(name: str) -> torch.Tensor:
-            if name not in factors:
-                factors[name] = _inverse_factor(products[name], self.damping)
-            return factors[name]
+            return _inverse_factor(products[name], self.damping)
 
+        shapes = row_shapes(weights)
         cuts: list[Cut] = []
         for level in levels:
-            num_removed = {}
-            for name in weights.shapes:
-                num_rows, row_width = row_shape(weights, name)
-                num_removed[name] = sum(
-                    num_pruned(num_rows * width, level)
-                    for _, width in _blocks(row_width, self.block)
-                )
+            num_removed = {
+                name: sum(num_pruned(num * size, level) for _, size in _blocks(width, self.block))
+                for name, (num, width) in shapes.items()
+            }
             own = {"block": self.block, "factor": factor}
             cuts.append(_UpdatingCut.counted(level, weights, num_removed, **own))
         return cuts

@@ -139,12 +139,10 @@ def row_cuts(
     score: Callable[[str, torch.Tensor], torch.Tensor],
 ) -> list[Cut]:
     """Cuts that remove the same share of each row: of the lowest ``score``, float like the rows."""
+    shapes = row_shapes(weights)
     cuts: list[Cut] = []
     for level in levels:
-        num_removed = {}
-        for name in weights.shapes:
-            num_rows, width = row_shape(weights, name)
-            num_removed[name] = num_rows * num_pruned(width, level)
+        num_removed = {n: num * num_pruned(width, level) for n, (num, width) in shapes.items()}
 
         def select(name: str, rows: torch.Tensor, level: float = level) -> torch.Tensor:
             return smallest(score(name, rows), num_pruned(rows.shape[1], level))
@@ -153,12 +151,13 @@ def row_cuts(
     return cuts
 
 
-def row_shape(weights: Weights, name: str) -> tuple[int, int]:
-    """How many rows a tensor has, and of how many weights each."""
-    rows = to_output_rows(
-        torch.empty(weights.shapes[name], device="meta"), weights.input_axis(name)
-    )
-    return rows.shape[0], rows.shape[1]
+def row_shapes(weights: Weights) -> dict[str, tuple[int, int]]:
+    """How many rows each tensor has, and of how many weights each."""
+    found = {}
+    for name, shape in weights.shapes.items():
+        rows = to_output_rows(torch.empty(shape, device="meta"), weights.input_axis(name))
+        found[name] = rows.shape[0], rows.shape[1]
+    return found
 
 
 @dataclass(frozen=True, repr=False)
