@@ -307,8 +307,7 @@ class Evaluation:
     def result(self) -> SweepResult:
         """The curve of everything measured."""
         levels = sorted(self._stage)
-        known = self.differences.means
-        means = [known[level] for level in levels]
+        means = [self.differences.means[level] for level in levels]
         cuts = tuple(self._cuts[level] for level in levels)
         dense = float(self._dense.mean())
         curve = SparsityCurve(

@@ -247,7 +247,7 @@ class GlobalNormalised(Pattern):
         for name, layer in layers.items():
             magnitudes, cumulative = layer.steps
             scale = scales[name] if scales[name] > 0.0 else 1.0
-            steps[name] = magnitudes, magnitudes / scale
+            steps[name] = np.insert(magnitudes, 0, -math.inf), magnitudes / scale
             ratios.append(magnitudes / scale)
             counts.append(np.diff(cumulative, prepend=0))
         ratio, count = np.concatenate(ratios), np.concatenate(counts)
@@ -262,18 +262,12 @@ class GlobalNormalised(Pattern):
             elif step == len(ratio):  # more than there are finite ones
                 thresholds = dict.fromkeys(layers, math.inf)
             else:
-                thresholds = {
-                    name: _last(magnitudes, own, float(ratio[step]))
+                thresholds = {  # the largest magnitude whose ratio is not above
+                    name: float(magnitudes[own.searchsorted(ratio[step], "right")])
                     for name, (magnitudes, own) in steps.items()
                 }
             cuts.append(_by_layer(level, layers, thresholds))
         return cuts
-
-
-def _last(magnitudes: np.ndarray, ratios: np.ndarray, ratio: float) -> float:
-    """The largest magnitude whose ratio is not above ``ratio``; -inf if there is none."""
-    index = int(ratios.searchsorted(ratio, "right"))
-    return float(magnitudes[index - 1]) if index else -math.inf
 
 
 def _by_layer(
