@@ -125,7 +125,7 @@ class MissingExtraError(SparsityWatchError, ImportError):
 
 _SIGNALS = tuple(int(number) for number in signal.valid_signals())
 #: Of handlers that were seen. One may put another in its place, and raise then.
-_handlers: set[CodeType] = set()
+_handlers: set[CodeType | None] = set()
 
 
 @contextlib.contextmanager
@@ -144,7 +144,8 @@ def reraise_foreign(error: BaseException, *, strict: bool = False) -> None:
     """Raise what is not a fault of the watch, with ``strict`` faults, too; call it on catching."""
     note_signal_handlers()
     for raised in _chain(error):
-        if _is_of_signal(raised):
+        frames = traceback.walk_tb(raised.__traceback__)
+        if any(frame.f_code in _handlers for frame, _ in frames):
             raise raised
     if strict or not isinstance(error, (Exception, SystemExit)):
         raise error
@@ -152,28 +153,14 @@ def reraise_foreign(error: BaseException, *, strict: bool = False) -> None:
 
 def note_signal_handlers() -> None:
     """Remember what handles signals now, to know its exceptions later."""
-    for number in _SIGNALS:
-        handler = signal.getsignal(number)
-        if callable(handler) and handler is not signal.default_int_handler:
-            code = _code(handler)
-            if code is not None:
-                _handlers.add(code)
-
-
-def _code(handler: Any) -> CodeType | None:
-    """Of the function that runs first; None for handlers that are not in Python."""
-    while hasattr(handler, "func") and not hasattr(handler, "__code__"):
-        handler = handler.func  # of a functools.partial
-    if not hasattr(handler, "__code__"):
-        handler = type(handler).__call__
-    code: CodeType | None = getattr(handler, "__code__", None)
-    return code
-
-
-def _is_of_signal(error: BaseException) -> bool:
-    """Whether a handler of a signal was running when it was raised."""
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_code in _handlers for frame, _ in frames)
+    for handler in filter(callable, map(signal.getsignal, _SIGNALS)):
+        if handler is not signal.default_int_handler:
+            first: Any = handler  # the function that runs first; of some not in Python
+            while hasattr(first, "func") and not hasattr(first, "__code__"):
+                first = first.func  # of a functools.partial
+            if not hasattr(first, "__code__"):
+                first = type(first).__call__
+            _handlers.add(getattr(first, "__code__", None))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -198,8 +185,8 @@ _CPU_MESSAGES = ("can't allocate memory", "not enough memory")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was missing, on whatever device."""
-    kinds = [kind.__name__ for kind in type(error).__mro__]
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in kinds:  # torch's, not imported here
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"MemoryError", "OutOfMemoryError"}:  # torch's, not imported here
         return True
     return isinstance(error, RuntimeError) and any(m in str(error) for m in _CPU_MESSAGES)
 

@@ -64,26 +64,24 @@ def restore_proxy(directory: Path | None, run: RunContext, wanted: str) -> RunCo
 
 
 def step_in_log(directory: Path | None, fingerprint: str, initial_rms: Mapping[str, float]) -> int:
-    """The step of the log's last record of weights with this fingerprint; 0 if there is none.
-
-    And 0 where they have the scales that the log's run began with: they have not moved since, as
-    under a learning rate of 0, so a new run may begin with the same ones.
-    """
+    """The step of the log's last record of weights with this fingerprint; 0 if there is none."""
     try:
         manifest = None if directory is None else read_manifest(directory)
         if directory is None or manifest is None or manifest.replayed_from:
             return 0
         then = manifest.initial_rms
+        # what has not moved since, as under a learning rate of 0, may begin a new run as well
         if not any(abs(rms - then.get(name, 0.0)) > 0 for name, rms in initial_rms.items()):
             return 0
         steps = [r.step for r in read_records(directory) if r.fingerprint == fingerprint]
     except StateError as error:
         _logger.warning("sparsitywatch: not known whether this run goes on from a log: %s", error)
         return 0
-    if steps:
-        words = "sparsitywatch: the weights are those of step %d in %s; going on from there"
-        _logger.info(words, steps[-1], directory)
-    return steps[-1] if steps else 0
+    if not steps:
+        return 0
+    words = "sparsitywatch: the weights are those of step %d in %s; going on from there"
+    _logger.info(words, steps[-1], directory)
+    return steps[-1]
 
 
 def open_log(
@@ -95,10 +93,9 @@ def open_log(
 ) -> RunContext:
     """Claim the log of ``pipeline``, go on from what it holds, and open the sinks.
 
-    A log that this run cannot go on from is renamed, and a new one begins. One that a living
-    process writes stays where it is: a run that does not go on from it writes beside it. Returns
-    the run with what the log knows better: the tensors' first sizes, the proxy's batches.
-    ``others`` of this process have logged there: their training has ended, or goes on.
+    A log that this run cannot go on from is renamed, but where a living process writes to it: the
+    run then writes beside it. Returns the run with what the log knows better: the tensors' first
+    sizes, the proxy's batches. ``others`` of this process have logged there, or still do.
     """
     claim = pipeline.claim
     if claim.directory is not None:
@@ -137,11 +134,8 @@ def _claimed(claim: Claim, initial_step: int) -> bool:
 def _moved_beside(claim: Claim, why: object) -> int:
     """Claim a directory beside it next; returns the step that a run goes on from there, none."""
     claim.use_sibling()
-    _logger.warning(
-        "sparsitywatch: %s; this run is logged into %s. Give each run a `logdir` of its own.",
-        why,
-        claim.directory,
-    )
+    words = "sparsitywatch: %s; this run is logged into %s. Give each run a `logdir` of its own."
+    _logger.warning(words, why, claim.directory)
     return 0
 
 
@@ -211,18 +205,15 @@ def _keep_batches(claim: Claim, proxy: Proxy) -> None:
     if file.exists():
         return
     if proxy.num_bytes > _MOST_KEPT_BYTES:
-        _logger.info(
-            "sparsitywatch: the proxy's batches are not kept with the run: %.0f MiB",
-            proxy.num_bytes / 2**20,
-        )
+        words = "sparsitywatch: the proxy's batches are not kept with the run: %.0f MiB"
+        _logger.info(words, proxy.num_bytes / 2**20)
         return
     try:
         with claim.writing():
             proxy.keep(file)
     except (OSError, RuntimeError, ValueError) as error:  # torch says so of a full disk
-        _logger.warning(
+        words = (
             "sparsitywatch: the proxy's batches could not be kept in %s: %s. A resumed run whose "
-            "source gives others will begin a new log.",
-            file,
-            error,
+            "source gives others will begin a new log."
         )
+        _logger.warning(words, file, error)

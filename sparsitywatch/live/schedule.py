@@ -255,8 +255,6 @@ class OverheadBudget:
         self._entered = math.nan
         self._depth = 0
 
-    # ------------------------------------------------------------------ what is spent
-
     def start(self) -> None:
         """The training begins; what came before is neither its time nor the watch's."""
         if math.isnan(self._started):
@@ -298,17 +296,12 @@ class OverheadBudget:
         inside = 0.0 if math.isnan(entered) else now - entered
         return (self._spent_s + inside + beside_s) / elapsed if elapsed > 0.0 else math.nan
 
-    # ------------------------------------------------------------------ what is allowed
-
     def _counting_s(self) -> float:
         """What was spent beside snapshots."""
         return max(self._spent_s - self.weights.spent_s - self.evaluations.spent_s, 0.0)
 
     def wait_s(self, due: Due, *, is_last: bool = False) -> float:
-        """Seconds until one more snapshot is paid for; 0 or less if it is.
-
-        For the last one of a run neither the weights nor evaluations need keep anything.
-        """
+        """Seconds until one more snapshot is paid for; the last one may leave nothing to others."""
         if self.max_overhead is None:
             return 0.0
         elapsed_s = self.elapsed_s()
@@ -368,10 +361,7 @@ class BudgetedSchedule:
         self._attach_s = math.nan
 
     def due(self, step: int, *, is_busy: bool) -> Due | None:
-        """What to measure after ``step``; None where no rank, whatever it has seen, wants anything.
-
-        While the snapshot before ``is_busy``, one with a budget is left out; else it is to wait.
-        """
+        """What to measure after ``step``; None where no rank wants anything, whatever it saw."""
         self.budget.start()
         self.last_step = step
         self._num_steps += 1
@@ -416,10 +406,8 @@ class BudgetedSchedule:
             steps = self.budget.wait_s(due) / self.step_s if self.step_s > 0.0 else math.inf
         return self.schedule.next_due(step + max(math.ceil(steps) - 1, 0)) if steps < _FAR else -1
 
-    # ------------------------------------------------------------------ what is told
-
     def attached(self) -> None:
-        """The attach has come to its end: say what it took, and what is to be expected."""
+        """Say what the attach took, and what is to be expected."""
         self._attach_s = self.budget.now() - self._attached_at
         told = self._prices() if self.budget.max_overhead else "everything that is due is done"
         _logger.info("sparsitywatch: the attach took %.2g s; %s", self._attach_s, told)
@@ -441,9 +429,7 @@ class BudgetedSchedule:
             num_taken=len(records),
             num_failed=sum(not r.valid for r in records),
             num_evaluated=len(evaluated) if self.budget.evaluates else -1,
-            left_out=", ".join(
-                f"{number:,} {why}" for why, number in self.left_out.items() if number
-            ),
+            left_out=", ".join(f"{num:,} {why}" for why, num in self.left_out.items() if num),
             last_step=records[-1].step if records else -1,
             last_evaluated_step=evaluated[-1] if evaluated else -1,
             next_due_step=self.next_step(Due.WEIGHTS, step),
@@ -478,12 +464,11 @@ class BudgetedSchedule:
         self._explained.add(left_out)
         if left_out is Due.WEIGHTS:  # beside them the evaluation is left out too
             self._explained.add(Due.EVERYTHING)
-        _logger.warning(
+        words = (
             "sparsitywatch: the watch takes at most %g of the wall time (`max_overhead`), so it "
             "leaves out what is not paid for yet: %s; %s. For more raise `max_overhead` (None: no "
-            "limit)%s.",
-            self.budget.max_overhead,
-            self._prices(),
-            self.state((), step).coming or "when the next comes is not known yet",
-            " or give a smaller proxy" if self.budget.evaluates else ", or take fewer snapshots",
+            "limit)%s."
         )
+        next_one = self.state((), step).coming or "when the next comes is not known yet"
+        other = " or give a smaller proxy" if self.budget.evaluates else ", or take fewer snapshots"
+        _logger.warning(words, self.budget.max_overhead, self._prices(), next_one, other)

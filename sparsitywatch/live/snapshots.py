@@ -55,11 +55,9 @@ _Outcome = tuple[Measured, OptimizerReading | None, Moved | None]
 class SnapshotTaker:
     """Reads a model's weights, measures them, passes on what they say, and accounts for the time.
 
-    Behind the training runs what needs neither the model nor the optimizer: the sinks, and
-    all that is said about weights on the CPU, from a copy of them, where nothing is evaluated.
-    An evaluation needs the model itself, and weights on a device are counted there: both hold
-    up the training. One snapshot is on its way at a time; at the end of the interpreter it is
-    still finished.
+    Behind the training runs what needs neither the model nor the optimizer: the sinks, and, where
+    nothing is evaluated, all that is said about weights on the CPU, from a copy of them. Weights on
+    a device are counted there. One is on its way at a time; the interpreter's end waits for it.
     """
 
     def __init__(
@@ -85,10 +83,7 @@ class SnapshotTaker:
         self._copy = model.spare = WarmCopy()
 
     def begin(self, step: int | None, *, behind: bool) -> None:
-        """Remember the weights as those that the run begins with: what has moved since is asked.
-
-        ``step`` is None to ask the optimizer.
-        """
+        """Remember the weights as those that the run begins with; a ``step`` of None is asked."""
         step = self.trace.steps_done if step is None else step
         with torch.no_grad():
             snapshot, reading, examined = self._read(step)
@@ -103,10 +98,7 @@ class SnapshotTaker:
             self._copy.take(snapshot)
 
     def mark(self) -> bool:
-        """Note the weights as they stand; returns whether they were written to since the last time.
-
-        An evaluation in shards writes to them, too.
-        """
+        """Note the weights as they stand; whether they were written to, be it by an evaluation."""
         before = self._marks
         self._marks = {name: (id(one), version_of(one)) for name, one in self.lookup()[0].items()}
         return self._marks != before
@@ -114,10 +106,7 @@ class SnapshotTaker:
     def take(
         self, step: int, *, behind: bool = False, num_left_out: int = 0, not_evaluated: str = ""
     ) -> None:
-        """Take a snapshot, which ``collect`` gives; the one before must be collected.
-
-        With ``behind`` what must be done now is done here, and the rest behind the training.
-        """
+        """Take a snapshot, ``behind`` the training as far as it can be; ``collect`` gives it."""
         now, num_threads = self._budget.now, torch.get_num_threads()  # another thread has others
         began = now()
         evaluated = self.run.proxy is not None and not not_evaluated
@@ -143,20 +132,18 @@ class SnapshotTaker:
 
             try:
                 with torch.no_grad():
-                    found, reading, moved = outcome or measured()
+                    said = outcome or measured()
             except BaseException as error:  # noqa: BLE001 sorted by _failed
-                found, reading, moved = self._failed(step, error, not_evaluated)
+                said = self._failed(step, error, not_evaluated)
             record = record_of(
-                found,
-                reading,
-                moved,
+                *said,
                 stall_s=front_s(),
                 publish_s=self.pipeline.publish_s,
                 overhead=self._budget.overhead(behind_s()),
                 num_left_out=num_left_out,
                 num_evaluations_left_out=int(bool(not_evaluated)),
             )
-            record, events = self.pipeline.take(record, found.detail)
+            record, events = self.pipeline.take(record, said[0].detail)
             return FinishedSnapshot(record, events, evaluated, front_s(), behind_s())
 
         if behind:
@@ -173,10 +160,7 @@ class SnapshotTaker:
         return self._job is not None and not self._job.done()
 
     def collect(self, *, wait: bool = False) -> FinishedSnapshot | None:
-        """A snapshot that has been finished, once; None if there is none.
-
-        Raises LogTakenError if another watch has taken the log over, so that it was dropped.
-        """
+        """What is finished, once, if anything; a LogTakenError if another watch took over."""
         job = self._job
         if job is None or not (wait or job.done()):
             return None

@@ -50,10 +50,9 @@ def unwrap_optimizers(given: object) -> tuple[Optimizer, ...]:
     """The optimizers that take the steps, inside wrappers such as Accelerate's; none of None."""
     if given is None:
         return ()
-    if isinstance(given, list | tuple):
-        expect(given, "optimizer", "at least one, or None for whatever steps this model", given)
-        return tuple(dict.fromkeys(map(_unwrap_optimizer, given)))
-    return (_unwrap_optimizer(given),)
+    listed = given if isinstance(given, list | tuple) else [given]
+    expect(listed, "optimizer", "at least one, or None for whatever steps this model", given)
+    return tuple(dict.fromkeys(map(_unwrap_optimizer, listed)))
 
 
 def _unwrap_optimizer(optimizer: object) -> Optimizer:
@@ -70,16 +69,9 @@ def _unwrap_optimizer(optimizer: object) -> Optimizer:
 
 
 def step_was_skipped(optimizer: Optimizer) -> bool:
-    """Whether a gradient scaler skipped this update inside a fused optimizer.
-
-    Other optimizers are not called at all for a skipped step. The flag exists only while
-    ``GradScaler.step`` runs, so it costs nothing elsewhere.
-    """
-    found_inf = getattr(optimizer, "found_inf", None)
+    """Whether a gradient scaler skipped this update inside a fused one; others are not called."""
+    found_inf = getattr(optimizer, "found_inf", None)  # is there while ``GradScaler.step`` runs
     return found_inf is not None and float(found_inf) > 0.0
-
-
-# ------------------------------------------------------------------ hooks
 
 
 class StepHook:
@@ -199,9 +191,6 @@ def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
     return disabled
 
 
-# ------------------------------------------------------------------ which steps count
-
-
 class StepCounter:
     """Counts the steps of a training.
 
@@ -221,24 +210,20 @@ class StepCounter:
         self,
         optimizer: Optimizer,
         num_held: int,
-        is_of_copy: Callable[[Optimizer], bool],
+        is_of_copy: Callable[[Optimizer], bool],  # it seems to train a copy of the model
         *,
         is_inside: bool,
     ) -> int:
-        """How many steps count now that ``optimizer`` took one, which holds that many weights.
-
-        ``is_of_copy``: whether it seems to train a copy of the model; asked if nothing else steps.
-        """
+        """How many steps count now that ``optimizer`` took one, which holds that many weights."""
         if not num_held and optimizer not in self._given:
             self._beside[id(optimizer)] += 1
             if self._beside[id(optimizer)] == _FEW_STEPS and is_of_copy(optimizer):
                 self._tell_once(optimizer, "a copy of this model, it seems", "Watch that one")
             return 0
-        num_steps = (
-            self._of_given(optimizer, num_held)
-            if self._given
-            else self._of_leader(optimizer, num_held, is_inside=is_inside)
-        )
+        if self._given:
+            num_steps = self._of_given(optimizer, num_held)
+        else:
+            num_steps = 0 if is_inside else self._of_leader(optimizer, num_held)
         if num_steps:
             self._beside.clear()
         return num_steps
@@ -255,8 +240,9 @@ class StepCounter:
         num_steps = self._beside[id(optimizer)]
         if num_steps < _FEW_STEPS:
             return 0
-        for outer in self._waits_for:
-            if _is_part_of(optimizer, outer):  # such as that of SAM, whose own step nobody calls
+        for outer in self._waits_for - {optimizer}:
+            # such as that of SAM, whose own step nobody calls
+            if any(value is optimizer for value in vars(outer).values()):
                 self._given = tuple(optimizer if one is outer else one for one in self._given)
                 self._waits_for = set(self._given)
                 return num_steps if len(self._given) == 1 else 0
@@ -268,9 +254,7 @@ class StepCounter:
         )
         return 0
 
-    def _of_leader(self, optimizer: Optimizer, num_held: int, *, is_inside: bool) -> int:
-        if not num_held or is_inside:
-            return 0
+    def _of_leader(self, optimizer: Optimizer, num_held: int) -> int:
         leader, most = (None, 0) if self._leader is None else (self._leader[0](), self._leader[1])
         if optimizer is leader:
             return 1
@@ -288,20 +272,8 @@ class StepCounter:
         if self._has_told:
             return
         self._has_told = True
-        _logger.warning(
-            "sparsitywatch: no step has been counted during %d steps of %s on %s. %s.",
-            _FEW_STEPS,
-            type(optimizer).__name__,
-            what,
-            advice,
-        )
-
-
-def _is_part_of(inner: Optimizer, outer: Optimizer) -> bool:
-    return inner is not outer and any(value is inner for value in vars(outer).values())
-
-
-# ------------------------------------------------------------------ what they do
+        words = "sparsitywatch: no step has been counted during %d steps of %s on %s. %s."
+        _logger.warning(words, _FEW_STEPS, type(optimizer).__name__, what, advice)
 
 
 class OptimizerTrace:
@@ -325,10 +297,7 @@ class OptimizerTrace:
         self._lookup = lookup
         self._sizes = sizes  # of the weights in scope, by name
         self._examiner = examiner
-        self._accounts: list[Account] = []
-        self._account_of: weakref.WeakKeyDictionary[Optimizer, Account] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._accounts: list[Account] = []  # of an optimizer each
         self._is_restored = False  # whether a state was loaded
         self._counter = StepCounter(self.given)
         self._is_counting = False  # whether hooks have counted a step
@@ -351,18 +320,18 @@ class OptimizerTrace:
     @property
     def steps_done(self) -> int:
         """Steps as an optimizer itself counts them, as the Adam family does; 0 if none does."""
-        known = self.given or [*self._account_of]
-        firsts = [state for one in known for state in [*one.state.values()][:1]]
+        firsts = [s for one in self.given or self._alive for s in [*one.state.values()][:1]]
         return int(max((float(state.get("step", 0.0)) for state in firsts), default=0.0))
 
-    # ------------------------------------------------------------------ steps
+    @property
+    def _alive(self) -> list[Optimizer]:
+        found = (account.optimizer() for account in self._accounts)
+        return [optimizer for optimizer in found if optimizer is not None]
 
     def attach(self) -> set[str]:
         """Take up the optimizers that were given; returns which parameters they hold."""
-        parameters = self._lookup()
-        for optimizer in self.given:
-            self._identify(optimizer, parameters)
-        return {name for one in self._accounts for names in one.names for name in names}
+        held = [self._known(optimizer).names for optimizer in self.given]
+        return {name for of_one in held for names in of_one for name in names}
 
     def may_hold_copies(self, parameters: Mapping[str, torch.Tensor]) -> bool:
         """Whether optimizers hold what may be copies of higher precision, in whatever shape."""
@@ -371,11 +340,7 @@ class OptimizerTrace:
         return any(one.dtype.itemsize > coarsest for one in held)
 
     def saw(self, optimizer: Optimizer, reached: Collection[int], *, is_inside: bool) -> int:
-        """An optimizer took a step; returns how many steps of the training that makes.
-
-        ``reached``: ids of the tensors that optimizers inside it have stepped on; ``is_inside``:
-        whether it is inside another one itself.
-        """
+        """An optimizer took a step, as ``StepHook`` saw it; returns how many of the training's."""
         account = self._known(optimizer)
         self._has_hooks |= optimizer in self.given
         if any(account.names):
@@ -388,10 +353,7 @@ class OptimizerTrace:
         return num_steps
 
     def said(self, step: int | None) -> bool:
-        """The training says that it took a step; returns whether no hook has counted that.
-
-        With ``step``, the number of it, that counts in any case.
-        """
+        """The training took a step; whether no hook has counted that, or its number is said."""
         is_counted, self._is_said = self._is_counting and not self._is_said, True
         if is_counted and step is None:
             return False
@@ -412,18 +374,21 @@ class OptimizerTrace:
         return optimizer not in self._watched and Counter(held) == Counter(shapes)
 
     def _known(self, optimizer: Optimizer) -> Account:
-        account = self._account_of.get(optimizer)
+        for account in self._accounts:
+            if account.optimizer() is optimizer:
+                break
+        else:
+            account = Account(optimizer)
+            self._accounts.append(account)
         # after some steps a copy of higher precision is the weight, if it was not at first
-        if account is None or not account.is_current or account.num_steps == _FEW_STEPS:
-            account = self._identify(optimizer, self._lookup())
+        if not account.is_current or account.num_steps == _FEW_STEPS:
+            self._identify(optimizer, account, self._lookup())
         return account
 
-    def _identify(self, optimizer: Optimizer, parameters: Mapping[str, torch.Tensor]) -> Account:
+    def _identify(
+        self, optimizer: Optimizer, account: Account, parameters: Mapping[str, torch.Tensor]
+    ) -> None:
         """Say what the model calls what an optimizer holds."""
-        account = self._account_of.get(optimizer)
-        if account is None:
-            account = self._account_of[optimizer] = Account(optimizer)
-            self._accounts.append(account)
         unknown = {name: one for name, one in parameters.items() if name not in account.copied}
         copies = masters_of(optimizer, unknown)
         account.copied |= {name: weakref.ref(copy) for name, copy in copies.items()}
@@ -440,15 +405,9 @@ class OptimizerTrace:
                 "parameters now, as after load_state_dict(assign=True). Make an optimizer of them.",
                 type(optimizer).__name__,
             )
-        return account
-
-    # ------------------------------------------------------------------ what is known
 
     def training(self, parameters: Mapping[str, torch.Tensor]) -> Training | None:
-        """Who trains each of the model's ``parameters`` now, and what was done to it; None: unseen.
-
-        To be asked once a snapshot: active is who has stepped since.
-        """
+        """Who has trained the model's ``parameters`` since this was asked last; None: unseen."""
         if not self.is_seen:
             return None
         gone = [account for account in self._accounts if account.optimizer() is None]
@@ -457,8 +416,9 @@ class OptimizerTrace:
         self._accounts = [account for account in self._accounts if account not in gone]
         has_stepped = any(account.has_stepped for account in self._accounts)
         trainers: dict[str, Trainer] = {}
-        for optimizer, account in [*self._account_of.items()]:
-            self._identify(optimizer, parameters)
+        for account in self._accounts:
+            if (optimizer := account.optimizer()) is not None:
+                self._identify(optimizer, account, parameters)
             for name, trainer in account.trainers().items():
                 other = trainers.get(name)
                 if other is not None and other.is_active and trainer.is_active:
@@ -492,10 +452,7 @@ class OptimizerTrace:
         *,
         strict: bool,
     ) -> Examined:
-        """What says what became of all ``parameters``, in scope or not, in any thread, once.
-
-        Read is here what the next step may change. What fails is told, and the rest is measured.
-        """
+        """As ``Examiner.read`` of all ``parameters``; what fails is told, the rest is measured."""
 
         def failed(error: Exception) -> Examined:
             reraise_foreign(error, strict=strict)
@@ -524,7 +481,7 @@ class OptimizerTrace:
                 float(group.get("weight_decay", 0.0)),
                 sorted(name for p in group["params"] for name in names.get(id(p), ())),
             ]
-            for optimizer in self._account_of
+            for optimizer in self._alive
             for group in optimizer.param_groups
         ]
 

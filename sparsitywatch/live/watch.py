@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _logger = logging.getLogger("sparsitywatch")
-
 #: What writing a snapshot takes, and what else does not depend on the number of weights.
 _WRITING_S = 0.02
 #: What an evaluation costs at most, in units of the time until it failed at the attach.
@@ -173,8 +172,9 @@ def watch(
         reader, examiner = _readers(inner, scope, ranks, watches_all=chosen.dormant_samples != 0)
         if checked is not None:
             _check_patterns(chosen, reader)
-        if leads:
-            _tell(scope)
+        for note in (scope.note_on_reparametrized, scope.note_on_stored):
+            if note and leads:
+                _logger.warning("sparsitywatch: %s", note)
         snapshot = Snapshot.of(inner, scope, 0)
         run = RunContext(
             settings=chosen, scope=scope, proxy=checked, dtypes=snapshot.dtypes, strict=strict
@@ -188,8 +188,6 @@ def watch(
         if not off:
             _take_up_optimizers(trace, scope, inner, ranks)
             taker.begin(initial_step, behind=background)
-            if run.proxy is not checked:  # it has the batches of a log
-                dense = None
             _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0], dense)
         if directory is not None:
             prepare(directory)
@@ -215,21 +213,15 @@ def _expect(initial_step: object, logdir: object, keep_spectra: object, **flags:
     expect_whole("keep_spectra", keep_spectra, 1)
 
 
-def _tell(scope: Scope) -> None:
-    """Say what of the model is left out, and what a replay may decide otherwise."""
-    for note in filter(None, (scope.note_on_reparametrized, scope.note_on_stored)):
-        _logger.warning("sparsitywatch: %s", note)
-
-
 def _average_of(trace: OptimizerTrace, model: nn.Module) -> str:
     """Which weights are watched, where a training has several; empty where it has one."""
     if any(isinstance(module, AveragedModel) for module in model.modules()):
         return "an average of the weights (AveragedModel), which no optimizer trains."
-    for optimizer in trace.given:
-        if type(optimizer).__module__.startswith("schedulefree."):
+    for kind in map(type, trace.given):
+        if kind.__module__.startswith("schedulefree."):
             return (
-                f"the weights that {type(optimizer).__name__} takes gradients at (y), not about "
-                "their average (x), which it evaluates after optimizer.eval()."
+                f"the weights that {kind.__name__} takes gradients at (y), not about their average "
+                "(x), which it evaluates after optimizer.eval()."
             )
     return ""
 
@@ -259,12 +251,11 @@ def _take_up_optimizers(
         )
     total = sum(p.numel() for p in parameters.values())
     if num_held and num_trained < total and ranks.rank == 0:
-        _logger.warning(
+        words = (
             "sparsitywatch: %s trains %.1f %% of the weights in scope; the others are frozen or in "
-            "no optimizer that was given. The clocks are means over the weights that are trained.",
-            names,
-            100.0 * num_trained / total,
+            "no optimizer that was given. The clocks are means over the weights that are trained."
         )
+        _logger.warning(words, names, 100.0 * num_trained / total)
 
 
 def _checked(
@@ -313,12 +304,11 @@ def _price(
         raise ProxyError(str(error)) from error
     except (MeasurementError, MemoryError, RuntimeError) as error:
         each_s = _PASSES_AT_MOST * (time.perf_counter() - started)
-        _logger.warning(
+        words = (
             "sparsitywatch: an evaluation could not be tried at the attach: %s. It is tried again "
-            "when it is due, and expected to take %.2g s at most.",
-            redacted_error(error),
-            each_s,
+            "when it is due, and expected to take %.2g s at most."
         )
+        _logger.warning(words, redacted_error(error), each_s)
     budget.evaluations.expect(each_s * (1 + len(run.settings.controls)))
 
 
@@ -339,14 +329,11 @@ def _readers(
     return reader, VitalTracker(WHOLE_MODEL if of_all.holds == "replicas" else of_all)
 
 
-#: What a process may have of a model, from all by itself to a part; see ``ShardedReader.holds``.
-_HELD = ("alone", "replicas", "shards")
-
-
 def _check_patterns(settings: Settings, reader: ShardedReader) -> None:
     """Refuse a pattern that would remove other weights on each rank."""
+    held = ("alone", "replicas", "shards")  # from all of a model by itself to a part of it
     for pattern in (settings.pattern, *settings.controls):
-        if _HELD.index(reader.holds) > _HELD.index(pattern.ranks):
+        if held.index(reader.holds) > held.index(pattern.ranks):
             raise ConfigurationError(
                 f"Expected a pattern that the ranks can apply to what each of them holds, got "
                 f"{pattern.name!r}. Use 'global', 'global_normalised' or 'layerwise', or measure "

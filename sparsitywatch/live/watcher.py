@@ -346,8 +346,6 @@ class Watcher:
     def _is_idle(self) -> bool:
         return bool(self._off) or self._closed or os.getpid() != self._pid
 
-    # ------------------------------------------------------------------ steps
-
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to step: the first time weights are as the training begins."""
         if self._is_idle():
@@ -393,15 +391,13 @@ class Watcher:
             return
         is_busy = self._taker.is_busy
         if not is_busy:  # it holds the log
-            self._report(at_most_every_s=_SIGN_OF_LIFE_S)
+            self._report(every_s=_SIGN_OF_LIFE_S)
         if num_steps > 1:
             self._schedule.miss(range(first, step))
         due = self._schedule.due(step, is_busy=is_busy)
-        if due is not None:
-            # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
-            due = Due(self._ranks.decide(f"step {step}", due))
-        if due:
-            self._take(due, behind=self._background)
+        # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
+        if due is not None and (decided := Due(self._ranks.decide(f"step {step}", due))):
+            self._take(decided, behind=self._background)
 
     def _decline(self, step: int, what: str = "") -> None:
         """Where the others are about to take a snapshot, say that this rank's watch is off."""
@@ -415,8 +411,6 @@ class Watcher:
             ranks, self._ranks = self._ranks, ALONE
             with contextlib.suppress(MeasurementError, RanksError):
                 ranks.agree(what or f"step {step}", MeasurementError(self._off))
-
-    # ------------------------------------------------------------------ snapshots
 
     def _take(self, due: Due, *, behind: bool) -> None:
         with self._ranks.all_or_none("a snapshot"):
@@ -451,7 +445,7 @@ class Watcher:
                 f"longer what it would be without the watch. {changed}"
             )
         elif self._num_failures < _MAX_FAILURES:
-            self._report(at_most_every_s=_REPORT_S if record.valid else 0.0)
+            self._report(every_s=_REPORT_S if record.valid else 0.0)
         else:
             self._switch_off(
                 f"{self._num_failures} snapshots in a row failed; the last: {record.reason}"
@@ -499,27 +493,25 @@ class Watcher:
 
     def _take_place(self) -> None:
         """Close an earlier watch of this very model on this log."""
+        why = "another watch has taken its place"
         for other in self._others():
             if other._taker.model.module is self._taker.model.module:
                 if not other._opened:
-                    other._off = "another watch has taken its place"  # before it saw anything
-                other._end(reason="another watch has taken its place")
+                    other._off = why  # before it saw anything
+                other._end(reason=why)
 
     def _end_earlier(self) -> Literal["", "ended", "beside"]:
         """Close watches of other models on this log whose training has ended; tell of others.
 
-        A cell of a notebook that is run again leaves one that steps no more. Of two models in
-        training by turns, each steps between the attach and the first step of the other.
+        A cell of a notebook that is run again leaves one; one in training by turns steps meanwhile.
         """
-        found: Literal["", "ended", "beside"] = ""
-        for other in self._others():
-            if other._opened and other._stepped > self._attached:
+        others = [other for other in self._others() if other._opened]
+        for other in others:
+            if other._stepped > self._attached:
                 return "beside"
-            if other._opened:
-                found = "ended"
-                if not other._taker.is_busy:  # else what is late is dropped, not waited for
-                    other._end(reason="another watch has begun a new log")
-        return found
+            if not other._taker.is_busy:  # else what is late is dropped, not waited for
+                other._end(reason="another watch has begun a new log")
+        return "ended" if others else ""
 
     def _begun(self) -> tuple[Any, ...]:
         """What the others go on from, and param groups to compare with theirs; plain data."""
@@ -550,11 +542,9 @@ class Watcher:
         if why:
             self._switch_off(why)
 
-    def _report(
-        self, status: str = "on", reason: str = "", *, at_most_every_s: float = 0.0
-    ) -> None:
+    def _report(self, status: str = "on", reason: str = "", *, every_s: float = 0.0) -> None:
         """Tell the sinks how the watch is; never in the thread behind the training."""
-        if time.monotonic() - self._reported_at < at_most_every_s:
+        if time.monotonic() - self._reported_at < every_s:
             return
         self._reported_at = time.monotonic()
         state = self._schedule.state(self._pipeline.records, self.step_count)
@@ -592,9 +582,6 @@ class Watcher:
             self._taker.close()
             self._report("off", reason)
             self._pipeline.close()
-
-
-# ------------------------------------------------------------------ without a call of close
 
 
 def _words_of(error: BaseException | None) -> str:

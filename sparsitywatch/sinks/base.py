@@ -82,12 +82,9 @@ class Sink(ABC):
 
 
 def first_lost_step(run: RunInfo) -> int:
-    """The first step whose record, if there is one already, is of a future that was lost.
-
-    A record at ``initial_step`` is older than the checkpoint and stays, but for step 0 of a watch.
-    """
+    """The first step whose record, if there is one already, is of a future that was lost."""
     is_new = run.initial_step == 0 and not run.replayed_from
-    return 0 if is_new else run.initial_step + 1
+    return 0 if is_new else run.initial_step + 1  # one at the initial step is older, and stays
 
 
 def local_directory(directory: str | os.PathLike[str]) -> Path:

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -52,15 +53,6 @@ from sparsitywatch.sinks.base import (
     first_lost_step,
     local_directory,
 )
-
-__all__ = [
-    "JsonlReader",
-    "JsonlSink",
-    "read_events",
-    "read_manifest",
-    "read_records",
-    "read_spectrum",
-]
 
 _MANIFEST = "run.json"
 _LAYERS = "layers.npys"
@@ -153,15 +145,13 @@ class JsonlSink(Sink):
         """Close the files; what is pending is tried once more, no line without its layers."""
         if not self._guard.end():
             return
-        try:
-            self._layers.file.close()
-        except BaseException:
-            self._records.abandon()
-            raise
-        else:
+        with contextlib.closing(self._events):
+            try:
+                self._layers.file.close()
+            except BaseException:
+                self._records.abandon()
+                raise
             self._records.close()
-        finally:
-            self._events.close()
 
     def abandon(self) -> None:
         """Close the files as they are: the directory is another's now."""
@@ -316,8 +306,7 @@ class _LayersFile:
 
     def __init__(self, path: Path) -> None:
         self.file = AppendingFile(path)
-        self._names = b""
-        self._names_place = _Place(0, 0, 0)
+        self._names: dict[bytes, _Place] = {}  # the latest
 
     def hold(self, record: Record) -> dict[str, _Place] | None:
         """Let the layers of a record be pending; returns where they will be, None without any."""
@@ -325,10 +314,9 @@ class _LayersFile:
             return None
         columns = Layers.of(record.layers).columns
         names = to_json({"tensors": columns.names, "rules": list(columns.near_zero)}).encode()
-        if names != self._names:
-            self._names_place = self._append(np.frombuffer(names, np.uint8))
-            self._names = names
-        return {"names": self._names_place, "numbers": self._append(_packed(record.step, columns))}
+        if names not in self._names:
+            self._names = {names: self._append(np.frombuffer(names, np.uint8))}
+        return {"names": self._names[names], "numbers": self._append(_packed(record.step, columns))}
 
     def _append(self, array: np.ndarray) -> _Place:
         block = io.BytesIO()
@@ -341,14 +329,12 @@ class _LayersFile:
 
 def _packed(step: int, columns: LayerColumns) -> np.ndarray:
     """All columns of N tensors, R rules and K levels as one structured value."""
-    num_tensors = len(columns.names)
-    num_rules = len(columns.near_zero)
     near_zero = np.array(list(columns.near_zero.values()), np.float64)
     fields = {
         "step": np.array(step, np.int64),
         "num_weights": columns.num_weights,
         "rms": columns.rms,
-        "near_zero": near_zero.reshape(num_rules, num_tensors),
+        "near_zero": near_zero.reshape(len(columns.near_zero), len(columns.names)),
         "removed": columns.removed,
         "dormant": columns.dormant,
     }
@@ -484,10 +470,7 @@ class _AppendLog(Generic[T]):
         return list(self._values)
 
     def rewind(self, first_lost_step: int, superseded: Path) -> list[T]:
-        """Cut off a torn end, and all from the first lost step on; returns what stays.
-
-        Lines are copied before the cut: a kill in between leaves one twice rather than not at all.
-        """
+        """Cut off a torn end, and all from the first lost step on; returns what stays."""
         values = self.values()
         if self.path.exists():
             _move_end(self.path, self._end, self.path.with_suffix(".torn"))
@@ -508,15 +491,14 @@ class _AppendLog(Generic[T]):
 
 
 def _move_end(path: Path, start: int, target: Path) -> None:
-    """Append what ``path`` holds from ``start`` on to ``target``, then cut it off."""
+    """Append what ``path`` holds from ``start`` on to ``target``, then cut it off.
+
+    In this order: a kill in between leaves a line twice rather than not at all.
+    """
     with path.open("rb") as file:
         file.seek(start)
         end = file.read()
-    if not end:
-        return
-    copy = AppendingFile(target)
-    try:
-        copy.write(end if end.endswith(b"\n") else end + b"\n")
-    finally:
-        copy.close()
-    os.truncate(path, start)
+    if end:
+        with contextlib.closing(AppendingFile(target)) as copy:
+            copy.write(end if end.endswith(b"\n") else end + b"\n")
+        os.truncate(path, start)

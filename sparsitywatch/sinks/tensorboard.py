@@ -244,9 +244,6 @@ def _shown(record: Record) -> dict[str, float]:
     return tags
 
 
-# ------------------------------------------------------------------ scalars and histograms
-
-
 def _plugin(name: str, data_class: Any) -> Any:
     """Metadata; TensorBoard's default server drops the description without a data class."""
     plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name=name)
@@ -457,17 +454,14 @@ def _event_text(event: Event) -> str:
     return "\n".join([title, "", advice, "", *(f"- {fact}" for fact in facts), "", _code(event.id)])
 
 
-# ------------------------------------------------------------------ the file
-
 _ProtoEvent = event_pb2.Event
-_NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
+_NAME = re.compile(r"events\.out\.tfevents\.\d+\..*")
 
 
 class _EventFile:
-    """The next event file of a run that nobody else writes to.
+    """The next event file of a run that nobody else writes to; a lost future is cut off the others.
 
-    Points of a lost future are cut off the earlier files. A START event tells a TensorBoard that
-    has read them; one must stand in every file, since its first one is ignored.
+    A START event tells TensorBoard of the cut; in every file, since its first one is ignored.
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:
@@ -475,7 +469,11 @@ class _EventFile:
         # how many values of a step and a tag are kept of the earlier files
         self.held = Counter(value for path in earlier for value in _cut(path, first_step))
         self._described: set[str] = set()
-        self.file = AppendingFile(directory / _next_name(earlier))
+        # the name sorts last, also within one second or with a clock that is behind
+        stamps = [int(path.name.split(".")[3]) + 1 for path in earlier]
+        stamp = max([int(time.time()), *stamps])
+        name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
+        self.file = AppendingFile(directory / name)
         self._writer = RecordWriter(self.file)
         self._add(_ProtoEvent(wall_time=time.time(), file_version="brain.Event:2"))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -495,21 +493,10 @@ class _EventFile:
         self._writer.write(event.SerializeToString())
 
 
-def _next_name(earlier: Sequence[Path]) -> str:
-    """A name that sorts last, also within one second or with a clock that is behind."""
-    stamps = [int(match[1]) + 1 for path in earlier if (match := _NAME.fullmatch(path.name))]
-    stamp = max([int(time.time()), *stamps])
-    return f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
-
-
 def _cut(path: Path, first_lost_step: int) -> list[tuple[int, str]]:
-    """Cut a file off before its first summary of a lost step; returns what stays.
-
-    Steps rise within a file, but for what was missing when it began.
-    """
+    """Cut a file off before its first summary of a lost step; returns what stays."""
     held: list[tuple[int, str]] = []
-    content = path.read_bytes()
-    start = 0
+    content, start = path.read_bytes(), 0
     while start + 12 <= len(content):  # length of the data and its checksum; the data and its own
         (length,) = struct.unpack_from("<Q", content, start)
         end = start + length + 16

@@ -54,9 +54,6 @@ class Clock(NamedTuple):
         return math.nan if self.num_unknown else self.decay
 
 
-# ------------------------------------------------------------------ what a class of optimizer does
-
-
 class Kind(NamedTuple):
     """What one step does to a weight, as the class of the optimizer has it."""
 
@@ -116,10 +113,7 @@ def _kind_of_classes(bases: tuple[type, ...]) -> Kind:
 
 
 def farthest(kind: Kind, group: Mapping[str, Any], step: float) -> float:
-    """The largest step, in units of ``Kind.size``, at the ``step`` of that number; or infinity.
-
-    For most of a tensor, if the size is its own; else for every weight.
-    """
+    """The largest step, in units of ``Kind.size``, at the ``step`` of that number; or infinity."""
     if kind.bound == "betas":
         first, second = map(float, group["betas"])
         return _farthest_of_adam(first, second, step)
@@ -158,17 +152,12 @@ def why_no_clock(optimizer: optim.Optimizer, kind: Kind) -> str:
 
 
 def why_not_measurable(optimizer: optim.Optimizer, kind: Kind) -> str:
-    """Why dormant weights cannot be told; empty if they can.
-
-    The rule needs updates of about lr for every weight with a gradient (the Adam family
-    and Lion, not SGD), and decay that is decoupled from the gradient.
-    """
+    """Why dormant weights cannot be told; empty if they can."""
+    # the rule needs updates of about lr for every weight with a gradient, and decay beside it
     if kind.size != "lr":
         return f"updates of {type(optimizer).__name__} are not of the size of lr"
     return why_no_clock(optimizer, kind)
 
-
-# ------------------------------------------------------------------ what one optimizer has done
 
 #: A tensor that was reached within so many steps is in training, however close the snapshots.
 FEW_STEPS = 10
@@ -198,8 +187,6 @@ def united(parts: Iterable[Mapping[str, Sums]]) -> dict[str, Sums]:
 
 #: Steps are added up so many at a time: caches are cold between the steps of a model.
 _MANY_STEPS = 64
-
-
 #: What a param group says of a step, beside its kind.
 _READ = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "decoupled_weight_decay")
 
@@ -276,10 +263,7 @@ class Account:
         return optimizer is not None and self._held == list(map(id, _held_by(optimizer)))
 
     def hold(self, names: Mapping[int, tuple[str, ...]]) -> None:
-        """Take up what its optimizer holds now, and what the model calls that, by id.
-
-        The rows of what it held before stay, and so does what was done under another name.
-        """
+        """Take up what its optimizer holds now, and its names, by id; rows of the past stay."""
         optimizer = self.optimizer()
         if optimizer is None:
             return
@@ -299,15 +283,13 @@ class Account:
         self._groups = np.repeat(np.arange(len(groups)), [len(g["params"]) for g in groups])
 
     def advance(self, reached: Collection[int] = (), *, is_seen: bool = True) -> None:
-        """One step; tensors whose ids optimizers inside it have ``reached`` are left out.
-
-        Of a step that was not seen the gradients are gone: it reached all.
-        """
+        """One step; tensors whose ids optimizers inside it have ``reached`` are left out."""
         optimizer = self.optimizer()
         if optimizer is None or not self._held:
             return
         self.num_steps += 1
         groups = self._steps_now(optimizer)
+        # of a step that was not seen the gradients are gone: it reached all
         is_reached = [t.grad is not None for t in _held_by(optimizer)] if is_seen else []
         is_own = is_taken = None
         if is_seen and not any(is_reached):
@@ -349,15 +331,12 @@ class Account:
     def _one_step(
         self, groups: Sequence[_GroupStep], before: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What a step adds to the clock of each of H held tensors, [6, H], and SGD's buffer then.
-
-        SGD adds decay to the gradient. So it goes through the momentum buffer and acts again at
-        the steps after: 1 / (1 - momentum) times as much in the end.
-        """
+        """What a step adds to the clocks of H held tensors, [6, H], and SGD's buffer then."""
         added = np.array([group.clock for group in groups]).T[:, self._groups]
         is_buffered = [group.decay_by == "raw" and group.momentum != 0.0 for group in groups]
         if not any(is_buffered):
             return added, before
+        # SGD's decay goes through the buffer: in the end 1 / (1 - momentum) times as much
         decay, mu, dampening, nesterov = np.array([g[2:] for g in groups]).T[:, self._groups]
         # the first gradient enters the buffer whole, dampened or not, as in torch
         now = mu * before + np.where(before != 0.0, 1.0 - dampening, 1.0) * decay
@@ -375,10 +354,7 @@ class Account:
         return united({name: sums} for names, sums in held for name in names)
 
     def take_over(self, earlier: dict[str, Sums]) -> None:
-        """Go on from what was done before; what is taken over is taken out.
-
-        A sum that goes on is to the last bit the one that was never interrupted.
-        """
+        """Go on from what was done before, to the last bit; what is taken over is taken out."""
         self._add_up()
         for row, names in enumerate(self.names):
             known = {earlier.get(name, Sums()) for name in names}
@@ -435,9 +411,6 @@ def _step_of(optimizer: optim.Optimizer, tensor: torch.Tensor) -> float:
 
 def _held_by(optimizer: optim.Optimizer) -> list[torch.Tensor]:
     return [tensor for group in optimizer.param_groups for tensor in group["params"]]
-
-
-# ------------------------------------------------------------------ what is known at a snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -525,8 +498,7 @@ def masters_of(
 ) -> dict[str, torch.Tensor]:
     """The copies of higher precision that an optimizer steps on instead of some weights, by name.
 
-    A copy is known by its shape and by being the weight when rounded to the weight's dtype, which
-    it is right after a step. Copies in several groups are not told apart.
+    One is the weight when rounded, right after a step. Copies in several groups are not told apart.
     """
     trained = [(p, k) for k, group in enumerate(optimizer.param_groups) for p in group["params"]]
     own = {id(p) for p, _ in trained}

@@ -175,6 +175,7 @@ class Place:
     is_original: bool = True  # nor is it the state of that computation
 
     @classmethod
+    @lru_cache(maxsize=1 << 14)  # of the same names at every snapshot
     def of(cls, name: str) -> Place:
         """Told from the tensor's name."""
         module, parametrized, rest = name.partition(".parametrizations.")
@@ -331,24 +332,17 @@ class Layout:
             return "linear"
         return f"parameter {place.attribute!r}, not of a linear layer"
 
-    # ------------------------------------------------------------------ the output layer
-
     def layers(self, preset: str) -> dict[str, Entry]:
-        """The layers of which some make the output, by path, with their largest weights.
-
-        None in a model with blocks, where all layers around them are out.
-        """
+        """The layers of which some make the output, by path, with their largest weights."""
         largest: dict[str, Entry] = {}
         if self._blocks or preset not in ("blocks", "paper"):
-            return largest
+            return largest  # all layers around blocks are out
         for name, entry in self._entries.items():
             place = self._places[name]
             is_inner = _RECURRENT.match(place.attribute) and place.attribute not in _FROM_INPUT
-            if self.kinds[name] not in ("linear", "reparametrized") or is_inner:
-                continue
-            other = largest.setdefault(place.module, entry)
-            if entry.num_weights > other.num_weights:
-                largest[place.module] = entry
+            if self.kinds[name] in ("linear", "reparametrized") and not is_inner:
+                other = largest.setdefault(place.module, entry)
+                largest[place.module] = max(other, entry, key=lambda one: one.num_weights)
         return largest
 
     def _output_layers(self, preset: str) -> tuple[tuple[str, ...], str]:
@@ -362,11 +356,10 @@ class Layout:
         return () if output is None else (f"{output}.",), by
 
     def _output_layer(self, layers: Mapping[str, Entry]) -> str | None:
-        """Path of the layer that makes the model's output; None if there is no layer.
+        """Path of the layer whose output no other one takes, as far as the shapes tell, if any.
 
-        It is the one whose output no other layer takes, as far as the shapes tell; of several
-        the one that is called a head, nearest to the root; else the last one. A recurrent layer is
-        none: it takes its own output.
+        Of several one called a head, nearest to the root; else the last. No recurrent one: it takes
+        its own output.
         """
         widths = {path: self._width(entry) for path, entry in layers.items()}
         taken = _taken(widths.values())
@@ -378,13 +371,12 @@ class Layout:
             number = int(parts.pop()) if parts[-1].isdecimal() else 0  # a head may be a Sequential
             if parts and _HEAD.match(parts[-1]):
                 named.append((-len(parts), number, natural_order(path), path))
-        found: str | None
         if named:
             found = max(named)[3]
         elif self.modules and last:  # in the order in which they were made; a file has none
             found = last[-1]
         else:
-            found = max(last, key=natural_order, default=None)
+            found = max(last, key=natural_order, default="")
         return found if found in able else None
 
     def _is_recurrent(self, entry: Entry) -> bool:
@@ -421,8 +413,6 @@ class Layout:
             return None
         after = self._entries.get(f"{path}{dot}{int(number) + 1}.weight")
         return after.shape if after and len(after.shape) == 1 else None
-
-    # ------------------------------------------------------------------ blocks
 
     def _find_blocks(self) -> tuple[str, ...]:
         """Prefixes of the members of lists that hold attention, the outermost ones."""

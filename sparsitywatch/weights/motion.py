@@ -56,7 +56,7 @@ _MAX_UNKNOWN = 0.05
 #: Bits of a float64 that hold its exponent.
 _EXPONENT = np.uint64(0x7FF << 52)
 
-#: Sparsities whose masks are compared.
+#: Sparsities whose masks are compared: a sparse structure is there once they stay the same.
 MASK_LEVELS = (0.5, 0.7, 0.9)
 #: Bits that are set in each byte; numpy counts them itself from version 2 on.
 _NUM_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
@@ -109,14 +109,12 @@ class MotionTracker:
         self,
         step: int,
         sample: Mapping[str, torch.Tensor],
-        mask_thresholds: Sequence[float] = (),
+        mask_thresholds: Sequence[float] = (),  # of what would go at each of ``MASK_LEVELS``
         optimizer: OptimizerReading | None = None,
-        near_zero: Mapping[str, float] | None = None,
+        near_zero: Mapping[str, float] | None = None,  # by name, to project their decay
     ) -> Moved:
-        """Compare a snapshot with the one before, and remember it.
+        """Compare a snapshot with the one before, and remember it; thresholds are largest ones.
 
-        ``mask_thresholds``: below which a weight would go, at each of ``MASK_LEVELS``.
-        ``near_zero``: below which it is near zero, by name, for the projection of their decay.
         Without an ``optimizer``, as in a replay, shrink and size of the updates are estimated.
         """
         values, now = _values_of(sample)
@@ -157,11 +155,7 @@ class MotionTracker:
         return Moved(replace(dormant, **told if motions else {}), movement, layers, masks)
 
     def _compare_masks(self, step: int, bits: np.ndarray, num_sampled: int) -> MaskOverlap:
-        """Of what pruning would have removed at the last snapshot, how much it would again.
-
-        While a model forms, the smallest weights of one snapshot are others at the next. Once
-        pruning would remove the same ones snapshot after snapshot, its sparse structure is there.
-        """
+        """Of what pruning would have removed at the last snapshot, how much it would again."""
         since, before = self._masked_step, self._removed
         self._masked_step, self._removed = step, bits
         if before.shape == bits.shape:
@@ -288,9 +282,6 @@ def _moved(
     return dormant, movement, layers
 
 
-# ------------------------------------------------------------------ one tensor
-
-
 @dataclass(frozen=True)
 class TensorMotion:
     """What moved in one tensor."""
@@ -369,18 +360,14 @@ def spacing(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 def _rounding(
     before: np.ndarray, now: np.ndarray, between: Between, dtype: torch.dtype
 ) -> tuple[np.ndarray, str]:
-    """What rounding alone may change, and whether it hides what a living weight would do.
-
-    Of a copy: half a spacing at either snapshot. Of the weights themselves: half a spacing at each
-    step, up or down, which adds up as a random walk.
-    """
+    """What rounding alone may change, and whether it hides what a living weight would do."""
     clock = between.clock
     num_steps = max(clock.steps, 1)
-    if between.has_master:
+    if between.has_master:  # half a spacing at either snapshot
         rounding = spacing(before, dtype)
         rounding += spacing(now, dtype)
         rounding *= 0.5
-    else:
+    else:  # half a spacing at each step, up or down, which adds up as a random walk
         rounding = np.abs(before) * (math.sqrt(num_steps) * torch.finfo(dtype).eps)
     moves = USUAL_SPEED * math.sqrt(clock.lr_squared)
     hidden = np.minimum(_CHANCE_DENSITY * rounding / max(moves, 1e-300), 1.0)
@@ -429,9 +416,6 @@ def overlap(before: np.ndarray, now: np.ndarray) -> float:
     """Of the packed bits that were set before, the fraction that is set now; NaN of none."""
     num_before = int(_NUM_BITS[before].sum())
     return int(_NUM_BITS[before & now].sum()) / num_before if num_before else math.nan
-
-
-# ------------------------------------------------------------------ the projection
 
 
 @np.errstate(all="ignore")  # a weight of exactly zero has been near zero for ever
@@ -512,8 +496,7 @@ def estimate_between(
 ) -> Between:
     """The factor that weights without gradient shrank by, one for all, and the size of the updates.
 
-    The sum of lr is what Adam would need for weights to move as far as they did; it sets the
-    tolerance for dormant weights. ``eps`` is that of the coarsest dtype that they are stored in.
+    The sum of lr is what Adam would need to move them as far; ``eps`` is of the coarsest dtype.
     """
     every = max(sum(map(len, now.values())) // _ENOUGH, 1)
     earlier = np.concatenate([np.empty(0), *(before[name][::every] for name in now)])

@@ -59,9 +59,9 @@ class Scope:
     def of(
         cls, model: nn.Module, scope: ScopeLike = "blocks", outputs: Collection[str] = ()
     ) -> Scope:
-        """Decide for every parameter of ``model`` whether it counts; a ScopeError if none does.
+        """Decide for every parameter whether it counts, given layers that make the output, if seen.
 
-        ``outputs``: paths of the layers that make the output, where a forward has shown them.
+        A ScopeError if none does.
         """
         if isinstance(scope, str):
             _refuse_packed(model)
@@ -83,10 +83,7 @@ class Scope:
 
     @classmethod
     def of_entries(cls, entries: Sequence[Entry], scope: ScopeLike = "blocks") -> Scope:
-        """The same from names and shapes of all tensors of a checkpoint, buffers too.
-
-        A predicate is given parameters without data, on the meta device.
-        """
+        """The same from names and shapes of all tensors of a checkpoint, buffers too."""
         shown = {entry.name: entry.placeholder() for entry in entries} if callable(scope) else {}
         return cls(_decided(Layout(entries), entries, shown, scope))
 
@@ -158,8 +155,7 @@ class Scope:
     ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """The in-scope parameters of ``model`` as they are now, by name; and every one.
 
-        Tied ones come once, in the model's order. One that was added since is left out, and so is
-        one out of scope that is gone or has another shape; one in scope is then a ScopeError.
+        New ones are left out, and those out of scope that have changed; in scope it's a ScopeError.
         """
         found = dict(named_parameters(model, modules))
         chosen, every = {}, {}
@@ -207,12 +203,9 @@ def _entry(name: str, tensor: torch.Tensor, storage: Hashable) -> Entry:
 def _unlike_stored(
     live: Scope, parameters: Sequence[Entry], buffers: Sequence[Entry], scope: ScopeLike
 ) -> tuple[str, ...]:
-    """Names that checkpoints of the model would decide otherwise about.
-
-    Formats keep of tied weights that they are, one of the names, or each as a tensor of its own.
-    """
-    expected = {entry.name: entry.shape for entry in live.ledger if entry.in_scope}
+    """Names that checkpoints of the model would decide otherwise about."""
     first = {entry.name for entry in live.ledger}
+    # formats keep of tied weights that they are, one of the names, or each as a tensor of its own
     kept = (
         [*parameters, *buffers],
         [*(entry for entry in parameters if entry.name in first), *buffers],
@@ -223,9 +216,8 @@ def _unlike_stored(
         try:
             stored = Scope.of_entries(entries, scope)
         except ScopeError:  # it selects nothing there
-            return tuple(expected)
-        found = {entry.name for entry in stored.ledger if entry.in_scope}
-        unlike |= found ^ expected.keys()
+            return live.names
+        unlike |= set(stored.names) ^ set(live.names)
     return tuple(sorted(unlike))
 
 
@@ -282,9 +274,6 @@ def _refuse_packed(model: nn.Module) -> None:
                 f"{_class_of(module)}, which packs its quantised weight. Watch the model as it was "
                 "before the conversion, or name the weights that are left in `scope`."
             )
-
-
-# ------------------------------------------------------------------ deciding
 
 
 def _decided(

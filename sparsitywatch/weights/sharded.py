@@ -64,9 +64,6 @@ def kept_for(tensor: torch.Tensor, held: torch.Tensor) -> torch.Tensor | None:
     return part if part.numel() == local_of(tensor).numel() else None
 
 
-# ------------------------------------------------------------------ kept in another form
-
-
 def is_encoded(tensor: torch.Tensor) -> bool:
     """Whether the memory of a tensor may hold something else than its values."""
     kind = type(tensor)
@@ -108,14 +105,10 @@ _SHARDING_CLASSES = {
 
 
 def why_not_whole(modules: Modules, *, are_parts_read: bool = False) -> str:
-    """Why the weights of a model cannot be watched, and what to do; empty if they can.
-
-    Anywhere in the model, in scope or not: what is gathered in the middle of a forward hangs
-    where one process runs alone. ``are_parts_read``: what torch has sharded is no reason, since
-    all ranks watch.
-    """
+    """Why the weights of a model cannot be watched, and what to do; empty if they can."""
+    # in scope or not: what is gathered in a forward hangs where one process runs alone
     for name, what, is_known in _parts(modules):
-        if not (are_parts_read and is_known):
+        if not (are_parts_read and is_known):  # by all ranks what torch has sharded is read
             return (
                 f"{printable(name)} is {what}. What one process holds is then not the model, and "
                 "running it needs every process. Watch the checkpoints instead: `sparsitywatch "
@@ -162,15 +155,9 @@ def _sharding_of(tensor: torch.Tensor) -> tuple[str, bool]:
     return "", False
 
 
-# ------------------------------------------------------------------ FSDP2
-
-
 def fsdp_modules(modules: Iterable[nn.Module]) -> list[Any]:
     """Those that FSDP2 shards."""
     return [m for m in modules if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__)]
-
-
-# ------------------------------------------------------------------ FSDP1
 
 
 @dataclass(frozen=True)

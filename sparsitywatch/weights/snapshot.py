@@ -25,11 +25,7 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The in-scope weights at one step.
-
-    Those of a live model alias the model's own memory: read them before the next optimizer step,
-    and write to none of them.
-    """
+    """The in-scope weights at one step; of a live model its own memory: read it before a step."""
 
     step: int  # optimizer steps done
     scope: Scope
@@ -87,8 +83,6 @@ class WarmCopy:
         return dict(self._buffers)
 
 
-# ------------------------------------------------------------------ stored weights
-
 #: Sees stored weights while they are read for somebody else: a tensor's name, and the bits, as
 #: unsigned integers, of its weights from an index on. From several threads; perhaps twice.
 ReadObserver = Callable[[str, int, np.ndarray], None]
@@ -115,15 +109,12 @@ class Store(Protocol):
 
 
 class LazyTensors(Mapping[str, torch.Tensor]):
-    """Name to stored weights, each read when it is asked for and not kept.
-
-    ``entries`` are in the order of the scope; an entry's own name is the one in the store.
-    """
+    """Name to stored weights, each read when it is asked for and not kept."""
 
     def __init__(
         self, entries: Mapping[str, Entry], store: Store, observers: Sequence[ReadObserver] = ()
     ) -> None:
-        self.entries = dict(entries)
+        self.entries = dict(entries)  # in the order of the scope, with their names in the store
         self.store = store
         self._observers = tuple(observers)
 
@@ -151,9 +142,6 @@ class LazyTensors(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.entries)
-
-
-# ------------------------------------------------------------------ a sample
 
 
 @dataclass(frozen=True, eq=False)  # itself alone, so that it can be a key
@@ -258,13 +246,9 @@ FINGERPRINTED = Sampler(65_536)
 
 
 def fingerprint(digest: str, sample: Mapping[str, torch.Tensor]) -> str:
-    """What tells weights from others: 16 hexadecimal digits.
-
-    The ``digest`` of their spectrum counts all by magnitude, without their place; the ``sample`` of
-    ``FINGERPRINTED`` has signs and last bits of some, in their place.
-    """
-    state = hashlib.sha256(digest.encode())
-    for name, tensor in sorted(sample.items()):
+    """What tells weights from others: 16 hexadecimal digits."""
+    state = hashlib.sha256(digest.encode())  # of all by magnitude, wherever they are
+    for name, tensor in sorted(sample.items()):  # signs and last bits of some, in their place
         state.update(name.encode() + tensor.view(torch.uint8).numpy().tobytes())
     return state.hexdigest()[:16]
 

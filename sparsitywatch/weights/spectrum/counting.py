@@ -117,9 +117,6 @@ def _stored_tasks(tensors: LazyTensors) -> list[_Task]:
     return [tasks[stored_name] for stored_name in tensors.store.in_byte_order(tasks)]
 
 
-# ------------------------------------------------------------------ the bits of a tensor
-
-
 def storage_of(name: str, tensor: torch.Tensor | Entry) -> Storage:
     """How a tensor, in memory or in a file, is stored; a ConfigurationError if it has no bins."""
     if tensor.dtype not in STORAGES:
@@ -164,9 +161,6 @@ def pieces(bits: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
         num_rows = max(1, size * bits.shape[0] // num_weights)
         for rows in torch.split(bits, num_rows):
             yield from pieces(rows, size)
-
-
-# ------------------------------------------------------------------ counting them
 
 
 def map_threads(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) -> list[T]:

@@ -58,11 +58,8 @@ class Bins:
 
     @cached_property
     def squares(self) -> tuple[np.ndarray, np.ndarray]:
-        """Three times the mean square of each bin as integer * 4**exponent: int16, int32.
-
-        A bin is taken as filled evenly: (lo^2 + lo hi + hi^2) / 3. In units of its width that is
-        an integer over three, since hi = lo + 1.
-        """
+        """Three times the mean square of each bin as integer * 4**exponent: int16, int32."""
+        # filled evenly it is lo^2 + lo hi + hi^2; in units of its width hi = lo + 1
         if self.is_exact:
             exponents = np.frexp(self.edges)[1] - (self.significand_bits + 1)
             exponents[0] = exponents[1]
@@ -79,10 +76,8 @@ class Bins:
 
 @lru_cache(maxsize=8)
 def decades(bins: Bins, bins_per_decade: int) -> np.ndarray:
-    """Which bin of log10|w| each bin lies in by its geometric middle, int32.
-
-    The bin next to zero, which has no geometric middle, counts as its end; zeros have NO_DECADE.
-    """
+    """Which bin of log10|w| each bin lies in by its geometric middle, int32; zeros: NO_DECADE."""
+    # the bin next to zero, which has no middle, counts as its end
     logs: np.ndarray = np.log10(np.maximum(bins.edges, bins.edges[1]))
     if not bins.is_exact:
         logs[2:] = (logs[1:-1] + logs[2:]) / 2
@@ -93,11 +88,7 @@ def decades(bins: Bins, bins_per_decade: int) -> np.ndarray:
 
 @cache
 def common_edges(*kinds: Bins) -> np.ndarray:
-    """Magnitudes that end a bin of each kind, and the largest of all.
-
-    Counts at these are exact for weights of every dtype among them, also where a comparison
-    casts the threshold to the dtype of the weights.
-    """
+    """Magnitudes that end a bin of each kind, so that counts there are exact, and the largest."""
     edges: np.ndarray = kinds[0].edges
     for bins in kinds[1:]:
         edges = np.intersect1d(edges, bins.edges, assume_unique=True)
@@ -106,22 +97,17 @@ def common_edges(*kinds: Bins) -> np.ndarray:
 
 
 class Storage:
-    """How one torch dtype is stored, and the bins that its magnitudes fall into.
-
-    Counting works on *raw keys*: the key itself, but the whole byte of one-byte dtypes.
-    """
+    """How one torch dtype is stored, and the bins that its magnitudes fall into."""
 
     def __init__(self, dtype: torch.dtype, bins: Bins) -> None:
         self.dtype = dtype
         self.bins = bins
         self.name = str(dtype).removeprefix("torch.")
         self.num_bytes = dtype.itemsize
-        #: All bits but the sign.
-        self.sign_off = (1 << (8 * self.num_bytes - 1)) - 1
-        #: Magnitude bits of infinity, for float32 and float64.
-        self.inf_bits = (bins.inf_key - 1) << bins.shift
-        #: How many raw keys there are.
+        self.sign_off = (1 << (8 * self.num_bytes - 1)) - 1  # all bits but the sign
+        self.inf_bits = (bins.inf_key - 1) << bins.shift  # for float32 and float64
         num_keys = (self.sign_off >> bins.shift) + (1 if bins.is_exact else 2)
+        #: How many *raw keys* counting works on: keys, but the whole byte of one-byte dtypes.
         self.num_raw = 256 if self.num_bytes == 1 else num_keys
 
     @cached_property
@@ -233,9 +219,8 @@ def summed(histograms: Sequence[Histogram]) -> Histogram:
 class Rows:
     """The counts of T tensors whose bins are of one kind, end to end, a tensor a row.
 
-    A model has some hundred tensors, and a snapshot asks each of them for its scale and its share
-    at some twenty thresholds. One by one that takes as long as counting small tensors does; here
-    each question is a few array operations.
+    So each question to a hundred tensors is a few array operations; one by one that takes as long
+    as counting small tensors does.
     """
 
     def __init__(self, histograms: Sequence[Histogram]) -> None:
@@ -298,10 +283,7 @@ class Rows:
     def by_class(
         self, class_of_key: np.ndarray, factor_of_key: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Classes of bins, [C], and the weights of each row in them, or a multiple, int64 [T, C].
-
-        Classes of rising bins rise; those below and above all non-zero weights are left out.
-        """
+        """Rising classes of bins, [C], and weights of each row in them, or a multiple, [T, C]."""
         keys = self.keys
         index = self._index_of(np.array([1, self.bins.inf_key]))
         firsts, ends = index[index[:, 0] < index[:, 1]].T  # where there are weights but zeros

@@ -91,8 +91,6 @@ def num_pruned(numel: int, level: float) -> int:
     return round(float(level) * numel)
 
 
-# ------------------------------------------------------------------ the spectrum
-
 #: Tensors that are asked together: few enough that their bins stay in a core's cache.
 TOGETHER = 64
 #: Meaning of the stored arrays; raised when the bins of a dtype change.
@@ -244,8 +242,7 @@ class MagnitudeSpectrum:
     def rms(self) -> float:
         """Root mean square of the finite weights; NaN without any.
 
-        Computed from the integer counts alone, so that shards, chunks and stored spectra
-        give the same bits; bins are taken as filled evenly.
+        Computed from the counts alone, so that shards, chunks and stored spectra give the same.
         """
         return float(root_mean_squares(self._totals)[0]) if self._totals else math.nan
 
@@ -334,21 +331,14 @@ class MagnitudeSpectrum:
         expect_number(kind, factor, lambda f: 0.0 <= f < math.inf, "a finite number >= 0")
         if reference is not None:
             expect_mapping("reference", reference, "scales by name")
-        if kind == "abs":
-            return self.sparsity_at(factor)
-        near = self._near_zero([NearZeroRule(kind, float(factor))], reference)
-        return math.fsum(near[:, 0].tolist()) / (self.num_weights or math.nan)
+        return self.near_zero_by_rule({kind: NearZeroRule(kind, float(factor))}, reference)[0][kind]
 
     def near_zero_by_rule(
         self, rules: Mapping[str, NearZeroRule], initial_rms: Mapping[str, float] | None
     ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """Fractions of weights that are near zero, by several rules in one go.
+        """Fractions of all weights that are near zero, by rule; of each tensor's, by name and rule.
 
-        Returns:
-            Of all weights, by rule; and of each tensor's own weights, by its name and by rule.
-
-        Raises:
-            ConfigurationError: a tensor has no initial scale, and a rule asks for it.
+        A ConfigurationError if a rule asks for an initial scale that a tensor has not.
         """
         near = self._near_zero([*rules.values()], initial_rms)
         in_all = self._at_most(np.array([rule.factor for rule in rules.values()])).tolist()
@@ -402,10 +392,9 @@ class MagnitudeSpectrum:
 
     @cached_property
     def steps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Magnitudes where the count of all weights steps up, and the count from there on.
+        """Magnitudes where the count of all weights steps up, float64, and the count there, int64.
 
-        float64 and int64, rising. With bins of several kinds, only magnitudes that end a bin in
-        each of them: the counts there are exact for every dtype.
+        Of bins of several kinds only those that end one in each: exact for every dtype.
         """
         if not self._totals:
             return np.empty(0), np.empty(0, np.int64)
@@ -446,20 +435,15 @@ class MagnitudeSpectrum:
         return dict(zip(self.names, self._rms.tolist(), strict=True))
 
     def cuts(self, levels: Sequence[float]) -> list[tuple[float, float, dict[str, float]]]:
-        """For each level its threshold, and ``sparsity_at`` it: of all, and of each layer by name.
-
-        Raises:
-            ConfigurationError: a level lies outside [0, 1].
-        """
+        """For each level its threshold, and ``sparsity_at`` it: of all, and of each layer."""
         thresholds = self._thresholds(levels)
         nums = self._at_most_of_each(np.tile(thresholds, (len(self.names), 1)))
         # at a threshold counts are whole numbers, so their sum is that of all
         of_all = (nums.sum(axis=0) / (self.num_weights or math.nan)).tolist()
-        found = []
-        shares = (nums / self._sizes).T.tolist()
-        for threshold, share, own in zip(thresholds, of_all, shares, strict=True):
-            found.append((threshold, share, dict(zip(self.names, own, strict=True))))
-        return found
+        of_each = [
+            dict(zip(self.names, own, strict=True)) for own in (nums / self._sizes).T.tolist()
+        ]
+        return list(zip(thresholds, of_all, of_each, strict=True))
 
     def log10_histograms(self, bins_per_decade: int = 5) -> dict[str, LogHistogram]:
         """A histogram of log10|w| per tensor, finite non-zero weights only.
