@@ -30,9 +30,8 @@ from sparsitywatch.weights.clock import (
     Sums,
     Trainer,
     Training,
-    masters_of,
+    names_of,
     reading_of,
-    stepped_on,
     united,
 )
 from sparsitywatch.weights.motion import MotionTracker
@@ -389,16 +388,11 @@ class OptimizerTrace:
         self, optimizer: Optimizer, account: Account, parameters: Mapping[str, torch.Tensor]
     ) -> None:
         """Say what the model calls what an optimizer holds."""
-        unknown = {name: one for name, one in parameters.items() if name not in account.copied}
-        copies = masters_of(optimizer, unknown)
-        account.copied |= {name: weakref.ref(copy) for name, copy in copies.items()}
-        known = {name: one for name, ref in account.copied.items() if (one := ref()) is not None}
-        account.hold(_names_of(parameters) | _names_of(known))
+        before = account.num_in_scope
+        account.identify(optimizer, parameters, self._sizes)
+        account.take_over(self._earlier)
         if any(account.names):
             self._watched.add(optimizer)
-        account.take_over(self._earlier)
-        before = account.num_in_scope
-        account.num_in_scope = sum(self._sizes.get(name, 0) for name in account.names_held())
         if before and not account.num_in_scope:
             _logger.warning(
                 "sparsitywatch: %s holds no weight in scope any more: the model has other "
@@ -414,9 +408,11 @@ class OptimizerTrace:
         past = united([self._earlier, *(account.sums() for account in gone)])
         self._earlier = {name: sums._replace(momentum=0.0) for name, sums in past.items()}
         self._accounts = [account for account in self._accounts if account not in gone]
-        has_stepped = any(account.has_stepped for account in self._accounts)
+        has_begun, has_stepped = bool(gone), False
         trainers: dict[str, Trainer] = {}
         for account in self._accounts:
+            has_begun |= account.num_steps > 0
+            has_stepped |= account.num_steps > account.looked_at
             if (optimizer := account.optimizer()) is not None:
                 self._identify(optimizer, account, parameters)
             for name, trainer in account.trainers().items():
@@ -429,7 +425,7 @@ class OptimizerTrace:
             trainers=trainers,
             done=self._done(),
             has_stepped=has_stepped,
-            has_begun=bool(gone) or any(account.num_steps for account in self._accounts),
+            has_begun=has_begun,
             copied=frozenset(name for account in self._accounts for name in account.copied),
             frozen=frozenset(name for name, one in parameters.items() if not one.requires_grad),
         )
@@ -474,7 +470,7 @@ class OptimizerTrace:
 
     def groups(self) -> list[Any]:
         """Learning rate, decay and names of each param group, to be compared between ranks."""
-        names = _names_of(self._lookup())
+        names = names_of(self._lookup())
         return [
             [
                 float(group.get("lr", 0.0)),
@@ -519,12 +515,3 @@ class OptimizerTrace:
             self.tracker.load_state_dict(state)
         if state["examiner"]:
             self._examiner.load_state_dict(state["examiner"])
-
-
-def _names_of(parameters: Mapping[str, torch.Tensor]) -> dict[int, tuple[str, ...]]:
-    """What the model calls each tensor that an optimizer may hold, by id."""
-    found: dict[int, tuple[str, ...]] = {}
-    for name, parameter in parameters.items():
-        key = id(stepped_on(parameter))
-        found[key] = (*found.get(key, ()), name)
-    return found

@@ -235,7 +235,7 @@ class Account:
     def __init__(self, optimizer: optim.Optimizer) -> None:
         self.optimizer = weakref.ref(optimizer)
         self.num_steps = 0
-        self.num_in_scope = 0  # weights that it holds; whoever knows the scope sets it
+        self.num_in_scope = 0  # weights that it holds
         # in the model: of one tensor, of several that lie flat in one (FSDP1), or of none
         self.names: list[tuple[str, ...]] = []
         #: copies of higher precision that it holds, by the name of the weight
@@ -243,7 +243,7 @@ class Account:
         #: Of each row what reached it, as ``Clock``; what would have if there were always a
         #: gradient; the momentum, as of ``Sums``; the step that reached it last.
         self._table = np.zeros((14, 0))
-        self._looked_at = 0  # steps at the last snapshot
+        self.looked_at = 0  # steps at the last snapshot
         self._steps: list[_Step] = []  # the latest, which are not added up yet
         self._said: list[list[Any]] = []  # by the param groups, when ...
         self._group_steps: list[_GroupStep] = []  # ... this followed
@@ -252,15 +252,25 @@ class Account:
         self._rows = self._groups = np.empty(0, int)  # ... these follow
 
     @property
-    def has_stepped(self) -> bool:
-        """Whether it has taken a step since the last snapshot."""
-        return self.num_steps > self._looked_at
-
-    @property
     def is_current(self) -> bool:
         """Whether the optimizer holds the tensors that are known."""
         optimizer = self.optimizer()
         return optimizer is not None and self._held == list(map(id, _held_by(optimizer)))
+
+    def identify(
+        self,
+        optimizer: optim.Optimizer,
+        parameters: Mapping[str, torch.Tensor],
+        sizes: Mapping[str, int],  # of the weights in scope, by name
+    ) -> None:
+        """Take up what its ``optimizer`` holds now, and what the model calls that."""
+        unknown = {name: one for name, one in parameters.items() if name not in self.copied}
+        copies = masters_of(optimizer, unknown)
+        self.copied |= {name: weakref.ref(copy) for name, copy in copies.items()}
+        known = {name: one for name, ref in self.copied.items() if (one := ref()) is not None}
+        self.hold(names_of(parameters) | names_of(known))
+        names = (name for row in self._rows.tolist() for name in self.names[row])
+        self.num_in_scope = sum(sizes.get(name, 0) for name in names)
 
     def hold(self, names: Mapping[int, tuple[str, ...]]) -> None:
         """Take up what its optimizer holds now, and its names, by id; rows of the past stay."""
@@ -370,17 +380,13 @@ class Account:
         self._add_up()
         self._table[:13] = 0.0
 
-    def names_held(self) -> list[str]:
-        """What the model calls what it holds now."""
-        return [name for row in self._rows.tolist() for name in self.names[row]]
-
     def trainers(self) -> dict[str, Trainer]:
         """By name what it is to each tensor of the model; to be asked once a snapshot."""
         optimizer = self.optimizer()
         if optimizer is None:
             return {}
         self._add_up()
-        looked_at, self._looked_at = self._looked_at, self.num_steps
+        looked_at, self.looked_at = self.looked_at, self.num_steps
         since = max(min(looked_at, self.num_steps - FEW_STEPS), 0)
         found: dict[str, Trainer] = {}
         held = zip(self._rows.tolist(), self._groups.tolist(), _held_by(optimizer), strict=True)
@@ -491,6 +497,15 @@ def stepped_on(parameter: torch.Tensor) -> torch.Tensor:
     """What an optimizer has of a parameter: itself but under FSDP1."""
     flat = getattr(parameter, "flat_shard", None)
     return parameter if flat is None else flat.owner
+
+
+def names_of(parameters: Mapping[str, torch.Tensor]) -> dict[int, tuple[str, ...]]:
+    """What the model calls each tensor that an optimizer may hold, by id."""
+    found: dict[int, tuple[str, ...]] = {}
+    for name, parameter in parameters.items():
+        key = id(stepped_on(parameter))
+        found[key] = (*found.get(key, ()), name)
+    return found
 
 
 def masters_of(

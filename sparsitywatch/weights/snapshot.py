@@ -47,11 +47,9 @@ class Snapshot:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Names of the dtypes present, sorted, such as ("bfloat16", "float32")."""
-        if isinstance(self.tensors, LazyTensors):
-            found = {entry.dtype for entry in self.tensors.entries.values()}
-        else:
-            found = {tensor.dtype for tensor in self.tensors.values()}
-        return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+        lazy = self.tensors.entries if isinstance(self.tensors, LazyTensors) else None
+        found = {str(one.dtype).removeprefix("torch.") for one in (lazy or self.tensors).values()}
+        return tuple(sorted(found))
 
 
 class WarmCopy:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -173,24 +174,20 @@ class MagnitudeSpectrum:
         T tensors as arrays of length T, and ``keys`` and ``counts`` of all, one after another.
         Integers are as narrow as their largest value allows.
         """
-        dtypes: list[str] = []
-        numbers: list[tuple[int, int, int]] = []
-        keys, counts = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
-        for histogram in self.histograms.values():
-            dtypes.append(STORAGES[histogram.dtype].name)
-            numbers.append((len(histogram.keys), histogram.num_inf, histogram.num_nan))
-            keys.append(histogram.keys)
-            counts.append(histogram.counts)
-        num_bins, num_inf, num_nan = np.array(numbers, np.int64).reshape(-1, 3).T
+        own = list(self.histograms.values())
+        keys = list(map(attrgetter("keys"), own))
+        numbers = {
+            "num_bins": np.fromiter(map(len, keys), np.int64),
+            "num_inf": np.fromiter(map(attrgetter("num_inf"), own), np.int64),
+            "num_nan": np.fromiter(map(attrgetter("num_nan"), own), np.int64),
+            "keys": np.concatenate([np.empty(0, np.int32), *keys]),
+            "counts": np.concatenate([np.empty(0, np.int64), *map(attrgetter("counts"), own)]),
+        }
         return {
             "format": np.array(FORMAT),
             "names": np.array(self.names, dtype=np.str_),
-            "dtypes": np.array(dtypes, dtype=np.str_),
-            "num_bins": _narrow(num_bins),
-            "num_inf": _narrow(num_inf),
-            "num_nan": _narrow(num_nan),
-            "keys": _narrow(np.concatenate(keys)),
-            "counts": _narrow(np.concatenate(counts)),
+            "dtypes": np.array([STORAGES[h.dtype].name for h in own], dtype=np.str_),
+            **{name: n.astype(np.min_scalar_type(n.max(initial=0))) for name, n in numbers.items()},
         }
 
     def digest(self) -> str:
@@ -460,10 +457,6 @@ class MagnitudeSpectrum:
         for rows, table in self._tables:
             found |= zip(rows, table.log10_histograms(bins_per_decade), strict=True)
         return {name: found[row] for row, name in enumerate(self.names)}
-
-
-def _narrow(numbers: np.ndarray) -> np.ndarray:
-    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
 def _unpacked(stored: Mapping[str, np.ndarray]) -> dict[str, Histogram]:
