@@ -301,7 +301,7 @@ class OverheadBudget:
         return max(self._spent_s - self.weights.spent_s - self.evaluations.spent_s, 0.0)
 
     def wait_s(self, due: Due, *, is_last: bool = False) -> float:
-        """Seconds until one more snapshot is paid for; the last one may leave nothing to others."""
+        """Seconds until one more is paid for, 0 or less if it is; the last one may take all."""
         if self.max_overhead is None:
             return 0.0
         elapsed_s = self.elapsed_s()
@@ -367,7 +367,7 @@ class BudgetedSchedule:
         self._num_steps += 1
         if not self.schedule(step):
             return Due.NOTHING if self.schedule.is_due_after_alert(step) else None
-        if is_busy and self.budget.max_overhead is not None:
+        if is_busy and self.budget.max_overhead is not None:  # else it is to wait
             return self._leave_out(_BUSY)
         if self.budget.wait_s(Due.EVERYTHING) <= 0.0:
             return Due.EVERYTHING

@@ -83,7 +83,7 @@ class SnapshotTaker:
         self._copy = model.spare = WarmCopy()
 
     def begin(self, step: int | None, *, behind: bool) -> None:
-        """Remember the weights as those that the run begins with; a ``step`` of None is asked."""
+        """Remember the weights that the run begins with; ``step`` is None to ask the optimizer."""
         step = self.trace.steps_done if step is None else step
         with torch.no_grad():
             snapshot, reading, examined = self._read(step)
@@ -98,7 +98,7 @@ class SnapshotTaker:
             self._copy.take(snapshot)
 
     def mark(self) -> bool:
-        """Note the weights as they stand; whether they were written to, be it by an evaluation."""
+        """Note the weights as they stand; returns whether anything has written to them since."""
         before = self._marks
         self._marks = {name: (id(one), version_of(one)) for name, one in self.lookup()[0].items()}
         return self._marks != before
@@ -160,7 +160,7 @@ class SnapshotTaker:
         return self._job is not None and not self._job.done()
 
     def collect(self, *, wait: bool = False) -> FinishedSnapshot | None:
-        """What is finished, once, if anything; a LogTakenError if another watch took over."""
+        """A finished snapshot, once, if there is one; LogTakenError: another watch has the log."""
         job = self._job
         if job is None or not (wait or job.done()):
             return None

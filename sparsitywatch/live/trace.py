@@ -352,7 +352,7 @@ class OptimizerTrace:
         return num_steps
 
     def said(self, step: int | None) -> bool:
-        """The training took a step; whether no hook has counted that, or its number is said."""
+        """The training says that it took a step; whether no hook did, or its number is given."""
         is_counted, self._is_said = self._is_counting and not self._is_said, True
         if is_counted and step is None:
             return False

@@ -52,7 +52,7 @@ from sparsitywatch.vital import VitalReviewer, VitalTracker
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import flat_parameters, modules_of, why_not_whole
+from sparsitywatch.weights.sharded import expect_whole_model, flat_parameters, modules_of
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
@@ -380,14 +380,13 @@ def _who_watches(model: nn.Module, logdir: str | os.PathLike[str] | None) -> tup
         _logger.info("sparsitywatch: switched off by SPARSITYWATCH_DISABLED")
         return ALONE, "SPARSITYWATCH_DISABLED is set"
     modules = modules_of(model)
-    why, ranks = why_not_whole(modules, are_parts_read=True), ALONE
-    if is_distributed() and not why:
+    expect_whole_model(modules, are_parts_read=True)
+    ranks = ALONE
+    if is_distributed():
         from sparsitywatch.ranks.group import join  # of no use to a process by itself
 
         ranks = join(model, "" if logdir is None else os.fspath(logdir))
-    why = why or why_not_whole(modules, are_parts_read=not ranks.is_alone)
-    if why:
-        raise ScopeError(f"Expected a model that this process holds all of, but {why}")
+    expect_whole_model(modules, are_parts_read=not ranks.is_alone)
     off = ranks.why_another_watches()
     if off:
         _logger.info("sparsitywatch: this process does not watch: %s", off)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
-from sparsitywatch.errors import ConfigurationError, ScopeError, expect, reraise_foreign
+from sparsitywatch.errors import ConfigurationError, expect, reraise_foreign
 from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
@@ -42,7 +42,7 @@ from sparsitywatch.weights.clock import OptimizerReading, Training
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker, Moved
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import modules_of, why_not_whole
+from sparsitywatch.weights.sharded import expect_whole_model, modules_of
 from sparsitywatch.weights.snapshot import (
     FINGERPRINTED,
     LazyTensors,
@@ -300,8 +300,7 @@ def measure(
     expect_model(model, proxy)
     chosen = Settings.of(settings, **fields)
     inner = unwrap_model(model)
-    if why := why_not_whole(modules_of(inner)):
-        raise ScopeError(f"Expected a model that this process holds all of, but {why}")
+    expect_whole_model(modules_of(inner))
     scope = Scope.of(inner, chosen.scope)
     if proxy is not None:
         check_proxy(proxy, inner)

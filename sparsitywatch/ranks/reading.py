@@ -29,7 +29,7 @@ from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.records import Replicas
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import FlatShard, is_sharded, modules_of, why_not_whole
+from sparsitywatch.weights.sharded import FlatShard, expect_whole_model, is_sharded, modules_of
 from sparsitywatch.weights.snapshot import (
     SampleIndex,
     Sampler,
@@ -164,8 +164,7 @@ class ShardedReader:
     ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """As ``Scope.lookup``; also a ScopeError where the model has been sharded since."""
         modules = modules_of(model)
-        if why := why_not_whole(modules, are_parts_read=not self.ranks.is_alone):
-            raise ScopeError(f"Expected a model that this process holds all of, but {why}")
+        expect_whole_model(modules, are_parts_read=not self.ranks.is_alone)
         for module in self.ranks.fsdp:  # what a forward has gathered stands in the place of its own
             module.reshard()
         parameters, every = scope.lookup(model, modules)

@@ -36,9 +36,9 @@ from sparsitywatch.vital.judgement import (
     unread,
 )
 from sparsitywatch.vital.samples import FEW, ROUNDED, SOME, Comparison, Sample, chosen
-from sparsitywatch.weights.clock import Clock, Sums, Trainer, Training, stepped_on
+from sparsitywatch.weights.clock import Clock, Sums, Trainer, Training
 from sparsitywatch.weights.motion import spacing
-from sparsitywatch.weights.sharded import kept_for, local_of
+from sparsitywatch.weights.sharded import kept_for, local_of, stepped_on
 from sparsitywatch.weights.snapshot import float64_of
 
 #: Intervals whose changes are remembered, and snapshots whose marks are.

@@ -15,7 +15,7 @@ import torch
 from torch import optim
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsitywatch.weights.sharded import local_of
+from sparsitywatch.weights.sharded import local_of, stepped_on
 
 
 class Clock(NamedTuple):
@@ -491,12 +491,6 @@ def mean_over(sizes: Mapping[str, int], values: Mapping[str, float]) -> float:
     """The mean of tensors' values over their weights; NaN of none."""
     total = sum(sizes[name] for name in values)
     return sum(sizes[name] * x for name, x in values.items()) / total if total else math.nan
-
-
-def stepped_on(parameter: torch.Tensor) -> torch.Tensor:
-    """What an optimizer has of a parameter: itself but under FSDP1."""
-    flat = getattr(parameter, "flat_shard", None)
-    return parameter if flat is None else flat.owner
 
 
 def names_of(parameters: Mapping[str, torch.Tensor]) -> dict[int, tuple[str, ...]]:

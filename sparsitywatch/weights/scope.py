@@ -155,7 +155,7 @@ class Scope:
     ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """The in-scope parameters of ``model`` as they are now, by name; and every one.
 
-        New ones are left out, and those out of scope that have changed; in scope it's a ScopeError.
+        New ones are left out, and those out of scope that have changed; in scope that is an error.
         """
         found = dict(named_parameters(model, modules))
         chosen, every = {}, {}

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsitywatch.errors import ScopeError
 from sparsitywatch.redact import printable
 
 #: Those of a model by their paths, a shared one by each.
@@ -49,6 +50,12 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         local: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return local.detach()
+
+
+def stepped_on(parameter: torch.Tensor) -> torch.Tensor:
+    """What an optimizer has of a parameter: itself but under FSDP1."""
+    flat = getattr(parameter, "flat_shard", None)
+    return parameter if flat is None else flat.owner
 
 
 def kept_for(tensor: torch.Tensor, held: torch.Tensor) -> torch.Tensor | None:
@@ -104,17 +111,17 @@ _SHARDING_CLASSES = {
 }
 
 
-def why_not_whole(modules: Modules, *, are_parts_read: bool = False) -> str:
-    """Why the weights of a model cannot be watched, and what to do; empty if they can."""
+def expect_whole_model(modules: Modules, *, are_parts_read: bool = False) -> None:
+    """Refuse a model that is not all here, but for torch's own parts where all ranks read them."""
     # in scope or not: what is gathered in a forward hangs where one process runs alone
     for name, what, is_known in _parts(modules):
-        if not (are_parts_read and is_known):  # by all ranks what torch has sharded is read
-            return (
-                f"{printable(name)} is {what}. What one process holds is then not the model, and "
-                "running it needs every process. Watch the checkpoints instead: `sparsitywatch "
-                "replay <folder> --follow` reads sharded ones."
+        if not (are_parts_read and is_known):
+            raise ScopeError(
+                f"Expected a model that this process holds all of, but {printable(name)} is {what}."
+                " What one process holds is then not the model, and running it needs every process."
+                " Watch the checkpoints instead: `sparsitywatch replay <folder> --follow` reads "
+                "sharded ones."
             )
-    return ""
 
 
 def _parts(modules: Modules) -> Iterator[tuple[str, str, bool]]:

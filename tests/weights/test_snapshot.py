@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from torch import nn
 from sparsitywatch.checkpoints import base
 from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.errors import ScopeError
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import modules_of, why_not_whole
+from sparsitywatch.weights.sharded import expect_whole_model, modules_of
 from sparsitywatch.weights.snapshot import Sampler, Snapshot, WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
@@ -154,7 +156,7 @@ class FSDPModule(nn.Module):
 
 
 def test_a_model_that_is_all_here() -> None:
-    assert why_not_whole(modules_of(model())) == ""
+    expect_whole_model(modules_of(model()))  # does not raise
 
 
 @pytest.mark.parametrize(
@@ -173,9 +175,10 @@ def test_a_part_of_a_model_is_named(where: str, attributes: dict[str, object], s
     owner, _, name = where.rpartition(".")
     for key, value in attributes.items():
         setattr(getattr(net.get_submodule(owner), name), key, value)
-    assert said in why_not_whole(modules_of(net))
-    assert "replay <folder> --follow" in why_not_whole(modules_of(net))
+    with pytest.raises(ScopeError, match=f"{re.escape(said)}.*replay <folder> --follow"):
+        expect_whole_model(modules_of(net))
 
 
 def test_a_model_whose_class_shards_it_is_known_by_name() -> None:
-    assert "the model is sharded over processes (FSDP2" in why_not_whole(modules_of(FSDPModule()))
+    with pytest.raises(ScopeError, match=r"the model is sharded over processes \(FSDP2"):
+        expect_whole_model(modules_of(FSDPModule()))
