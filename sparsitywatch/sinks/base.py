@@ -97,19 +97,18 @@ def local_directory(directory: str | os.PathLike[str]) -> Path:
     return Path(directory)
 
 
-class WriterGuard:
-    """Whether a sink is open, and in this process: a forked child must not write."""
+class GuardedSink(Sink):
+    """Knows whether it is open, and in this process: a forked child must not write."""
 
-    def __init__(self, sink: str) -> None:
-        self._sink = sink
-        self._pid: int | None = None
+    _pid: int | None = None
 
     @contextmanager
-    def opening(self, directory: Path | None = None) -> Iterator[None]:
+    def _opening(self, directory: Path | None = None) -> Iterator[None]:
         """Around the work of ``open``: the sink is open if it succeeds."""
         if self._pid is not None:
+            name = type(self).__name__
             raise StateError(
-                f"Expected a closed {self._sink} in open(), but it is open; close() it first."
+                f"Expected a closed {name} in open(), but it is open; close() it first."
             )
         try:
             yield
@@ -120,19 +119,20 @@ class WriterGuard:
             ) from error
         self._pid = os.getpid()
 
-    def require(self) -> None:
+    def _require(self) -> None:
         """Refuse with a StateError unless this process opened the sink."""
+        name = type(self).__name__
         if self._pid is None:
             raise StateError(
-                f"Expected an open {self._sink}, but it is closed; call open(run) before writing."
+                f"Expected an open {name}, but it is closed; call open(run) before writing."
             )
         if self._pid != os.getpid():
             raise StateError(
-                f"Expected process {self._pid}, which opened this {self._sink}, got its child "
+                f"Expected process {self._pid}, which opened this {name}, got its child "
                 f"{os.getpid()}. Attach the watch in the process that trains."
             )
 
-    def end(self) -> bool:
+    def _end(self) -> bool:
         """Finish; False if there is nothing to finish here (closed, or another's)."""
         if self._pid != os.getpid():
             return False
@@ -181,7 +181,7 @@ class AppendingFile:
         os.close(self._descriptor)
 
 
-class MemorySink(Sink):
+class MemorySink(GuardedSink):
     """Keeps what it is given in lists: for notebooks, and as the fake in tests.
 
     Attributes:
@@ -202,11 +202,10 @@ class MemorySink(Sink):
         self.events: list[Event] = []
         self.states: list[WatchState] = []
         self._reported: list[Event] = []
-        self._guard = WriterGuard("MemorySink")
 
     def open(self, run: RunInfo) -> None:
         """Drop the records and events of a future that was lost."""
-        with self._guard.opening():
+        with self._opening():
             lost = first_lost_step(run)
             num_kept = sum(record.step < lost for record in self.records)
             del self.records[num_kept:], self.details[num_kept:]
@@ -216,21 +215,21 @@ class MemorySink(Sink):
 
     def write(self, record: Record, detail: Detail) -> None:
         """Keep one record and its detail."""
-        self._guard.require()
+        self._require()
         self.records.append(record)
         self.details.append(detail)
 
     def event(self, event: Event) -> None:
         """Keep one event, or a new version of one."""
-        self._guard.require()
+        self._require()
         self._reported.append(event)
         self.events[:] = latest_versions(self._reported)
 
     def state(self, state: WatchState) -> None:
         """Keep how the watch is."""
-        self._guard.require()
+        self._require()
         self.states.append(state)
 
     def close(self) -> None:
         """Accept nothing more until the next ``open``; the lists stay."""
-        self._guard.end()
+        self._end()

@@ -46,13 +46,7 @@ from sparsitywatch.records import (
     latest_versions,
     to_json,
 )
-from sparsitywatch.sinks.base import (
-    AppendingFile,
-    Sink,
-    WriterGuard,
-    first_lost_step,
-    local_directory,
-)
+from sparsitywatch.sinks.base import AppendingFile, GuardedSink, first_lost_step, local_directory
 
 _MANIFEST = "run.json"
 _LAYERS = "layers.npys"
@@ -61,7 +55,7 @@ _SPECTRUM = re.compile(r"step-(\d+)\.npz")
 T = TypeVar("T")
 
 
-class JsonlSink(Sink):
+class JsonlSink(GuardedSink):
     """Writes records and events as lines of JSON; what a call was given survives a kill.
 
     What a full disk refuses is an OSError; it is kept, and goes first at the next call.
@@ -80,7 +74,6 @@ class JsonlSink(Sink):
         self._keep_spectra = keep_spectra
         self._directory = local_directory(directory)
         self._spectra = self._directory / "spectra"
-        self._guard = WriterGuard("JsonlSink")
 
     def open(self, run: RunInfo) -> None:
         """Move aside what is held beyond ``run.initial_step``, and write the manifest.
@@ -90,7 +83,7 @@ class JsonlSink(Sink):
         Raises:
             StateError: a file is damaged above its end, or of another schema version.
         """
-        with self._guard.opening(self._directory):
+        with self._opening(self._directory):
             self._spectra.mkdir(parents=True, exist_ok=True)
             earlier = read_manifest(self._directory)
             if earlier is not None and run.initial_step > 0:
@@ -111,7 +104,7 @@ class JsonlSink(Sink):
 
     def write(self, record: Record, detail: Detail) -> None:
         """Write spectrum and layers, then the record: what a line points to is there when it is."""
-        self._guard.require()
+        self._require()
         places = self._layers.hold(record)
         self._records.hold(_line({**vars(record), "layers": places}))
         try:
@@ -132,18 +125,18 @@ class JsonlSink(Sink):
 
     def event(self, event: Event) -> None:
         """Write one event, or a new version of one."""
-        self._guard.require()
+        self._require()
         self._events.write(_line(vars(event)))
 
     def state(self, state: WatchState) -> None:
         """Put the state of the watch into the manifest, which is always a whole one."""
-        self._guard.require()
+        self._require()
         self._run = replace(self._run, state=state)
         replace_file(self._directory / _MANIFEST, _line(vars(self._run)))
 
     def close(self) -> None:
         """Close the files; what is pending is tried once more, no line without its layers."""
-        if not self._guard.end():
+        if not self._end():
             return
         with contextlib.closing(self._events):
             try:
@@ -155,7 +148,7 @@ class JsonlSink(Sink):
 
     def abandon(self) -> None:
         """Close the files as they are: the directory is another's now."""
-        if self._guard.end():
+        if self._end():
             for file in (self._layers.file, self._records, self._events):
                 file.abandon()
 

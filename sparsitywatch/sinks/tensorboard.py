@@ -48,19 +48,13 @@ from sparsitywatch.records import (
 )
 from sparsitywatch.redact import printable
 from sparsitywatch.series import Series, describe, numbered
-from sparsitywatch.sinks.base import (
-    AppendingFile,
-    Sink,
-    WriterGuard,
-    first_lost_step,
-    local_directory,
-)
+from sparsitywatch.sinks.base import AppendingFile, GuardedSink, first_lost_step, local_directory
 
 #: Histograms are written with every tenth record.
 _HISTOGRAMS_EVERY = 10
 
 
-class TensorBoardSink(Sink):
+class TensorBoardSink(GuardedSink):
     """Shows records and events in TensorBoard; what a call was given survives a kill.
 
     What a full disk refuses is an OSError, and follows later. docs/tags.md lists all tags.
@@ -76,11 +70,10 @@ class TensorBoardSink(Sink):
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._directory = local_directory(directory)
-        self._guard = WriterGuard("TensorBoardSink")
 
     def open(self, run: RunInfo) -> None:
         """Begin an event file that continues the earlier ones up to ``run.initial_step``."""
-        with self._guard.opening(self._directory):
+        with self._opening(self._directory):
             first_step = first_lost_step(run)
             self._status = ""
             self._last: Record | None = None
@@ -103,7 +96,7 @@ class TensorBoardSink(Sink):
         detail_of: Callable[[Record], Detail],
     ) -> None:
         """Show what a log holds and the event files do not, after a kill or a full disk."""
-        self._guard.require()
+        self._require()
         for record in records:
             if (record.step, IN_EVERY_RECORD) not in self._file.held:
                 self._show(record, detail_of)
@@ -114,7 +107,7 @@ class TensorBoardSink(Sink):
 
     def write(self, record: Record, detail: Detail) -> None:
         """Show one record: its scalars, notes on it, and histograms where they are due."""
-        self._guard.require()
+        self._require()
         self._show(record, lambda _: detail)
         self._last = record
 
@@ -133,7 +126,7 @@ class TensorBoardSink(Sink):
 
     def event(self, event: Event) -> None:
         """Tell of one event; a new version of one is one more text, at the step that it is of."""
-        self._guard.require()
+        self._require()
         self._tell(event, is_new=True)
 
     def _tell(self, event: Event, *, is_new: bool) -> None:
@@ -149,7 +142,7 @@ class TensorBoardSink(Sink):
 
     def state(self, state: WatchState) -> None:
         """Tell how the watch is when that changes, and at the end its share of the time."""
-        self._guard.require()
+        self._require()
         if state.status == self._status:
             return
         self._status = state.status
@@ -160,12 +153,12 @@ class TensorBoardSink(Sink):
 
     def close(self) -> None:
         """Close the file."""
-        if self._guard.end():
+        if self._end():
             self._file.file.close()
 
     def abandon(self) -> None:
         """Close the file as it is: the directory is another's now."""
-        if self._guard.end():
+        if self._end():
             self._file.file.abandon()
 
 
