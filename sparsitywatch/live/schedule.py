@@ -36,12 +36,13 @@ class Schedule(Protocol):
 class StepOnly:
     """A schedule that can say its next step; it may be asked about any step, in any order."""
 
-    def __init__(self, next_due: Callable[[int], int]) -> None:
+    def __init__(self, next_due: Callable[[int], int], due: Schedule | None = None) -> None:
         self.next_due = next_due  # the first step after one that is due; -1 if nobody knows it
+        self._due = due  # a user's function, which may remember: each step is asked about once
 
     def __call__(self, step: int) -> bool:
         """Whether a snapshot is due at ``step``."""
-        return self.next_due(step - 1) == step
+        return self.next_due(step - 1) == step if self._due is None else bool(self._due(step))
 
     def is_due_after_alert(self, _: int, /) -> bool:
         """Whether one that is not due at a step would be after an alert."""
@@ -56,17 +57,6 @@ class StepOnly:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
-
-
-class _Function(StepOnly):
-    """A user's function, which may remember what it was asked: each step is asked about once."""
-
-    def __init__(self, due: Schedule) -> None:
-        super().__init__(lambda _: -1)
-        self._due = due
-
-    def __call__(self, step: int) -> bool:
-        return bool(self._due(step))
 
 
 class Adaptive(StepOnly):
@@ -181,7 +171,7 @@ def as_schedule(spec: int | Schedule) -> StepOnly:
         return every(spec)
     what = "a whole number of optimizer steps >= 1 or a schedule"
     expect(callable(spec) and not isinstance(spec, type), "every", what, spec)
-    return spec if isinstance(spec, StepOnly) else _Function(spec)
+    return spec if isinstance(spec, StepOnly) else StepOnly(lambda _: -1, spec)
 
 
 class Due(IntEnum):

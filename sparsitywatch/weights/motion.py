@@ -200,7 +200,7 @@ class MotionTracker:
 def _values_of(sample: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The values of sampled weights, float64: of all tensors, and the parts of it by name."""
     values = float64_of(*sample.values())
-    ends = np.cumsum([len(own) for own in sample.values()], dtype=int)
+    ends = np.cumsum([*map(len, sample.values())], dtype=int)
     return values, dict(zip(sample, np.split(values, ends[:-1]), strict=False))
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -225,16 +226,17 @@ class Rows:
 
     def __init__(self, histograms: Sequence[Histogram]) -> None:
         self.bins = histograms[0].bins
-        self._num_inf = np.array([[histogram.num_inf] for histogram in histograms])
+        keys = list(map(attrgetter("keys"), histograms))
+        self._num_inf = np.array([*map(attrgetter("num_inf"), histograms)])[:, None]
         # what a bin is found by, rising throughout: its key, above those of all rows before
         self._size = 1 << self.bins.inf_key.bit_length()
         self._bases = np.arange(len(histograms), dtype=np.int32)[:, None] * np.int32(self._size)
-        lengths = np.array([len(histogram.keys) for histogram in histograms])
+        lengths = np.array([*map(len, keys)])
         self._order = np.repeat(self._bases, lengths)
-        self._order += np.concatenate([histogram.keys for histogram in histograms])
+        self._order += np.concatenate(keys)
         #: Weights before each bin, and in all of them, int64.
         self.before = np.zeros(len(self._order) + 1, np.int64)
-        np.concatenate([histogram.counts for histogram in histograms], out=self.before[1:])
+        np.concatenate([*map(attrgetter("counts"), histograms)], out=self.before[1:])
         np.cumsum(self.before, out=self.before)
         ends = lengths.cumsum()
         below = self.before[ends - lengths]
