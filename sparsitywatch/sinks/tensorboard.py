@@ -217,12 +217,6 @@ def tag_of(series: str, first_rule: str = "") -> str:
     return f"{LAST}/{series}" if series in REST or series.startswith("near_zero/") else ""
 
 
-def _sentence_of(tag: str) -> str:
-    """What a tag means: its series' sentence, or its own."""
-    series = re.sub(rf"^({FIRST}/\d+_|{LAST}/)", "", tag)
-    return describe(series).sentence or describe(tag, OTHER_TAGS).sentence
-
-
 def _shown(record: Record) -> dict[str, float]:
     """The scalars of a record by their tags; a band needs both its ends at every step."""
     series = record.series()
@@ -477,7 +471,9 @@ class _EventFile:
         for value in values:
             if value.tag not in self._described:
                 self._described.add(value.tag)  # readers keep the first description
-                value.metadata.summary_description = _sentence_of(value.tag)
+                series = describe(re.sub(rf"^({FIRST}/\d+_|{LAST}/)", "", value.tag))
+                sentence = series.sentence or describe(value.tag, OTHER_TAGS).sentence
+                value.metadata.summary_description = sentence
         self._add(
             _ProtoEvent(wall_time=wall_time, step=step, summary=summary_pb2.Summary(value=values))
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -68,13 +68,18 @@ class Scope:
         named = named_parameters(model)
         entries = [_entry(name, p, _storage_key(p)) for name, p in named]
         # parents come first: what a wrapper holds replaces it
-        every = model.named_modules(remove_duplicate=False)
+        every = modules_of(model)
         modules = {clean_name(path): type(module) for path, module in every}
         layout = Layout(entries, modules, outputs)
         decided = cls(_decided(layout, entries, dict(named), scope))
         if callable(scope):  # it may ask for what only a live parameter has
             return decided
-        buffers = [_entry(name, b, None) for name, b in _persistent_buffers(model)]
+        buffers = [
+            _entry(clean_name(f"{path}.{name}".lstrip(".")), buffer, None)
+            for path, module in every
+            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+            if name not in module._non_persistent_buffers_set  # these no checkpoint holds
+        ]
         return replace(
             decided,
             unlike_stored=_unlike_stored(decided, entries, buffers, scope),
@@ -186,14 +191,6 @@ def named_parameters(
         others = [(n, p) for n, p in named if n not in whole and not f".{n}".endswith(parts)]
         named = [*flat, *others]
     return [(clean_name(name), parameter) for name, parameter in named]
-
-
-def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Those that a checkpoint holds."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-            if name not in module._non_persistent_buffers_set:
-                yield clean_name(f"{path}.{name}" if path else name), buffer
 
 
 def _entry(name: str, tensor: torch.Tensor, storage: Hashable) -> Entry:
@@ -375,28 +372,22 @@ def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[bool, str]:
 
 
 def _nothing_matched(layout: Layout, scope: ScopeLike, ledger: Sequence[LedgerEntry]) -> str:
+    """Why nothing is in scope, and the preset that selects most weights, with its share."""
     reasons = sorted({f"{entry.name}: {entry.reason}" for entry in ledger})[:5]
     what = repr(scope) if isinstance(scope, str | list | tuple) else "the predicate"
-    return (
-        f"Expected `scope` to select at least one weight, but {what} selects none of "
-        f"{len(ledger)} parameters ({'; '.join(reasons) or 'the model has none'}). "
-        f"{_suggestion(layout, ledger)}"
-    )
-
-
-def _suggestion(layout: Layout, ledger: Sequence[LedgerEntry]) -> str:
-    """The preset that selects most weights, with its share."""
     weights = [entry for entry in ledger if layout.kinds[entry.name] != "buffer"]
-    chosen = {}
+    num = sum(entry.num_weights for entry in weights)
+    advice, most = "No preset selects any of them: give name patterns or a predicate.", 0
     for preset in PRESETS:
         decide = layout.decider(preset)
-        own = [e.num_weights for e in weights if decide((e.name, *e.aliases))[0]]
-        chosen[preset] = sum(own)
-    best = max(PRESETS, key=lambda preset: chosen[preset])  # the first of those that select as much
-    if not chosen[best]:
-        return "No preset selects any of them: give name patterns or a predicate."
-    num = sum(entry.num_weights for entry in weights)
+        chosen = sum(e.num_weights for e in weights if decide((e.name, *e.aliases))[0])
+        if chosen > most:
+            most = chosen
+            advice = (
+                f"Choose scope={preset!r}, which selects {chosen:,} of {num:,} weights "
+                f"({chosen / num:.0%}), name patterns or a predicate."
+            )
     return (
-        f"Choose scope={best!r}, which selects {chosen[best]:,} of {num:,} weights "
-        f"({chosen[best] / num:.0%}), name patterns or a predicate."
+        f"Expected `scope` to select at least one weight, but {what} selects none of "
+        f"{len(ledger)} parameters ({'; '.join(reasons) or 'the model has none'}). {advice}"
     )
