@@ -193,11 +193,6 @@ class Histogram:
     __hash__ = None  # type: ignore[assignment]
 
     @cached_property
-    def bins(self) -> Bins:
-        """Those of the dtype."""
-        return STORAGES[self.dtype].bins
-
-    @cached_property
     def num_weights(self) -> int:
         """All, those that are not finite included."""
         return int(self.counts.sum()) + self.num_inf + self.num_nan
@@ -208,7 +203,7 @@ def summed(histograms: Sequence[Histogram]) -> Histogram:
     if len(histograms) == 1:
         return histograms[0]
     num_inf = num_nan = 0
-    dense = np.zeros(histograms[0].bins.inf_key, np.int64)
+    dense = np.zeros(STORAGES[histograms[0].dtype].bins.inf_key, np.int64)
     for histogram in histograms:
         np.add.at(dense, histogram.keys.astype(np.intp), histogram.counts)
         num_inf += histogram.num_inf
@@ -225,7 +220,7 @@ class Rows:
     """
 
     def __init__(self, histograms: Sequence[Histogram]) -> None:
-        self.bins = histograms[0].bins
+        self.bins = STORAGES[histograms[0].dtype].bins
         keys = list(map(attrgetter("keys"), histograms))
         self._num_inf = np.array([*map(attrgetter("num_inf"), histograms)])[:, None]
         # what a bin is found by, rising throughout: its key, above those of all rows before

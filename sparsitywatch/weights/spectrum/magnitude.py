@@ -408,7 +408,7 @@ class MagnitudeSpectrum:
         """All tensors as one, for each kind of bins."""
         kinds: dict[str, list[Histogram]] = {}
         for histogram in self.histograms.values():
-            kinds.setdefault(histogram.bins.name, []).append(histogram)
+            kinds.setdefault(STORAGES[histogram.dtype].bins.name, []).append(histogram)
         return [Rows([summed(own)]) for own in kinds.values()]
 
     @cached_property
@@ -417,7 +417,8 @@ class MagnitudeSpectrum:
         histograms = list(self.histograms.values())
         groups: dict[tuple[str, int], list[int]] = {}
         for row, histogram in enumerate(histograms):
-            groups.setdefault((histogram.bins.name, row // TOGETHER), []).append(row)
+            kind = STORAGES[histogram.dtype].bins.name, row // TOGETHER
+            groups.setdefault(kind, []).append(row)
         return [(rows, Rows([histograms[row] for row in rows])) for rows in groups.values()]
 
     @cached_property
