@@ -85,8 +85,8 @@ _SETTING = re.compile(
     r"|max|min|n|num|per|sampling|save|total|val|warm_?up)[_. -]?$",
     re.IGNORECASE,
 )
-_DATE = re.compile(
-    r"(?<!\d)(?:19|20)\d\d([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])"
+_DAY = re.compile(
+    r"(?<!\d)(?:19|20)\d\d(?P<sep>[-_.]?)(?:0[1-9]|1[0-2])(?P=sep)(?:0[1-9]|[12]\d|3[01])"
     r"(?:[-_T ]?\d\d[-_:.h]?\d\d(?:[-_:.m]?\d\d)?)?(?!\d)"
 )
 _SUFFIX = re.compile(r"(?:\.(?:safetensors|bin|pt|pth|ckpt|tar|zip|tmp|part))+$")
@@ -127,10 +127,15 @@ def step_of_name(url: str) -> int | None:
 
 @lru_cache(_NUM_NAMES)
 def place_of_step(url: str) -> StepPlace | None:
-    """The step of ``step_of_name``, and where it stands."""
+    """The step of ``step_of_name``, and where it stands.
+
+    >>> [place_of_step(name).is_sure for name in ("run/step-5", "checkpoint-5", "ep0-ba5.pt", "5")]
+    [True, False, True, False]
+    """
     parts = path_parts(url)
     last = list(enumerate(parts))[-_MAX_PARTS:]
-    named = [(index, part) for index, part in last if not _is_inner(part)]
+    # of a folder inside that of a step, and of one of a rank, the name says nothing
+    named = [(i, p) for i, p in last if not _INNER.fullmatch(p) and _PART.sub("", p).strip("_-")]
     for index, part in reversed(named[-2:]):
         match, is_sure = _match_in(_SUFFIX.sub("", part))
         step = None if match is None else _counted(match.groupdict())
@@ -142,19 +147,9 @@ def place_of_step(url: str) -> StepPlace | None:
     return None
 
 
-def says_steps(url: str) -> bool:
-    """Whether the name that states a step says that the number counts steps.
-
-    >>> [says_steps(n) for n in ("run/step-500.pt", "checkpoint-500", "ep0-ba500.pt", "500")]
-    [True, False, True, False]
-    """
-    place = place_of_step(url)
-    return place is not None and place.is_sure
-
-
 def _match_in(stem: str) -> tuple[re.Match[str] | None, bool]:
     """What states a step in a name, and whether that is sure."""
-    undated = _DATE.sub(lambda day: _BLANK * len(day[0]), stem)
+    undated = _DAY.sub(lambda day: _BLANK * len(day[0]), stem)
     for patterns, text in ((_SURE, stem), (_LIKELY, undated)):
         for pattern in patterns:
             found = [m for m in pattern.finditer(text) if not _SETTING.search(text[: m.start()])]
@@ -233,12 +228,6 @@ def _with_open_numbers(name: str, found: list[re.Match[str]]) -> re.Pattern[str]
     return re.compile(pattern + re.escape(name[end:]))
 
 
-def _is_inner(name: str) -> bool:
-    """Whether a folder inside that of a step says nothing of its own."""
-    is_rank = "." not in name and _PART.sub("", name).strip("_-") == ""
-    return is_rank or _INNER.fullmatch(name) is not None
-
-
 # ------------------------------------------------------------------ names until a writer is done
 
 _TEMPORARY_START = re.compile(r"^[._]*tmp[._-]", re.I)
@@ -294,8 +283,7 @@ _ROLE = re.compile(
 _ROLE_BESIDE = re.compile(rf"(?<![A-Za-z])(?:{_LATE})[_.-]|[_.-](?:{_LATE})(?![A-Za-z])", re.I)
 #: A day, a hash or a number: what may change from one address to the next.
 _VALUE = re.compile(
-    r"(?P<day>(?<!\d)(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"
-    r"(?:[-_T ]?\d\d[-_:.h]?\d\d(?:[-_:.m]?\d\d)?)?(?!\d))"
+    rf"(?P<day>{_DAY.pattern})"
     r"|(?P<hash>(?<![A-Za-z0-9])(?=\d*[a-f])(?=[a-f]*\d)[\da-f]{7,64}(?![A-Za-z0-9]))"
     r"|(?P<number>(?:(?<==)-)?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?:[kKmMbBtT](?![A-Za-z0-9]))?"
     r"|(?<==)-?(?:nan|inf)(?![A-Za-z0-9]))"
@@ -313,14 +301,6 @@ class _Value:
     words: tuple[str, ...]  # those before and after it, in lower case
     is_beside: bool  # in the component of the step
     is_again: bool  # the step of the name once more
-
-    @property
-    def is_identity(self) -> bool:
-        return _IDENTITY.fullmatch(self.words[0]) is not None
-
-    def is_of(self, step: int) -> bool:
-        """Whether it is the step."""
-        return self.is_again or (self.text.isdecimal() and int(self.text) == step)
 
     @property
     def number(self) -> float:
@@ -345,11 +325,7 @@ class _Address:
 
 
 def templates(steps: Mapping[str, int]) -> dict[str, str]:
-    """The series that each address belongs to, given the steps by address.
-
-    A series is called by its addresses: "{step}" stands for the step, "*" for what changes within a
-    run, such as an epoch, tokens, a loss, a rank.
-    """
+    """The series of each address, given the steps: "*" is what else changes within a run."""
     read = {url: _read(url) for url in steps}
     alike: dict[tuple[str, ...], list[str]] = {}
     for url, address in read.items():
@@ -392,11 +368,13 @@ def _by_role(parts: tuple[str, ...], places: Mapping[tuple[str, ...], str], own:
 def _is_no_part(column: Sequence[_Value], steps: Sequence[int]) -> bool:
     """Whether what stands at one place of addresses changes within a run."""
     one, texts = column[0], [value.text for value in column]
-    if not one.is_identity and any(map(_PROGRESS.fullmatch, one.words)):
+    if _IDENTITY.fullmatch(one.words[0]):
+        return False
+    pairs = zip(column, steps, strict=True)
+    is_step = all(v.is_again or (v.text.isdecimal() and int(v.text) == step) for v, step in pairs)
+    if is_step or any(map(_PROGRESS.fullmatch, one.words)):
         return True
-    if not one.is_identity and all(map(_Value.is_of, column, steps)):
-        return True
-    if len(set(texts)) == 1 or not one.is_beside or one.is_identity:
+    if len(set(texts)) == 1 or not one.is_beside:
         return False
     kinds = {value.kind for value in column}
     if "day" in kinds:

@@ -1,265 +1,338 @@
-"""The seam to stored weights: what every reader of a format gives, and what is made of it."""
+"""The seam to stored weights: every reader of a format gives dictionaries, here read as a model.
+
+A checkpoint is dictionaries in dictionaries with tensors at their ends. Of a file that knows no
+dictionaries, such as one of safetensors, the dots in the names stand for them.
+"""
 
 from __future__ import annotations
 
 import math
-import struct
-import threading
+import re
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparsitywatch.checkpoints.dictionaries import (
-    EPOCH_KEYS,
-    STEP_KEYS,
-    Candidate,
-    OptimizerState,
-    optimizers_in,
-    stated,
-    whole_of,
-)
-from sparsitywatch.checkpoints.faults import ReadingError, RefusedError, reading
+from sparsitywatch.checkpoints.inert_pickle import Call, in_words, whole_of
 from sparsitywatch.checkpoints.storage import ByteSource, Location, Range
+from sparsitywatch.checkpoints.tensors import (
+    ReadingError,
+    RefusedError,
+    StoredTensor,
+    by_clean_names,
+    reading,
+    with_codes_told,
+)
 from sparsitywatch.errors import CheckpointError
-from sparsitywatch.weights.layout import Entry, clean_name, clean_names, unwrap_model
+from sparsitywatch.series import count
+from sparsitywatch.weights.layout import Entry, clean_name, unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import LazyTensors, Snapshot
 
-#: Longest name of a tensor, in characters; real ones have some dozens.
-_MAX_NAME = 4096
+#: A level of a checkpoint, and what is on the way to it, from the top on.
+Level = Mapping[Any, Any]
+Way = tuple[Level, ...]
+#: Of a tensor its shape, and whether it holds floats; None of what is no tensor.
+Seen = tuple[Sequence[int], bool]
+Look = Callable[[Any], Seen | None]
+#: A whole number out of a node of a file, such as a tensor with one element.
+Whole = Callable[[Any], int | None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Signature:
-    """What tells the format of a place before it is read."""
+def _levels(
+    way: Way,
+    enters: Callable[[tuple[str, ...], Any], bool],
+    keys: tuple[str, ...] = (),
+    known: set[int] | None = None,
+) -> Iterator[tuple[tuple[str, ...], Way]]:
+    """Each dictionary or list from the top on, once, by the keys to it, where ``enters`` is so."""
+    known = {id(way[-1])} if known is None else known
+    yield keys, way
+    for key, child in way[-1].items():
+        is_level = type(key) in (str, int) and isinstance(child, dict | list)
+        if is_level and id(child) not in known and enters((*keys, str(key)), child):
+            known.add(id(child))
+            level = child if isinstance(child, dict) else dict(enumerate(child))
+            yield from _levels((*way, level), enters, (*keys, str(key)), known)
 
-    names: Collection[str] = ()  # of the files and folders in a folder; of a file none
-    own_name: str = ""  # of a file
-    start: bytes = b""  # the first bytes of a file
 
+# ------------------------------------------------------------------ which tensors are the model's
 
-# ------------------------------------------------------------------ tensors in files
-
-#: How a record of a zip archive begins, and the length of the fixed part of its header.
-ARCHIVE_START, ARCHIVE_HEADER_BYTES = b"PK\x03\x04", 30
-#: What torch puts between the header of a record and its bytes, at most, so that they are aligned.
-_MAX_PADDING = 128
+#: Tensors by name, each with what was seen of it: nothing is looked at twice.
+Looked = Mapping[str, tuple[Any, Seen]]
+#: Levels, characters of the keys to one, words in front of all names (such as DDP's).
+_MAX_LEVELS, _MAX_PREFIX, _MAX_WRAPPERS = 8, 256, 3
+#: So many candidates are looked at more closely, and shown; there are a handful.
+_MAX_CANDIDATES, _MAX_SHOWN = 1000, 12
+#: What holds the state of an optimizer, by its key; others are known by what is in them.
+_OPTIMIZER = re.compile(r"(?:^|[._-])(?:opt|optim|optimizers?)(?:$|[._\d-])", re.IGNORECASE)
+#: Where Lightning puts the trained weights if their average takes the place of the model.
+_TRAINED = "current_model_state"
+#: What holds a second set of weights, such as an average of the first.
+_COPY = re.compile(
+    r"(?:^|_)(?:ema|swa|polyak|shadow|averaged?|teacher|target|momentum)(?:$|[_\d])", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
-class ArchiveRecord:
-    """A record of a zip archive whose bytes lie as they are, checked against its contents."""
+class Candidate:
+    """Tensors that may be the model."""
 
-    source: ByteSource
-    member: zipfile.ZipInfo
+    key: str  # the dotted path that leads to them; "" at the top
+    tensors: Mapping[str, Any]  # ends of a tree by their names below it
+    way: Way  # the dictionaries around them, from the top on
+    #: Of the one that is read: how many tensors each has that could be, by key.
+    among: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def url(self) -> str:
-        """That of the file, as it is shown."""
-        return self.source.url
 
-    @cached_property
-    def _begin(self) -> int:
-        """Its first byte: it comes behind a header of its own, which torch pads."""
-        what, at = f"the record {self.member.filename[:80]!r}", self.member.header_offset
-        header = bytearray(ARCHIVE_HEADER_BYTES)
-        self.source.fill(memoryview(header), at)
-        if header[:4] != ARCHIVE_START:
-            raise RefusedError(f"{what} has a false header")
-        begin: int = at + len(header) + sum(struct.unpack("<HH", header[26:30]))
-        if begin + self.member.file_size > self.source.size:
-            raise RefusedError(f"{what} reaches too far")
-        return begin
-
-    def fill(self, buffer: memoryview, start: int) -> None:
-        """Fill ``buffer`` with its bytes from ``start`` on; they are within it."""
-        self.source.fill(buffer, self._begin + start)
-
-    def range_of(self, start: int, length: int) -> tuple[ByteSource, Range]:
-        """As of ``ByteSource``: its header is read with its beginning."""
-        if start > _MAX_PADDING:
-            return self.source.range_of(self.member.header_offset, ARCHIVE_HEADER_BYTES)
-        shortest = self.member.header_offset + ARCHIVE_HEADER_BYTES + start + length
-        longest = shortest + len(self.member.filename.encode()) + _MAX_PADDING
-        return self.source, Range(
-            self.member.header_offset, min(longest, self.source.size), shortest
+def choose(tree: Any, look: Look, key: str | None = None) -> Candidate:
+    """The tensors under ``key``; without it the only ones that may be a model; else an error."""
+    found = candidates_of(tree, look) if isinstance(tree, dict) else []
+    among = {one.key: len(one.tensors) for one in found}
+    words = [f"{one[:80]!r} ({count(num, 'tensor')})" for one, num in among.items()]
+    more = f" and {len(words) - _MAX_SHOWN:,} more" if len(words) > _MAX_SHOWN else ""
+    listed = f": {', '.join(words[:_MAX_SHOWN])}{more}" if words else ""
+    chosen = [one for one in found if key in (None, one.key)]
+    if key is not None and not chosen and isinstance(tree, dict):
+        tensors = everything(tree, look, key)
+        if not tensors:
+            raise ReadingError(
+                f"expected tensors under the key {key[:80]!r}, found none{listed}. Give another."
+            )
+        chosen = [Candidate(key, tensors, found[0].way if found else (tree,))]
+    if not chosen:
+        raise ReadingError(
+            "expected tensors of a model in a state dict, or in a dictionary with one; got "
+            f"{_what(tree)}. Save model.state_dict(), and name the file or folder that holds it."
         )
-
-    def read(self) -> bytes:
-        """All of a small one: nothing is ever unpacked."""
-        data = self.source.read(self._begin, self.member.file_size)
-        if self.member.CRC and zlib.crc32(data) != self.member.CRC:
-            what = f"the record {self.member.filename[:80]!r}"
-            raise RefusedError(f"{what} does not match its checksum")
-        return data
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """One tensor in a file, found and checked but not read; this one alone cannot be read."""
-
-    entry: Entry  # what is known without reading
-    position: tuple[str, int] = ("", 0)  # URL of its file, and the first byte of it there
-
-    def first_range(self, length: int) -> tuple[ByteSource, Range] | None:  # noqa: ARG002
-        """Where its first bytes lie, ``length`` at most; None where nothing is known."""
-        return None
-
-    def load(self) -> torch.Tensor:
-        """Read it. Of one with a ``problem`` the checkpoint says so before."""
-        raise CheckpointError(self.entry.problem)
-
-    def chunks(self, buffer: memoryview) -> Generator[memoryview, None, None]:  # noqa: ARG002
-        """Its bytes in flat order, in ``buffer`` or, where they do not lie so, all at once."""
-        if self.entry.num_weights:
-            with reading(self.position[0], self.entry.name), _WHOLE:
-                yield self.load().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    if len(chosen) > 1:
+        keys = [one.key for one in found]
+        first = _TRAINED if _TRAINED in keys else keys[0]
+        raise ReadingError(
+            f"expected one dictionary of weights, got several{listed}. Say which one to read, such "
+            f"as `--key {first or repr(first)}` (key={first!r})."
+        )
+    return replace(chosen[0], among=among)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StridedTensor(StoredTensor):
-    """A tensor whose elements lie in one file as they lie in memory."""
-
-    source: ByteSource | ArchiveRecord
-    start: int  # the first byte
-    num_bytes: int  # from its first element to its last
-    stride: tuple[int, ...] | None = None  # in elements; None: they lie in flat order
-    crc: int | None = None  # the checksum of its bytes that the file itself states, if any
-
-    def first_range(self, length: int) -> tuple[ByteSource, Range] | None:
-        """As of ``StoredTensor``."""
-        return self.source.range_of(self.start, min(length, self.num_bytes))
-
-    def load(self) -> torch.Tensor:
-        """Read it; memory: ``num_bytes``."""
-        shape, dtype = self.entry.shape, self.entry.dtype
-        data = torch.empty(self.num_bytes // dtype.itemsize, dtype=dtype, device="cpu")
-        for _ in self._as_they_lie(memoryview(data.view(torch.uint8).numpy().data)):
-            pass  # it is one
-        if self.stride is None or self.num_bytes == 0:
-            return data.view(shape)
-        return data.as_strided(shape, self.stride)
-
-    def chunks(self, buffer: memoryview) -> Generator[memoryview, None, None]:
-        """As of ``StoredTensor``."""
-        return super().chunks(buffer) if self.stride else self._as_they_lie(buffer)
-
-    def _as_they_lie(self, buffer: memoryview) -> Generator[memoryview, None, None]:
-        if self.num_bytes == 0:
-            return
-        with reading(self.source.url, self.entry.name):
-            crc = 0
-            for done in range(0, self.num_bytes, len(buffer)):
-                chunk = buffer[: self.num_bytes - done]
-                self.source.fill(chunk, self.start + done)
-                crc = crc if self.crc is None else zlib.crc32(chunk, crc)
-                yield chunk
-            if self.crc is not None and crc != self.crc:
-                raise RefusedError("its bytes do not match the checksum beside them")
+def _what(tree: Any) -> str:
+    if isinstance(tree, dict):
+        keys = [in_words(key)[:40] for key in islice(tree, 8)]
+        return f"a dictionary of {', '.join(keys) or 'nothing'}"
+    return f"{in_words(tree)}, which is never made" if isinstance(tree, Call) else in_words(tree)
 
 
-#: Tensors that only come as a whole, and are in memory at once however many threads ask.
-_WHOLE = threading.Semaphore(2)
+def everything(tree: Level, look: Look, key: str = "") -> dict[str, Any]:
+    """All tensors whose dotted path begins with ``key``, by what follows on it."""
+    start = key if key.endswith(("_", "/", ".")) or not key else f"{key}."
 
-#: Stored tensors by name.
-Stored = Mapping[str, StoredTensor]
+    def is_on_way(keys: tuple[str, ...], node: Any) -> bool:
+        path = ".".join((*keys, ""))
+        is_near = isinstance(node, dict) and len(path) <= _MAX_PREFIX + len(start)
+        return is_near and (start.startswith(path) or path.startswith(start))
+
+    found = []
+    for keys, way in _levels((tree,), is_on_way):
+        for key_of, leaf in way[-1].items():
+            name = ".".join((*keys, str(key_of))) if type(key_of) in (str, int) else ""
+            if name.startswith(start) and name != start and look(leaf) is not None:
+                found.append((name[len(start) :], leaf))
+    return _named(found)
 
 
-def _by_clean_names(stored: Stored) -> dict[str, StoredTensor]:
-    """The tensors by the names that their user wrote, all of them such as any log can take."""
-    found: dict[str, StoredTensor] = {}
-    for name in stored:
-        shown = name.encode(errors="backslashreplace").decode()
-        if len(name) > _MAX_NAME:
-            cause = f"expected names of at most {_MAX_NAME} characters, got one of {len(name)}"
-            raise RefusedError(cause, shown)
-        if name != shown:
-            raise RefusedError("expected names of Unicode, got half of a character", shown)
-    for raw, name in clean_names(stored).items():
-        entry = stored[raw].entry
-        if name in found:
-            raise RefusedError(f"two tensors have this name, one of them as {raw[:80]!r}", name)
-        # torch multiplies empty dimensions, too, when it computes strides
-        size = math.prod(max(length, 1) for length in entry.shape) * entry.dtype.itemsize
-        if size >= 2**63:
-            raise RefusedError(f"expected a shape that memory could hold, got {entry.shape}", name)
-        found[name] = stored[raw]
+def candidates_of(tree: Level, look: Look) -> list[Candidate]:
+    """The dictionaries that may be a model: those with matrices of floats, where there are any."""
+    holders = []
+    for keys, way in _levels((tree,), _may_hold) if _may_hold((), tree) else ():
+        own = {k: (one, seen) for k, one in way[-1].items() if (seen := look(one)) is not None}
+        if own:
+            holders.append((keys, way, own, max(_rank(seen) for _, seen in own.values())))
+    highest, found = max((rank for *_, rank in holders), default=0), []
+    best = [(keys, way, own) for keys, way, own, rank in holders if rank == highest]
+    for keys, way, own in best[:_MAX_CANDIDATES]:
+        for head, part in _parts(_named(own.items())).items():
+            tensors = {name: leaf for name, (leaf, _) in part.items()}
+            found.append(Candidate(".".join([*keys, head] if head else keys), tensors, way))
     return found
 
 
-# ------------------------------------------------------------------ codes of quantised weights
-#
-# The layouts: fp8 of DeepSeek-V3 and transformers (``weight_scale_inv``), of compressed-tensors,
-# FBGEMM and ModelOpt (``weight_scale``), bitsandbytes (``weight``, ``SCB``), GPTQ and AWQ
-# (``qweight``), MXFP4 as of gpt-oss (``_blocks``).
-
-_FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
-#: Scales that fp8 codes are multiplied by, by what follows the name of the codes.
-_SCALES = ("_scale_inv", "_scale")
-_WHOLE_CODES = frozenset({torch.int8, torch.uint8, torch.int32})
-#: Attributes that hold packed codes.
-_PACKED = ("qweight", "weight_packed")
-_BLOCKS, _BLOCK_SCALES = "_blocks", "_scales"
+def _may_hold(keys: tuple[str, ...], node: Any) -> bool:
+    """Whether a model may lie in a level: none does in an optimizer."""
+    is_near = len(keys) <= _MAX_LEVELS and sum(map(len, keys)) <= _MAX_PREFIX
+    is_level = is_near and isinstance(node, dict) and _GROUPS not in node
+    return is_level and not _OPTIMIZER.search(keys[-1] if keys else "")
 
 
-def _with_codes_told(stored: Stored) -> dict[str, StoredTensor]:
-    """The same tensors; those that are codes have the name of the weight, and cannot be read."""
-    found: dict[str, StoredTensor] = {}
-    for name, one in stored.items():
-        module, _, attribute = name.rpartition(".")
-        entry = one.entry
-        is_matrix = len(entry.shape) >= 2 and not entry.problem
-        of = ""
-        if is_matrix and entry.dtype in _FP8:
-            scale = next((end for end in _SCALES if name + end in stored), "")
-            of = f"a quantised weight, beside their scale ({attribute}{scale})" if scale else ""
-        elif is_matrix and entry.dtype in _WHOLE_CODES:
-            own = ""
-            if name.removesuffix(_BLOCKS) + _BLOCK_SCALES in stored:
-                own = attribute.removesuffix(_BLOCKS)
-            elif attribute in _PACKED:
-                own = "weight"
-            weight = f"{module}.{own}" if module else own
-            is_packed = own != "" and weight not in stored
-            if is_packed or (attribute == "weight" and entry.dtype != torch.int32):
-                of = f"a quantised weight ({attribute})"
-                name = weight if is_packed else name
-        if of:
-            kind = f"{str(entry.dtype).removeprefix('torch.')} codes"
-            problem = f"it is stored as {kind} of {of}"
-            one = StoredTensor(entry=replace(entry, stored_as=kind, problem=problem))
-        found[name] = one
-    return found
+def _rank(seen: Seen) -> int:
+    shape, is_float = seen
+    return 0 if len(shape) < 2 else 1 + is_float
+
+
+def _named(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for key, leaf in pairs:
+        name = str(key) if type(key) is int else key
+        if not isinstance(name, str) or name in named:
+            raise RefusedError(f"expected names of tensors that occur once, got {in_words(key)}")
+        named[name] = leaf
+    return named
+
+
+def _parts(tensors: Looked, depth: int = 0) -> dict[str, Looked]:
+    """What lies in one dictionary of flat names, by the first word; "" for all that counts."""
+    heads: dict[str, dict[str, tuple[Any, Seen]]] = {}
+    for name, leaf in tensors.items():
+        head, _, rest = name.partition(".")
+        head, rest = (head, rest) if head and rest else ("", name)
+        heads.setdefault(head, {})[rest] = leaf
+    kept = {head: part for head, part in heads.items() if not _OPTIMIZER.search(head)}
+    shapes = {
+        head: Counter(tuple(seen[0]) for _, seen in part.values() if _rank(seen))
+        for head, part in kept.items()
+        if head
+    }
+    every = Counter(shape for own in shapes.values() for shape in own.elements())
+    copies = (own for head, own in shapes.items() if _COPY.search(head))
+    if any(own and all(every[shape] >= 2 * num for shape, num in own.items()) for own in copies):
+        return {head: kept[head] for head, own in shapes.items() if own}
+    if len(heads) == 1 and "" not in heads and depth < _MAX_WRAPPERS:
+        ((head, part),) = heads.items()
+        inside = _parts(part, depth + 1)
+        if inside.get("") is not part:
+            return {f"{head}.{name}".rstrip("."): inner for name, inner in inside.items()}
+    if len(kept) == len(heads) or not kept:
+        return {"": tensors}
+    if len(kept) == 1 and "" not in kept:
+        return {**kept}
+    return {"": {n: leaf for n, leaf in tensors.items() if not _OPTIMIZER.search(n.split(".")[0])}}
+
+
+# ------------------------------------------------------------------ how far it had come
+
+#: Keys under which a checkpoint keeps the number of optimizer steps done, and that of epochs.
+STEP_KEYS = ("global_step", "step_count", "iter_num", "step", "global_steps", "iteration",
+             "num_updates", "steps_done", "iter", "global_iter", "current_step", "n_iter",
+             "n_total_iter", "ss_steps")  # fmt: skip
+EPOCH_KEYS = ("epoch", "current_epoch", "epoch_num", "ss_epoch")
+#: Dictionaries beside the model, or around it, in which they lie as well. Settings are none.
+PROGRESS = ("trainer", "trainer_state", "train_state", "training_state", "train_iterator", "meta",
+            "metadata", "extra_state", "optimizer_history", "timestamp", "Timestamp")  # fmt: skip
+#: As Composer calls the number of optimizer steps in its time stamp.
+_COMPOSER_STAMP, _COMPOSER_KEYS = "Timestamp", ("batch",)
+
+
+def stated(around: Sequence[Mapping[Any, Any]], keys: Sequence[str], whole: Whole) -> int | None:
+    """The first whole number under one of ``keys``, from the top of a checkpoint to its model."""
+    inside = (one for place in around for one in _inside(place, 2))
+    for place, name in (*((place, "") for place in around), *inside):
+        own = _COMPOSER_KEYS if name == _COMPOSER_STAMP and keys is STEP_KEYS else keys
+        found = (whole(place[key]) for key in own if key in place)
+        number = next((number for number in found if number is not None), None)
+        if number is not None:
+            return number
+    return None
+
+
+def _inside(place: Mapping[Any, Any], depth: int) -> Iterator[tuple[Mapping[Any, Any], str]]:
+    for name in PROGRESS:
+        child = place.get(name)
+        if isinstance(child, list) and child:  # fairseq's history of its optimizers
+            child = child[-1]
+        if isinstance(child, dict):
+            yield child, name
+            if depth > 1:
+                yield from _inside(child, depth - 1)
+
+
+# ------------------------------------------------------------------ its optimizers
+
+#: What has the shape of its parameter, in every optimizer of torch.
+_OF_ITS_SHAPE = ("exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum", "acc_delta",
+                 "grad_avg", "exp_inf", "max_exp_avg_sq", "ax", "prev")  # fmt: skip
+_STATE, _GROUPS, _PARAMS, _STEP = "state", "param_groups", "params", "step"
+#: Levels of a checkpoint in which optimizers are looked for.
+_MAX_OPTIMIZER_LEVELS = 4
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """Of one optimizer in one checkpoint."""
+
+    misfit: str  # why it is not of the weights beside it; empty if it may be
+    num_updates: int | None  # of the first parameter that it has counted them for
+
+
+def optimizers_in(
+    root: Any, look: Look, whole: Whole, entries: Sequence[Entry]
+) -> dict[str, OptimizerState]:
+    """The optimizers in a tree by their keys, beside the tensors of a model; as of ``Tree``."""
+    weights = Counter({e.storage or e.name: e.shape for e in entries}.values())
+    found: dict[tuple[str, ...], OptimizerState] = {}
+
+    def enters(keys: tuple[str, ...], _: Any) -> bool:
+        return len(keys) <= _MAX_OPTIMIZER_LEVELS and keys[:-1] not in found
+
+    for keys, way in _levels((root,), enters) if isinstance(root, dict) else ():
+        node, kept = way[-1], way[-1].get(_STATE)
+        # groups may lie elsewhere
+        if not isinstance(kept, dict) or not (_GROUPS in node or "optim" in ".".join(keys)):
+            continue
+        states = [state for state in kept.values() if isinstance(state, dict)]
+        groups = [group for group in _listed(node.get(_GROUPS)) if isinstance(group, dict)]
+        shapes = Counter(filter(None, (_shape(state, look) for state in states)))
+        num_parameters = max(len(states), sum(len(_listed(g.get(_PARAMS))) for g in groups))
+        first = next((one[_STEP] for one in (*states, *groups) if _STEP in one), None)
+        num_updates = None if first is None else whole(first)
+        found[keys] = OptimizerState(_misfit(shapes, num_parameters, weights), num_updates)
+    return {".".join(keys): state for keys, state in found.items()}
+
+
+def _listed(node: Any) -> list[Any]:
+    return node if isinstance(node, list) else []
+
+
+def _shape(state: Mapping[Any, Any], look: Look) -> tuple[int, ...] | None:
+    """The shape of the parameter that a state is of, if it tells that."""
+    seen = (look(state[name]) for name in _OF_ITS_SHAPE if name in state)
+    return next((tuple(one[0]) for one in seen if one), None)
+
+
+def _misfit(
+    shapes: Counter[tuple[int, ...]], num_parameters: int, weights: Counter[tuple[int, ...]]
+) -> str:
+    for shape, num in (shapes - weights).items():
+        words = " x ".join(map(str, shape))
+        there = weights[shape]
+        return f"it is of {there + num:,} tensors of shape {words}, and the weights have {there:,}"
+    if num_parameters > weights.total():
+        return f"it is of {num_parameters:,} parameters, and there are {weights.total():,} tensors"
+    return ""
 
 
 # ------------------------------------------------------------------ checkpoints
 
 
 class Tree:
-    """Dictionaries in dictionaries, as a file holds them, with tensors and numbers at their ends.
-
-    What these ends are is up to the format; here they are stored tensors and words.
-    """
+    """Dictionaries in dictionaries, as a file holds them; here stored tensors are the ends."""
 
     def __init__(self, root: Any) -> None:
         self.root = root
 
-    def look(self, node: Any) -> tuple[Sequence[int], bool] | None:
+    def look(self, node: Any) -> Seen | None:
         """Of a tensor its shape, and whether it holds floats; None of what is no tensor."""
         if not isinstance(node, StoredTensor):
             return None
         entry = node.entry
         return entry.shape, entry.dtype.is_floating_point or bool(entry.stored_as)
 
-    def stored(self, tensors: Mapping[str, Any]) -> Stored:
+    def stored(self, tensors: Mapping[str, Any]) -> Mapping[str, StoredTensor]:
         """The tensors of some ends, found and checked."""
         return tensors
 
@@ -286,19 +359,16 @@ class Contents:
     beside: Callable[[], Tree] | None = None  # reads the optimizer's file, where it has its own
 
 
-#: Bytes that are read before they are counted. From a local file: what stays in a core's cache,
-#: and is long beside the wait for the interpreter lock that comes between two of them. From a
-#: remote storage: what is long beside the wait for an answer.
+#: Bytes that are read before they are counted: what stays in a core's cache, and is long beside
+#: the wait for the interpreter lock; from a remote storage what is long beside that for an answer.
 _CHUNK_BYTES, _REMOTE_CHUNK_BYTES = 1 << 21, 1 << 24
 
 
 class Checkpoint(AbstractContextManager["Checkpoint"]):
     """The weights of one step at rest; every reader ends in one.
 
-    Opening reads descriptions only; they are checked before anything is allocated. A tensor
-    is read when it is asked for, and nothing is held afterwards. One that was closed is opened
-    again by ``with``, and its descriptions are not read again. Threads may read side by side; a
-    checkpoint that was open at a fork is not for the child.
+    Opening reads descriptions only, once, and checks them before anything is allocated. ``with``
+    opens again what was closed. Threads may read side by side; a child of a fork may not.
     """
 
     def __init__(self, contents: Contents, model: Candidate) -> None:
@@ -312,12 +382,7 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         self.counts_saves = contents.counts_saves
         #: How long the buffer for ``chunks`` should be.
         self.chunk_bytes = _CHUNK_BYTES if self._place.is_local else _REMOTE_CHUNK_BYTES
-        self._stored: dict[str, StoredTensor] = {}
-        stored = contents.tree.stored(model.tensors)
-        for name, one in _with_codes_told(_by_clean_names(stored)).items():
-            if one.entry.name != name:
-                one = replace(one, entry=replace(one.entry, name=name))
-            self._stored[name] = one
+        self._stored = with_codes_told(by_clean_names(contents.tree.stored(model.tensors)))
 
     @cached_property
     def step(self) -> int | None:
@@ -376,12 +441,7 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
             return stored.load()
 
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors one at a time, in the order of the bytes; all of them for None.
-
-        Raises:
-            KeyError: there is no tensor of one of these names; raised before any is read.
-            CheckpointError: one cannot be read, or a file was written meanwhile.
-        """
+        """Names and tensors one at a time, in the order of the bytes; all of them for None."""
         for name in self.in_byte_order(self._stored if names is None else names):
             yield name, self.read(name)
         self.check_unchanged()
@@ -399,10 +459,9 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         return ordered
 
     def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
-        """The bytes of a tensor in flat order, a number of whole elements at once.
+        """The bytes of a tensor in flat order, whole elements at once, or all where they lie other.
 
-        ``buffer``, a multiple of eight bytes, is where they may lie; each chunk is good until the
-        next is asked for. Layouts that have no bytes in that order come as one chunk.
+        ``buffer``, a multiple of eight bytes, is where they may lie until the next are asked for.
         """
         return self._readable(name).chunks(buffer)
 
@@ -418,14 +477,9 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
             source.check_unchanged()
 
     def left_alone_s(self) -> float:
-        """Seconds since a local file without checksums was written; NaN where there is none.
-
-        The size of such a file may have been set before its bytes.
-        """
-        if not self.version:
-            return math.nan
-        times = [source.modified_s for source in self._place.opened.values()]
-        return time.time() - max(times, default=math.nan)
+        """Seconds since a local file without checksums was written; NaN where there is none."""
+        files = self._place.opened.values() if self.version else ()
+        return time.time() - max((file.modified_s for file in files), default=math.nan)
 
     def close(self) -> None:
         """Let go of the files; calling it again does nothing."""
@@ -462,8 +516,7 @@ def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot
         if not entry.in_scope:
             continue
         # of tied weights some formats keep one name only
-        name = next((n for n in (entry.name, *entry.aliases) if n in there), entry.name)
-        stored = there.get(name)
+        stored = next((there[n] for n in (entry.name, *entry.aliases) if n in there), None)
         problem = ""
         if stored is None:
             problem = "it is not there"
@@ -488,11 +541,7 @@ def beyond(first: Scope, own: Scope) -> list[str]:
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Overwrite the parameters and stored buffers of ``model`` with those of a checkpoint.
-
-    All of them, or none and an error: of a model that is half this and half that no number means
-    anything. One tensor is held at a time. What the checkpoint has beyond the model is not read.
-    """
+    """Overwrite all parameters and stored buffers of ``model``, or none of them and raise."""
     own = {
         clean_name(name): value.detach()
         for name, value in unwrap_model(model).state_dict(keep_vars=True).items()

@@ -6,22 +6,20 @@ import fnmatch
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
 import fsspec
 
 from sparsitywatch.checkpoints.addresses import (
+    Part,
     is_temporary,
     part_of,
-    says_steps,
     step_of_name,
     without_temporary,
 )
 from sparsitywatch.checkpoints.base import Checkpoint
-from sparsitywatch.checkpoints.faults import NoAccessError, asked, one_line
 from sparsitywatch.checkpoints.formats import (
     FSDP_FOLDER,
     foreign,
@@ -36,12 +34,8 @@ from sparsitywatch.checkpoints.series import (
     is_guess,
     one_of_each_step,
 )
-from sparsitywatch.checkpoints.storage import Location
-from sparsitywatch.errors import (
-    CheckpointError,
-    IncompleteCheckpointError,
-    ScopeError,
-)
+from sparsitywatch.checkpoints.storage import Location, NoAccessError, asked, one_line
+from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError, ScopeError
 from sparsitywatch.redact import redacted_url
 from sparsitywatch.weights.layout import Entry, natural_order
 from sparsitywatch.weights.scope import Scope, ScopeLike
@@ -91,7 +85,7 @@ def discover(
     Raises:
         CheckpointError: a place is not there at all, or a pattern matches nothing.
     """
-    probe = _Probe(storage_options, key, keep=keep)
+    probe = _Probe(storage_options, key, keep)
     if isinstance(urls, Mapping):
         at = {step: Location.of(url, storage_options) for step, url in sorted(urls.items())}
         known = known or {}
@@ -101,11 +95,8 @@ def discover(
     for url in [urls] if isinstance(urls, str | os.PathLike) else urls:
         for place in _expanded(Location.of(url, storage_options), known):
             places[place.url] = place
-    found = []
-    for url, place in places.items():
-        found.append(known[url] if url in known else probe.at(place))
-    same = partial(are_same, storage_options=storage_options, key=key)
-    return one_of_each_step(in_one_unit(found), known, same)
+    found = [known.get(url) or probe.at(place) for url, place in places.items()]
+    return one_of_each_step(in_one_unit(found), known, probe.is_same)
 
 
 def _given(step: int, place: Location, probe: _Probe) -> ListedCheckpoint:
@@ -248,10 +239,7 @@ def checkpoints_below(root: Location, known: Collection[str] = ()) -> tuple[list
 
 
 def _children(root: Location, folder: str, reals: tuple[str, ...]) -> dict[str, str | None] | None:
-    """Names in a folder below ``root``, those of folders with where they are, links resolved.
-
-    None: it was removed meanwhile, or is none of ours.
-    """
+    """Names in a folder, of folders with where they really are; None if nobody may list it now."""
     path = root.prefix + folder
     try:
         return dict(
@@ -305,37 +293,29 @@ _MAKE_WHOLE = (
 )
 
 
+@dataclass
 class _Probe:
     """What a storage has answered so far; nothing is asked twice."""
 
-    def __init__(
-        self, storage_options: Mapping[str, Any] | None, key: str | None, *, keep: bool
-    ) -> None:
-        self._storage_options = storage_options
-        self._key = key
-        self._keep = keep
-        self._groups: dict[tuple[str, ...], str] = {}  # of parts: why they are no whole model
-        self._listed: dict[str, list[str]] = {}
-        self._entries: tuple[Entry, ...] = ()  # the same object as long as they are the same
+    storage_options: Mapping[str, Any] | None
+    key: str | None
+    keep: bool
+    groups: dict[tuple[str, ...], str] = field(default_factory=dict)  # why they are no whole model
+    listed: dict[str, list[str]] = field(default_factory=dict)
+    entries: tuple[Entry, ...] = ()  # the same object as long as they are the same
 
     def at(self, place: Location, *, is_part: bool = True) -> ListedCheckpoint:
         """What a place holds; one of a rank counts only if the others are the same."""
         named = step_of_name(place.url)
-        unread = ListedCheckpoint(
-            url=place.url,
-            step=named,
-            step_from="" if named is None else "name",
-            format="",
-            state="incomplete",
-        )
+        step_from = "" if named is None else "name"
+        unread = ListedCheckpoint(url=place.url, step=named, step_from=step_from)
         if is_temporary(place.url):
-            return replace(
-                unread, reason=f"Cannot read {place.shown} yet: it has a temporary name."
-            )
+            reason = f"Cannot read {place.shown} yet: it has a temporary name."
+            return replace(unread, reason=reason)
         try:
             if is_part:
                 self._check_whole(place)
-            with open_checkpoint(place.url, self._storage_options, self._key) as checkpoint:
+            with open_checkpoint(place.url, self.storage_options, self.key) as checkpoint:
                 return self._read(unread, checkpoint, place.shown)
         except IncompleteCheckpointError as error:
             return replace(unread, reason=str(error))
@@ -349,23 +329,23 @@ class _Probe:
         self, unread: ListedCheckpoint, checkpoint: Checkpoint, shown: str
     ) -> ListedCheckpoint:
         """The same with what its contents say."""
-        if checkpoint.entries() != self._entries:
-            self._entries = checkpoint.entries()
+        if checkpoint.entries() != self.entries:
+            self.entries = checkpoint.entries()
         whole = replace(
             unread,
             state="complete",
             format=checkpoint.format,
-            entries=self._entries,
+            entries=self.entries,
             epoch=checkpoint.epoch,
             key=checkpoint.key,
             version=checkpoint.version,
-            checkpoint=checkpoint if self._keep else None,
+            checkpoint=checkpoint if self.keep else None,
         )
         step, named = checkpoint.step, unread.step
         if step is None:
             is_save = checkpoint.counts_saves and is_guess(whole)
             return replace(whole, unit="save") if is_save else whole
-        if named not in (None, step) and says_steps(unread.url):
+        if named not in (None, step) and not is_guess(unread):
             said = f"is taken for step {step}, as its contents say; its name says step {named}."
             whole = replace(whole, note=f"{shown} {said}")
         # folders of transformers have no other place for it than the Trainer's file
@@ -377,34 +357,36 @@ class _Probe:
         part = part_of(place.url)
         if part is None:
             return
-        others = self._others(place, part.depth, part.others)
+        others = self._others(place, part)
         group = tuple(sorted([place.url, *others], key=natural_order))
-        if group not in self._groups:
+        if group not in self.groups:
             found = ""
             if len(group) == 1 and part.is_one_of_several:
                 found = "others are missing"
-            elif not all(self._is_same(group[0], other) for other in group[1:]):
+            elif not all(self.is_same(group[0], other) for other in group[1:]):
                 found = f"there are {len(group)}, and they do not hold the same weights"
-            self._groups[group] = found
-        if self._groups[group]:
+            self.groups[group] = found
+        if self.groups[group]:
             raise CheckpointError(
                 f"Cannot read {place.shown}: expected a whole model, got one of several parts: "
-                f"{self._groups[group]}. {_MAKE_WHOLE}"
+                f"{self.groups[group]}. {_MAKE_WHOLE}"
             )
 
-    def _is_same(self, one: str, other: str) -> bool:
-        return are_same(one, other, self._storage_options, self._key)
+    def is_same(self, one: str, other: str) -> bool:
+        """Whether two checkpoints hold the same weights, by their URLs."""
+        return are_same(one, other, self.storage_options, self.key)
 
-    def _others(self, place: Location, depth: int, names: re.Pattern[str]) -> list[str]:
+    def _others(self, place: Location, part: Part) -> list[str]:
+        """The places whose names say to be of other ranks, or other files."""
         parts = place.path.rstrip("/").split("/")
-        at = len(parts) - 1 - depth
+        at = len(parts) - 1 - part.depth
         folder, inside = "/".join(parts[:at]), "".join(f"/{part}" for part in parts[at + 1 :])
-        if folder not in self._listed:
-            self._listed[folder] = place.at(folder).names()
+        if folder not in self.listed:
+            self.listed[folder] = place.at(folder).names()
         paths = [
             f"{folder}/{name}{inside}"
-            for name in self._listed[folder]
-            if name != parts[at] and names.fullmatch(name)
+            for name in self.listed[folder]
+            if name != parts[at] and part.others.fullmatch(name)
         ]
         if inside:
             what = f"Cannot list {place.shown}"
@@ -430,13 +412,11 @@ def describe(
     if listed.error is not None:
         raise listed.error
     with open_checkpoint(listed.url, storage_options, key) as checkpoint:
-        entries, num_bytes_read = checkpoint.entries(), checkpoint.num_bytes_read
-        key, among = checkpoint.key, checkpoint.among
+        entries = checkpoint.entries()
     by_storage: dict[object, list[Entry]] = {}
     for entry in entries:
         by_storage.setdefault(entry.storage or entry.name, []).append(entry)
-    decided: Scope | None = None
-    problem = ""
+    decided, problem = None, ""
     try:
         decided = Scope.of_entries(entries, scope)
     except ScopeError as error:
@@ -464,9 +444,9 @@ def describe(
         "step": listed.step,
         "step_from": listed.step_from,
         "unit": listed.unit,
-        "key": key,
-        "candidates": dict(among),
-        "num_bytes_read": num_bytes_read,
+        "key": checkpoint.key,
+        "candidates": dict(checkpoint.among),
+        "num_bytes_read": checkpoint.num_bytes_read,
         "total": _total(tensors),
         "in_scope": _total([t for t in tensors if t["in_scope"]]) if decided else None,
         "scope_hash": decided.hash if decided else "",

@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsitywatch.checkpoints.base import Contents, Signature, StoredTensor, Tree
-from sparsitywatch.checkpoints.faults import ReadingError, RefusedError, cut_off, reading
+from sparsitywatch.checkpoints.base import Contents, Tree
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
 from sparsitywatch.checkpoints.storage import Location, Source, Window
+from sparsitywatch.checkpoints.tensors import (
+    ReadingError,
+    RefusedError,
+    StoredTensor,
+    cut_off,
+    reading,
+)
 from sparsitywatch.checkpoints.torch_file import Pickled, as_dtype, as_sizes
 from sparsitywatch.weights.layout import Entry
 
@@ -63,12 +69,7 @@ class Value:
     length: int
 
 
-def is_distributed(seen: Signature) -> bool:
-    """Whether a folder is one of torch.distributed.checkpoint."""
-    return _METADATA in seen.names or any(name.endswith(".distcp") for name in seen.names)
-
-
-def read_distributed(place: Location, _: Signature | None = None) -> Contents:
+def read_distributed(place: Location, _: object = None) -> Contents:
     """A folder of torch.distributed.checkpoint; needs no process group."""
     source = place.inside(_METADATA).open()
     with reading(source.url):
@@ -109,8 +110,14 @@ class _Pieces(Tree):
             for piece in one.pieces:
                 if piece.file not in files:
                     files[piece.file] = self._place.inside(piece.file).open()
+                size, end = files[piece.file].size, piece.start + piece.length
+                needed = math.prod(piece.sizes) * one.dtype.itemsize
                 with reading(files[piece.file].url, name):
-                    _check_place(files[piece.file].size, name, piece, one.dtype.itemsize)
+                    if end > size:
+                        raise cut_off(name, end, size)
+                    if not needed <= piece.length <= 2 * needed + _ARCHIVE_BYTES:
+                        words = f"a piece of {needed} bytes and a little around it"
+                        raise RefusedError(f"expected {words}, got {piece.length}")
             first = min(((files[p.file].url, p.start) for p in one.pieces), default=("", 0))
             entry = Entry(name=name, shape=one.shape, dtype=one.dtype)
             found[name] = _ChunkedTensor(
@@ -127,16 +134,6 @@ class _Pieces(Tree):
         with closing(self._place.inside(node.file).source()) as source:
             inside = Pickled(Window(source, node.start, node.length))
             return inside.whole(inside.root)
-
-
-def _check_place(file_size: int, name: str, piece: Piece, itemsize: int) -> None:
-    needed = math.prod(piece.sizes) * itemsize
-    if piece.start + piece.length > file_size:
-        raise cut_off(name, piece.start + piece.length, file_size)
-    if not needed <= piece.length <= 2 * needed + _ARCHIVE_BYTES:
-        raise RefusedError(
-            f"expected a piece of {needed} bytes and a little around it, got {piece.length}"
-        )
 
 
 # ------------------------------------------------------------------ tensors
@@ -298,11 +295,9 @@ def _check_cover(name: str, shape: tuple[int, ...], pieces: list[Piece]) -> None
 
 
 def _is_tiled(shape: list[int], cut: list[int], pieces: list[Piece]) -> bool:
-    """Whether boxes fill a box, each point once; linear in their number.
-
-    They do if their corners, each with the sign of a mixed difference, cancel to those of the
-    whole: what has the same mixed derivative everywhere and is nothing far out is the same.
-    """
+    """Whether boxes fill a box, each point once."""
+    # they do if their corners, each with the sign of a mixed difference, cancel to those of the
+    # whole: what has the same mixed derivative everywhere and is nothing far out is the same
     begins = np.array([[piece.offsets[at] for at in cut] for piece in pieces], dtype=np.int64)
     sizes = np.array([[piece.sizes[at] for at in cut] for piece in pieces], dtype=np.int64)
     whole = np.zeros((1, len(cut)), np.int64), np.array([shape], np.int64)
@@ -311,10 +306,5 @@ def _is_tiled(shape: list[int], cut: list[int], pieces: list[Piece]) -> bool:
         for which in product((0, 1), repeat=len(cut)):
             corners.append(origin + size * np.array(which, np.int64))
             signs.append(np.full(len(origin), sign * (-1) ** sum(which)))
-    points, weights = np.concatenate(corners), np.concatenate(signs)
-    if not cut:
-        return not bool(weights.sum())
-    order = np.lexsort(points.T)
-    points, weights = points[order], weights[order]
-    is_first = np.concatenate([[True], (points[1:] != points[:-1]).any(axis=1)])
-    return not bool(np.add.reduceat(weights, np.flatnonzero(is_first)).any())
+    _, places = np.unique(np.concatenate(corners), axis=0, return_inverse=True)
+    return not np.bincount(places.ravel(), np.concatenate(signs)).any()

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -18,28 +18,23 @@ from typing import Any
 
 import torch
 
-from sparsitywatch.checkpoints.base import (
-    Checkpoint,
-    Contents,
-    Signature,
-    StoredTensor,
-    StridedTensor,
-    Tree,
-)
-from sparsitywatch.checkpoints.dictionaries import choose, everything, whole_of
-from sparsitywatch.checkpoints.distributed import is_distributed, read_distributed
-from sparsitywatch.checkpoints.faults import (
+from sparsitywatch.checkpoints.base import Checkpoint, Contents, Tree, choose, everything
+from sparsitywatch.checkpoints.distributed import read_distributed
+from sparsitywatch.checkpoints.inert_pickle import whole_of
+from sparsitywatch.checkpoints.storage import Location, Range, Source
+from sparsitywatch.checkpoints.tensors import (
+    ARCHIVE_START,
     ReadingError,
     RefusedError,
+    StoredTensor,
+    StridedTensor,
     UnfinishedError,
     cut_off,
     reading,
 )
-from sparsitywatch.checkpoints.storage import Location, Range, Source
 from sparsitywatch.checkpoints.torch_file import (
+    OLD_START,
     as_sizes,
-    is_deepspeed,
-    is_torch,
     read_beside,
     read_deepspeed,
     read_torch,
@@ -52,42 +47,28 @@ from sparsitywatch.weights.layout import Entry
 #: The cap of the safetensors library.
 _MAX_HEADER_BYTES = 100_000_000
 
+#: Some of them only newer versions of torch have: scales and codes of quantised weights.
 DTYPES: Mapping[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-}
-#: dtypes that only some versions of torch have: scales and codes of quantised weights.
-_NEWER = {"F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
-          "F8_E5M2FNUZ": "float8_e5m2fnuz"}  # fmt: skip
-_KNOWN = {**DTYPES, **{k: vars(torch)[name] for k, name in _NEWER.items() if name in vars(torch)}}
+    kind: vars(torch)[name]
+    for kind, name in {
+        "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
+        "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64",
+        "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+        "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+        "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+        "C64": "complex64",
+    }.items()
+    if name in vars(torch)
+}  # fmt: skip
 #: dtypes of which several elements share bytes, by the bits of one.
 _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 #: How names of dtypes look; one that is not known here is of a newer format.
 _KIND = re.compile(r"[A-Z][A-Z0-9_]{0,23}")
-#: dtype, shape, first and last byte of a tensor in a header.
-Described = tuple[str, tuple[int, ...], int, int]
+#: A tensor in a header, its first byte among those of all, and the one behind its last.
+Described = tuple[Entry, int, int]
 
 
-def is_safetensors(seen: Signature) -> bool:
-    """Whether a file is one of safetensors, or says so."""
-    return seen.own_name.endswith(".safetensors") or seen.start[8:9] == b"{"
-
-
-def read_safetensors(file: Location, _: Signature | None = None) -> Contents:
+def read_safetensors(file: Location, _: object = None) -> Contents:
     """One file; only its header is read."""
     source = file.open()
     length = int.from_bytes(source.read(0, 8), "little")
@@ -98,33 +79,23 @@ def read_safetensors(file: Location, _: Signature | None = None) -> Contents:
     return Contents(place=file, format="safetensors", tree=tree)
 
 
-def _placed(source: Source, header: Mapping[str, Described], start: int) -> dict[str, StoredTensor]:
+def _placed(source: Source, header: Iterable[Described], start: int) -> dict[str, StoredTensor]:
     """The described tensors, which lie one behind the other from ``start`` to the end."""
     stored: dict[str, StoredTensor] = {}
     end = 0
-    for name, one in sorted(header.items(), key=lambda item: (item[1][2:], item[0])):
-        kind, shape, begin, stop = one
+    for entry, begin, stop in sorted(header, key=lambda one: (one[1:], one[0].name)):
+        name, place = entry.name, (source.url, start + begin)
         if begin != end:
             what = "overlaps the tensor before it" if begin < end else "leaves a hole before it"
             raise RefusedError(f"it {what} (from byte {begin}, expected {end})", name)
         end = stop
         if start + end > source.size:
             raise cut_off(name, start + end, source.size)
-        position = (source.url, start + begin)
-        if kind in _KNOWN:
+        stored[name] = StoredTensor(entry=entry, position=place)
+        if not entry.problem:
             stored[name] = StridedTensor(
-                entry=Entry(name=name, shape=shape, dtype=_KNOWN[kind]),
-                position=position,
-                source=source,
-                start=start + begin,
-                num_bytes=stop - begin,
+                entry=entry, position=place, source=source, start=place[1], num_bytes=stop - begin
             )
-        else:
-            problem = f"it is of dtype {kind}, which cannot be read here"
-            entry = Entry(
-                name=name, shape=shape, dtype=torch.uint8, stored_as=kind, problem=problem
-            )
-            stored[name] = StoredTensor(entry=entry, position=position)
     if start + end != source.size:
         raise RefusedError(
             f"expected the file to end with its last tensor at byte {start + end}, but it has "
@@ -133,7 +104,7 @@ def _placed(source: Source, header: Mapping[str, Described], start: int) -> dict
     return stored
 
 
-def _parse(data: bytes) -> tuple[dict[str, Described], dict[str, Any]]:
+def _parse(data: bytes) -> tuple[list[Described], dict[str, Any]]:
     """The description of every tensor in a header, and the words beside them."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -153,7 +124,7 @@ def _parse(data: bytes) -> tuple[dict[str, Described], dict[str, Any]]:
     if not isinstance(header, dict):
         raise RefusedError("expected a safetensors header in JSON, got something else")
     words = header.pop("__metadata__", None)
-    described = {name: _described(name, value) for name, value in header.items()}
+    described = [_described(name, value) for name, value in header.items()]
     return described, words if isinstance(words, dict) else {}
 
 
@@ -172,17 +143,20 @@ def _described(name: str, value: Any) -> Described:
         came = str(value.get("data_offsets"))[:80]
         raise RefusedError(f"expected two rising offsets, got {came}", name)
     num_bytes = offsets[1] - offsets[0]
-    bits = 8 * _KNOWN[kind].itemsize if kind in _KNOWN else _BITS.get(kind)
-    size = None if bits is None else -(-math.prod(shape) * bits // 8)
     # of a dtype that nobody here knows at most a number is as long as the longest one
-    is_true = num_bytes <= math.prod(shape) * 16 if size is None else num_bytes == size
-    if not is_true:
+    bits = 8 * DTYPES[kind].itemsize if kind in DTYPES else _BITS.get(kind)
+    size = -(-math.prod(shape) * (bits or 128) // 8)
+    if num_bytes > size or (bits and num_bytes < size):
         raise RefusedError(
             f"expected {str(size)[:40]} bytes for shape {str(shape)[:80]} of {kind}, got offsets "
             f"for {num_bytes}",
             name,
         )
-    return kind, shape, offsets[0], offsets[1]
+    entry = Entry(name=name, shape=shape, dtype=DTYPES.get(kind, torch.uint8))
+    if kind not in DTYPES:
+        problem = f"it is of dtype {kind}, which cannot be read here"
+        entry = replace(entry, stored_as=kind, problem=problem)
+    return entry, offsets[0], offsets[1]
 
 
 # ------------------------------------------------------------------ transformers
@@ -203,11 +177,9 @@ FSDP_FOLDER = "pytorch_model_fsdp_0"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 #: One shard of one is the model, and needs no index.
 _ONLY_SHARD = re.compile(r"-0*1-of-0*1\.(?:safetensors|bin)$")
-#: Shards come before the index that says which there are.
-_SHARD = re.compile(r"-\d+-of-\d+\.(?:safetensors|bin)$")
 #: The Trainer writes it last.
 _TRAINER_STATE = "trainer_state.json"
-_OF_A_RANK = re.compile(r"pytorch_model_fsdp(?:_\d+)?_rank\d+\.bin$")
+_OF_A_RANK = re.compile(r"pytorch_model_fsdp(?:_\d+)?_rank\d+\.bin")
 _TRAINER_MARK = "training_args.bin"
 #: Where a Trainer and Accelerate keep the state of the optimizer.
 _OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
@@ -215,32 +187,26 @@ _OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
 _ACCELERATE_MARK = "random_states_"
 
 
-def _has_weights(seen: Signature) -> bool:
-    """Whether a folder of transformers has its weights, or what leads to them."""
-    return FSDP_FOLDER in seen.names or any(name in _WEIGHT_FILES for name in seen.names)
-
-
-def _is_begun(seen: Signature) -> bool:
-    """Whether a folder is one of transformers, whatever has come of its weights."""
-    return any(is_inside(name) or _SHARD.search(name) for name in seen.names)
+_WEIGHTS = "|".join(map(re.escape, _WEIGHT_FILES))
+_INSIDE = re.compile(
+    rf"{_WEIGHTS}|adapter_model\.(?:safetensors|bin)|trainer_state\.json|{_OF_A_RANK.pattern}"
+)
 
 
 def is_inside(name: str) -> bool:
     """Whether a file belongs to a folder of transformers and is no checkpoint of its own."""
-    is_known = name in _WEIGHT_FILES or name in _ADAPTERS or name == _TRAINER_STATE
-    return is_known or _OF_A_RANK.match(name) is not None
+    return _INSIDE.fullmatch(name) is not None
 
 
-def _read_huggingface(place: Location, seen: Signature) -> Contents:
+def _read_huggingface(place: Location, names: Collection[str]) -> Contents:
     """A folder of transformers. Pickled settings beside it are never read."""
-    names = seen.names
     # the longer suffix is that of safetensors, the better one
     alone = sorted(filter(_ONLY_SHARD.search, names), key=lambda name: (-len(name), name))
     main = next((name for name in (*_WEIGHT_FILES, *alone) if name in names), None)
     is_sharded = main is None and FSDP_FOLDER in names
     if main is None and any(name in names for name in _ADAPTERS):
         raise ReadingError(_ADAPTER)
-    if main is None and any(_OF_A_RANK.match(name) for name in names):
+    if main is None and any(_OF_A_RANK.fullmatch(name) for name in names):
         raise ReadingError(
             "expected whole weights, got one file for each rank of FSDP (a local state dict). Save "
             "with state_dict_type FULL_STATE_DICT or SHARDED_STATE_DICT."
@@ -283,9 +249,8 @@ def _read_sharded(place: Location, index: str) -> dict[str, StoredTensor]:
     """The tensors of all shards by name, in the order of the index."""
     files = _read_json(place.inside(index)).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise RefusedError("expected a weight_map from names to files").at(
-            place.inside(index).shown
-        )
+        cause = "expected a weight_map from names to files"
+        raise RefusedError(cause).at(place.inside(index).shown)
     found: dict[str, StoredTensor] = {}
     for file in dict.fromkeys(files.values()):
         tree = _read_file(place.inside(file)).tree
@@ -294,7 +259,8 @@ def _read_sharded(place: Location, index: str) -> dict[str, StoredTensor]:
             mine = {name: one for name, one in tensors.items() if files.get(name) == file}
             for name, one in tree.stored(mine).items():
                 # files of torch count their storages, each of them from 0 on
-                found[name] = replace(one, entry=replace(one.entry, storage=_of(file, one.entry)))
+                storage = one.entry.storage and (file, one.entry.storage)
+                found[name] = replace(one, entry=replace(one.entry, storage=storage))
     for name, file in files.items():
         if name not in found:
             cause = f"{index} places it there, but the file has none of this name"
@@ -303,17 +269,10 @@ def _read_sharded(place: Location, index: str) -> dict[str, StoredTensor]:
     return {name: found[name] for name in files}
 
 
-def _of(file: str, entry: Entry) -> Hashable:
-    return None if entry.storage is None else (file, entry.storage)
-
-
 def learning_rates(
     url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> dict[int, float]:
-    """What a Trainer logged as its learning rate up to a checkpoint, by step; empty if nothing.
-
-    It is that of the first parameter group. Its weight decay is in a pickle, which is never read.
-    """
+    """The learning rates of the first parameter group that a Trainer logged, by step."""
     place = Location.of(url, storage_options)
     if not place.is_folder() or _TRAINER_STATE not in place.names():
         return {}
@@ -371,10 +330,6 @@ _ADAPTER = (
 # ------------------------------------------------------------------ what is not read
 
 
-def _is_nanotron(seen: Signature) -> bool:
-    return "checkpoint_metadata.json" in seen.names and "model" in seen.names
-
-
 def _refuse_nanotron(*_: object) -> Contents:
     raise ReadingError(
         "expected a checkpoint, got a folder of nanotron, which is not read. Convert it with "
@@ -417,28 +372,34 @@ def foreign(names: Iterable[str]) -> str:
 
 # ------------------------------------------------------------------ the list, and what it opens
 
-Matches = Callable[[Signature], bool]
-Read = Callable[[Location, Signature], Contents]
-
-#: How a place is read: by the first that matches.
-FORMATS: Sequence[tuple[str, Matches, Read]] = (
-    ("torch", is_torch, read_torch),
-    ("safetensors", is_safetensors, read_safetensors),
-    ("distributed", is_distributed, read_distributed),
-    # a Trainer under DeepSpeed writes whole weights beside the partitions where it can
-    ("huggingface", _has_weights, _read_huggingface),
-    ("nanotron", _is_nanotron, _refuse_nanotron),
-    ("deepspeed", is_deepspeed, read_deepspeed),
-    ("huggingface", _is_begun, _read_huggingface),
+_READERS: Mapping[str, Callable[[Location, Collection[str]], Contents]] = {
+    "distributed": read_distributed,
+    "huggingface": _read_huggingface,
+    "nanotron": _refuse_nanotron,
+    "deepspeed": read_deepspeed,
+}
+#: How a folder is known: by the first of which every pattern is the name of something in it.
+_FOLDERS = tuple(
+    (kind, tuple(map(re.compile, patterns)))
+    for kind, *patterns in (
+        ("distributed", r"\.metadata|.*\.distcp"),
+        # a Trainer under DeepSpeed writes whole weights beside the partitions where it can
+        ("huggingface", f"{FSDP_FOLDER}|{_WEIGHTS}"),
+        ("nanotron", r"checkpoint_metadata\.json", "model"),
+        ("deepspeed", r".*_(?:model|optim)_states\.pt"),
+        ("deepspeed", "global_step.*", r"latest|zero_to_fp32\.py"),
+        # whatever has come of its weights; shards come before the index that says which there are
+        ("huggingface", rf"{_INSIDE.pattern}|.*-\d+-of-\d+\.(?:safetensors|bin)"),
+    )
 )
-
-_START_BYTES = 14
 
 
 def format_of(names: Collection[str]) -> str | None:
     """The format of a folder with these files and folders; None if it is no checkpoint."""
-    seen = Signature(names=names)
-    return next((kind for kind, matches, _ in FORMATS if matches(seen)), None)
+    for kind, patterns in _FOLDERS:
+        if all(any(map(pattern.fullmatch, names)) for pattern in patterns):
+            return kind
+    return None
 
 
 def open_checkpoint(
@@ -467,15 +428,11 @@ def open_checkpoint(
         unless_open.callback(place.close)
         parent, _, name = place.path.rpartition("/")
         if place.is_folder():
-            seen = Signature(names=place.names())
+            contents = _read_folder(place, place.names())
         elif name.endswith(_INDEX):
-            place, seen = place.at(parent), Signature(names=[name])
+            contents = _read_folder(place.at(parent), [name])
         else:
-            seen = Signature(own_name=name, start=_start(place))
-        read = next((read for _, matches, read in FORMATS if matches(seen)), None)
-        if read is None:
-            raise _unknown(seen)
-        contents = read(place, seen)
+            contents = _read_single(place, name)
         checkpoint = Checkpoint(contents, choose(contents.tree.root, contents.tree.look, key))
         if _is_adapter(checkpoint.entries()):
             raise ReadingError(_ADAPTER)
@@ -483,25 +440,32 @@ def open_checkpoint(
         return checkpoint
 
 
-def _start(file: Location) -> bytes:
+def _read_folder(place: Location, names: Collection[str]) -> Contents:
+    kind = format_of(names)
+    if kind is not None:
+        return _READERS[kind](place, names)
+    if found := foreign(names):
+        raise ReadingError(f"expected a checkpoint. {found}")
+    some = ", ".join(list(names)[:8]) or "nothing"
+    raise UnfinishedError(
+        f"expected a checkpoint, got a folder with {some} in it. Name the file that holds the "
+        "weights."
+    )
+
+
+def _read_single(file: Location, name: str) -> Contents:
     source = file.open()
     if source.size == 0:
         raise UnfinishedError("expected weights, got an empty file. It may be half-written.")
-    length = min(_START_BYTES, source.size)
+    length = min(len(OLD_START), source.size)
     source.expect([Range(0, length, source.size + 1)])  # safetensors' reader begins there, too
-    return source.read(0, length)
-
-
-def _unknown(seen: Signature) -> ReadingError:
-    if found := foreign([*seen.names, seen.own_name]):
-        return ReadingError(f"expected a checkpoint. {found}")
-    if seen.start:
-        return ReadingError(
-            "expected a file of safetensors or of torch.save, got one that begins with "
-            f"{seen.start!r}."
-        )
-    some = ", ".join(list(seen.names)[:8]) or "nothing"
-    return UnfinishedError(
-        f"expected a checkpoint, got a folder with {some} in it. Name the file that holds the "
-        "weights."
+    start = source.read(0, length)
+    if start.startswith((ARCHIVE_START, OLD_START)):
+        return read_torch(file)
+    if name.endswith(".safetensors") or start[8:9] == b"{":
+        return read_safetensors(file)
+    if found := foreign([name]):
+        raise ReadingError(f"expected a checkpoint. {found}")
+    raise ReadingError(
+        f"expected a file of safetensors or of torch.save, got one that begins with {start!r}."
     )

@@ -1,8 +1,7 @@
 """Pickles read as descriptions: nothing is imported, nothing is called, no class is made.
 
-``pickle.load`` runs what the file says. Here the same bytes only become data: a call is a
-node that names what would have been called, and with what. Whoever reads the tree picks out
-the few nodes that it knows; a malicious one is a node like any other and does nothing.
+A call becomes a node that names what would have been called, and with what. Readers pick out the
+few nodes that they know; a malicious one is a node like any other and does nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +9,13 @@ from __future__ import annotations
 import copy
 import io
 import pickletools
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 #: Beyond what any pickle numbers; whole numbers of any length would hash to whatever one likes.
 _MAX_MEMO = 2**32
@@ -36,7 +38,7 @@ class Call:
     """A call or an object that the pickle describes; it is never made."""
 
     function: Any
-    arguments: Any
+    arguments: tuple[Any, ...]
     state: Any = None
     items: list[Any] = field(default_factory=list)
     pairs: dict[Any, Any] = field(default_factory=dict)
@@ -51,11 +53,9 @@ class PersistentId:
 
 @dataclass(eq=False, repr=False)
 class Compound:
-    """A key or a member of a set that is no plain value: itself, and equal to nothing else.
+    """A key or a member of a set that is no plain value: itself, and equal to nothing else."""
 
-    The hash of a tuple is that of all that is in it, each time anew. Tuples of one tuple twice,
-    forty deep, are a hundred bytes of a pickle and a year of hashing.
-    """
+    # tuples of one tuple twice, forty deep, are a hundred bytes of a pickle and a year of hashing
 
     value: Any
 
@@ -83,13 +83,7 @@ def in_words(node: Any) -> str:
 
 
 def read_inert(data: bytes) -> Any:
-    r"""What a pickle describes, made of plain data, ``Global``, ``Call`` and ``PersistentId``.
-
-    Memory and time are linear in the bytes of the pickle: nothing that it shares is ever gone
-    through twice, and no key is hashed that could be as large as the pickle.
-
-    Raises:
-        ValueError: the bytes are no pickle, or one that contradicts itself.
+    r"""What a pickle describes, in time linear in its bytes; ValueError where it is none.
 
     >>> call = read_inert(b"cposix\nsystem\n(S'rm -rf /'\ntR.")
     >>> str(call.function), call.arguments
@@ -225,6 +219,8 @@ _DICTIONARIES = (Global("collections", "OrderedDict"), Global("collections", "de
 
 def _reduced(items: list[Any]) -> Any:
     function, arguments = items
+    if not isinstance(arguments, tuple):
+        raise TypeError("expected arguments")
     is_dictionary = isinstance(function, Global) and function in _DICTIONARIES
     return {} if is_dictionary else Call(function, arguments)
 
@@ -235,22 +231,16 @@ def _called(items: list[Any]) -> Any:
 
 #: Opcodes whose argument is the value.
 _LITERALS = frozenset(
-    {
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING"),
-        *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-    }
+    one.name
+    for one in pickletools.opcodes
+    if one.arg and not one.stack_before and one.stack_after not in ([], [pickletools.anyobject])
 )
 #: Opcodes that push a value of their own.
 _VALUES: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False,
            "EMPTY_LIST": [], "EMPTY_TUPLE": (), "EMPTY_DICT": {}, "EMPTY_SET": set()}  # fmt: skip
 #: What becomes of the last values, or for None of all since the mark: a new value.
 _MAKERS: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
-    "TUPLE": (None, tuple),
-    "TUPLE1": (1, tuple),
-    "TUPLE2": (2, tuple),
-    "TUPLE3": (3, tuple),
+    **{f"TUPLE{num or ''}": (num, tuple) for num in (None, 1, 2, 3)},
     "LIST": (None, list),
     "DICT": (None, _dictionary),
     "FROZENSET": (None, lambda items: frozenset(map(_key, items))),
@@ -270,3 +260,46 @@ _CHANGERS: dict[str, tuple[int | None, Callable[[Any, list[Any]], None]]] = {
     "SETITEMS": (None, _set_items),
     "BUILD": (1, _build),
 }
+
+
+# ------------------------------------------------------------------ numbers
+
+_SCALAR = re.compile(r"numpy\.(?:core|_core)\.multiarray$")
+
+
+def whole_of(node: Any) -> int | None:
+    """The number of steps that a node of a pickle, or a word of a header, stands for.
+
+    >>> [whole_of(node) for node in (500, 500.0, "500", 0.5, True, -1, 10**5000)]
+    [500, 500, 500, None, None, None, None]
+    """
+    if isinstance(node, str):
+        return int(node) if re.fullmatch(r"[0-9]{1,18}", node) else None
+    if isinstance(node, Call):
+        node = _of_numpy(node)
+    if isinstance(node, float) and node.is_integer():
+        node = int(node)
+    return node if type(node) is int and 0 <= node < 2**63 else None
+
+
+def _of_numpy(call: Call) -> int | float | None:
+    """The value of a scalar of numpy, or of an array with one element."""
+    function, arguments = call.function, call.arguments
+    if not isinstance(function, Global) or not _SCALAR.match(function.module):
+        return None
+    if function.name == "_reconstruct" and isinstance(call.state, tuple) and len(call.state) > 4:
+        arguments = (call.state[2], call.state[4])
+    elif function.name != "scalar" or len(arguments) != 2:
+        return None
+    dtype, data = arguments
+    if isinstance(data, Call) and data.arguments:
+        data = data.arguments[0]  # bytes as a pickle of protocol 2 has them
+        data = data.encode("latin-1", "replace") if isinstance(data, str) else data
+    kind = dtype.arguments[0] if isinstance(dtype, Call) and dtype.arguments else None
+    if not isinstance(kind, str) or not re.fullmatch("[iu][1248]|f[48]", kind):
+        return None
+    if not isinstance(data, bytes) or len(data) != int(kind[1]):
+        return None
+    order = ">" if isinstance(dtype.state, tuple) and ">" in dtype.state[:2] else "<"
+    value: int | float = np.frombuffer(data, order + kind)[0].item()
+    return value

@@ -11,12 +11,12 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from sparsitywatch.checkpoints.addresses import path_parts, says_steps, templates
-from sparsitywatch.checkpoints.base import Checkpoint
-from sparsitywatch.checkpoints.dictionaries import OptimizerState
+from sparsitywatch.checkpoints.addresses import path_parts, place_of_step, templates
+from sparsitywatch.checkpoints.base import Checkpoint, OptimizerState
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
 from sparsitywatch.redact import redacted_url
+from sparsitywatch.series import numbered
 from sparsitywatch.weights.layout import Entry, natural_order
 
 
@@ -27,11 +27,11 @@ class ListedCheckpoint:
     url: str  # what ``open_checkpoint`` takes
     step: int | None  # optimizer steps done; None if nothing says so
     step_from: str  # "given", "trainer state", "contents", "name", or "" without a step
-    format: str  # empty while that is not known
+    format: str = ""  # empty while that is not known
     #: "complete"; "incomplete": not yet all there, worth a wait; "refused": it will not become
     #: readable; "duplicate": another one of the same step is better; "foreign": it lies beside
     #: weights, and is something else.
-    state: str
+    state: str = "incomplete"
     reason: str = ""  # why the state is not "complete", in one line
     unit: str = "step"  # what the step counts: "step", or else "epoch" or "save"
     epoch: int | None = None  # that the contents state, if any
@@ -44,6 +44,11 @@ class ListedCheckpoint:
     version: str = field(default="", repr=False, compare=False)
     #: Itself, closed, where it was to be kept: its description is not read again.
     checkpoint: Checkpoint | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def place(self) -> str:
+        """Where in its run it is."""
+        return numbered(self.unit, self.step or 0)
 
     @property
     def error(self) -> CheckpointError | None:
@@ -67,23 +72,17 @@ def are_same(
         open_checkpoint(one, storage_options, key) as first,
         open_checkpoint(other, storage_options, key) as second,
     ):
-        names = _compared(first.entries(), second.entries())
+        ours, theirs = ({e.name: e for e in one.entries()} for one in (first, second))
+        both = [(entry, theirs[name]) for name, entry in ours.items() if name in theirs]
+        if any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in both):
+            return False
+        for mine, others in ((ours, theirs), (theirs, ours)):
+            # of tied weights one name may be stored
+            stored = {mine[entry.name].storage for entry, _ in both} - {None}
+            if any(e.storage not in stored for name, e in mine.items() if name not in others):
+                return False
+        names = spread([entry for entry, _ in both])
         return bool(names) and all(begin_of(first, n) == begin_of(second, n) for n in names)
-
-
-def _compared(one: Sequence[Entry], other: Sequence[Entry]) -> list[str]:
-    """Names of tensors to compare; none if the checkpoints differ by what is in them."""
-    ours, theirs = ({entry.name: entry for entry in entries} for entries in (one, other))
-    names = [name for name in ours if name in theirs]
-    for mine in (ours, theirs):
-        # of tied weights one name may be stored
-        stored = {mine[name].storage for name in names} - {None}
-        if any(e.storage not in stored for n, e in mine.items() if n not in names):
-            return []
-    pairs = [(ours[name], theirs[name]) for name in names]
-    if any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
-        return []
-    return spread([ours[name] for name in names])
 
 
 def spread(entries: Sequence[Entry]) -> list[str]:
@@ -121,8 +120,7 @@ def in_one_unit(listed: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
     """The same checkpoints with what their numbers count, which is one thing.
 
     A number in a name counts epochs where it is that of the epoch in the file, or one less, in
-    every file that states one; zero is zero in any unit. Where there are no numbers at all,
-    the epoch in the file is one. Beside steps, epochs have no place.
+    every file that states one. Where there are none, the epoch in the file is the number.
     """
     complete = [one for one in listed if one.state == "complete"]
     named = [one for one in complete if one.epoch is not None and is_guess(one)]
@@ -148,7 +146,8 @@ def in_one_unit(listed: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
 
 def is_guess(one: ListedCheckpoint) -> bool:
     """Whether a step is no more than a number in a name that says nothing of steps."""
-    return one.step_from == "name" and not says_steps(one.url)
+    place = place_of_step(one.url)
+    return one.step_from == "name" and not (place and place.is_sure)
 
 
 def _beside_steps(one: ListedCheckpoint) -> ListedCheckpoint:
@@ -206,7 +205,7 @@ def _foreign(complete: Sequence[ListedCheckpoint]) -> Told:
     told = {}
     for one in complete:
         if one.url in reasons and one.step in weights:
-            why = f"{reasons[one.url]}, and {weights[one.step]} is of step {one.step}"
+            why = f"{reasons[one.url]}, and {weights[one.step]} is of {one.place}"
             reason = f"Left out {redacted_url(one.url)}: {why}. Name it to read it."
             told[one.url] = replace(one, state="foreign", reason=reason)
     return told
@@ -215,10 +214,7 @@ def _foreign(complete: Sequence[ListedCheckpoint]) -> Told:
 def _of_one_step(
     known: Collection[str], are_same: AreSame, complete: Sequence[ListedCheckpoint]
 ) -> Told:
-    """Of one step and series the first stays: a whole folder before a file.
-
-    Where others do not hold the same weights, nobody knows which are those of the step.
-    """
+    """Of one step and series the first stays; none where others do not hold the same weights."""
     by_step: dict[tuple[str, int | None], list[ListedCheckpoint]] = {}
     for one in complete:
         by_step.setdefault((one.series, one.step), []).append(one)
@@ -248,8 +244,8 @@ def _copies(are_same: AreSame, complete: Sequence[ListedCheckpoint]) -> Told:
 
 
 def _duplicate(one: ListedCheckpoint, of: ListedCheckpoint, taken: str) -> ListedCheckpoint:
-    words = f"{redacted_url(of.url)} is of step {one.step} as well and {taken}."
-    return replace(one, state="duplicate", reason=words)
+    words = f"{redacted_url(of.url)} is of {one.place} as well and {taken}."
+    return replace(one, state="duplicate", reason=f"{one.reason} {words}".strip())
 
 
 def _unlike(best: ListedCheckpoint, others: Sequence[ListedCheckpoint], are_same: AreSame) -> str:
@@ -258,11 +254,11 @@ def _unlike(best: ListedCheckpoint, others: Sequence[ListedCheckpoint], are_same
     try:
         other = next((one for one in others if not are_same(best.url, one.url)), None)
     except CheckpointError as error:
-        return f"Cannot compare {shown} with others of step {best.step}. {error}"
+        return f"Cannot compare {shown} with others of {best.place}. {error}"
     if other is None:
         return ""
     return (
-        f"Cannot read {shown}: expected one checkpoint of step {best.step}, got "
+        f"Cannot read {shown}: expected one checkpoint of {best.place}, got "
         f"{redacted_url(other.url)} as well, and they do not hold the same weights: they may be "
         "parts of a model, or one of them is something else. Name those that you mean, or say "
         "which step each is of: `--steps` (sw.replay({0: url, ...}))."
@@ -290,10 +286,7 @@ def expect_one_series(
     done: str = "measured",
     each: str = "give `--each` (each=True) for a log of each, ",
 ) -> None:
-    """Raise ConfigurationError where the addresses are those of several runs.
-
-    It says what was not ``done``, and how ``each`` of them can be.
-    """
+    """Raise, with what was not ``done`` and how ``each`` can be, where there are several runs."""
     series = by_series(listed)
     if len(series) < 2:
         return
@@ -319,13 +312,11 @@ def in_lines(series: Mapping[str, Sequence[ListedCheckpoint]]) -> list[str]:
 def select(
     listed: Sequence[ListedCheckpoint],
 ) -> tuple[dict[int, ListedCheckpoint], list[ListedCheckpoint]]:
-    """What to measure, by rising step, and what not, with the reason.
-
-    A single checkpoint without a step stands for step 0.
-    """
+    """What to measure, by rising step, and what not, with the reason."""
+    # a single checkpoint without a step stands for step 0
     if len(listed) == 1 and listed[0].state == "complete" and listed[0].step is None:
         listed = [replace(listed[0], step=0)]
-    complete = {one.step for one in listed if one.state == "complete"}
+    complete = {one.step: one for one in listed if one.state == "complete"}
     pending: dict[int, ListedCheckpoint] = {}
     others: list[ListedCheckpoint] = []
     for one in listed:
@@ -337,8 +328,12 @@ def select(
             others.append(replace(one, reason=reason))
         elif one.step is None or one.state in ("duplicate", "foreign"):
             others.append(one)
-        elif one.state == "complete" or one.step not in complete:
-            pending.setdefault(one.step, one)
+        elif one.step in complete and one.state != "complete":
+            others.append(_duplicate(one, complete[one.step], "is taken"))
+        elif one.step in pending:
+            others.append(_duplicate(one, pending[one.step], "is tried"))
+        else:
+            pending[one.step] = one
     return dict(sorted(pending.items())), others
 
 
@@ -355,12 +350,9 @@ _AGREEING = 2 / 3
 
 
 def unlike_others(
-    series: Mapping[int, Mapping[str, OptimizerState]], *, counts_steps: bool = True
+    series: Mapping[int, Mapping[str, OptimizerState]], unit: str = "step"
 ) -> dict[int, str]:
-    """Why the optimizers of some steps are not of the weights beside them, where that is proven.
-
-    Where names do not count steps, but epochs, they say nothing of the number of updates.
-    """
+    """Why the optimizers of some steps are not of the weights beside them, where that is proven."""
     found: dict[int, str] = {}
     for key in dict.fromkeys(key for states in series.values() for key in states):
         own = {step: states[key] for step, states in sorted(series.items()) if key in states}
@@ -369,12 +361,14 @@ def unlike_others(
             continue  # such as one that keeps what it knows in other shapes
         rows = {step: state.misfit for step, state in own.items() if state.misfit}
         counts = {step: own[step].num_updates for step in fitting}
-        known = {n: num for n, num in counts.items() if num is not None and counts_steps}
+        # numbers that count epochs say nothing of the number of updates
+        known = {n: num for n, num in counts.items() if num is not None and unit == "step"}
         for step, neighbours in _off_the_line(known).items():
             others = " and ".join(f"{known[n]:,} at step {n:,}" for n in neighbours)
             rows[step] = f"it has made {known[step]:,} updates, beside {others}"
         for step, words in rows.items():
-            found.setdefault(step, f"the state under {key!r} is of another step or model: {words}")
+            what = f"the state under {key!r} is of another {unit} or model"
+            found.setdefault(step, f"{what}: {words}")
     return found
 
 

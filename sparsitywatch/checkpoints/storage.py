@@ -8,21 +8,21 @@ import math
 import os
 import re
 import threading
+import time
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import fsspec
 from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from sparsitywatch.checkpoints.faults import asked, cause_of, one_line
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
-from sparsitywatch.redact import redacted_url
+from sparsitywatch.redact import redacted_error, redacted_url
 
 #: Longest range fetched at once from a remote storage, in bytes: bounds the extra memory.
 _MAX_FETCH_BYTES = 64 * 2**20
@@ -39,19 +39,147 @@ _MD5 = re.compile(r'"?([0-9a-f]{32}(?:-\d+)?)"?')
 _MAX_NAME = 4096
 
 
+def one_line(error: BaseException) -> str:
+    """The kind and the first words of another library's error."""
+    return redacted_error(error)[:240]
+
+
+# ------------------------------------------------------------------ what goes wrong
+
+#: Before each further try, in seconds: what passes has mostly passed after a few.
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+#: Why a storage gives no answer, where it may give one a moment later: by the answers of servers,
+#: the numbers of the system's errors, and the classes that are raised.
+_OUT_OF_ORDER = "The storage is out of order, or out of reach; try again later."
+_PASSING: dict[object, str] = {
+    429: "The storage limits how often it is asked (429); log in, or try again later.",
+    **dict.fromkeys((408, 425, 500, 502, 503, 504), _OUT_OF_ORDER),
+    **dict.fromkeys(("EAGAIN", "EBUSY", "ESTALE", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH"),
+                    _OUT_OF_ORDER),
+    **dict.fromkeys(("TimeoutError", "ConnectionError"), _OUT_OF_ORDER),
+}  # fmt: skip
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+_NO_SUCH = (
+    "there is no repository of this name, or it is private or gated. Check the name; if it is "
+    f"right, {_LOG_IN} of an account that may read it"
+)
+#: The same where waiting helps nothing, with what to do.
+_REFUSALS: dict[object, str] = {
+    "GatedRepoError": f"the repository is gated. Accept its terms on its page, and {_LOG_IN}",
+    "DisabledRepoError": "the hub has disabled the repository. Use a copy of it",
+    "RepositoryNotFoundError": _NO_SUCH,
+    "BucketNotFoundError": _NO_SUCH,
+    "OfflineModeIsEnabled": "the hub is not asked, as HF_HUB_OFFLINE is set. Unset it",
+    "PermissionError": "permission denied ({error}). Give read access to it",
+    401: "the server asks who you are (401). Log in, or give credentials as `storage_options`",
+    403: "permission denied (403). Give these credentials read access, or check the name: some "
+    "servers answer so where there is nothing",
+}
+#: Errors of clients that need not be installed, by words in their names.
+_CLIENTS = ("aiohttp", "botocore", "httpcore", "httpx", "httpx2", "requests", "urllib3")
+_PASSING_NAME = re.compile(
+    r"Timeout|TimedOut|Disconnected|Connect(?:ion|or|Error)|Protocol(?:Error)?$|ReadError|Payload"
+    r"|IncompleteRead|ChunkedEncoding"
+)
+
+_Asked = ParamSpec("_Asked")
+_Answer = TypeVar("_Answer")
+
+
+class NoAccessError(CheckpointError):
+    """A storage that refuses: waiting alone helps nothing."""
+
+
+def _signs(error: BaseException) -> Iterator[object]:
+    """What the tables know an error by, and then what has caused it: the closest first."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield from (kind.__name__ for kind in type(cause).__mro__)
+        status = _status(cause)
+        if status is not None:
+            yield status
+        elif isinstance(cause, OSError):
+            yield errno.errorcode.get(cause.errno or 0)
+        kind = type(cause)
+        if kind.__module__.split(".")[0] in _CLIENTS and _PASSING_NAME.search(kind.__name__):
+            yield "ConnectionError"
+        cause = cause.__cause__ or cause.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The answer of a server by its number, wherever a client's error keeps it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore's
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(response, "status_code", getattr(error, "status", None))
+    return status if isinstance(status, int) and status > 0 else None
+
+
+def cause_of(error: BaseException) -> tuple[str, bool]:
+    """Why a storage gives nothing, if that is known, and whether it may pass."""
+    for sign in _signs(error):
+        if sign in _PASSING:
+            return _PASSING[sign], True
+        if sign in _REFUSALS:
+            return _REFUSALS[sign].format(error=one_line(error)), False
+        if isinstance(sign, int):  # a server has answered
+            break
+    return "", False
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether asking again may help: no answer, or a server that is out of order."""
+    return cause_of(error)[1]
+
+
+def asked(
+    what: str, ask: Callable[_Asked, _Answer], *args: _Asked.args, **kwargs: _Asked.kwargs
+) -> _Answer:
+    """What a storage answers, asked again where a fault may pass; else an error about ``what``."""
+    pauses_s = iter(_PAUSES_S)
+    while True:
+        try:
+            return ask(*args, **kwargs)
+        except CheckpointError:  # noqa: PERF203 asking again is what this is for
+            raise
+        except Exception as error:  # whatever a storage raises, such as botocore's own
+            pause_s = next(pauses_s, None)
+            if pause_s is None or not may_pass(error):
+                raise _explained(what, error) from error
+            time.sleep(pause_s)
+
+
+def _explained(what: str, error: Exception) -> CheckpointError:
+    why, is_passing = cause_of(error)
+    is_missing = isinstance(error, FileNotFoundError)
+    if is_passing:
+        # what a storage made of a fault says less than the fault
+        first = (error.__cause__ if is_missing else None) or error
+        tries = f"{one_line(first)}, also when asked {len(_PAUSES_S)} more times"
+        return IncompleteCheckpointError(f"{what}: {tries}. {why}")
+    if why:
+        return NoAccessError(f"{what}: {why}.")
+    if is_missing:
+        return IncompleteCheckpointError(
+            f"{what}: expected a file, found none. It may not be written yet, or may have been "
+            "removed."
+        )
+    return CheckpointError(f"{what}: {one_line(error)}.")
+
+
 # ------------------------------------------------------------------ bytes
 
 
 @dataclass(frozen=True)
 class Range:
-    """Bytes that are read next: from ``start`` to ``end`` at most, and to ``done`` at least.
-
-    Of what is read more than once ``done`` lies behind the end.
-    """
+    """Bytes that are read next."""
 
     start: int
-    end: int
-    done: int
+    end: int  # at most
+    done: int  # at least; of what is read more than once it lies behind the end
 
 
 @dataclass
@@ -87,9 +215,8 @@ class ByteSource:
 
     is_local = True  # on this machine's own file system, or in memory
 
-    def __init__(self, url: str, path: str, size: int) -> None:
+    def __init__(self, url: str, size: int) -> None:
         self.url = url
-        self.path = path
         self.size = size
 
     def read(self, start: int, length: int) -> bytes:
@@ -123,7 +250,7 @@ class Window(ByteSource):
     """A part of a file; of a remote one it is read at once and held in memory."""
 
     def __init__(self, source: ByteSource, start: int, length: int) -> None:
-        super().__init__(source.url, source.path, length)
+        super().__init__(source.url, length)
         source.check_range(start, length)
         self._source = source
         self._start = start
@@ -139,25 +266,22 @@ class Window(ByteSource):
 
 
 class Source(ByteSource):
-    """One file, read by ranges; counts ``num_bytes_read``.
+    """One file, read by ranges, by threads side by side; counts ``num_bytes_read``.
 
-    Local files are read, not mapped: a mapped file that a training truncates and rewrites
-    in place, as nanoGPT does with ``ckpt.pt``, ends the process that reads it. So a file
-    that changes while it is read is noticed instead.
-
-    Threads may read side by side. Storages that fsspec drives asynchronously serve them all
-    at once, such as s3; others, which need not bear that, one after the other.
+    Local files are not mapped: one that a training truncates and rewrites in place, as nanoGPT
+    does with ``ckpt.pt``, would end the process that reads it. So it is noticed instead.
     """
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str) -> None:
-        super().__init__(url, path, 0)
+        super().__init__(url, 0)
         self.fs = fs
+        self.path = path
         self._what = f"Cannot read {url}"
         #: Of all bytes, as the storage has it: files with the same are the same.
         self.stated_hash = ""
         self.num_bytes_read = 0
         self._counting = threading.Lock()
-        self._seeking = threading.Lock()
+        # storages that fsspec does not drive asynchronously need not bear threads
         self._fetching: AbstractContextManager[object] = (
             nullcontext() if fs.async_impl else threading.Lock()
         )
@@ -170,8 +294,9 @@ class Source(ByteSource):
                     "checkpoint to a file."
                 )
             self._file = asked(self._what, io.FileIO, path, "rb")
-            self._version = self._version_now()
             self.size = os.fstat(self._file.fileno()).st_size
+            #: What tells it from what is written over it later.
+            self.version = self._version_now()
             return
         self.is_local = False
         # where a file is opened for each range, as on the Hub, it must not read ahead of it
@@ -180,54 +305,42 @@ class Source(ByteSource):
         self._exactly = {"cache_type": "none"} if opens and not is_cache else {}
         size = asked(self._what, fs.info, path)["size"]
         if size is None and is_cache:
-            size = asked(self._what, self._size_of_copy)
+            with asked(self._what, fs.open, path, "rb") as copy:
+                size = copy.seek(0, os.SEEK_END)
         if size is None:
             raise CheckpointError(
                 f"{self._what}: expected a server that tells the length of the file, got none. "
                 "Copy the file, or put simplecache:: in front of the URL."
             )
         self.size = int(size)
-        self._version = self._version_now()
-
-    def _size_of_copy(self) -> int:
-        """The length of a file that a cache has fetched, where its server does not tell."""
-        with self.fs.open(self.path, "rb") as file:
-            return int(file.seek(0, os.SEEK_END))
-
-    @property
-    def version(self) -> str:
-        """What tells a file from what is written over it later."""
-        return str(self._version)
+        self.version = self._version_now()
 
     @property
     def modified_s(self) -> float:
         """When a local file was last written, in seconds since the epoch; of others NaN."""
         return math.nan if self._file is None else os.fstat(self._file.fileno()).st_mtime
 
-    def _version_now(self) -> object:
+    def _version_now(self) -> str:
         if self._file is not None:
             stat = os.fstat(self._file.fileno())
-            return stat.st_mtime_ns, stat.st_size
+            return f"{stat.st_mtime_ns} {stat.st_size}"
         info = asked(self._what, self.fs.info, self.path)
         md5 = _MD5.fullmatch(str(info.get("ETag", "")))
         self.stated_hash = (info.get("lfs") or {}).get("sha256") or (md5[1] if md5 else "")
         # what a storage says of a version goes by different names
         keys = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created", "size",
                 "blob_id", "xet_hash")  # fmt: skip
-        return {key: info.get(key) for key in keys}
+        return " ".join(str(info.get(key)) for key in keys)
 
     def check_unchanged(self) -> None:
         """Raise ``IncompleteCheckpointError`` if the file was written since it was opened."""
         if self._file is None:
             _forget(self.fs, self.path)
-        if self._version_now() != self._version:
-            raise self._written()
-
-    def _written(self) -> IncompleteCheckpointError:
-        return IncompleteCheckpointError(
-            f"Cannot read {self.url}: expected the file to stay as it is while it is read, but it "
-            "was written meanwhile. Read it again once it is complete."
-        )
+        if self._version_now() != self.version:
+            raise IncompleteCheckpointError(
+                f"{self._what}: expected the file to stay as it is while it is read, but it was "
+                "written meanwhile. Read it again once it is complete."
+            )
 
     def expect(self, ranges: Iterable[Range]) -> None:
         """As of ``ByteSource``."""
@@ -274,8 +387,8 @@ class Source(ByteSource):
             with self._counting:
                 self.num_bytes_read += count
             done += count
-        if self._file is not None and self._version_now() != self._version:
-            raise self._written()
+        if self._file is not None:
+            self.check_unchanged()
 
     def _read_into(self, buffer: memoryview, start: int) -> int:
         """Some bytes from ``start`` on; how many."""
@@ -286,7 +399,7 @@ class Source(ByteSource):
             return len(data)
         if hasattr(os, "preadv"):
             return os.preadv(self._file.fileno(), [buffer], start)
-        with self._seeking:  # Windows
+        with self._counting:  # Windows; to seek and to read are two
             self._file.seek(start)
             return self._file.readinto(buffer) or 0
 
@@ -315,10 +428,7 @@ class Source(ByteSource):
 
 
 class DescriptionFile(io.RawIOBase):
-    """A source as the file that ``zipfile`` reads a table of contents from.
-
-    What it wants to read is bounded, whatever lengths the table states.
-    """
+    """A source as the file that ``zipfile`` reads a table of contents of bounded length from."""
 
     def __init__(self, source: ByteSource, max_read: int) -> None:
         self._source = source
@@ -348,11 +458,7 @@ class DescriptionFile(io.RawIOBase):
 
 
 class Location:
-    """A file or a folder on a storage.
-
-    It keeps every file that is opened through it, or through one that it leads to: whoever opens
-    a checkpoint and fails closes it, and nothing stays open however far a reader came.
-    """
+    """A file or a folder on a storage; it keeps and closes all that is opened through it."""
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str) -> None:
         self.fs = fs
@@ -472,10 +578,7 @@ class Location:
 
 
 def url_at(url: str, fs: fsspec.AbstractFileSystem, path: str, place: str) -> str:
-    """The URL of ``place``, a path on ``fs``, where ``url`` is that of ``path``.
-
-    Its login, host and chain stay.
-    """
+    """The URL of ``place``, a path on ``fs``, with login, host and chain of that of ``path``."""
     if isinstance(fs, LocalFileSystem):
         return place
     links = url.split("::")

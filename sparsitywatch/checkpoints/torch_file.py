@@ -16,32 +16,33 @@ from typing import Any
 
 import torch
 
-from sparsitywatch.checkpoints.base import (
+from sparsitywatch.checkpoints.base import Contents, Tree
+from sparsitywatch.checkpoints.inert_pickle import (
+    Call,
+    Global,
+    PersistentId,
+    in_words,
+    read_inert,
+    whole_of,
+)
+from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location, Range
+from sparsitywatch.checkpoints.tensors import (
     ARCHIVE_HEADER_BYTES,
-    ARCHIVE_START,
     ArchiveRecord,
-    Contents,
-    Signature,
+    ReadingError,
+    RefusedError,
     StoredTensor,
     StridedTensor,
-    Tree,
+    UnfinishedError,
+    reading,
 )
-from sparsitywatch.checkpoints.dictionaries import whole_of
-from sparsitywatch.checkpoints.faults import ReadingError, RefusedError, UnfinishedError, reading
-from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words, read_inert
-from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location, Range
 from sparsitywatch.weights.layout import Entry
 
 #: How files from before version 1.6 begin: with the pickled magic number.
-_OLD_START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+OLD_START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
 
-def is_torch(seen: Signature) -> bool:
-    """Whether a file is one of torch.save."""
-    return seen.start.startswith((ARCHIVE_START, _OLD_START))
-
-
-def read_torch(file: Location, _: Signature | None = None) -> Contents:
+def read_torch(file: Location, _: object = None) -> Contents:
     """A file of torch.save: nanoGPT's, Lightning's, a bare state dict."""
     tree = Pickled(file.open())
     kind, words = "torch", tree.root if isinstance(tree.root, dict) else {}
@@ -62,7 +63,10 @@ class Pickled(Tree):
 
     def look(self, node: Any) -> tuple[Sequence[int], bool] | None:
         """As of ``Tree``."""
-        if not _is_tensor(node):
+        function = _function(node)
+        is_tensor = function is not None and function.name.startswith("_rebuild")
+        is_tensor &= function is not None and function.module in ("torch._utils", "torch._tensor")
+        if not is_tensor and _made_by_its_class(node) is None:
             return None
         call = _plain_call(node)
         size = as_sizes(call.arguments[2]) if call else None
@@ -70,14 +74,12 @@ class Pickled(Tree):
             return (0, 0), True
         storage = call.arguments[0]
         kind = storage.value[1] if isinstance(storage, PersistentId) else None
-        return size, not (isinstance(kind, Global) and kind.name in _WHOLE_NUMBERS)
+        name = kind.name if isinstance(kind, Global) else "UntypedStorage"
+        base = _STORAGE_DTYPES.get(name, torch.float32)
+        return size, base.is_floating_point or name == "UntypedStorage"
 
     def stored(self, tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
-        """As of ``Tree``.
-
-        Views of one storage may be many and large: what a few bytes of a pickle make of it can be
-        read as long as all together is not much more than the file.
-        """
+        """As of ``Tree``; views of one storage may come to more than the file, but not to much."""
         left = _MAX_TIMES_SIZE * self._source.size + _MAX_EXPANDED_BYTES
         seen: set[Hashable] = set()
         found = {name: self._at(name, node) for name, node in tensors.items()}
@@ -134,18 +136,10 @@ def _function(node: Any) -> Global | None:
     return None
 
 
-def _is_tensor(node: Any) -> bool:
-    """Whether a node of a pickle describes a tensor of any kind."""
-    function = _function(node)
-    if function is not None and function.module in ("torch._utils", "torch._tensor"):
-        return function.name.startswith("_rebuild")
-    return _made_by_its_class(node) is not None
-
-
 def _made_by_its_class(node: Any) -> Global | None:
     """The class of a tensor that has a way of its own to be saved, such as one of fp8."""
     maker = node.function if isinstance(node, Call) else None
-    if isinstance(maker, Call) and isinstance(maker.arguments, tuple) and maker.arguments:
+    if isinstance(maker, Call) and maker.arguments:
         maker = maker.arguments[0]  # a method of the class
     is_one = isinstance(maker, Global) and maker.name.rpartition(".")[2].endswith("Tensor")
     return maker if is_one else None
@@ -171,7 +165,7 @@ def _read_zip(source: ByteSource) -> tuple[Any, dict[str, ArchiveRecord]]:
     order = records.get(f"{root}byteorder")
     # the checksum says it without another two reads, each a request to a remote storage
     if order is not None and zlib.crc32(b"little") != order.member.CRC:
-        word = order.read() if order.member.file_size <= len("little") else b""
+        word = order.whole() if order.member.file_size <= len("little") else b""
         if word != b"little":
             raise ReadingError(
                 f"expected little-endian tensors, got byte order {word!r}. Save it again on a "
@@ -184,13 +178,22 @@ def _read_zip(source: ByteSource) -> tuple[Any, dict[str, ArchiveRecord]]:
         )
     file, described = records[pickle].range_of(0, min(size, _MAX_PICKLE_BYTES // 16))
     file.expect([described])
-    data = records[pickle].read()
+    data = records[pickle].whole()
     try:
         tree = read_inert(data)
     except ValueError as error:
         raise RefusedError(f"its description is broken: {error}") from error
     before = f"{root}data/"
     return tree, {n.removeprefix(before): r for n, r in records.items() if n.startswith(before)}
+
+
+#: What an archive is that torch.save did not write, by its records.
+_KINDS_OF_ARCHIVES = (
+    (" (one of numpy)", re.compile(r"\.npy$")),
+    (" (a program of torch.export; save the module's state_dict)",
+     re.compile(r"models/|serialized_exported_program\.json$")),
+    (" (one of Keras)", re.compile(r"^model\.weights\.h5$")),
+)  # fmt: skip
 
 
 def _check_names(url: str, names: Collection[str]) -> None:
@@ -201,21 +204,11 @@ def _check_names(url: str, names: Collection[str]) -> None:
             "torch.save(torch.jit.load(path).state_dict(), other_path)."
         )
     if not any(name.endswith(_DATA) for name in names):
-        what = _kind_of(names) or f". Name what is inside of it: zip://::{url}, for all of it"
+        kinds = (what for what, part in _KINDS_OF_ARCHIVES if any(map(part.search, names)))
+        what = next(kinds, "") or f". Name what is inside of it: zip://::{url}, for all of it"
         raise ReadingError(
             f"expected a file that torch.save wrote, got a zip archive without a data.pkl{what}."
         )
-
-
-def _kind_of(names: Collection[str]) -> str:
-    """What an archive is that torch.save did not write, where its records show it."""
-    if any(name.endswith(".npy") for name in names):
-        return " (one of numpy)"
-    if any(
-        "models/" in name or name.endswith("serialized_exported_program.json") for name in names
-    ):
-        return " (a program of torch.export; save the module's state_dict)"
-    return " (one of Keras)" if "model.weights.h5" in names else ""
 
 
 def _records(source: ByteSource) -> dict[str, ArchiveRecord]:
@@ -225,7 +218,7 @@ def _records(source: ByteSource) -> dict[str, ArchiveRecord]:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError) as error:
-        if source.read(0, min(source.size, len(_OLD_START))) == _OLD_START:
+        if source.read(0, min(source.size, len(OLD_START))) == OLD_START:
             raise ReadingError(
                 "expected a zip archive, as torch.save writes since version 1.6, got a file from "
                 "before. Write it anew: torch.save(torch.load(path, weights_only=True), path)."
@@ -267,16 +260,6 @@ _STORAGE_DTYPES = {
     "BoolStorage": torch.bool, "ComplexDoubleStorage": torch.complex128,
     "ComplexFloatStorage": torch.complex64, "UntypedStorage": torch.uint8,
 }  # fmt: skip
-_WHOLE_NUMBERS = frozenset(
-    name
-    for name, dtype in _STORAGE_DTYPES.items()
-    if not dtype.is_floating_point and name != "UntypedStorage"
-)
-_NAMED_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in vars(torch).values()
-    if isinstance(dtype, torch.dtype)
-}
 _PLAIN = frozenset({"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"})
 _WRAPPED = frozenset({"_rebuild_parameter", "_rebuild_parameter_with_state"})
 _FROM_TYPE = Global("torch._tensor", "_rebuild_from_type_v2")
@@ -302,20 +285,20 @@ def as_sizes(node: Any) -> tuple[int, ...] | None:
 
 def as_dtype(node: Any) -> torch.dtype | None:
     """The dtype that a global such as torch.float32 names; None if it is something else."""
-    if isinstance(node, Global) and node.module == "torch":
-        return _NAMED_DTYPES.get(node.name)
-    return None
+    is_of_torch = isinstance(node, Global) and node.module == "torch"
+    found = vars(torch).get(node.name) if is_of_torch else None
+    return found if isinstance(found, torch.dtype) else None
 
 
 def _unwrapped(node: Any) -> Any:
     """What builds a tensor, out of what parameters and classes wrap around it."""
     for _ in range(4):
         function = _function(node)
-        if function is None or not isinstance(node.arguments, tuple) or not node.arguments:
+        if function is None or not node.arguments:
             return node
         if function.module == "torch._utils" and function.name in _WRAPPED:
             node = node.arguments[0]
-        elif function == _FROM_TYPE and len(node.arguments) > 2:
+        elif function == _FROM_TYPE and [type(one) for one in node.arguments[2:3]] == [tuple]:
             node = Call(node.arguments[0], node.arguments[2])
         else:
             return node
@@ -326,9 +309,9 @@ def _plain_call(node: Any) -> Call | None:
     """The call that builds a dense tensor; None if it is of another kind."""
     node = _unwrapped(node)
     function = _function(node)
-    if function is None or not isinstance(node.arguments, tuple) or len(node.arguments) < 4:
+    if function is None or function.module != "torch._utils" or len(node.arguments) < 4:
         return None
-    return node if function.module == "torch._utils" and function.name in _PLAIN else None
+    return node if function.name in _PLAIN else None
 
 
 #: What a tensor is that is not dense, by the function that would make it.
@@ -344,7 +327,7 @@ def _unreadable(name: str, node: Any) -> StoredTensor:
     """The tensor of a node that is no dense one."""
     node = _unwrapped(node)
     function, kind = _function(node), _made_by_its_class(node)
-    if function == _WRAPPER and isinstance(node.arguments, tuple) and node.arguments:
+    if function == _WRAPPER and node.arguments:
         kind = node.arguments[0] if isinstance(node.arguments[0], Global) else None
     problem = ""
     if kind is not None:
@@ -356,9 +339,9 @@ def _unreadable(name: str, node: Any) -> StoredTensor:
         raise RefusedError("expected a dense tensor, got another kind", name)
     problem = problem or f"it is a tensor of another kind ({in_words(function)})"
     # where they are given, the shape comes after the storage, or last among the parts
-    arguments = node.arguments if isinstance(node.arguments, tuple) else ()
-    flat = [part for one in arguments[:8] for part in (one if isinstance(one, tuple) else (one,))]
-    shape = next((shape for shape in map(as_sizes, (*arguments[:8], *flat[:32])) if shape), ())
+    some = node.arguments[:8]
+    flat = [part for one in some for part in (one if isinstance(one, tuple) else (one,))]
+    shape = next((shape for shape in map(as_sizes, (*some, *flat[:32])) if shape), ())
     what = kind.name if kind is not None else problem.removeprefix("it is ")
     entry = Entry(name=name, shape=shape, dtype=torch.uint8, stored_as=what, problem=problem)
     return StoredTensor(entry=entry)
@@ -418,25 +401,13 @@ def read_beside(file: Location) -> Tree:
     return tree
 
 
-def is_deepspeed(seen: Signature) -> bool:
-    """Whether a folder was written by DeepSpeed."""
-    if any(name.endswith((_STATES, "_optim_states.pt")) for name in seen.names):
-        return True
-    tags = [name for name in seen.names if name.startswith("global_step")]
-    return bool(tags) and (_LATEST in seen.names or "zero_to_fp32.py" in seen.names)
-
-
-def read_deepspeed(place: Location, seen: Signature) -> Contents:
-    """A folder of DeepSpeed, or the one inside that its ``latest`` names.
-
-    The weights are in the precision that the training computes in; what ZeRO keeps in single
-    precision beside them is in partitions.
-    """
-    states = [name for name in seen.names if name.endswith(_STATES)]
-    if not states and _LATEST in seen.names:
+def read_deepspeed(place: Location, names: Collection[str]) -> Contents:
+    """A folder of DeepSpeed, or the one inside that its ``latest`` names; no partition is read."""
+    states = [name for name in names if name.endswith(_STATES)]
+    if not states and _LATEST in names:
         with closing(place.inside(_LATEST).source()) as latest:
             tag = latest.read(0, min(latest.size, _MAX_TAG_BYTES)).decode(errors="replace").strip()
-        if tag in seen.names:
+        if tag in names:
             place = place.inside(tag)
             states = [name for name in place.names() if name.endswith(_STATES)]
     is_whole = states == [_WHOLE]

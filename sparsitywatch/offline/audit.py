@@ -20,8 +20,7 @@ from sparsitywatch.analysis.audit import (
     missing_steps,
     usual_layout,
 )
-from sparsitywatch.checkpoints.base import Checkpoint
-from sparsitywatch.checkpoints.dictionaries import OptimizerState
+from sparsitywatch.checkpoints.base import Checkpoint, OptimizerState
 from sparsitywatch.checkpoints.discovery import Places, discover
 from sparsitywatch.checkpoints.series import (
     COMPARED_BYTES,
@@ -152,7 +151,7 @@ def _judged_optimizers(kept: Mapping[int, Checkpoint], run: _Map, unit: str) -> 
             rows.append(AuditFinding.of(step, "unreadable", str(one)))
         else:
             states[step] = one
-    unlike = unlike_others(states, counts_steps=unit == "step")
+    unlike = unlike_others(states, unit)
     return rows + [AuditFinding.of(step, "optimizer", words) for step, words in unlike.items()]
 
 

@@ -16,9 +16,9 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.checkpoints.addresses import part_of
 from sparsitywatch.checkpoints.base import beyond
 from sparsitywatch.checkpoints.discovery import discover
-from sparsitywatch.checkpoints.faults import NoAccessError
 from sparsitywatch.checkpoints.formats import learning_rates
 from sparsitywatch.checkpoints.series import ListedCheckpoint, as_steps, expect_one_series, select
+from sparsitywatch.checkpoints.storage import NoAccessError
 from sparsitywatch.errors import (
     CheckpointError,
     ConfigurationError,

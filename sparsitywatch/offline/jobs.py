@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from sparsitywatch.checkpoints.base import Checkpoint, load_into, stored_snapshot
-from sparsitywatch.checkpoints.faults import one_line
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.series import mark_of
+from sparsitywatch.checkpoints.storage import one_line
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.pipeline.measure import Measured, RunContext, measure_snapshot, nothing_examined
 from sparsitywatch.pruning.evaluation import MaskedModel

@@ -14,8 +14,8 @@ from contracts.reader_contract import ReaderContract, failure, same_bits, small_
 from torch import nn
 
 from sparsitywatch.checkpoints.distributed import parse_metadata
-from sparsitywatch.checkpoints.faults import RefusedError
 from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.checkpoints.tensors import RefusedError
 from sparsitywatch.errors import IncompleteCheckpointError
 
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sparsitywatch as sw
-from sparsitywatch.checkpoints.dictionaries import choose
+from sparsitywatch.checkpoints.base import choose
 from sparsitywatch.checkpoints.discovery import describe, discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.cli import main

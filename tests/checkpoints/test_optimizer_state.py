@@ -16,7 +16,7 @@ from contracts.clean_series import RECIPES, Recipe, trained
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.checkpoints.dictionaries import OptimizerState, optimizers_in
+from sparsitywatch.checkpoints.base import OptimizerState, optimizers_in
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.series import unlike_others
 from sparsitywatch.weights.layout import Entry

@@ -20,11 +20,10 @@ from contracts.reader_contract import same_bits
 from fsspec.implementations.memory import MemoryFileSystem
 
 import sparsitywatch as sw
-from sparsitywatch.checkpoints import faults, storage
+from sparsitywatch.checkpoints import storage
 from sparsitywatch.checkpoints.discovery import discover
-from sparsitywatch.checkpoints.faults import may_pass
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.checkpoints.storage import url_at
+from sparsitywatch.checkpoints.storage import may_pass, url_at
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
 WEIGHTS = {f"layers.{i}.weight": torch.randn(8, 8, generator=torch.Generator().manual_seed(i))
@@ -170,7 +169,7 @@ def _failing(name: str):
 def flaky(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """Pauses that were made; the run lies at flaky://run."""
     pauses: list[float] = []
-    monkeypatch.setattr(faults.time, "sleep", pauses.append)
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     fs = fsspec.filesystem("flaky")
     fs.put(str(run), "/run", recursive=True)

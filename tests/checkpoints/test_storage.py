@@ -17,7 +17,7 @@ import torch
 from contracts.reader_contract import small_bert
 from fsspec.implementations.memory import MemoryFileSystem
 
-from sparsitywatch.checkpoints import faults, storage
+from sparsitywatch.checkpoints import storage
 from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.storage import DescriptionFile, Location, Source, Window
@@ -98,7 +98,7 @@ def test_only_what_is_in_scope_is_fetched(
     ],
 )
 def test_what_a_storage_raises_is_one_line(failure, message, counting, monkeypatch) -> None:
-    monkeypatch.setattr(faults.time, "sleep", lambda _: None)
+    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
     data = safetensors.torch.save({"w": torch.ones(3)})
     counting.pipe_file("counting://w.safetensors", data)
     with open_checkpoint("counting://w.safetensors") as checkpoint:

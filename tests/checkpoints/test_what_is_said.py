@@ -26,10 +26,10 @@ from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 import sparsitywatch as sw
-from sparsitywatch.checkpoints import faults
+from sparsitywatch.checkpoints import storage
 from sparsitywatch.checkpoints.discovery import describe, discover
-from sparsitywatch.checkpoints.faults import NoAccessError
 from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.checkpoints.storage import NoAccessError
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
 WEIGHTS = {f"layers.{i}.{part}.weight": torch.full((8, 8), i + 1.0)
@@ -88,7 +88,7 @@ def server() -> Iterator[tuple[str, Callable[[int], None]]]:
     ],
 )
 def test_what_a_server_refuses_is_said(status, error, words, ask, server, monkeypatch) -> None:
-    monkeypatch.setattr(faults.time, "sleep", lambda _: None)
+    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
     url, answers = server
     answers["status"] = status
     with pytest.raises(error, match=words) as caught:
@@ -136,8 +136,8 @@ REFUSED = {
 }
 CLIENT = """
 import json, sys
-from sparsitywatch.checkpoints import discovery, faults
-faults._PAUSES_S = (0.0,) * 4
+from sparsitywatch.checkpoints import discovery, storage
+storage._PAUSES_S = (0.0,) * 4
 said = {}
 for place in sys.argv[1:]:
     try:
