@@ -48,15 +48,9 @@ _MAX_FAILURES = 3
 class Reviewer:
     """Looks at whole records by rising step, the seam of vital signs; this one sees nothing."""
 
-    def reviewed(
-        self,
-        vital: Vital | None,
-        record: Record,
-        same_weights_as: int | None,
-        earlier: Sequence[Record],
-    ) -> Vital | None:
+    def reviewed(self, record: Record, earlier: Sequence[Record]) -> Vital | None:
         """The vital signs of a record with what the ``earlier`` ones say."""
-        return vital
+        return record.vital
 
     def events(
         self, record: Record, earlier: Sequence[Record], told: Sequence[Event]
@@ -94,11 +88,11 @@ class History:
         first = self._first_steps.get(record.fingerprint)
         if first == record.step:
             first = None
-        vital = record.vital
-        for reviewer in self._reviewers:
-            vital = reviewer.reviewed(vital, record, first, self.records)
         forecast = self._forecaster.forecast(record)
-        return dataclasses.replace(record, same_weights_as=first, vital=vital, forecast=forecast)
+        record = dataclasses.replace(record, same_weights_as=first, forecast=forecast)
+        for reviewer in self._reviewers:
+            record = dataclasses.replace(record, vital=reviewer.reviewed(record, self.records))
+        return record
 
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""

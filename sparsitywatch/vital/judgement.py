@@ -187,12 +187,10 @@ def findings_of(facts: TensorFacts, since_step: int) -> tuple[Finding, ...]:
     findings = []
     for kind, rule in _RULES.items():
         which, why = rule(facts)
-        if len(which):
-            names = tuple(facts.name[which[:_MAX_NAMES]].tolist())
-            found = Finding(
-                kind=kind, num=len(which), tensors=names, reason=why, since_step=since_step
-            )
-            findings.append(found)
+        names, num = tuple(facts.name[which[:_MAX_NAMES]].tolist()), len(which)
+        if num:
+            one = Finding(kind=kind, num=num, tensors=names, reason=why, since_step=since_step)
+            findings.append(one)
     return tuple(findings)
 
 
@@ -210,14 +208,12 @@ def _found(grounds: Mapping[str, np.ndarray], *keys: np.ndarray) -> _Found:
 
 def is_ours(facts: TensorFacts) -> np.ndarray:
     """Whether an optimizer that is known steps on it, or on a copy of it, bool [T]."""
-    found: np.ndarray = (facts.trained_by == "own") | (facts.trained_by == "master")
-    return found
+    return np.isin(facts.trained_by, ("own", "master"))
 
 
 def _is_stepped_on(facts: TensorFacts) -> np.ndarray:
     """Whether the optimizer takes steps for it that count, of a rate that is not near its end."""
-    is_so: np.ndarray = is_ours(facts) & (facts.lr > 0.0) & (facts.lr_share >= _NO_RATE)
-    return is_so
+    return np.asarray(is_ours(facts) & (facts.lr > 0.0) & (facts.lr_share >= _NO_RATE))
 
 
 # ------------------------------------------------------------------ untrained
@@ -234,22 +230,18 @@ def _untrained(facts: TensorFacts) -> _Found:
     grounds = {NO_OPTIMIZER: stands & by_none & ~(facts.gradient_ratio < _NEGLIGIBLE)}
     is_stepped_on = _is_stepped_on(facts)
     if (is_stepped_on & ~(facts.still_for > 0)).any():
-        grounds[NOT_STEPPED] = stands & is_stepped_on & _must_move(facts)
+        # a gradient that counts; once it has moved, that may have ended with what was to be learnt
+        is_large = facts.gradient_ratio >= np.where(facts.has_moved, 0.1, _NEGLIGIBLE)
+        is_large &= ~facts.has_moved | (facts.still_for >= _PATIENCE)
+        # and an update that could be stored
+        is_stored = facts.num_could_round < _MOST * facts.num_gradients
+        must_move = is_large & is_stored & (facts.num >= FEW)
+        grounds[NOT_STEPPED] = stands & is_stepped_on & must_move
         grounds[CUT_OFF] = _is_cut_off(facts, is_stepped_on)
     is_lost = _has_lost_gradient(facts, is_stepped_on)
     if is_lost.any():
         grounds[LOST.format(facts.dead_steps[is_lost].max())] = is_lost
     return _found(grounds, facts.num_weights)
-
-
-def _must_move(facts: TensorFacts) -> np.ndarray:
-    """A gradient that counts, and an update that could be stored."""
-    # once it has moved, its gradient may have ended with what there was to learn
-    least = np.where(facts.has_moved, 0.1, _NEGLIGIBLE)
-    patient = ~facts.has_moved | (facts.still_for >= _PATIENCE)
-    is_stored = facts.num_could_round < _MOST * facts.num_gradients
-    must: np.ndarray = is_stored & patient & (facts.gradient_ratio >= least) & (facts.num >= FEW)
-    return must
 
 
 @lru_cache(maxsize=1 << 13)  # the same names at every snapshot
@@ -258,19 +250,16 @@ def _is_for_some(name: str) -> bool:
 
 
 def _is_dead(facts: TensorFacts) -> np.ndarray:
-    is_dead: np.ndarray = (facts.dead_for >= _PATIENCE) & (facts.dead_steps >= _PATIENT_STEPS)
-    return is_dead
+    return np.asarray((facts.dead_for >= _PATIENCE) & (facts.dead_steps >= _PATIENT_STEPS))
 
 
 def _is_cut_off(facts: TensorFacts, is_stepped_on: np.ndarray) -> np.ndarray:
-    """Tensors that a gradient does not reach on its way through the model.
-
-    One that is not used for these inputs looks the same. So it has to be most of the model; or the
-    first part of it, in the middle of a list of layers; or whole layers of such a list.
-    """
+    """Tensors that a gradient does not reach on its way through the model."""
     is_dead: np.ndarray = is_stepped_on & _is_dead(facts) & ~facts.has_moved
     if not is_dead.any():
         return is_dead
+    # one that is not used for these inputs looks the same. So it has to be most of the model; or
+    # the first part of it, in the middle of a list of layers; or whole layers of such a list
     trained = [i for i in np.flatnonzero(is_stepped_on).tolist() if not _is_for_some(facts.name[i])]
     dead = {facts.name[i]: facts.num_weights[i] for i in trained if is_dead[i]}
     found: set[str] = set()
@@ -289,12 +278,9 @@ def _is_cut_off(facts: TensorFacts, is_stepped_on: np.ndarray) -> np.ndarray:
 
 
 def _has_lost_gradient(facts: TensorFacts, is_stepped_on: np.ndarray) -> np.ndarray:
-    """Tensors that had a gradient at every step, and now have none for whole intervals.
-
-    What comes and goes in a training says how long an absence is usual there: layers dropped at
-    random, experts, heads in turn. So far from it nothing comes back; and where something else has
-    taken the place of what ended, parts are trained in turn.
-    """
+    """Tensors that had a gradient at every step, and now have none for whole intervals."""
+    # what comes and goes in a training says how long an absence is usual there: layers dropped at
+    # random, experts, heads in turn
     usual = facts.absence[is_stepped_on].max(initial=0)
     is_lost: np.ndarray = is_stepped_on & (facts.dead_for > 0) & ~facts.is_relieved
     is_lost &= (facts.alive_steps >= _FEW_STEPS) & (facts.absence == 0)
@@ -351,10 +337,8 @@ def _rounding(facts: TensorFacts) -> _Found:
         return _NOTHING
     still = facts.num_still / facts.num
     share = np.average(still[is_losing], weights=facts.num_weights[is_losing])
-    why = (
-        f"{share:.0%} of their weights have the bits of the snapshot before: updates are too small"
-    )
-    return _found({why: is_losing}, still, facts.num_weights)
+    bits = f"{share:.0%} of their weights have the bits of the snapshot before"
+    return _found({f"{bits}: updates are too small": is_losing}, still, facts.num_weights)
 
 
 NOT_APPLIED = "weights without a gradient stand still, and weight decay ought to move them"
@@ -395,11 +379,9 @@ def _returned(facts: TensorFacts) -> _Found:
 
 @np.errstate(all="ignore")  # what is not finite is told beside
 def _overwritten(facts: TensorFacts) -> _Found:
-    """Tensors whose weights went where no step of their optimizer could take them.
-
-    What writes to weights in every interval, such as a bound that they are held to, is part of the
-    training; and an average, or a state that was earlier, is no farther away than the start.
-    """
+    """Tensors whose weights went where no step of their optimizer could take them."""
+    # what writes to weights in every interval, such as a bound, is part of the training; and an
+    # average, or a state that was earlier, is no farther away than the start
     is_so = is_ours(facts) & facts.was_within & ~facts.is_within & (facts.num >= FEW)
     is_so &= (facts.back_at < 0) & (facts.update > facts.from_start)
     is_so &= ~facts.has_past | (facts.update >= FAR * facts.rms)
@@ -416,25 +398,21 @@ def _overwritten(facts: TensorFacts) -> _Found:
 
 @np.errstate(all="ignore")  # what is not finite is no growth
 def _blew_up(facts: TensorFacts) -> _Found:
-    """Tensors that changed far more than ever, and by much of their size.
-
-    Of one that began at zero the size says nothing.
-    """
+    """Tensors that changed far more than ever, and by much of their size."""
     past = facts.past_updates
     if past.shape[1] < _MIN_PAST:
         return _NOTHING
     growth = facts.update / past.max(1)
+    # of one that began at zero the size says nothing
     is_so = (past.min(1) > 0.0) & ~facts.began_at_zero & (facts.num >= FEW)
     is_so &= np.isfinite(facts.update) & (growth >= _MORE_THAN_EVER)
     is_so &= (facts.update >= FAR * facts.rms) & (facts.num_far > _MOST * facts.num)
     is_so[_overwritten(facts)[0]] = False
     which, _ = _found({"": is_so}, growth)
-    first = which[:1]
-    why = [
-        f"{share:.3g} of its size in one interval, {times:.3g} times its most ever"
-        for share, times in zip((facts.update / facts.rms)[first], growth[first], strict=True)
-    ]
-    return which, "".join(why)
+    if not len(which):
+        return _NOTHING
+    share, times = facts.update[which[0]] / facts.rms[which[0]], growth[which[0]]
+    return which, f"{share:.3g} of its size in one interval, {times:.3g} times its most ever"
 
 
 _RULES: dict[str, Callable[[TensorFacts], _Found]] = {
@@ -454,31 +432,20 @@ _RULES: dict[str, Callable[[TensorFacts], _Found]] = {
 class VitalReviewer(Reviewer):
     """Completes what checkpoints say by themselves, and makes events of findings that are new."""
 
-    def reviewed(
-        self,
-        vital: Vital | None,
-        record: Record,
-        same_weights_as: int | None,
-        earlier: Sequence[Record],
-    ) -> Vital | None:
+    def reviewed(self, record: Record, earlier: Sequence[Record]) -> Vital | None:
         """Of parameters that were not compared: since when some are not finite, or all are back."""
-        before = next((r for r in reversed(earlier) if r.was_read), None)
+        vital, before = record.vital, next((r for r in reversed(earlier) if r.was_read), None)
         if vital is None or not vital.reason or before is None:
             return vital
-        findings = [replace(one, since_step=before.step) for one in vital.findings]
-        if same_weights_as is not None and before.fingerprint != record.fingerprint:
+        findings = [*vital.findings]
+        if record.same_weights_as is not None and before.fingerprint != record.fingerprint:
             names = tuple(layer.name for layer in record.layers)
-            first = numbered(record.provenance.unit, same_weights_as)
-            findings.append(
-                Finding(
-                    kind="returned",
-                    num=len(names),
-                    tensors=names[:_MAX_NAMES],
-                    reason=f"all weights in scope have the bits of {first} again",
-                    since_step=before.step,
-                )
-            )
-        return replace(vital, findings=tuple(findings))
+            first = numbered(record.provenance.unit, record.same_weights_as)
+            why = f"all weights in scope have the bits of {first} again"
+            back = Finding(kind="returned", num=len(names), tensors=names[:_MAX_NAMES], reason=why)
+            findings.append(back)
+        since = tuple(replace(one, since_step=before.step) for one in findings)
+        return replace(vital, findings=since)
 
     def events(
         self, record: Record, earlier: Sequence[Record], told: Sequence[Event]

@@ -1,16 +1,10 @@
 """What two snapshots, the gradients and the optimizer say of every parameter of the model.
 
-A fixed sample of each tensor is compared bit for bit with the snapshot before: all of a small one,
-some of a large one. Of each gradient it is read whether it is there, and not all zero. What stands
-still, or shrinks by one factor alone, is looked at more closely: whether its updates are large
-enough to be stored. Of a training that is well next to nothing is, so that this costs next to
-nothing.
-
-What the next step may change is read in the training's thread: the samples, the optimizer, and the
-gradients. The rest is told from that alone, behind the training. Ranks that hold parts of the
-parameters exchange what is read, so that each tells what one process tells of the whole.
-
-Arrays are [T], by tensor, or [N], by sampled weight.
+A fixed sample of each tensor is compared bit for bit with the snapshot before. Of each gradient it
+is read whether it is there, and not all zero. What stands still, or shrinks by one factor alone, is
+looked at more closely: of a training that is well next to nothing is. What the next step may change
+is read in the training's thread; the rest is told from that alone, behind the training. Ranks that
+hold parts of the parameters exchange what is read. Arrays are [T], by tensor, or [N], by weight.
 """
 
 from __future__ import annotations
@@ -18,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -68,6 +63,11 @@ _OF_TRAINER = (
     "num_steps", "num_reached", "lr", "lr_share", "lr_rise", "weight_decay", "reach", "has_past",
     "momentum",
 )  # fmt: skip
+#: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
+#: may step on some tensors only.
+_ROLES = ("frozen", "none", "unknown", "master", "own")
+#: How large its updates are, as of ``Kind.size``.
+_SIZES = ("unknown", "relative", "gradient", "lr")
 
 
 class VitalTracker(Examiner):
@@ -108,10 +108,7 @@ class VitalTracker(Examiner):
         parameters: Mapping[str, torch.Tensor],
         training: Training | None = None,
     ) -> Callable[[], VitalReading]:
-        """What became of every parameter since the snapshot before; remember this one.
-
-        What is returned tells it, once, in any thread, before the next look.
-        """
+        """What became of every parameter since the last look, told once, before the next one."""
         if self._reason:
             return partial(VitalReading, reason=self._reason)
         weights = {name: one for name, one in parameters.items() if _has_numbers(one)}
@@ -129,8 +126,7 @@ class VitalTracker(Examiner):
         if self._before.tensors:
             seen = Comparison(self._start, self._before, now)
             if training is not None:  # compared here, to know which gradients to look at
-                done = self._done_since(training)
-                has_stepped = _tell_trainers(facts, training, done, weights, self._reader)
+                has_stepped = self._tell_trainers(facts, training, weights)
                 gradients = Gradients(weights, training.trainers, self._reader)
                 trained = _Trained(seen, facts, gradients if has_stepped else None)
         means, self._means = self._means, {} if trained is None else trained.means
@@ -175,6 +171,34 @@ class VitalTracker(Examiner):
         for step, earlier in list(self._marks)[:-1]:
             facts.back_at[moved & (earlier == marks)] = step  # the latest one stays
 
+    def _tell_trainers(
+        self, facts: TensorFacts, training: Training, parameters: Mapping[str, torch.Tensor]
+    ) -> bool:
+        """Add who trains each parameter, and how, on whichever rank; True if any has stepped."""
+        # an optimizer with no parameter of the model may step on copies that are not known
+        is_blind, done = not training.trainers, self._done_since(training)
+        codes = np.zeros((3, len(parameters)), np.int64)
+        codes[2] = training.has_stepped
+        numbers = np.zeros((len(_OF_TRAINER), len(parameters)))
+        for i, (name, parameter) in enumerate(parameters.items()):
+            trainer = training.trainers.get(name)
+            if not parameter.requires_grad:
+                role = "frozen"
+            elif trainer is not None:
+                role = "master" if name in training.copied else "own"
+                codes[1, i] = _SIZES.index(trainer.kind.size)
+                numbers[:, i] = done[name]
+            else:
+                role = "unknown" if is_blind and parameter.dtype.itemsize < 4 else "none"
+            codes[0, i] = _ROLES.index(role)
+        # of numbers that are not negative the largest one has the largest bits
+        united = self._reader.ranks.highest(np.concatenate([codes, numbers.view(np.int64)]))
+        facts.trained_by, facts.sized_by = np.array(_ROLES)[united[0]], np.array(_SIZES)[united[1]]
+        for name, column in zip(_OF_TRAINER, united[3:].view(np.float64), strict=True):
+            facts[name] = column
+        facts.lr_rise[~is_ours(facts)] = 1.0
+        return bool(united[2].any())
+
     def _done_since(self, training: Training) -> dict[str, tuple[float, ...]]:
         """By name what was done to each tensor since the snapshot before, as ``_OF_TRAINER``."""
         found: dict[str, tuple[float, ...]] = {}
@@ -208,10 +232,7 @@ class VitalTracker(Examiner):
     def _tell_of_gradients(
         self, facts: TensorFacts, is_ours: np.ndarray, is_gone: np.ndarray
     ) -> None:
-        """Add how long each tensor has had gradients, and has had none by now.
-
-        ``is_gone``: it had none in the whole interval.
-        """
+        """Add how long each tensor has had gradients, and has had none (of late: ``is_gone``)."""
         last = self._last(facts)
         is_in_steps = is_ours & (facts.num_steps > 0)
         is_alive = is_in_steps & ~is_gone & (facts.num_reached > 0) & (facts.gradient != "zero")
@@ -265,55 +286,12 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.cpu().numpy().copy()
-    return array
+    return np.array(tensor.cpu().numpy())
 
 
 def _has_numbers(one: torch.Tensor) -> bool:
     is_there = hasattr(one, "flat_shard") or not one.is_meta  # FSDP1
     return is_there and one.is_floating_point() and one.numel() > 0
-
-
-# ------------------------------------------------------------------ who trains a parameter
-
-#: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
-#: may step on some tensors only.
-_ROLES = ("frozen", "none", "unknown", "master", "own")
-#: How large its updates are, as of ``Kind.size``.
-_SIZES = ("unknown", "relative", "gradient", "lr")
-
-
-def _tell_trainers(
-    facts: TensorFacts,
-    training: Training,
-    done: Mapping[str, Sequence[float]],
-    parameters: Mapping[str, torch.Tensor],
-    reader: ShardedReader,
-) -> bool:
-    """Add who trains each parameter, and how, on whichever rank; returns whether any stepped."""
-    # an optimizer with no parameter of the model may step on copies that are not known
-    is_blind = not training.trainers
-    codes = np.zeros((3, len(parameters)), np.int64)
-    codes[2] = training.has_stepped
-    numbers = np.zeros((len(_OF_TRAINER), len(parameters)))
-    for i, (name, parameter) in enumerate(parameters.items()):
-        trainer = training.trainers.get(name)
-        if not parameter.requires_grad:
-            role = "frozen"
-        elif trainer is not None:
-            role = "master" if name in training.copied else "own"
-            codes[1, i] = _SIZES.index(trainer.kind.size)
-            numbers[:, i] = done[name]
-        else:
-            role = "unknown" if is_blind and parameter.dtype.itemsize < 4 else "none"
-        codes[0, i] = _ROLES.index(role)
-    # of numbers that are not negative the largest one has the largest bits
-    united = reader.ranks.highest(np.concatenate([codes, numbers.view(np.int64)]))
-    facts.trained_by, facts.sized_by = np.array(_ROLES)[united[0]], np.array(_SIZES)[united[1]]
-    for name, column in zip(_OF_TRAINER, united[3:].view(np.float64), strict=True):
-        facts[name] = column
-    facts.lr_rise[~is_ours(facts)] = 1.0
-    return bool(united[2].any())
 
 
 # ------------------------------------------------------------------ gradients
@@ -329,25 +307,20 @@ _STATES = ("none", "zero", "some", "unknown")
 _NONE, _ZERO, _SOME, _UNKNOWN = range(4)
 
 
+@dataclass(frozen=True)
 class Gradients:
     """Those of a model's parameters after a step; ranks exchange the values of sampled weights."""
 
-    def __init__(
-        self,
-        parameters: Mapping[str, torch.Tensor],
-        trainers: Mapping[str, Trainer],
-        reader: ShardedReader,
-    ) -> None:
-        self._parameters = parameters
-        self._trainers = trainers
-        self._reader = reader
+    _parameters: Mapping[str, torch.Tensor]
+    _trainers: Mapping[str, Trainer]
+    _reader: ShardedReader
 
     def states(self, names: Sequence[str]) -> np.ndarray:
         """What each of them is, one of ``_STATES``, [T]."""
         with self._reader.ranks.all_or_none("gradients"):
             codes, parts = np.full(len(names), _NONE, np.int64), {}
             for i, name in enumerate(names):
-                held = stepped_on(self._parameters[name]).grad
+                held = self._gradient(name)
                 if held is not None:
                     part = kept_for(self._parameters[name], held)
                     codes[i] = _UNKNOWN
@@ -355,16 +328,11 @@ class Gradients:
                         parts[i] = part
             for i, has_some in zip(parts, _have_some(list(parts.values())), strict=True):
                 codes[i] = _SOME if has_some else _ZERO
-        found: np.ndarray = np.array(_STATES)[self._reader.ranks.highest(codes)]
-        return found
+        return np.asarray(np.array(_STATES)[self._reader.ranks.highest(codes)])
 
     def values(self, names: Sequence[str]) -> Mapping[str, np.ndarray]:
         """Sampled weights' gradients, float64; of tensors that have some."""
-
-        def gradient(name: str) -> torch.Tensor | None:
-            return stepped_on(self._parameters[name]).grad
-
-        return self._united("gradients", names, gradient)
+        return self._united("gradients", names, self._gradient)
 
     def means(self, names: Sequence[str]) -> Mapping[str, np.ndarray]:
         """Optimizers' means of the gradients of sampled weights, float64; NaN if none is kept."""
@@ -391,9 +359,11 @@ class Gradients:
         own = np.array([any(part in key for part in _KEPT_APART) for key in keys], np.int64)
         return self._reader.ranks.highest(own) > 0
 
+    def _gradient(self, name: str) -> torch.Tensor | None:
+        return stepped_on(self._parameters[name]).grad
+
     def _mean(self, name: str) -> torch.Tensor | None:
-        state = self._state(name)
-        found = (state.get(key) for key in _MEANS)
+        found = map(self._state(name).get, _MEANS)
         return next((one for one in found if torch.is_tensor(one)), None)
 
     def _state(self, name: str) -> Mapping[str, object]:
@@ -426,11 +396,9 @@ def _has_some(part: torch.Tensor) -> bool:
 
 
 def goes_on_by_itself(before: np.ndarray, weights: np.ndarray, now: np.ndarray, eps: float) -> bool:
-    """Whether no gradient came into a mean since it was what it was before.
-
-    Then it is one factor of what it was, and one of the weights, where decay goes through it: the
-    same two for all weights.
-    """
+    """Whether no gradient came into a mean since it was what it was before."""
+    # then it is one factor of what it was, and one of the weights, where decay goes through it: the
+    # same two for all weights
     basis = np.stack([before, weights], axis=1)
     if len(now) < FEW or not np.isfinite(basis).all() or not np.isfinite(now).all():
         return False
@@ -444,11 +412,7 @@ def goes_on_by_itself(before: np.ndarray, weights: np.ndarray, now: np.ndarray, 
 
 
 class _Trained:
-    """What the gradients of one interval say, and so whether what stands still ought to.
-
-    All that is the training's is read when it is made. What is asked later is told from that, and
-    added to the same facts.
-    """
+    """What the gradients of one interval say; what is the training's is read when it is made."""
 
     def __init__(self, seen: Comparison, facts: TensorFacts, gradients: Gradients | None) -> None:
         self._seen, self._facts = seen, facts
@@ -466,15 +430,11 @@ class _Trained:
         self._has_some = bool((facts.gradient == "some").any())  # a gradient other than 0
 
     def _look(self, gradients: Gradients) -> None:
-        """Read which gradients there are, and those of what needs a look at them.
-
-        Few do in a training that is well: what stands still, shrinks as one, or keeps more bits
-        than some zeros and some that came back.
-        """
+        """Read which gradients there are, and those of what needs a look at them."""
         seen, facts, names = self._seen, self._facts, self._facts.name
         asked = np.flatnonzero(self.is_ours | (facts.trained_by == "none"))
         facts.gradient[asked] = gradients.states(names[asked].tolist())
-        by_chance = np.maximum(FEW, seen.now.num // 64)
+        by_chance = np.maximum(FEW, seen.now.num // 64)  # some zeros, and some that came back
         is_odd = self._is_unmoved | (seen.num_still > by_chance)
         is_odd &= facts.gradient != ""
         self._odd = np.flatnonzero(is_odd).tolist()
@@ -501,10 +461,7 @@ class _Trained:
             self.means = gradients.means(names[is_zero].tolist())
 
     def are_gone(self, before: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Which tensors had no gradient, or one of zero, in the whole interval, bool [T].
-
-        ``before``: means of gradients that were zero at the snapshot before, by name.
-        """
+        """Which had no gradient, or one of zero, in the whole interval; ``before``: means then."""
         seen, facts = self._seen, self._facts
         is_gone: np.ndarray = (facts.gradient == "none") & seen.is_still
         for i in np.flatnonzero(facts.gradient == "zero").tolist():
@@ -560,11 +517,9 @@ class _Trained:
         facts.is_within = facts.num_beyond <= 0.5 * facts.num
 
     def _reach_of_gradients(self, one: Any) -> float:
-        """How far steps of SGD go, by the momentum at their end; infinity where that forgets.
-
-        A gradient moves a weight at its own step and by what momentum makes of it, and what is left
-        of it in the end is the least of the first one.
-        """
+        """How far steps of SGD go, by the momentum at their end; infinity where that forgets."""
+        # a gradient moves a weight at its own step and by what momentum makes of it; what is left
+        # of it in the end is the least of the first one
         momentum, num_steps = float(one.momentum), int(one.num_steps)
         left = momentum ** (num_steps - 1)
         buffer = self._buffers[one.name] if momentum > 0.0 else self._values[one.name]
@@ -616,8 +571,7 @@ class _Trained:
 def _update(one: Any, before: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     """About the size of one step of each weight of a tensor, before it is rounded."""
     if one.sized_by == "gradient":
-        found: np.ndarray = one.lr * np.abs(gradient) / (1.0 - min(one.momentum, 0.99))
-        return found
+        return np.asarray(one.lr * np.abs(gradient) / (1.0 - min(one.momentum, 0.99)))
     unit = max(one.rms, 1e-3) if one.sized_by == "relative" else 1.0
     return np.full(len(before), one.lr * unit)
 
@@ -626,9 +580,8 @@ def _has_learned(one: Any, update: np.ndarray) -> bool:
     """Whether updates are small because its gradient has ended with what there was to learn."""
     if one.sized_by != "gradient" or not len(one.past_updates):
         return False
-    intended = _rms(update) * one.num_steps
     most = float(one.lr_share * one.past_updates.max())
-    return bool(intended < _ENDED * most)
+    return bool(_rms(update) * one.num_steps < _ENDED * most)
 
 
 def _rms(values: np.ndarray) -> float:

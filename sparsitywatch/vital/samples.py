@@ -52,14 +52,12 @@ class Sample:
         """That of each tensor's part of ``values``, [T]."""
         if not len(values):
             return values
-        found: np.ndarray = np.sqrt(np.add.reduceat(np.square(values), self.starts) / self.num)
-        return found
+        return np.asarray(np.sqrt(np.add.reduceat(np.square(values), self.starts) / self.num))
 
     def marks(self) -> np.ndarray:
         """A checksum of each tensor's sample, int64 [T]."""
-        return np.array(
-            [zlib.crc32(bits_of(one).numpy().data) for one in self.tensors.values()], int
-        )
+        words = (bits_of(one).numpy().data for one in self.tensors.values())
+        return np.array([*map(zlib.crc32, words)], int)
 
 
 @lru_cache(maxsize=1 << 13)  # of the same tensors at every snapshot
@@ -95,12 +93,10 @@ class Comparison:
             return self.now.root_mean_square(self.before.values)
 
     def num_moved(self, index: int, allowed: np.ndarray | float) -> int:
-        """How many weights of a tensor moved farther, not to a value that many of them have.
-
-        Such a value is a bound that they are held to, or the zero of a mask.
-        """
+        """How many weights of a tensor moved farther, not to a value that many of them have."""
         where = self.now.slice_of(index)
         before, now = self.before.values[where], self.now.values[where]
+        # such a value is a bound that they are held to, or the zero of a mask
         _, place, count = np.unique(np.abs(now), return_inverse=True, return_counts=True)
         with np.errstate(all="ignore"):  # what is not finite is told beside
             is_far = (np.abs(now - before) > allowed) & (count[place] <= len(now) // FEW)
@@ -121,13 +117,9 @@ class Comparison:
 
 
 def _have_one_factor(was: np.ndarray, is_now: np.ndarray, eps: np.ndarray) -> np.ndarray:
-    """Of each row whether its weights were all multiplied by one factor below 1.
-
-    1 or 0; -1 where no weight tells: they were 0, or are NaN.
-    """
+    """Of each row whether its weights were all multiplied by one factor below 1; -1: none tells."""
     ratio = is_now / was
     ratio[was == 0.0] = np.nan
     low, high = np.fmin.reduce(ratio, axis=-1), np.fmax.reduce(ratio, axis=-1)
     is_so = (high < 1.0 - eps) & (low > 0.0) & (high - low <= ROUNDED * eps)
-    found: np.ndarray = np.where(np.isnan(low), -1, is_so)
-    return found
+    return np.where(np.isnan(low), -1, is_so)  # they were 0, or are NaN
