@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import Any
 
-from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole
+from sparsitywatch.errors import ConfigurationError, expect, expect_whole, is_number
 from sparsitywatch.records import SCHEMA_VERSION, Event, to_json
 from sparsitywatch.redact import redacted_error
 
@@ -120,11 +120,13 @@ class Webhook(Action):
         close_s: float = 10.0,
     ) -> None:
         self._host = _host(url)
-        _expect_least("timeout_s", timeout_s, 1e-3)
-        _expect_least("retries", retries, 0)
-        _expect_least("pause_s", pause_s, 0)
-        _expect_least("max_queue", max_queue, 1)
-        _expect_least("close_s", close_s, 0)
+        bounds = {
+            "timeout_s": (timeout_s, 1e-3), "retries": (retries, 0), "pause_s": (pause_s, 0),
+            "max_queue": (max_queue, 1), "close_s": (close_s, 0),
+        }  # fmt: skip
+        for name, (number, least) in bounds.items():
+            is_good = is_number(number) and least <= number < math.inf
+            expect(is_good, name, f"a number >= {least:g}", number)
         self._url = url
         self._headers = {"Content-Type": "application/json", **(headers or {})}
         self._timeout_s = timeout_s
@@ -209,10 +211,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _expect_least(name: str, number: float, least: float) -> None:
-    expect_number(name, number, lambda x: least <= x < math.inf, f"a number >= {least:g}")
-
-
 def _host(url: str) -> str:
     """The host of a URL that can be posted to; a ConfigurationError if it cannot."""
     try:
@@ -267,9 +265,8 @@ class SaveCheckpoint(Action):
             return
         self._seen.add(event.id)
         if self._num_saves >= self._max_saves:
-            _logger.warning(
-                "sparsitywatch: nothing saved at %s: max_saves=%d were", event.id, self._max_saves
-            )
+            text = "sparsitywatch: nothing saved at %s: max_saves=%d were"
+            _logger.warning(text, event.id, self._max_saves)
             return
         self._save(event)
         self._num_saves += 1

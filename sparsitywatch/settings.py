@@ -8,13 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from sparsitywatch.analysis.detect import (
-    AbruptChange,
-    Detector,
-    DormantRise,
-    MeasuredChange,
-    ValueChange,
-)
+from sparsitywatch.analysis import detect
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole, listed
 from sparsitywatch.pruning import PATTERNS
@@ -148,15 +142,15 @@ Settings.__doc__ = (Settings.__doc__ or "").replace(
 )
 
 
-def default_detectors(settings: Settings) -> Mapping[str, Detector]:
+def default_detectors(settings: Settings) -> Mapping[str, detect.Detector]:
     """What is watched by default, by name of the series; near-zero rules are one family."""
     rules, number = settings.near_zero, len(settings.near_zero)
     return {
-        "motion/dormant": DormantRise(),
-        **{f"near_zero/{rule}": AbruptChange(family=number) for rule in rules},
-        "essential_sparsity/value": MeasuredChange(),
-        "value/reliance": MeasuredChange(0.0, ratio=2.5),
-        "value/dense": ValueChange(),
+        "motion/dormant": detect.DormantRise(),
+        **{f"near_zero/{rule}": detect.AbruptChange(family=number) for rule in rules},
+        "essential_sparsity/value": detect.MeasuredChange(),
+        "value/reliance": detect.MeasuredChange(0.0, ratio=2.5),
+        "value/dense": detect.ValueChange(),
     }
 
 
@@ -165,18 +159,18 @@ def _effective_sweep(levels: Any, sweep: Any, pattern: Pattern, confidence: floa
     if sweep is not None:
         expect(isinstance(sweep, Sweep), "sweep", "a sweep such as sw.sweeps.Racing()", sweep)
         expect(levels is None, "levels", "None with a `sweep`, which chooses the levels", levels)
-    only = pattern.levels
+    only, given = pattern.levels, levels if sweep is None else sweep
+    if only is not None and given is not None:
+        raise ConfigurationError(
+            f"Expected no `levels` with the pattern {pattern.name!r}, which has the sparsities "
+            f"{', '.join(f'{level:g}' for level in only)} only, got {given!r}."
+        )
     if only is not None:
-        given = levels if sweep is None else sweep
-        if given is not None:
-            raise ConfigurationError(
-                f"Expected no `levels` with the pattern {pattern.name!r}, which has the sparsities "
-                f"{', '.join(f'{level:g}' for level in only)} only, got {given!r}."
-            )
         return Grid(tuple(only))
+    if isinstance(sweep, Sweep):
+        return sweep
     if levels is None:
-        chosen: Sweep = Racing(risk=1.0 - confidence) if sweep is None else sweep
-        return chosen
+        return Racing(risk=1.0 - confidence)
     if isinstance(levels, Sweep):
         raise ConfigurationError(
             f"Expected `levels` to be sparsities in [0, 1), got {levels!r}. A sweep is given as "

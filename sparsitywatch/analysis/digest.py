@@ -110,9 +110,8 @@ def _digest_series(steps: np.ndarray, values: np.ndarray) -> SeriesDigest:
     """Of a series that was measured at one snapshot at least."""
     steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
     found: dict[str, Any] = {}
-    lowest, highest = int(values.argmin()), int(values.argmax())
-    ends = {"first": 0, "last": -1, "lowest": lowest, "highest": highest}
-    for name, i in ends.items():
+    ends = (0, -1, int(values.argmin()), int(values.argmax()))
+    for name, i in zip(("first", "last", "lowest", "highest"), ends, strict=True):
         found |= {name: float(values[i]), f"{name}_step": int(steps[i])}
     return SeriesDigest(**found)
 
@@ -132,14 +131,13 @@ def _without_proxy(events: Sequence[Event]) -> list[Event]:
     found = []
     for event in events:
         seen_in = [s for s in (event.series, *event.related) if not describe(s).needs_proxy]
-        if not seen_in:
-            continue
-        if seen_in[0] != event.series:
+        if seen_in and seen_in[0] != event.series:
             event = replace(
                 event, series=seen_in[0], direction="", trend="",
                 baseline=math.nan, value=math.nan, noise=math.nan,
             )  # fmt: skip
-        found.append(replace(event, related=tuple(seen_in[1:])))
+        if seen_in:
+            found.append(replace(event, related=tuple(seen_in[1:])))
     return found
 
 
@@ -154,17 +152,11 @@ def decay_clock_at(records: Sequence[Record], step: int) -> float:
 
 # ------------------------------------------------------------------ whether runs can be compared
 
-#: Fields of a record's provenance that its curve depends on, and those that all of it does.
-_CURVE_FIELDS = (
-    "scope_hash",
-    "proxy_hash",
-    "tolerance",
-    "tolerance_mode",
-    "pattern",
-    "evaluation",
-    "dtypes",
-)
+#: Fields of a record's provenance that all of it depends on, and those that its curve does, too.
 _WEIGHT_FIELDS = ("scope_hash",)
+_CURVE_FIELDS = (
+    *_WEIGHT_FIELDS, "proxy_hash", "tolerance", "tolerance_mode", "pattern", "evaluation", "dtypes",
+)  # fmt: skip
 
 
 def mismatches(
@@ -203,7 +195,7 @@ def require_comparable(runs: Sequence[Run], *, weights_only: bool = False) -> No
     for field, by_value in found.items():
         values = [f"{value} in {', '.join(names)}" for value, names in by_value.items()]
         lines.append(f"  {field}: {'; '.join(values)}")
-    if not weights_only and not mismatches(runs, weights_only=True):
+    if not weights_only and not found.keys() & set(_WEIGHT_FIELDS):
         lines.append(
             "Their scopes agree: near-zero and dormant weights can be compared with --weights-only."
         )

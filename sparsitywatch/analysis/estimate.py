@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparsitywatch.errors import ConfigurationError, expect, is_number
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
-from sparsitywatch.records.curve import first_beyond, units
-from sparsitywatch.records.student import t_quantile
-
-Array = NDArray[np.float64]
+from sparsitywatch.records.curve import Array, first_beyond, t_quantile, units
 
 _MODES = ("relative", "absolute")
 #: Rounding of a mean is not harm: 0.90 - 0.89 is within 0.01, though not in binary.
@@ -135,14 +130,8 @@ def _by_rising_sparsity(
 class _Reading:
     """A curve read once, by rising sparsity, beside the harm that is allowed; arrays of length K.
 
-    Attributes:
-        sparsity, harm, stderr: of the points that saw all examples, as far as there are any but the
-            ends; harm against dense is inf where the value is not finite.
-        every: sparsity and harm of all points.
-        dense: NaN if there is none.
-        critical: how many standard errors the interval has.
-        beyond: the first point beyond what is allowed by the best curve that only rises; known
-            where the curve is not refused.
+    Sparsity, harm and its error are of the points that saw all examples, as far as there are any
+    but the ends. Harm against dense is inf where the value is not finite.
     """
 
     def __init__(
@@ -152,7 +141,7 @@ class _Reading:
         loss = np.asarray(curve.value) * (-1.0 if curve.higher_is_better else 1.0)
         loss = np.where(np.isfinite(loss), loss, np.inf)
         stderr = np.full(len(loss), np.nan) if curve.stderr is None else np.asarray(curve.stderr)
-        self.every = _by_rising_sparsity(sparsity, loss, stderr)[:2]
+        self.every = _by_rising_sparsity(sparsity, loss, stderr)[:2]  # of all points
         if curve.num_seen is not None:
             # one example on which the model breaks down proves that it does
             seen = np.asarray(curve.num_seen) == (curve.num_examples or 0)
@@ -163,7 +152,9 @@ class _Reading:
         self.sparsity, self.harm, self.stderr, self.dense = points
         self.allowed = allowed_harm(self.dense, tolerance, mode) + ROUNDING * abs(self.dense)
         self.freedom = curve.degrees_of_freedom
-        self.critical = _critical_value(confidence, curve.num_examples, self.freedom)
+        is_too_few = curve.num_examples is not None and curve.num_examples < _MIN_EXAMPLES
+        quantile = math.nan if is_too_few else t_quantile(0.5 + confidence / 2, self.freedom)
+        self.critical = quantile  # how many standard errors the interval has
 
     def refusal(self) -> str:
         """Why the curve cannot be judged; empty if it can."""
@@ -180,6 +171,7 @@ class _Reading:
             )
         self._margin = np.where(np.isfinite(self.harm), self.critical * self.stderr, 0.0)
         readings = (self.harm, self.harm + self._margin, self.harm - self._margin)
+        # the first point beyond what is allowed, by the best curve that only rises
         self.beyond, self._early, self._late = [
             first_beyond(harm, self.stderr, self.allowed) for harm in readings
         ]
@@ -191,13 +183,11 @@ class _Reading:
         return ""
 
     def noise(self, places: Sequence[float], unit: str) -> tuple[str, int | None]:
-        """Why the examples are too few to say where the crossing is, and how many it takes.
-
-        The noise counts at the crossing and in the middle of its interval: where it grows with
-        sparsity those that cross early by chance would be told else, and the others not.
-        """
+        """Why the examples are too few to say where the crossing is, and how many it takes."""
         if math.isnan(places[-1]):
             return "", None  # there is no interval
+        # the noise at the crossing and in the middle of its interval: where it grows with sparsity
+        # those that cross early by chance would be told else, and the others not
         stderr = np.where(np.isfinite(self.harm), self.stderr, 0.0)
         noise = float(np.interp(places, self.sparsity, stderr).max())
         excess, reason = noise / self.allowed, ""
@@ -212,9 +202,12 @@ class _Reading:
             reason = reason or "reliance on these weights is within the noise of the evaluation"
         if not reason:
             return "", None
-        # errors fall with the root of the number
-        needed = None if self.freedom is None else _rounded_up((self.freedom + 1) * excess**2)
-        how_many = "more" if needed is None else f"about {needed:,}"
+        needed, how_many = None, "more"
+        if self.freedom is not None:
+            number = (self.freedom + 1) * excess**2  # errors fall with the root of the number
+            digit: int = 10 ** max(math.floor(math.log10(number)) - 1, 0)
+            needed = math.ceil(number / digit) * digit
+            how_many = f"about {needed:,}"
         return f"cannot say: {reason}; it would take {how_many} {units(unit)}", needed
 
     def caveats(self, value: float, last: float, mode: str) -> list[str]:
@@ -301,21 +294,6 @@ def _slope(sparsity: Array, harm: Array, i: int) -> float:
     return float(sum(weights) / (weights[0] / slopes[0] + weights[1] / slopes[1]))
 
 
-def _rounded_up(number: float) -> int:
-    """To two digits."""
-    digit: int = 10 ** max(math.floor(math.log10(number)) - 1, 0)
-    return math.ceil(number / digit) * digit
-
-
-def _critical_value(confidence: float, num_examples: int | None, freedom: int | None) -> float:
-    """Two-sided quantile of Student's t; of the normal if its freedom is unknown."""
-    if freedom is None:
-        return NormalDist().inv_cdf(0.5 + confidence / 2)
-    if num_examples is not None and num_examples < _MIN_EXAMPLES:
-        return math.nan
-    return t_quantile(0.5 + confidence / 2, freedom)
-
-
 # ------------------------------------------------------------------ the knee
 
 #: Two lines and the knot are fitted, and one point more.
@@ -327,9 +305,7 @@ _NEGLIGIBLE = 1e-9
 def knee_of(sparsity: Array, harm: Array) -> tuple[float, float]:
     """Knot of the best two-segment fit that bends upward, and the slope after over that before.
 
-    The knot is anywhere between the second and the last but one finite point. NaN with fewer than
-    five such points, without an upward bend, or without a rise after it.
-
+    NaN with fewer than five finite points, without an upward bend, or without a rise after it.
     Reference: Hudson 1966, J. Am. Stat. Assoc. 61:1097.
     """
     is_finite = np.isfinite(harm)

@@ -128,11 +128,7 @@ _MIN_SEEN = 0.1
 
 
 def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
-    """Whether weight decay alone could account for a rise of a near-zero fraction.
-
-    False: it grew faster than decay could make it, or exact zeros appeared. True: it did not, and
-    weights that decay alone moves were not found missing. None: unknown, or not such a rise.
-    """
+    """Whether decay alone could account for a rise of near-zero weights; None if not known."""
     room, _, rule = event.series.partition("/")
     if room != "near_zero" or event.direction != "up" or rule.startswith("rms_"):
         return None
@@ -147,8 +143,10 @@ def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
         return None
     clock = np.array([r.decay_clock for r in since])
     is_known = bool(np.isfinite(clock).all())
-    if not is_known:
-        clock = _least_clock(records, since)
+    if not is_known:  # how far decay has come at least, by what weights shrank
+        seen = [math.nan if r.dormant is None else r.dormant.estimated_advance for r in records]
+        come = np.nancumsum(seen)  # where nothing was seen it may have stood still
+        clock = come[np.searchsorted([r.step for r in records], [r.step for r in since])]
     # standard deviation of log(later / earlier), for each value and the one after it
     counting = 1.0 / np.sqrt(np.maximum(values[:-1] * since[-1].scope.num_weights, 1.0))
     known = 0.0 if math.isnan(event.noise) else event.noise
@@ -156,13 +154,6 @@ def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
     if _is_faster(values, clock, noise) or _is_faster(values[[0, -1]], clock[[0, -1]], noise[[0]]):
         return False if is_known else None
     return True if _is_seen(since, values, clock) else None
-
-
-def _least_clock(records: Sequence[Record], at: Sequence[Record]) -> np.ndarray:
-    """How far decay has come at some of these records at least, by what weights shrank."""
-    seen = [math.nan if r.dormant is None else r.dormant.estimated_advance for r in records]
-    come = np.nancumsum(seen)  # where nothing was seen it may have stood still
-    return come[np.searchsorted([r.step for r in records], [r.step for r in at])]
 
 
 def _is_faster(values: np.ndarray, clock: np.ndarray, noise: np.ndarray) -> bool:
@@ -208,11 +199,7 @@ _MIN_RATIO = 1.1
 
 
 def rules_that_moved(event: Event, records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """The other near-zero rules that moved since the onset, the event's way and the other way.
-
-    One has moved if it did so by a good part of its level and of the event's size, and by more than
-    its noise.
-    """
+    """The other near-zero rules that moved since the onset, the event's way and the other way."""
     if not event.series.startswith(_NEAR_ZERO):
         return {}
     known = [r for r in records if r.near_zero and not r.num_not_finite]
@@ -222,15 +209,12 @@ def rules_that_moved(event: Event, records: Sequence[Record]) -> dict[str, tuple
     for rule in sorted(before[-1].near_zero):
         past = np.array([r.near_zero.get(rule, math.nan) for r in before])
         change = _sign(event) * (known[-1].near_zero.get(rule, math.nan) - past[-1])
-        least = max(_MIN_MOVED * max(past[-1], abs(event.size)), _NOISE_FACTOR * _noise(past))
+        noise = np.nan_to_num(noise_sd(past[np.isfinite(past)]))
+        # by a good part of its level and of the event's size, and by more than its noise
+        least = max(_MIN_MOVED * max(past[-1], abs(event.size)), _NOISE_FACTOR * noise)
         if abs(change) > least and _NEAR_ZERO + rule != event.series:
             (agreeing if change > 0.0 else opposed).append(_NEAR_ZERO + rule)
     return {"agreeing": tuple(agreeing), "opposed": tuple(opposed)}
-
-
-def _noise(values: np.ndarray) -> float:
-    noise = noise_sd(values[np.isfinite(values)])
-    return 0.0 if math.isnan(noise) else noise
 
 
 def _if_opposed(event: Event) -> Event:
@@ -243,16 +227,13 @@ def _if_opposed(event: Event) -> Event:
 
 
 def what_moved(before: Record, now: Record, series: str, initial_rms: Mapping[str, float]) -> str:
-    """What moved between two records: "scale", "shape", "both", or empty if unknown.
-
-    Rules relative to the present root mean square, and exact zeros, are deaf to scale.
-    """
+    """What moved between two records: "scale", "shape", "both", or empty if unknown."""
     room, _, rule = series.partition("/")
     if room == "near_zero" and rule.startswith(_FIXED):
         return _cause(before, now, rule, initial_rms)
     fixed = [r for kind in _FIXED for r in sorted(now.near_zero) if r.startswith(kind)]
     cause = _cause(before, now, fixed[0], initial_rms) if fixed else ""
-    if room == "near_zero":
+    if room == "near_zero":  # the other rules are deaf to scale
         return "both" if cause in ("scale", "both") else "shape"
     return cause
 
@@ -285,39 +266,32 @@ def _by_scale_alone(
     if not (was > 0.0 and is_now > 0.0) or fraction <= zero:
         return fraction
     ways = {_threshold(name, old, initial_rms): f - zero for name, f in old.near_zero.items()}
-    ways.pop(0.0, None)
     own = _threshold(rule, old, initial_rms)
-    points = [(math.log(t), math.log(f)) for t, f in sorted(ways.items()) if f > 0.0]
-    here = (math.log(own), math.log(fraction - zero)) if own else (0.0, math.log(fraction - zero))
+    points = [(math.log(t), math.log(f)) for t, f in sorted(ways.items()) if t and f > 0.0]
+    here = (math.log(own) if own else 0.0, math.log(fraction - zero))
     moved = _follow(points if own else [here], here, math.log(was / is_now))
     return zero + min(math.exp(moved), 1.0 - zero)
 
 
 def _follow(points: list[tuple[float, float]], here: tuple[float, float], way: float) -> float:
-    """The curve through ``points`` (log threshold, log share), ``way`` from ``here``.
+    """The curve of straight lines through ``points`` (log threshold, log share), from ``here``."""
 
-    Straight lines, of slopes between 0 and 1: a share grows at most as fast as its threshold where
-    small weights are no rarer than larger ones. With ``here`` alone the slope is 1.
-    """
+    def slope_of(a: tuple[float, float], b: tuple[float, float]) -> float:
+        # a share grows at most as fast as its threshold where small weights are no rarer
+        return min(max((b[1] - a[1]) / (b[0] - a[0]), 0.0), 1.0)
+
     x, y = here
     direction = math.copysign(1.0, way)
+    points = sorted(points, key=lambda p: direction * p[0])
     ahead = [p for p in points if direction * (p[0] - x) >= math.log(_MIN_RATIO)]
     behind = [p for p in points if direction * (x - p[0]) >= math.log(_MIN_RATIO)]
-    ahead.sort(key=lambda p: direction * p[0])
-    slope = 1.0
-    if behind:
-        near = max(behind, key=lambda p: direction * p[0])
-        slope = _slope(near, here)
+    slope = slope_of(behind[-1], here) if behind else 1.0
     for point in ahead:
-        slope = _slope((x, y), point)
+        slope = slope_of((x, y), point)
         if direction * (point[0] - here[0]) >= abs(way):
             break
         x, y = point
     return y + slope * (here[0] + way - x)
-
-
-def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
-    return min(max((b[1] - a[1]) / (b[0] - a[0]), 0.0), 1.0)
 
 
 def _threshold(rule: str, layer: LayerShare, initial_rms: Mapping[str, float]) -> float:
@@ -377,11 +351,10 @@ class _Followed:
         self.num_snapshots += 1
         if self.num_snapshots == _FEW_SNAPSHOTS:
             self.until = step
-        is_gone = self.has_reverted or self.event.kind in _FOR_GOOD
-        if is_gone or self.event.series not in values:
+        event = self.event
+        if self.has_reverted or event.kind in _FOR_GOOD or event.series not in values:
             return False
-        size = values[self.event.series] - self.event.baseline
-        return self.course.is_back(step, _sign(self.event) * size)
+        return self.course.is_back(step, _sign(event) * (values[event.series] - event.baseline))
 
     def revise(self, step: int, why: str, **fields: Any) -> Event:
         """A new version of the event."""
@@ -409,13 +382,11 @@ class EventTracker:
     ) -> Changes:
         """One more snapshot, its series, and its events: ``seen``, or ``reported`` by a log."""
         new: dict[str, Event] = {}
-        revised: dict[str, Event] = {}
-        for followed in self._followed.values():
-            if followed.reverts(step, values):
-                revised[followed.event.id] = followed.revert(step)
+        reverted = [one for one in self._followed.values() if one.reverts(step, values)]
+        revised = {one.event.id: one.revert(step) for one in reverted}
         for event in reported:
             self._add(event)
-        for event in sorted(seen, key=lambda event: (-_strength(event), event.series)):
+        for event in sorted(seen, key=_by_strength):
             rise = self._reverted_by(event)
             if rise is not None:
                 if not rise.has_reverted:
@@ -508,11 +479,10 @@ def _joined(first: Event, other: Event) -> Event:
     return replace(first, related=(*first.related, other.series))
 
 
-def _is_early(event: Event) -> bool:
-    """Whether the event is of the early signal, weights that get no gradient."""
+def _is_early(event: Event) -> bool:  # of the early signal, weights that get no gradient
     return event.series.startswith("motion/")
 
 
-def _strength(event: Event) -> float:
-    size = abs(event.size_in_noise)
-    return -1.0 if math.isnan(size) else size
+def _by_strength(event: Event) -> tuple[float, str]:
+    """The strongest first; one whose noise is not known comes last."""
+    return float(np.nan_to_num(-abs(event.size_in_noise), nan=1.0, neginf=-math.inf)), event.series

@@ -1,11 +1,9 @@
 """The near-zero fraction to come, from the weights that are dormant now.
 
-A dormant weight of magnitude m is near zero when the decay clock has advanced by ln(m / t).
-More weights go dormant meanwhile: as many again as in the window before, and no more than
-that. Living weights stay as they are; how far they drift is part of the band. What was tried
-instead and predicts worse on small transformers (docs/forecast.md): no growth, growth without
-an end, growth in proportion to the dormant weights, the trend of the living ones, and the
-trend of the near-zero fraction itself.
+A dormant weight of magnitude m is near zero when the decay clock has advanced by ln(m / t). More
+weights go dormant meanwhile: as many again as in the window before, and no more than that. Living
+weights stay as they are; how far they drift is part of the band. docs/forecast.md has what was
+tried instead and predicts worse.
 """
 
 from __future__ import annotations
@@ -17,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from sparsitywatch.records import DecayProjection, Dormant, Forecast, Record
+from sparsitywatch.records import DecayProjection, Forecast, Record
+from sparsitywatch.records.curve import Array
 
 #: Growth of the dormant weights is taken from this much of the decay clock, or three snapshots.
 WINDOW = 0.6
@@ -35,8 +33,6 @@ _NINE_IN_TEN = 1.645
 _FARTHEST = 2.0
 _FLOOR_SNAPSHOTS = 5
 _ROUNDING = 1e-9
-
-Array = npt.NDArray[np.float64]
 
 
 class Forecaster:
@@ -58,7 +54,26 @@ class Forecaster:
             return None  # nothing is known of weights that broke
         if dormant is None or dormant.projection is None or not math.isfinite(dormant.fraction):
             return None
-        return _forecast(record, past, dormant, dormant.projection)
+        rule, now = next(iter(record.near_zero.items()))
+        rate = (record.decay_clock - past.clock) / (record.step - past.step)
+        growth, window = growth_of([*past.dormant, *_dormant(record)])
+        fraction, half = near_zero_ahead(
+            now, dormant.projection, growth, window, num_sampled=dormant.num_sampled
+        )
+        advance = np.array(dormant.projection.advance)
+        # farther ahead than the run is old nothing of this can be known
+        fraction = np.where(advance / rate <= _FARTHEST * record.step, fraction, np.nan)
+        ahead = crossing(advance, fraction, 2.0 * past.floor_with(now))
+        shown = advance <= _RECORDED + _ROUNDING
+        return Forecast(
+            rule=rule,
+            advance=tuple(advance[shown].tolist()),
+            fraction=_rounded(fraction[shown]),
+            low=_rounded(np.maximum(fraction - half, 0.0)[shown]),
+            high=_rounded(np.minimum(fraction + half, 1.0)[shown]),
+            clock_per_step=rate,
+            doubling_step=record.step + ahead / rate,
+        )
 
 
 @dataclass
@@ -96,31 +111,6 @@ def _dormant(record: Record) -> list[tuple[float, float]]:
     return [(record.decay_clock, max(dormant.fraction - chance * (1.0 - dormant.fraction), 0.0))]
 
 
-def _forecast(
-    record: Record, past: _Past, dormant: Dormant, projection: DecayProjection
-) -> Forecast:
-    rule, now = next(iter(record.near_zero.items()))
-    rate = (record.decay_clock - past.clock) / (record.step - past.step)
-    growth, window = growth_of([*past.dormant, *_dormant(record)])
-    fraction, half = near_zero_ahead(
-        now, projection, growth, window, num_sampled=dormant.num_sampled
-    )
-    advance = np.array(projection.advance)
-    # farther ahead than the run is old nothing of this can be known
-    fraction = np.where(advance / rate <= _FARTHEST * record.step, fraction, np.nan)
-    ahead = crossing(advance, fraction, 2.0 * past.floor_with(now))
-    shown = advance <= _RECORDED + _ROUNDING
-    return Forecast(
-        rule=rule,
-        advance=tuple(advance[shown].tolist()),
-        fraction=_rounded(fraction[shown]),
-        low=_rounded(np.maximum(fraction - half, 0.0)[shown]),
-        high=_rounded(np.minimum(fraction + half, 1.0)[shown]),
-        clock_per_step=rate,
-        doubling_step=record.step + ahead / rate,
-    )
-
-
 def growth_of(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Growth of the dormant fraction per unit of the clock, and the window it was taken from."""
     if len(history) < _LEAST_SNAPSHOTS:
@@ -139,13 +129,10 @@ def growth_of(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def near_zero_ahead(
     now: float, projection: DecayProjection, growth: float, window: float, *, num_sampled: int
 ) -> tuple[Array, Array]:
-    """The near-zero fraction at each advance of the clock, and half the width of its band.
-
-    Growth ends when the clock has advanced by ``window``.
-    """
+    """The near-zero fraction at each advance of the clock, and half the width of its band."""
     advance, dormant = np.array(projection.advance), np.array(projection.dormant)
     entering = np.array(projection.entering)
-    gone = np.minimum(growth * np.minimum(advance, window), 1.0)
+    gone = np.minimum(growth * np.minimum(advance, window), 1.0)  # growth ends with the window
     # those that go dormant at y have shrunk by exp(-(x - y)) at x; near-zero ones are counted
     # among the living already
     added = np.convolve(np.diff(gone, prepend=0.0), entering)[: len(advance)] - gone * entering[0]

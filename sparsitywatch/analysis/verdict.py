@@ -18,7 +18,7 @@ from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS
 from sparsitywatch.records import Event, Record, RunInfo, WatchState
 from sparsitywatch.records.event import some_of
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import numbered
+from sparsitywatch.series import count, numbered
 
 # ------------------------------------------------------------------ whether its watch sees
 
@@ -46,11 +46,10 @@ def _watched(
 ) -> tuple[list[_Trouble], list[str]]:
     """What is wrong with the watch, the worst first, and sentences on how it is."""
     state = None if info is None else up_to_date(info.state, records)
-    if state is None:
-        found, own = [_blind(records)], ""
-    else:
+    found, own = [_blind(records)], ""
+    if state is not None:
         lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))
-        found = [_ended(state), lost, _blind(records), _not_measured(state, records)]
+        found = [_ended(state), lost, *found, _not_measured(state, records)]
         own = state.describe() if lost is None else ""
     troubles = [trouble for trouble in found if trouble is not None]
     troubles.sort(key=lambda trouble: trouble.state != "broken")
@@ -98,18 +97,15 @@ def _ended(state: WatchState) -> _Trouble | None:
 
 def _not_measured(state: WatchState, records: Sequence[Record]) -> _Trouble | None:
     """A watch that has come to its end without a snapshot, or without an evaluation."""
-    if state.status in ("on", "off"):
+    if state.status in ("on", "off") or (records and state.num_evaluated):
         return None
+    words = "essential sparsity was never measured"
+    advice = "Give the proxy fewer examples, or the watch a larger `max_overhead`."
     if not records:
         words = "no snapshot was taken"
         advice = (
             "Choose a smaller `every`, or a larger `max_overhead`, so that snapshots are taken."
         )
-    elif state.num_evaluated == 0:
-        words = "essential sparsity was never measured"
-        advice = "Give the proxy fewer examples, or the watch a larger `max_overhead`."
-    else:
-        return None
     return _Trouble("look", "not measured", words, state.describe(), advice)
 
 
@@ -119,22 +115,22 @@ def _lost(state: WatchState, now: float | None, longest_s: float) -> _Trouble | 
         return None
     sign = f"The last sign of life is of step {state.step:,}, {moment(state.wall_time)}"
     silent_s, step_s = now - state.wall_time, state.step_s if math.isfinite(state.step_s) else 0.0
-    if _is_gone(state):
+    is_gone = _is_gone(state)
+    if not (is_gone or silent_s > max(_LATE_S, _LATE_STEPS * step_s) + 2.0 * longest_s):
+        return None
+    words = f"the watch was last heard of at step {state.step:,}"
+    sentence = (
+        f"No step was seen for {_duration(silent_s)}: the training stands still, was killed, "
+        f"or steps with an optimizer that is not watched. {sign}."
+    )
+    advice = "Look whether the training still makes steps."
+    if is_gone:
         words = f"the training was killed after step {state.step:,}"
         sentence = f"The process {state.pid} of the training is gone, and wrote of no end: it was "
         sentence += f"killed. {sign}."
         advice = f"Look for who or what killed it (memory, a time limit), and {_GOES_ON}"
-    elif silent_s > max(_LATE_S, _LATE_STEPS * step_s) + 2.0 * longest_s:
-        words = f"the watch was last heard of at step {state.step:,}"
-        sentence = (
-            f"No step was seen for {_duration(silent_s)}: the training stands still, was killed, "
-            f"or steps with an optimizer that is not watched. {sign}."
-        )
-        if state.next_due_step >= 0:
-            sentence += f" The snapshot of step {state.next_due_step:,} has not come."
-        advice = "Look whether the training still makes steps."
-    else:
-        return None
+    elif state.next_due_step >= 0:
+        sentence += f" The snapshot of step {state.next_due_step:,} has not come."
     return _Trouble("broken", "not watching", words, sentence, advice, is_end=True)
 
 
@@ -153,10 +149,8 @@ def _is_gone(state: WatchState) -> bool:
         return False
     try:
         os.kill(state.pid, 0)  # signal 0 asks, and sends nothing
-    except ProcessLookupError:
-        return True
-    except OSError:  # somebody else's
-        return False
+    except OSError as error:  # any other: it is somebody else's
+        return isinstance(error, ProcessLookupError)
     return False
 
 
@@ -189,7 +183,7 @@ def _duration(seconds: float) -> str:
     """
     sizes = {"day": 86400.0, "hour": 3600.0, "minute": 60.0}
     name = next((name for name, size in sizes.items() if seconds >= 1.5 * size), "minute")
-    return _counted(round(seconds / sizes[name]), name)
+    return count(round(seconds / sizes[name]), name)
 
 
 # ------------------------------------------------------------------ what happened, what to do
@@ -264,16 +258,17 @@ def verdict(
     *,
     now: float | None = None,
 ) -> Verdict:
-    """The verdict on a run, also on one without a snapshot yet.
-
-    ``now`` is in seconds since the epoch; None takes the manifest's word without asking the clock.
-    """
+    """The verdict on a run, also on one without a snapshot yet; ``now`` as of ``Run``."""
     troubles, sentences = _watched(records, info, now)
     of_training = _of_training(records, events)
     found = of_training or _quiet(records)
     if troubles:
-        trouble = troubles[0]
-        found = replace(found, headline=_with_trouble(trouble, found), trouble=trouble.words)
+        trouble = troubles[0]  # comes first, and then what was seen, if anything was
+        headline = trouble.words[0].upper() + trouble.words[1:]
+        if found.event or found.confidence:
+            before = " before that:" if trouble.is_end else ""
+            headline += f";{before} {found.headline[0].lower()}{found.headline[1:]}"
+        found = replace(found, headline=headline, trouble=trouble.words)
         is_worse = trouble.state == "broken" and found.state != "broken"
         if of_training is None or is_worse:
             found = replace(
@@ -288,25 +283,24 @@ def _of_training(records: Sequence[Record], events: Sequence[Event]) -> Verdict 
     last = records[-1] if records else None
     if last is not None and last.num_not_finite:
         return _not_finite(records, events)
-    if last is not None and last.trained == 0.0:
-        headline = f"No optimizer trains the weights in scope at {last.place}"
-        return Verdict(
-            state="broken", badge="not trained", headline=headline, advice=_TRAIN,
-            since=last.step, confidence=_PROVEN,
-        )  # fmt: skip
     alarms = [event for event in events if event.severity != "note"]
-    if alarms:
-        return _of_event(main_event(alarms), events, len(alarms))
     # the share of the weights that steps reach, in either of the last two snapshots; and at most
     known = [record.trained for record in records if math.isfinite(record.trained)]
     share, most = max(known[-2:], default=math.nan), max(known, default=math.nan)
-    if last is not None and share < most:
+    if last is not None and last.trained == 0.0:
+        state, badge = "broken", "not trained"
+        headline = f"No optimizer trains the weights in scope at {last.place}"
+    elif alarms:
+        return _of_event(main_event(alarms), events, len(alarms))
+    elif last is not None and share < most:
+        state, badge = "look", "trained in part"
         headline = f"Steps reach {share:.1%} of the weights in scope, and reached {most:.1%} before"
-        return Verdict(
-            state="look", badge="trained in part", headline=headline, advice=_TRAIN,
-            since=last.step, confidence=_PROVEN,
-        )  # fmt: skip
-    return None
+    else:
+        return None
+    return Verdict(
+        state=state, badge=badge, headline=headline, advice=_TRAIN, since=records[-1].step,
+        confidence=_PROVEN,
+    )  # fmt: skip
 
 
 _PROVEN = "proven, by what the optimizer and the weights show"
@@ -318,10 +312,8 @@ def _not_finite(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
     good = max((r.step for r in records if r.was_read and not r.num_not_finite), default=-1)
     since = next(r.step for r in records if r.step > good and r.num_not_finite)
     signs = [event for event in events if event.kind == "not_finite" and event.reverted_step < 0]
-    advice = "Stop the run and go on from a checkpoint before that."
-    if good >= 0:
-        back = numbered(last.provenance.unit, good)
-        advice = f"Stop the run and go on from a checkpoint of {back} or before."
+    back = f"of {numbered(last.provenance.unit, good)} or before" if good >= 0 else "before that"
+    advice = f"Stop the run and go on from a checkpoint {back}."
     return Verdict(
         state="broken",
         badge="NaN or infinite weights",
@@ -341,10 +333,14 @@ def _of_event(event: Event, events: Sequence[Event], number: int) -> Verdict:
     back = numbered(event.unit, event.reverted_step) if is_over else ""
     seen_in = f"seen in {len(event.related) + 1} series" if event.related else ""
     confidence = ", ".join(filter(None, (event.in_noise, seen_in)))
-    causes = [*event.causes, *([redacted(event.reason)] if event.reason else []), *_joined(events)]
+    causes = [*event.causes, *([redacted(event.reason)] if event.reason else [])]
+    lasting = [one for one in events if one.reverted_step < 0]
+    going = {(one.series.partition("/")[0], one.direction) for one in lasting}
+    if going >= {("near_zero", "up"), ("essential_sparsity", "down")}:  # which is no contradiction
+        causes.append("many weights become tiny, yet the model needs more of the rest")
     return Verdict(
         state="broken" if event.severity == "act" and not is_over else "look",
-        badge=_counted(number, "event"),
+        badge=count(number, "event"),
         headline=event.headline + (f", and was back by half at {back}" if is_over else ""),
         since=event.onset_step,
         onset_low=event.onset_low,
@@ -355,18 +351,6 @@ def _of_event(event: Event, events: Sequence[Event], number: int) -> Verdict:
         confidence=confidence if event.is_of_series or event.kind == "unlike" else _PROVEN,
         event=events.index(event) + 1,
     )
-
-
-def _joined(events: Sequence[Event]) -> list[str]:
-    """What two changes that seem to contradict each other say together."""
-    going = {
-        (event.series.partition("/")[0], event.direction)
-        for event in events
-        if event.reverted_step < 0
-    }
-    if going >= {("near_zero", "up"), ("essential_sparsity", "down")}:
-        return ["many weights become tiny, yet the model needs more of the rest"]
-    return []
 
 
 def _quiet(records: Sequence[Record]) -> Verdict:
@@ -384,8 +368,8 @@ def _quiet(records: Sequence[Record]) -> Verdict:
     }
     found = Verdict(
         state="healthy", badge="healthy", advice="No action needed.",
-        headline=f"No alarm in {_counted(len(records), 'snapshot')}",
-        confidence=", ".join(_counted(n, what) for what, n in rests_on.items() if n),
+        headline=f"No alarm in {count(len(records), 'snapshot')}",
+        confidence=", ".join(count(n, what) for what, n in rests_on.items() if n),
     )  # fmt: skip
     if not last.valid:
         reason = redacted(last.reason.rstrip(".")) or "no reason given"
@@ -400,19 +384,6 @@ def _quiet(records: Sequence[Record]) -> Verdict:
             advice="No action needed: a change can be told from more snapshots.",
         )  # fmt: skip
     return found
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _with_trouble(trouble: _Trouble, found: Verdict) -> str:
-    """A headline with the trouble first, and then what was seen, if anything was."""
-    words = trouble.words[0].upper() + trouble.words[1:]
-    if not (found.event or found.confidence):
-        return words
-    before = " before that:" if trouble.is_end else ""
-    return f"{words};{before} {found.headline[0].lower()}{found.headline[1:]}"
 
 
 def main_event(events: Sequence[Event]) -> Event:

@@ -75,14 +75,13 @@ def _plain(value: Any) -> Any:
 # on its way out.
 
 
+@dataclasses.dataclass(eq=False)
 class _WrongError(Exception):
     """``data`` is not what was expected; ``path`` leads to it from the dataclass that is read."""
 
-    def __init__(self, expected: str, data: Any) -> None:
-        super().__init__(expected)
-        self.expected = expected
-        self.data = data
-        self.path = ""
+    expected: str
+    data: Any
+    path: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +114,11 @@ def _reader(hint: Any) -> _Reader:
     if dataclasses.is_dataclass(hint):
         return _Reader(frozenset(), _read_fields(hint))
     if origin is tuple or origin is Sequence:
-        return _Reader(frozenset(), _read_list(_reader(arguments[0])))
+        return _Reader(frozenset(), functools.partial(_read_list, _reader(arguments[0])))
     if origin is np.ndarray:
         return _Reader(frozenset(), _read_array)
     if origin is Mapping:
-        return _Reader(frozenset(), _read_mapping(_reader(arguments[1])))
+        return _Reader(frozenset(), functools.partial(_read_mapping, _reader(arguments[1])))
     return _Reader(frozenset([hint]), functools.partial(_refuse, f"a {hint.__name__} at"))
 
 
@@ -144,24 +143,18 @@ def _read_array(data: Any) -> np.ndarray:
         raise _WrongError("an array at", data) from None
 
 
-def _read_list(item: _Reader) -> Callable[[Any], tuple[Any, ...]]:
-    def read(data: Any) -> tuple[Any, ...]:
-        if type(data) is not list:
-            raise _WrongError("a list at", data)
-        if item.passing.issuperset(map(type, data)):  # most are long columns of numbers
-            return tuple(data)
-        return tuple(item.at("[{}]", i, x) for i, x in enumerate(data))
-
-    return read
+def _read_list(item: _Reader, data: Any) -> tuple[Any, ...]:
+    if type(data) is not list:
+        raise _WrongError("a list at", data)
+    if item.passing.issuperset(map(type, data)):  # most are long columns of numbers
+        return tuple(data)
+    return tuple(item.at("[{}]", i, x) for i, x in enumerate(data))
 
 
-def _read_mapping(item: _Reader) -> Callable[[Any], dict[str, Any]]:
-    def read(data: Any) -> dict[str, Any]:
-        if type(data) is not dict:
-            raise _WrongError("an object at", data)
-        return {key: item.at(".{}", key, x) for key, x in data.items()}
-
-    return read
+def _read_mapping(item: _Reader, data: Any) -> dict[str, Any]:
+    if type(data) is not dict:
+        raise _WrongError("an object at", data)
+    return {key: item.at(".{}", key, x) for key, x in data.items()}
 
 
 def _read_fields(cls: Any) -> Callable[[Any], Any]:
@@ -169,8 +162,7 @@ def _read_fields(cls: Any) -> Callable[[Any], Any]:
     hints = typing.get_type_hints(cls)
     fields = dataclasses.fields(cls)
     readers = {item.name: _reader(hints[item.name]) for item in fields}
-    missing = dataclasses.MISSING
-    required = [f.name for f in fields if f.default is missing and f.default_factory is missing]
+    required = [f.name for f in fields if f.default is f.default_factory]  # both are MISSING
 
     def read(data: Any) -> Any:
         if type(data) is not dict:
@@ -180,10 +172,9 @@ def _read_fields(cls: Any) -> Callable[[Any], Any]:
             for name, reader in readers.items()
             if name in data
         }
-        if len(found) < len(fields):
-            for name in required:
-                if name not in found:
-                    raise _WrongError(f"a field {name!r} in", sorted(data))
+        for name in required if len(found) < len(fields) else ():
+            if name not in found:
+                raise _WrongError(f"a field {name!r} in", sorted(data))
         return cls(**found)
 
     return read

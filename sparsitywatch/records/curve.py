@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsitywatch.errors import ConfigurationError, expect, expect_numbers
-from sparsitywatch.records.student import t_quantile
 
 Array = NDArray[np.float64]
 
@@ -20,6 +20,9 @@ _NAN = math.nan
 _EXACT = 0.01
 #: So that no weight, its square, is rounded to zero.
 _FAINT = 1e-100
+#: Beyond so many degrees of freedom Student's t as a series is as exact, and shorter.
+_MOST_EXACT = 200
+_HALVINGS = 80
 
 
 @dataclass(frozen=True)
@@ -59,26 +62,21 @@ class SparsityCurve:
     unit: str = "example"
 
     def __post_init__(self) -> None:
-        asked = self.sparsity if self.level is None else self.level
-        columns = {"sparsity": self.sparsity, "value": self.value, "level": asked}
-        if self.stderr is not None:
-            columns["stderr"] = self.stderr
-        if self.num_seen is not None:
-            columns["num_seen"] = self.num_seen
-        for name, column in columns.items():
-            columns[name] = expect_numbers(name, column, "a list of numbers")
-            object.__setattr__(self, name, columns[name])
-        if not self.sparsity:
-            raise ConfigurationError("Expected `sparsity` with at least one point, got none.")
-        for name, column in columns.items():
+        if self.level is None:
+            object.__setattr__(self, "level", self.sparsity)
+        for name in ("sparsity", "value", "level", "stderr", "num_seen"):
+            given = getattr(self, name)
+            if given is None and name in ("stderr", "num_seen"):
+                continue
+            column = expect_numbers(name, given, "a list of numbers")
+            object.__setattr__(self, name, column)
+            if not self.sparsity:
+                raise ConfigurationError("Expected `sparsity` with at least one point, got none.")
             if len(column) != len(self.sparsity):
                 raise ConfigurationError(
                     f"Expected `{name}` of the length of `sparsity` ({len(self.sparsity)}), "
                     f"got {len(column)} values."
                 )
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
         for i, x in enumerate(self.sparsity):
             expect(0.0 <= x <= 1.0, f"sparsity[{i}]", "a fraction of weights in [0, 1]", x)
         for i, x in enumerate(self.stderr or ()):
@@ -126,12 +124,11 @@ class SparsityCurve:
 
     def reliance_interval(self, confidence: float = 0.9) -> tuple[float, float]:
         """Both ends of the interval of reliance, by Student's t; NaN without its error."""
-        stderr = dict(zip(self.sparsity, self.stderr or (), strict=False)).get(1.0, _NAN)
-        freedom, upper = self.degrees_of_freedom, 0.5 + confidence / 2
-        if freedom == 0:
+        if self.degrees_of_freedom == 0:
             return _NAN, _NAN
-        quantile = NormalDist().inv_cdf(upper) if freedom is None else t_quantile(upper, freedom)
-        return self.reliance - quantile * stderr, self.reliance + quantile * stderr
+        stderr = dict(zip(self.sparsity, self.stderr or (), strict=False)).get(1.0, _NAN)
+        margin = t_quantile(0.5 + confidence / 2, self.degrees_of_freedom) * stderr
+        return self.reliance - margin, self.reliance + margin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,33 +205,57 @@ def first_beyond(harm: Array, stderr: Array, allowed: float) -> int:
 
 
 def best_rising(values: Array, stderr: Array, unit: float) -> Array:
-    """The curve nearest to the values that never falls, by least squares.
-
-    Each counts by its error, those below a hundredth of ``unit`` alike; where one is not known all
-    count alike. A value that is not finite stays what it is, and so does the curve after it.
-
-    Reference: Barlow et al. 1972, Statistical Inference under Order Restrictions (pooling
-    adjacent violators).
-    """
-    is_broken = ~np.isfinite(values)
-    errors = np.where(is_broken, 0.0, stderr)
+    """The curve nearest to the values that never falls, by least squares (Barlow et al. 1972)."""
+    # each counts by its error, those below a hundredth of the unit alike; where one is not known
+    # all count alike
+    errors = np.where(np.isfinite(values), stderr, 0.0)
     if not np.isfinite(errors).all():
         errors = np.zeros_like(values)
     errors = np.maximum(errors, _EXACT * unit)
     weights = np.maximum(errors.min() / errors, _FAINT) ** 2
     blocks: list[tuple[float, float, int]] = []  # mean, weight, how many
     for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
-        block = (value, weight, 1)
-        while blocks and blocks[-1][0] >= block[0]:
-            block = _pooled(blocks.pop(), block)
-        blocks.append(block)
+        mean, total, num = value, weight, 1
+        while blocks and blocks[-1][0] >= mean:  # adjacent violators are pooled
+            before, its, its_num = blocks.pop()
+            share, total, num = total / (its + total), its + total, its_num + num
+            # one that is not finite stays what it is, and so does the curve after it
+            mean = before + (mean - before) * share if math.isfinite(before) else before
+        blocks.append((mean, total, num))
     return np.repeat([mean for mean, _, _ in blocks], [num for _, _, num in blocks])
 
 
-def _pooled(
-    one: tuple[float, float, int], other: tuple[float, float, int]
-) -> tuple[float, float, int]:
-    mean, weight = one[0], one[1] + other[1]
-    if math.isfinite(mean):
-        mean += (other[0] - mean) * (other[1] / weight)
-    return mean, weight, one[2] + other[2]
+# ------------------------------------------------------------------ Student's t
+
+
+@functools.lru_cache(maxsize=1024)
+def t_quantile(probability: float, freedom: int | None) -> float:
+    """Where Student's t stays below with a ``probability`` in [0.5, 1), of ``freedom`` at least 1.
+
+    None stands for a normal variable. Abramowitz and Stegun 1964: 26.7.3 and 26.7.4, finite sums
+    for the distribution function, up to 200 degrees of freedom; 26.7.5, its inverse as a series.
+    """
+    if freedom is None or freedom > _MOST_EXACT:
+        z = NormalDist().inv_cdf(probability)
+        if freedom is None:
+            return z
+        second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+        third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+        return z + (z**3 + z) / (4 * freedom) + second / freedom**2 + third / freedom**3
+    low, high = 0.0, math.pi / 2
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        is_below = _probability(middle, freedom) < probability
+        low, high = (middle, high) if is_below else (low, middle)
+    return math.sqrt(freedom) * math.tan(high)
+
+
+def _probability(angle: float, freedom: int) -> float:
+    """Of t below sqrt(freedom) times the tangent of an angle in [0, pi / 2]."""
+    cosine, is_odd = math.cos(angle) ** 2, freedom % 2 == 1
+    term, total = (math.cos(angle) if is_odd else 1.0), 0.0
+    for k in range(1, (freedom - 1) // 2 + 1 if is_odd else freedom // 2 + 1):
+        total += term
+        term *= cosine * (2 * k / (2 * k + 1) if is_odd else (2 * k - 1) / (2 * k))
+    both = 2 / math.pi * (angle + math.sin(angle) * total) if is_odd else math.sin(angle) * total
+    return 0.5 + both / 2

@@ -174,8 +174,9 @@ class Event:
             return f"{subject} stands still at {series.shown(self.value)}"
         if self.kind == "lost":
             subject = f"Half of what was gained is lost: {subject[:1].lower()}{subject[1:]}"
-        verb = _VERBS.get(self.direction, {}).get("jumped" if self.jumped else self.kind, "changed")
-        text, top = f"{subject} {verb}", self.value if math.isnan(self.peak) else self.peak
+        verbs = _VERBS.get("jumped" if self.jumped else self.kind, {})
+        text = f"{subject} {verbs.get(self.direction, 'changed')}"
+        top = self.value if math.isnan(self.peak) else self.peak
         if not (math.isnan(self.baseline) and math.isnan(self.value)):
             text += f" from {series.shown(self.baseline)} to {series.shown(top)}{self._times(top)}"
         since = f"after {self._numbered(self.onset_step)}"
@@ -189,12 +190,9 @@ class Event:
 
     def _times(self, top: float) -> str:
         """How large the change is: as a multiple, or beside the noise."""
-        if (
-            self.baseline > 0.0
-            and top > 0.0
-            and not 1 / _MULTIPLE < top / self.baseline < _MULTIPLE
-        ):
-            return f" (about {_two_digits(top / self.baseline)} ×)"
+        times = top / self.baseline if self.baseline > 0.0 else math.nan
+        if 0.0 < times <= 1 / _MULTIPLE or times >= _MULTIPLE:
+            return f" (about {_two_digits(times)} ×)"
         return f" ({self.in_noise})" if self.in_noise else ""
 
     @property
@@ -339,20 +337,12 @@ def some_of(names: Sequence[str], num: int) -> str:
     return ", ".join(map(printable, names[:3])) + more
 
 
-#: What a change did, by its direction; what has jumped did most of it within two snapshots.
+#: What a change did, up or down; what has jumped did most of it within two snapshots.
 _VERBS = {
-    "up": {
-        "jumped": "jumped",
-        "abrupt": "began to rise",
-        "steady": "rose steadily",
-        "lost": "rose",
-    },
-    "down": {
-        "jumped": "dropped",
-        "abrupt": "began to fall",
-        "steady": "fell steadily",
-        "lost": "fell",
-    },
+    "jumped": {"up": "jumped", "down": "dropped"},
+    "abrupt": {"up": "began to rise", "down": "began to fall"},
+    "steady": {"up": "rose steadily", "down": "fell steadily"},
+    "lost": {"up": "rose", "down": "fell"},
 }
 #: From this multiple on, up or down, a change is told as one; and from this one of the noise.
 _MULTIPLE, _CLEAR = 1.5, 3.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, overload
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
@@ -194,7 +194,7 @@ class LayerShare:
     rms: float  # root mean square of its finite weights
     near_zero: Mapping[str, float]  # fraction of its own weights that are near zero, by rule
     removed: tuple[float, ...] = ()  # fraction of them removed at each level of the curve
-    dormant: float = math.nan  # fraction of its sampled weights that are dormant; NaN if not known
+    dormant: float = _NAN  # fraction of its sampled weights that are dormant; NaN if not known
 
     def __repr__(self) -> str:
         return f"<LayerShare of {printable(self.name)[:80]}, {self.num_weights:,} weights>"
@@ -223,40 +223,32 @@ class LayerColumns:
                     f"{num_levels} levels, got {list(layer.near_zero)} and {len(layer.removed)} "
                     f"for {layer.name!r}."
                 )
-        removed = np.array([layer.removed for layer in layers], np.float64)
+        floats = partial(np.array, dtype=np.float64)
         return cls(
             names=tuple(layer.name for layer in layers),
             num_weights=np.array([layer.num_weights for layer in layers], np.int64),
-            rms=np.array([layer.rms for layer in layers], np.float64),
-            near_zero={
-                rule: np.array([layer.near_zero[rule] for layer in layers], np.float64)
-                for rule in rules
-            },
-            removed=removed.reshape(len(layers), num_levels).T,
-            dormant=np.array([layer.dormant for layer in layers], np.float64),
+            rms=floats([layer.rms for layer in layers]),
+            near_zero={rule: floats([x.near_zero[rule] for x in layers]) for rule in rules},
+            removed=floats([x.removed for x in layers]).reshape(len(layers), num_levels).T,
+            dormant=floats([layer.dormant for layer in layers]),
         )
 
     def shares(self) -> Iterator[LayerShare]:
         """A tensor at a time, with plain numbers."""
-        near_zero = {rule: _plain(column) for rule, column in self.near_zero.items()}
-        removed = [_plain(level) for level in self.removed]
-        num_weights, rms = self.num_weights.tolist(), _plain(self.rms)
-        dormant = _plain(self.dormant)
-        for i, name in enumerate(self.names):
+        # an unknown number is always the same NaN, so that equal records are equal
+        columns = (self.rms, self.dormant, *self.near_zero.values(), *self.removed)
+        floats = [[_NAN if x != x else x for x in column.tolist()] for column in columns]
+        num_weights = self.num_weights.tolist()
+        rows = zip(self.names, num_weights, zip(*floats, strict=True), strict=True)
+        for name, num, (rms, dormant, *rest) in rows:
             yield LayerShare(
                 name=name,
-                num_weights=num_weights[i],
-                rms=rms[i],
-                near_zero={rule: column[i] for rule, column in near_zero.items()},
-                removed=tuple(level[i] for level in removed),
-                dormant=dormant[i],
+                num_weights=num,
+                rms=rms,
+                near_zero=dict(zip(self.near_zero, rest, strict=False)),
+                removed=tuple(rest[len(self.near_zero) :]),
+                dormant=dormant,
             )
-
-
-def _plain(column: np.ndarray) -> list[float]:
-    """Floats; an unknown one is always the same NaN, so that equal records are equal."""
-    numbers: list[float] = column.tolist()
-    return [math.nan if x != x else x for x in numbers] if np.isnan(column).any() else numbers
 
 
 class Layers(Sequence[LayerShare]):
@@ -281,11 +273,7 @@ class Layers(Sequence[LayerShare]):
     def __iter__(self) -> Iterator[LayerShare]:
         return self.columns.shares()
 
-    @overload
-    def __getitem__(self, index: int) -> LayerShare: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[LayerShare, ...]: ...
-    def __getitem__(self, index: int | slice) -> LayerShare | tuple[LayerShare, ...]:
+    def __getitem__(self, index: Any) -> Any:
         return tuple(self)[index]
 
     def __eq__(self, other: object) -> bool:
@@ -304,19 +292,16 @@ class Layers(Sequence[LayerShare]):
 
 # ------------------------------------------------------------------ the record
 
-#: Types that are told from a mapping at once.
-_NUMBERS = (float, int, bool)
 #: By what is around it, "" for the record itself: each attribute that a series is read from, by
 #: its path. Several rows read one.
 _PATHS: dict[str, dict[str, str]] = {}
 for _path in sorted({path for row in SERIES for path in (row.only, row.source) if path}):
     _PATHS.setdefault(_path.rpartition(".")[0], {})[_path] = _path.rpartition(".")[2]
-#: Each series: its name, that up to its ``*``, its room, whether it is a family, only where, where.
+#: Each series: its name, that up to its ``*`` if it is a family, its room, only where, where.
 _ROWS = [
-    (row.name, row.name.rstrip("*"), row.name.partition("/")[0], row.name.endswith("*"), row.only,
-     row.source)
+    (row.name, row.name.partition("*")[0], row.name.partition("/")[0], row.only, row.source)
     for row in SERIES
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,9 +323,7 @@ class Cost:
     stall_s: float  # the training thread was held; not what was done behind the training
     spectrum_s: float  # reading the weights
     evaluation_s: float  # the proxy
-    publish_s: float = (
-        0.0  # detectors and sinks, for the record before: this one is not written yet
-    )
+    publish_s: float = 0.0  # detectors and sinks, for the record before: this one is yet to come
     num_forwards: int  # calls of the value function
     # Share of the wall time that the watch has taken, this snapshot included up to the moment when
     # its record was made; NaN if nobody kept count.
@@ -547,10 +530,8 @@ class Record:
                 "infinite; fractions of weights mean nothing and are left out"
             )
         if self.same_weights_as is not None:
-            remarks[f"same as {self.same_weights_as}"] = (
-                "the in-scope weights are the same as at "
-                + numbered(self.provenance.unit, self.same_weights_as)
-            )
+            first = numbered(self.provenance.unit, self.same_weights_as)
+            remarks[f"same as {first}"] = f"the in-scope weights are the same as at {first}"
         if self.curve is not None and not math.isfinite(self.curve.dense):
             remarks["value"] = (
                 "the value of the dense model is not finite, so that there is no essential sparsity"
@@ -570,16 +551,16 @@ class Record:
             around = getattr(self, place) if place else self
             for path, last in paths.items():
                 reached[path] = None if around is None else getattr(around, last)
-        for row, stem, room, is_family, only, source in _ROWS:
+        for row, stem, room, only, source in _ROWS:
             value = reached[source] if reached[only] else None
             if value is None:
                 continue
-            if type(value) in _NUMBERS or not isinstance(value, Mapping):
+            if type(value) in (float, int, bool) or not isinstance(value, Mapping):  # at once
                 found[row] = value
                 continue
             for key, x in value.items():
                 name = f"{room}/{key}"
-                if name == stem or (is_family and name.startswith(stem)):
+                if name == stem or (stem != row and name.startswith(stem)):
                     found[name] = x
         return {name: float(x) for name, x in found.items() if math.isfinite(x)}
 

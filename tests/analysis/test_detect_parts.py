@@ -19,11 +19,11 @@ from sparsitywatch.analysis.detect.detector import (
     SeriesHistory,
     median_of_three,
     noise_sd,
+    normal_score,
     onset_of,
 )
 from sparsitywatch.analysis.detect.jumps import MODELS, SPLITS, WINDOW, forecasts, season_of
 from sparsitywatch.records import from_json, to_json
-from sparsitywatch.records.student import normal_score
 
 RNG = np.random.default_rng(5)
 #: Of the season of the model that has one, in snapshots; of the noise of the one where it lasts.

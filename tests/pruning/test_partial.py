@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsitywatch.pruning.sweeps import PairedDifferences, largest_step, shares_of
-from sparsitywatch.records.student import t_quantile
+from sparsitywatch.records.curve import t_quantile
 
 NUM = 200
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsitywatch.records.student import t_quantile
+from sparsitywatch.records.curve import t_quantile
 
 #: Degrees of freedom, and the quantiles at 0.6, 0.95 and 0.9975 by scipy.stats.t.ppf.
 QUANTILES = (

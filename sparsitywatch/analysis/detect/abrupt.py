@@ -26,12 +26,12 @@ from sparsitywatch.analysis.detect.detector import (
     expect_direction,
     median_of_three,
     noise_sd,
+    normal_score,
     onset_of,
 )
 from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS, NO_JUMPS, Jumps
 from sparsitywatch.errors import expect_number, expect_whole
 from sparsitywatch.records import Event
-from sparsitywatch.records.student import normal_score
 
 #: A change goes on while the latest snapshots since its onset still add this part of its size.
 _SETTLING_SHARE = 0.1
@@ -40,10 +40,7 @@ _SKIPPED = 4
 
 
 def in_family(score: float, number: int) -> float:
-    """The score that one of several chances needs, so that any of them is as rare as one alone.
-
-    By Bonferroni's bound, which holds however they hang together.
-    """
+    """The score that one of several chances needs to be as rare as one alone (Bonferroni)."""
     return -NormalDist().inv_cdf(0.5 * math.erfc(score / math.sqrt(2.0)) / number)
 
 
@@ -330,10 +327,7 @@ FALL = Growth("down", _FALL_SPLITS, min_past=FEW, ratio=1.25)
 def grown(
     kind: Growth, steps: Array, values: Array, limits: Limits, *, is_decaying: bool = False
 ) -> Candidate | None:
-    """Growth since the split at which it is clearest that the past does not explain it, if any.
-
-    Values are not negative. What weight decay can account for (``is_decaying``) needs less proof.
-    """
+    """Growth since the split at which it is clearest that the past does not explain it, if any."""
     offset = limits.min_effect if values.min() == 0.0 else 0.0  # the smallest size that counts
     y = values + offset if kind is RISE else 1.0 / (values + offset)
     ratio = kind.ratio or limits.ratio
@@ -343,7 +337,7 @@ def grown(
     floor = float(smooth[:-2].min())
     if y[-1] < ratio * floor or y[-2] < ratio**HALF * floor:
         return None
-    # chance has been tried at every snapshot
+    # chance has been tried at every snapshot; what weight decay can account for needs less proof
     threshold = 0.0 if is_decaying else in_family(limits.growth_score, len(y))
     found = []
     x = (steps - steps[0]) / (steps[-1] - steps[0])
@@ -496,11 +490,7 @@ def is_left_by_rate(candidate: Candidate, view: View, min_effect: float) -> bool
 def share_left_by_rate(
     x: Array, y: Array, rates: Array, shape: Array, *, noise: float, strongest: float, first: int
 ) -> float:
-    """The share of a change that remains beside a response to the rate, whatever its memory.
-
-    The change has a ``shape`` of 0 before it and 1 at the last snapshot. Snapshots from ``first``
-    on are fitted; those before are the rate's past. It is 1 if the rate is unknown or constant.
-    """
+    """The share of a change of a ``shape`` that remains beside a response to the rate, if any."""
     if not np.isfinite(rates).all() or rates.max() <= 0.0:
         return 1.0
     # the first snapshot shows the series at one rate, but not what it did at any other
@@ -508,7 +498,7 @@ def share_left_by_rate(
     if np.ptp(share) < _SAME:
         return 1.0
     z = (x - x[-1]) / (x[-1] - x[first])
-    plain = np.stack([np.ones_like(z), z, shape], axis=1)[first:]
+    plain = np.stack([np.ones_like(z), z, shape], axis=1)[first:]  # before it is the rate's past
     alone = _estimate(plain, y[first:], noise)
     if alone == 0.0:
         return 1.0
@@ -519,8 +509,7 @@ def share_left_by_rate(
             break  # one that is long beside the run so far could not be told from a trend
         response = _remembered(share, x, memory * spacing)[first:]
         design = np.concatenate([plain, response[:, None]], axis=1)
-        beside = _estimate(design, y[first:], noise, strongest)
-        left.append(beside / alone)
+        left.append(_estimate(design, y[first:], noise, strongest) / alone)
     return min(left)
 
 

@@ -75,8 +75,7 @@ class Detector(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that ``load_state_dict`` needs to go on, as plain JSON-able data."""
-        state: dict[str, Any] = json.loads(to_json(self.memory))
-        return state
+        return dict(json.loads(to_json(self.memory)))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave.
@@ -318,25 +317,32 @@ class Course:
 
 # ------------------------------------------------------------------ level and noise
 
+
+def normal_score(t: Any, freedom: Any) -> Any:
+    """The score of a normal variable as unlikely as Student's t, numbers or arrays (Wallace 1959).
+
+    >>> round(float(normal_score(2.015, 5)), 2)  # 0.95 of t are below, of a normal one below 1.645
+    1.64
+    """
+    size = np.sqrt(freedom * np.log1p(t * t / freedom))
+    return np.copysign(size * (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0), t)
+
+
 #: Definition: standard deviation of a normal sample, in its median absolute deviation.
 MAD_TO_SD = 1.0 / NormalDist().inv_cdf(0.75)
 
 
 def median_of_three(values: Array) -> Array:
     """Each value replaced by the median of itself and the two before: no lone spikes."""
-    padded = np.concatenate([values[:1], values[:1], values])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 3)
-    return np.asarray(np.median(windows, axis=1), dtype=np.float64)
+    before = np.concatenate([values[:1], values[:1], values])
+    return np.asarray(np.median([before[:-2], before[1:-1], values], axis=0), dtype=np.float64)
 
 
 def noise_sd(values: Array) -> float:
-    """Standard deviation of single values, from differences; trends and jumps left out.
-
-    Second differences see through any smooth trend; those between values two and four
-    apart see noise that wanders. The largest counts. NaN with fewer than five values.
-    """
+    """Standard deviation of single values, trends and jumps left out; NaN of fewer than five."""
     if len(values) < FEW:
         return math.nan
+    # second differences see through any smooth trend, those farther apart see noise that wanders
     sizes = [MAD_TO_SD * median_of(np.abs(np.diff(values, 2))) / math.sqrt(6)]
     for lag in (1, 2, 4):
         if len(values) >= 3 * lag + 2:
@@ -371,10 +377,7 @@ def onset_of(
     """Index of the last snapshot before the change, and both ends of the interval that it lies in.
 
     It is ``latest`` at most, by default the one before the last two. Fitted, from ``first`` on, are
-    a line before the change and a bend or a step after it. The interval holds the onsets whose fit
-    is not clearly worse (90 percent, profile likelihood), also of gentle bends and, where the
-    change ``multiplies``, of bends of the series itself. Correlated residuals make it wider. No fit
-    can beat the ``noise`` of a snapshot.
+    a line before the change and a bend or a step after it.
     """
     last = max(min(len(y) - 3 if latest is None else latest, len(y) - 2) - first, 0)
     z = (x[first:] - x[first]) / (x[-1] - x[first])
@@ -382,6 +385,8 @@ def onset_of(
     candidates = np.arange(min(1, last), last + 1)
     fits = [_left_by_fits(z, y, int(k), multiplies=multiplies) for k in candidates]
     place = int(np.argmin([min(map(_power, plain)) for plain, _ in fits]))
+    # the interval holds the onsets whose fit is not clearly worse (90 percent, profile likelihood);
+    # correlated residuals make it wider, and no fit can beat the noise of a snapshot
     best = [min((*plain, *gentle), key=_power) for plain, gentle in fits]
     errors = np.array([_power(left) for left in best])
     least = int(errors.argmin())

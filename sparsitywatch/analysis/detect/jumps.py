@@ -23,8 +23,8 @@ from sparsitywatch.analysis.detect.detector import (
     Candidate,
     Limits,
     median_of,
+    normal_score,
 )
-from sparsitywatch.records.student import normal_score
 
 #: Grid: snapshots after each split: a change is seen while it is young. With one there is only a
 #: forecast, no change is seen yet.
@@ -88,10 +88,9 @@ def forecasts(
     ar: float = _CORRELATIONS[0],
     frequency: float = _FREQUENCIES[0],
 ) -> Forecasts:
-    """Fit every model before every split and compare what came after it.
+    """Fit every model before every split and compare what came after it; ``ar``: of lasting noise.
 
-    Snapshots are about one apart in ``x``; ``floor`` is their least noise, ``ar`` the correlation
-    of noise that lasts, ``frequency`` that of the season, in cycles a snapshot.
+    Snapshots are about one apart in ``x``; ``frequency`` is in cycles a snapshot.
     """
     z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
     grid = _Grid(z.tobytes(), ar, frequency * (x[-1] - x[0]))
@@ -252,7 +251,10 @@ class Jumps:
         known = min(_CORRELATIONS, key=lambda ar: abs(ar - rho))
         seen = forecasts(x, y, floor, known, season_of(x, y))
         min_effect = max(limits.min_effect, grid)
-        weights = self._weights()
+        # how much each model is believed as of the snapshot before each split
+        beliefs = self.beliefs[np.maximum(len(self.beliefs) - np.array(SPLITS), 0)]
+        weights = np.exp(beliefs - beliefs.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
         # logarithmic pooling of the models: one that is hardly believed has hardly a say. The mean
         # of what they hold possible is that of the least able one, however little it is believed
         combined = np.nan_to_num((weights * seen.score.T).sum(axis=1))
@@ -271,21 +273,12 @@ class Jumps:
                 found.append(Candidate(direction, split, first, abs(size), abs(score), sd))
         return self._with(seen, surprise), found
 
-    def _weights(self) -> Array:
-        """How much each model is believed as of the snapshot before each split."""
-        rows = np.maximum(len(self.beliefs) - np.array(SPLITS), 0)
-        beliefs = self.beliefs[rows]
-        weights = np.exp(beliefs - beliefs.max(axis=1, keepdims=True))
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
-
     def _with(self, seen: Forecasts, surprise: float) -> Jumps:
         score, width = seen.score[:, 0], seen.width[:, 0]
         if np.isnan(score).any():
             return replace(self, surprise=surprise)
-        evidence = 0.5 * score**2 + np.log(width)
-        latest = _FORGETTING * self.beliefs[-1] - evidence
-        latest = latest - latest.max()
-        beliefs = np.concatenate([self.beliefs, latest[None]])
+        latest = _FORGETTING * self.beliefs[-1] - (0.5 * score**2 + np.log(width))
+        beliefs = np.concatenate([self.beliefs, (latest - latest.max())[None]])
         return Jumps(beliefs[-SPLITS[-1] - 1 :], surprise)
 
 
@@ -301,14 +294,12 @@ def _is_borne_out(errors: Array, size: float, min_effect: float) -> bool:
 
 
 def _lasting(values: Array) -> float:
-    """Correlation of neighbouring snapshots' noise, from 0 to a little below 1.
-
-    Of noise that forgets by a factor rho at each snapshot, differences over two snapshots have a
-    variance 1 + rho times that of differences over one. The latest snapshots are left out.
-    """
+    """Correlation of neighbouring snapshots' noise, from 0 to a little below 1."""
     past = values[: -SPLITS[-1]]
     if len(past) < TREND:
         return 0.0
+    # of noise that forgets by a factor rho at each snapshot, differences over two have a variance
+    # 1 + rho times that of differences over one
     one, two = (float(np.square(past[k:] - past[:-k]).mean()) for k in (1, 2))
     return min(max(two / one - 1.0, 0.0), 1.0) if one > 0.0 else 0.0
 

@@ -35,11 +35,11 @@ from sparsitywatch.analysis.detect.detector import (
     expect_direction,
     median_of_three,
     noise_sd,
+    normal_score,
     onset_of,
 )
 from sparsitywatch.errors import expect_number
 from sparsitywatch.records import Event
-from sparsitywatch.records.student import normal_score
 
 # ------------------------------------------------------------------ measured with an interval
 
@@ -154,9 +154,8 @@ class MeasuredChange(SeriesDetector):
         direction = "up" if sign > 0 else "down"
         if self._direction not in (direction, "both") or abs(size) < self._min_effect:
             return None
-        low = high = level
-        if np.isfinite(past[:, 2:4]).any():
-            low, high = np.nanmedian(past[:, 2:4], axis=0)
+        has_interval = np.isfinite(past[:, 2:4]).any()
+        low, high = np.nanmedian(past[:, 2:4], axis=0) if has_interval else (level, level)
         is_outside = mean > high if sign > 0 else mean < low
         latest = late[-2:, 1]
         least, most = latest.min(), self._ratio * latest.max()
@@ -290,19 +289,13 @@ class DormantRise(SeriesDetector):
         memory.num_above = memory.num_above + 1 if share >= 1.0 else 0
         if memory.num_above < _IN_A_ROW and share < _IN_A_ROW:
             return None
-        return self._rise(value - expected, expected)
-
-    def _rise(self, size: float, expected: float) -> Event:
-        memory = self.memory
-        steps, values, by_chance, _ = memory.history.columns()
-        found = onset_of(
-            steps,
-            values - by_chance if np.isfinite(by_chance).all() else values,
-            noise=_LEAST_NOISE * self._min_effect,
-            latest=max(len(values) - memory.num_above - 1, 0),
-        )
+        steps, values, chances, _ = memory.history.columns()
+        excess = values - chances if np.isfinite(chances).all() else values
+        latest = max(len(values) - memory.num_above - 1, 0)
+        noise = _LEAST_NOISE * self._min_effect
+        found = onset_of(steps, excess, noise=noise, latest=latest)
         memory.baseline = expected
-        memory.course = Course(size, size, -1)
+        memory.course = Course(value - expected, value - expected, -1)
         memory.num_above = 0
         memory.share = 0.0
         return self._event("up", expected, steps[list(found)])

@@ -25,20 +25,17 @@ from sparsitywatch.analysis.detect.detector import (
     correlation_of,
     median_of_three,
     noise_sd,
+    normal_score,
     onset_of,
 )
 from sparsitywatch.records import Event, Record
-from sparsitywatch.records.student import normal_score
 
 #: The part of what was gained, and of the value, that is worth a word.
 _SHARE = 0.05
 
 
 def value_trend(records: Sequence[Record]) -> str:
-    """What the proxy's value does now: "better", "worse" or "still"; "" before ten evaluations.
-
-    It is worse where its last two lost a part of what was gained that is worth a word.
-    """
+    """What the proxy's value does now: "better", "worse" or "still"; "" before ten evaluations."""
     seen = [(r.step, r.curve) for r in records if r.curve is not None]
     known = [(step, curve) for step, curve in seen if math.isfinite(curve.dense)]
     harms = np.array([-c.dense if c.higher_is_better else c.dense for _, c in known])
@@ -46,6 +43,7 @@ def value_trend(records: Sequence[Record]) -> str:
     if improving is None:
         return ""
     best = float(median_of_three(harms[:-2]).min())
+    # a part of what was gained that is worth a word, and that the last two lost
     worth = max(_SHARE * max(float(harms[0]) - best, abs(best)), SCORE * noise_sd(harms[:-2]))
     if float(harms[-2:].min()) - best > worth:
         return "worse"
