@@ -143,13 +143,14 @@ class StepHook:
 
     @staticmethod
     def _call_before(optimizer: Optimizer, *_: object) -> None:
-        # a step that has raised is over, though it has never ended
-        StepHook._begun = [begun for begun in StepHook._begun if _is_running(begun[0])]
+        if StepHook._begun:  # a step that has raised is over, though it has never ended
+            StepHook._begun = [begun for begun in StepHook._begun if _is_running(begun[0])]
         StepHook._begun.append((optimizer, set()))
         StepHook._depth += 1
         try:
-            for hook in StepHook.alive():
-                if hook._before is not None and hook._is_on:
+            for ref in StepHook._alive:
+                hook = ref()
+                if hook is not None and hook._before is not None and hook._is_on:
                     hook._before(optimizer)
         finally:
             StepHook._depth -= 1
@@ -169,8 +170,9 @@ class StepHook:
         is_inside = bool(begun)
         StepHook._depth += 1
         try:
-            for hook in StepHook.alive():
-                if hook._is_on:  # else another one has taken it off
+            for ref in StepHook._alive:
+                hook = ref()
+                if hook is not None and hook._is_on:  # another one may have taken it off
                     hook._after(optimizer, reached, is_inside)
         finally:
             StepHook._depth -= 1
@@ -341,8 +343,8 @@ class OptimizerTrace:
     def saw(self, optimizer: Optimizer, reached: Collection[int], *, is_inside: bool) -> int:
         """An optimizer took a step, as ``StepHook`` saw it; returns how many of the training's."""
         account = self._known(optimizer)
-        self._has_hooks |= optimizer in self.given
-        if any(account.names):
+        self._has_hooks = self._has_hooks or optimizer in self.given
+        if account.is_of_model:
             account.advance(reached)
         if self._is_said:
             return 0
@@ -391,7 +393,7 @@ class OptimizerTrace:
         before = account.num_in_scope
         account.identify(optimizer, parameters, self._sizes)
         account.take_over(self._earlier)
-        if any(account.names):
+        if account.is_of_model:
             self._watched.add(optimizer)
         if before and not account.num_in_scope:
             _logger.warning(

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.util import Finalize
 from typing import Any, ClassVar, Literal
@@ -48,6 +48,32 @@ _order = itertools.count()
 
 class WatchOffError(Exception):
     """The watch has switched itself off: nothing more is done at this step."""
+
+
+class _Contained:
+    """Where faults end: they end the watch, not the training. What it takes is counted.
+
+    It is entered at every step, and a ``contextmanager`` would take several times as long.
+    """
+
+    __slots__ = ("_has_grad", "_watcher")
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def __enter__(self) -> None:
+        self._watcher._budget.enter()
+        self._has_grad = torch.is_grad_enabled()
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        try:
+            if error is not None:
+                self._watcher._end_by(error)
+        finally:
+            if torch.is_grad_enabled() != self._has_grad:
+                torch.set_grad_enabled(self._has_grad)  # a signal came at the end of a no_grad
+            self._watcher._budget.leave()
+        return True
 
 
 class CopiedWatcher:
@@ -195,7 +221,7 @@ class Watcher:
         Once called, it alone counts: steps that hooks see do so no more. ``step`` is the number of
         steps done by now, by default one more than before, unless hooks have counted this one.
         """
-        with self._contained():
+        with _Contained(self):
             if not self._trace.said(step):
                 return
             if self._is_idle():
@@ -217,7 +243,7 @@ class Watcher:
             self._decline(self.step_count, "watcher.snapshot()")
             why = self._off or ("closed" if self._closed else "in a forked process")
             return self._failed(f"the watch is off: {why}")
-        with self._contained():
+        with _Contained(self):
             self._ranks.decide("watcher.snapshot()")
             self._open()
             self._collect(wait=True)
@@ -290,7 +316,7 @@ class Watcher:
             ) from error
         self._pending = state["pipeline"]
         if self._ranks.is_alone:  # else with the first step, which every rank takes
-            with self._contained():
+            with _Contained(self):
                 self._open()
 
     def close(self) -> None:
@@ -315,7 +341,7 @@ class Watcher:
             return
         if self._opened:
             self._taker.close()
-            with self._contained():
+            with _Contained(self):
                 self._report("ended" if ended_by else "closed", ended_by or reason)
             self._pipeline.close()
         else:
@@ -330,7 +356,7 @@ class Watcher:
         """Take now what the budget has left out since the last snapshot, if it is paid for."""
         if self._is_idle() or not self._ranks.is_alone or self._last_step == self.step_count:
             return
-        with self._contained():
+        with _Contained(self):
             due = self._schedule.made_up(self._pipeline.records, self.step_count)
             if due:
                 self._take(due, behind=False)
@@ -350,7 +376,7 @@ class Watcher:
         """An optimizer is about to step: the first time weights are as the training begins."""
         if self._is_idle():
             return
-        with self._contained():
+        with _Contained(self):
             if not self._trace.knows(optimizer):
                 return
             self._hook.begin()
@@ -361,12 +387,13 @@ class Watcher:
         self, optimizer: torch.optim.Optimizer, reached: Collection[int], is_inside: bool
     ) -> None:
         """An optimizer took a step; ``reached`` is what others inside this step have stepped on."""
-        is_needed = not self._off or not self._ranks.is_alone  # others may wait for an answer
-        if self._closed or os.getpid() != self._pid or not is_needed:
+        if self._closed or os.getpid() != self._pid:
+            return
+        if self._off and self._ranks.is_alone:  # else others may wait for an answer
             return
         if step_was_skipped(optimizer):
             return
-        with self._contained():
+        with _Contained(self):
             num_steps = self._trace.saw(optimizer, reached, is_inside=is_inside)
             if not num_steps:
                 return
@@ -379,7 +406,8 @@ class Watcher:
     def _advance(self, num_steps: int, step: int | None = None) -> None:
         """Some steps were taken; ``step`` is how many there are by now, if that was said."""
         self._stepped = next(_order)
-        self._open(num_steps)
+        if not self._opened:
+            self._open(num_steps)
         if self._off:
             return
         first = self.step_count + 1
@@ -454,7 +482,7 @@ class Watcher:
     def _settle(self) -> None:
         """Wait for the snapshot that is on its way; in a forked child there is none."""
         if not self._is_idle():
-            with self._contained():
+            with _Contained(self):
                 self._collect(wait=True)
 
     # ------------------------------------------------------------------ the log
@@ -552,27 +580,15 @@ class Watcher:
 
     # ------------------------------------------------------------------ faults
 
-    @contextlib.contextmanager
-    def _contained(self) -> Iterator[None]:
-        """Where faults end: they end the watch, not the training. What it takes is counted."""
-        self._budget.enter()
-        has_grad = torch.is_grad_enabled()
-        try:
-            yield
-        except LogTakenError as error:
-            self._switch_off(str(error))
-        except WatchOffError:
-            pass
-        except RanksError as error:
+    def _end_by(self, error: BaseException) -> None:
+        if isinstance(error, RanksError):
             self._ranks = ALONE  # who has said so answers no more
+        if isinstance(error, LogTakenError | RanksError):
             self._switch_off(str(error))
-        except BaseException as error:  # sorted by reraise_foreign
+        elif not isinstance(error, WatchOffError):
             reraise_foreign(error, strict=self._strict)
             _logger.exception("sparsitywatch: unexpected error")
             self._switch_off(redacted_error(error))
-        finally:
-            torch.set_grad_enabled(has_grad)  # a signal may come at the very end of torch.no_grad
-            self._budget.leave()
 
     def _switch_off(self, reason: str) -> None:
         self._off = reason

@@ -238,6 +238,7 @@ class Account:
         self.num_in_scope = 0  # weights that it holds
         # in the model: of one tensor, of several that lie flat in one (FSDP1), or of none
         self.names: list[tuple[str, ...]] = []
+        self.is_of_model = False  # whether any of them is in it
         #: copies of higher precision that it holds, by the name of the weight
         self.copied: dict[str, weakref.ref[torch.Tensor]] = {}
         #: Of each row what reached it, as ``Clock``; what would have if there were always a
@@ -255,7 +256,9 @@ class Account:
     def is_current(self) -> bool:
         """Whether the optimizer holds the tensors that are known."""
         optimizer = self.optimizer()
-        return optimizer is not None and self._held == list(map(id, _held_by(optimizer)))
+        return optimizer is not None and self._held == [
+            id(tensor) for group in optimizer.param_groups for tensor in group["params"]
+        ]
 
     def identify(
         self,
@@ -285,6 +288,7 @@ class Account:
                 row = self._row_of[tensor] = len(self.names)
                 self.names.append(called)
             self.names[row] = called
+        self.is_of_model = any(self.names)
         more = len(self.names) - self._table.shape[1]
         self._table = np.pad(self._table, ((0, 0), (0, more)))
         groups = optimizer.param_groups
@@ -314,9 +318,11 @@ class Account:
 
     def _steps_now(self, optimizer: optim.Optimizer) -> list[_GroupStep]:
         """What a step does; as long as its param groups say the same they are not asked again."""
-        read = [[*map(group.get, _READ)] for group in optimizer.param_groups]
-        # a tensor may change in place
-        said = [[x.tolist() if torch.is_tensor(x) else x for x in row] for row in read]
+        said = [
+            # a tensor may change in place
+            [x.tolist() if isinstance(x, torch.Tensor) else x for x in map(group.get, _READ)]
+            for group in optimizer.param_groups
+        ]
         if said != self._said:
             self._said = said
             self._group_steps = [_GroupStep.of(optimizer, g) for g in optimizer.param_groups]
@@ -325,27 +331,31 @@ class Account:
     def _add_up(self) -> None:
         """Add the latest steps to what was done, in their order."""
         steps, self._steps = self._steps, []
-        taken, offered, (momentum, last) = self._table[:6], self._table[6:12], self._table[12:]
+        held = self._table[:, self._rows]
+        taken, offered, (momentum, last) = held[:6], held[6:12], held[12:]
+        groups: list[_GroupStep] = []
+        added, buffered = held[:6], None  # of the step before
         for number, step in enumerate(steps, self.num_steps - len(steps) + 1):
-            added, buffered = self._one_step(step.groups, momentum[self._rows])
-            rows = self._rows
+            if step.groups is not groups or buffered is not None:
+                groups = step.groups
+                added, buffered = self._one_step(groups, momentum)
             own = slice(None) if step.is_own is None else step.is_own
-            offered[:, rows[own]] += added[:, own]
-            if step.is_taken is not None:
-                rows, added = rows[step.is_taken], added[:, step.is_taken]
-                buffered = buffered[step.is_taken]
-            taken[:, rows] += added
-            momentum[rows] = buffered
-            last[rows] = number
+            reached = slice(None) if step.is_taken is None else step.is_taken
+            offered[:, own] += added[:, own]
+            taken[:, reached] += added[:, reached]
+            last[reached] = number
+            if buffered is not None:
+                momentum[reached] = buffered[reached]
+        self._table[:, self._rows] = held
 
     def _one_step(
         self, groups: Sequence[_GroupStep], before: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """What a step adds to the clocks of H held tensors, [6, H], and SGD's buffer then."""
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """What a step adds to the clocks of H held tensors, [6, H], and SGD's buffer."""
         added = np.array([group.clock for group in groups]).T[:, self._groups]
         is_buffered = [group.decay_by == "raw" and group.momentum != 0.0 for group in groups]
         if not any(is_buffered):
-            return added, before
+            return added, None
         # SGD's decay goes through the buffer: in the end 1 / (1 - momentum) times as much
         decay, mu, dampening, nesterov = np.array([g[2:] for g in groups]).T[:, self._groups]
         # the first gradient enters the buffer whole, dampened or not, as in torch
