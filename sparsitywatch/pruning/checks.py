@@ -27,7 +27,7 @@ from sparsitywatch.pruning.evaluation import (
     finish_despite_interrupt,
     undisturbed,
 )
-from sparsitywatch.pruning.model_copy import ModelCopy, Runnable, refuse_written
+from sparsitywatch.pruning.model_copy import ModelCopy, Runnable
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.records.curve import units
@@ -109,18 +109,13 @@ def check_forward(
             with contextlib.nullcontext() if is_in_shards else _original_refused(model):
                 found = run(trial.dense)
         except Exception:
-            _refuse_changed(model, trial)  # which may be what made it fail
+            trial.refuse_changed()  # which may be what made it fail
             raise
         else:
-            _refuse_changed(model, trial)
+            trial.refuse_changed()
         finally:
             finish_despite_interrupt(trial.put_back)
     return found
-
-
-def _refuse_changed(model: nn.Module, trial: Masks) -> None:
-    trial.refuse_written_weights()
-    refuse_written(model, trial.shared)
 
 
 def _say_what_is_shared(model: nn.Module, value: Callable[..., Any]) -> None:

@@ -367,7 +367,7 @@ class MaskedModel:
             if any(map(is_sharded, self.module.parameters())):
                 masks: Masks = InShards(self.module, value, parameters)
             else:
-                dense = {name: local_of(parameter) for name, parameter in parameters.items()}
+                dense = dict(zip(parameters, map(local_of, parameters.values()), strict=True))
                 if self.spare is not None and self.spare.is_warm:
                     memory = self.spare.buffers(dense)
                 else:
@@ -429,11 +429,12 @@ class Masks(ABC):
     def fresh(self, *, masked: bool) -> Runnable:
         """The model as no forward has left it, on its own weights or on those that are masked."""
 
-    def refuse_written_weights(self) -> None:
-        """Refuse forwards without masks that have written to weights."""
+    def refuse_changed(self) -> None:
+        """Refuse forwards without masks that have written to what belongs to the training."""
         changed = [name for name, dense, out in self.weights if not same_bits(dense, out)]
         if changed:
             raise changes_the_training([printable(clean_name(name)) for name in changed])
+        refuse_written(self.module, self.shared)
 
     @abstractmethod
     def put_back(self) -> object:
@@ -518,10 +519,10 @@ class InShards(Masks):
         torch.clear_autocast_cache()
         return self._runnable
 
-    def refuse_written_weights(self) -> None:
-        """Refuse forwards without masks that have written to weights."""
+    def refuse_changed(self) -> None:
+        """Refuse forwards without masks that have written to what belongs to the training."""
         self.reshard()
-        super().refuse_written_weights()
+        super().refuse_changed()
 
     def reshard(self) -> None:
         """Let go of what a forward has gathered, which stands in the place of the shards."""
