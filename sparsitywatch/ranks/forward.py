@@ -276,7 +276,7 @@ def _on_the_groups(guard: _Guard) -> Iterator[None]:
 
 def _patch(owner: Any, name: str, size_of: Callable[..., int | None]) -> None:
     original = vars(owner).get(name)
-    if original is None:
+    if not callable(original):  # not in this version of torch, or a property
         return
 
     @functools.wraps(original)
