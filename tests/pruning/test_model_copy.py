@@ -409,6 +409,18 @@ def test_a_value_function_that_runs_the_model_in_training_is_refused_before_it_d
     assert holder.model[1].num_batches_tracked == 0
 
 
+def test_a_buffer_of_the_training_that_a_value_function_writes_is_named_at_the_attach() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
+    mean = model[1].running_mean
+
+    def value(copied: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        mean.add_(1)
+        return mean_square(copied, x)
+
+    with pytest.raises(sw.errors.ProxyError, match=r"but it changed 1\.running_mean"):
+        check_proxy(sw.Proxy([torch.ones(4, 6)], value), model)
+
+
 def test_a_lazy_module_anywhere_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.LazyBatchNorm1d())
     with pytest.raises(sw.errors.ProxyError, match=r"'2\.weight' is made by the first forward"):
