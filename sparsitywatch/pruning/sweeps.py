@@ -315,8 +315,10 @@ class SameLevels(Sweep):
 def missing(levels: Sequence[float], points: Sequence[Point], share: float) -> Step | None:
     """The first of some levels that was not evaluated yet."""
     known = {point.level for point in points}
-    missing = (float(level) for level in levels if float(level) not in known)
-    return next(((level, share) for level in missing), None)
+    for level in map(float, levels):
+        if level not in known:
+            return level, share
+    return None
 
 
 def check_levels(levels: Sequence[float]) -> None:
