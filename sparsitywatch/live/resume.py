@@ -167,7 +167,7 @@ def _resume_from_log(
         if set(manifest.initial_rms) == set(run.initial_rms):
             run = replace(run, initial_rms=dict(manifest.initial_rms))
     recent = [_with_layers(record) for record in records[-LAYERS_KEPT:]]
-    pipeline.restore([*records[:-LAYERS_KEPT], *recent], events, run.initial_rms)
+    pipeline.history.restore([*records[:-LAYERS_KEPT], *recent], events, run.initial_rms)
     last = records[-1] if records and records[-1].step == initial_step else None
     trace.continue_from(*((last.decay_clock, last.lr_clock) if last else (math.nan, math.nan)))
     return run, ""

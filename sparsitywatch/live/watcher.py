@@ -556,7 +556,7 @@ class Watcher:
             )
         self._restore(int(state["step"]), state)
         self._log = state["log"]
-        self._pipeline.restore(records, events, state["initial_rms"])
+        self._pipeline.history.restore(records, events, state["initial_rms"])
         self._pipeline.history.load_state_dict(state["pipeline"])
 
     def _stand_back(self) -> None:

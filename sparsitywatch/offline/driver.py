@@ -328,7 +328,7 @@ class Replayer:
             self.plan = replace(self.plan, initial_rms=given_rms)
             return
         self._kept = kept
-        self.pipeline.restore(kept.records, kept.events, log.info.initial_rms)
+        self.pipeline.history.restore(kept.records, kept.events, log.info.initial_rms)
         self._done |= {record.step for record in kept.records}
         if not is_final or not pending.keys() <= self._done:
             self._remember(kept.records, pending)

@@ -76,6 +76,8 @@ class History:
         self.records: list[Record] = []  # layers are kept for the latest hundred only
         self.events: list[Event] = []  # in their latest versions, in the order they were seen in
         self.initial_rms: dict[str, float] = {}  # of each tensor when the watch first saw it
+        #: What the last record that was restored holds and its log, after a kill, lacks.
+        self.late = Changes()
 
     @property
     def is_suspicious(self) -> bool:
@@ -107,13 +109,9 @@ class History:
         events: Sequence[Event],
         initial_rms: Mapping[str, float],
     ) -> Changes:
-        """Take up what an earlier process saw and logged, before the first ``add``.
-
-        Returns what its last record holds and its log, after a kill between the two, lacks.
-        """
+        """Take up what an earlier process saw and logged, before the first ``add``: ``late``."""
         self.initial_rms = dict(initial_rms)
         self.events[:] = events
-        late = Changes()
         waiting = sorted(events, key=lambda event: event.detected_step)
         for record in records:
             series = record.series()
@@ -125,10 +123,10 @@ class History:
                 reported = [e for e in self.events if e.reported_step == record.step]
                 known = {name for e in reported for name in (e.series, *e.related, *e.opposed)}
                 untold = [e for e in seen if e.series not in known]
-                late = self._track(record.step, series, untold, logged)
+                self.late = self._track(record.step, series, untold, logged)
             else:
                 self._tracker.update(record.step, series, (), logged)
-        return late
+        return self.late
 
     def state_dict(self) -> dict[str, Any]:
         """What the detectors and the events go on from; plain data."""
@@ -259,25 +257,15 @@ class Pipeline:
         self._on_record = tuple(on_record)
         self._strict = strict
         self._failures: dict[int, int] = {}  # of sinks, in a row
-        self._late = Changes()  # in records that were restored; not yet in the log
         self._unsaid: tuple[Event, ...] = ()  # by actions
         self._is_open = False
         self._at_exit: Finalize | None = None  # not called in a forked child
         self.publish_s = 0.0  # what the last record took to be detected in and written
 
-    def restore(
-        self,
-        records: Sequence[Record],
-        events: Sequence[Event],
-        initial_rms: Mapping[str, float],
-    ) -> None:
-        """Take up what is logged, before ``open``, which adds the events that the log lacks."""
-        self._late = self.history.restore(records, events, initial_rms)
-
     @property
     def lacks_events(self) -> bool:
         """Whether the log that was restored lacks events of its last record."""
-        return bool(self._late.new or self._late.revised)
+        return bool(self.history.late.new or self.history.late.revised)
 
     def open(
         self, run: RunInfo, detail_of: Callable[[Record], Detail] = lambda _: Detail()
@@ -290,7 +278,7 @@ class Pipeline:
             self._each(lambda sink: sink.open(run))
             if self.records:
                 self._each(lambda sink: sink.catch_up(self.records, self.events, detail_of))
-            late, self._late = self._late, Changes()
+            late, self.history.late = self.history.late, Changes()
             self._unsaid = late.new
             self._tell(late)
         self.history.initial_rms = dict(run.initial_rms)

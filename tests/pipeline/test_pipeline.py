@@ -127,7 +127,7 @@ def test_an_earlier_process_is_recalled_without_telling_anyone_again() -> None:
         series="near_zero/initial_0.1", direction="up", onset_step=1, detected_step=2,
         baseline=0.1, value=0.5,
     )  # fmt: skip
-    pipeline.restore(earlier, [event], {})
+    pipeline.history.restore(earlier, [event], {})
     assert pipeline.records == earlier
     assert pipeline.events == [event]
     assert not hasattr(sink, "run") or not sink.records
