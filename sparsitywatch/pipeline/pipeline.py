@@ -104,10 +104,7 @@ class History:
         return self._track(record.step, series, seen)
 
     def restore(
-        self,
-        records: Sequence[Record],
-        events: Sequence[Event],
-        initial_rms: Mapping[str, float],
+        self, records: Sequence[Record], events: Sequence[Event], initial_rms: Mapping[str, float]
     ) -> Changes:
         """Take up what an earlier process saw and logged, before the first ``add``: ``late``."""
         self.initial_rms = dict(initial_rms)

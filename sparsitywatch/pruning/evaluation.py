@@ -172,9 +172,7 @@ class Evaluation:
         if sweep.examples is not None and tolerated > 0.0 and np.isfinite(self._dense).all():
             self._divide(sweep.examples, tolerated)
         self.differences = PairedDifferences(
-            len(self._dense),
-            tolerated,
-            sign=-1.0 if self._proxy.higher_is_better else 1.0,
+            len(self._dense), tolerated, sign=-1.0 if self._proxy.higher_is_better else 1.0
         )
         self._cut({0.0, 1.0, *sweep.candidates()})
         among = self._dense_of[0] if self._subsets else self._dense
@@ -492,10 +490,7 @@ class InShards(Masks):
     """Evaluates a sharded model itself: masks are written into its local shards, and taken out."""
 
     def __init__(
-        self,
-        module: nn.Module,
-        value: Callable[..., Any],
-        parameters: Mapping[str, nn.Parameter],
+        self, module: nn.Module, value: Callable[..., Any], parameters: Mapping[str, nn.Parameter]
     ) -> None:
         self._runnable = Runnable(module, value)
         self._flags = [(one, one.training) for one in module.modules()]

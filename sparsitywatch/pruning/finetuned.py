@@ -301,9 +301,8 @@ class _Runs:
         """Refuse to go on with anything else; seeds may be added."""
         for name, given in now.items():
             had = then.get(name)
-            if had == given:
-                continue
-            if name == "seeds" and isinstance(had, list) and set(had) <= set(given):
+            is_added_to = name == "seeds" and isinstance(had, list) and set(had) <= set(given)
+            if had == given or is_added_to:
                 continue
             raise StateError(
                 f"Expected `log` {str(self._file)!r} to be of `{name}` {given!r}, got one that was "

@@ -74,10 +74,7 @@ class ModelCopy:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        value: Any = None,
-        instead: Mapping[int, torch.Tensor] | None = None,
+        self, model: nn.Module, value: Any = None, instead: Mapping[int, torch.Tensor] | None = None
     ) -> None:
         self._model = model
         self._memory = _Memory(model, instead or {})

@@ -134,9 +134,7 @@ class PerRow(Pattern):
 
 
 def row_cuts(
-    weights: Weights,
-    levels: Sequence[float],
-    score: Callable[[str, torch.Tensor], torch.Tensor],
+    weights: Weights, levels: Sequence[float], score: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> list[Cut]:
     """Cuts that remove the same share of each row: of the lowest ``score``, float like the rows."""
     shapes = row_shapes(weights)

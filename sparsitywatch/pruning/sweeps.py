@@ -16,13 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.errors import (
-    ConfigurationError,
-    expect_number,
-    expect_whole,
-    is_number,
-    listed,
-)
+from sparsitywatch.errors import ConfigurationError, expect_number, expect_whole, is_number, listed
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.records.curve import first_beyond
 

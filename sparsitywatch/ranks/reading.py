@@ -30,13 +30,7 @@ from sparsitywatch.records import Replicas
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import FlatShard, expect_whole_model, is_sharded, modules_of
-from sparsitywatch.weights.snapshot import (
-    SampleIndex,
-    Sampler,
-    Snapshot,
-    bits_of,
-    gather_sample,
-)
+from sparsitywatch.weights.snapshot import SampleIndex, Sampler, Snapshot, bits_of, gather_sample
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram
 
