@@ -42,14 +42,13 @@ from sparsitywatch.weights.scope import Scope, ScopeLike
 
 _MAX_DEPTH = 6
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
-#: Files that training, and a watch, write beside the weights.
+#: Shards, and files that training, and a watch, write beside the weights.
 _BESIDE = re.compile(
     r"^(optimizer|optim|opt(?=[\d._-])|scheduler|scaler|random_states|rng_state|training_args|trainer_state"
-    r"|sampler|dataloader|sparsitywatch)[\w.-]*$|_(model|optim)_states\.pt$"
+    r"|sampler|dataloader|sparsitywatch)[\w.-]*$|_(model|optim)_states\.pt$|-\d+-of-\d+\."
 )
 #: Folders in which FSDP keeps what it has sharded of an optimizer.
 _OPTIMIZER = re.compile(r"optimizer(_\d+)?")
-_SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 Url = str | os.PathLike[str]
@@ -107,25 +106,25 @@ def _given(step: int, place: Location, probe: _Probe) -> ListedCheckpoint:
 
 # ------------------------------------------------------------------ listing
 
-_NAME_ONE = "Name a checkpoint, a folder of them, or a pattern such as 'runs/bert/checkpoint-*'."
-
 
 def _expanded(origin: Location, known: Mapping[str, ListedCheckpoint]) -> list[Location]:
     """What a URL stands for, as the storage has it now."""
     what = f"Cannot list {origin.shown}"
     origin.fs.invalidate_cache()  # a live run has written since
     pattern = asked(what, _pattern_of, origin.fs, origin.path)
-    has_magic = pattern is not None
     paths = [origin.path] if pattern is None else asked(what, _matching, origin.fs, pattern)
     places: list[Location] = []
     for path in sorted(paths, key=natural_order):
         places += asked(what, _places_under, origin.at(path), known, len(paths) > 1)
     if not places:
-        is_folder = not has_magic and origin.is_folder()
-        others = asked(what, checkpoints_below, origin)[1] if is_folder else []
-        if has_magic:
+        others: list[str] = []
+        if pattern is not None:
             _check_access(origin)
-        what_to_do = foreign(others) or _NAME_ONE
+        elif origin.is_folder():
+            _, others = asked(what, checkpoints_below, origin)
+        what_to_do = foreign(others) or (
+            "Name a checkpoint, a folder of them, or a pattern such as 'runs/bert/checkpoint-*'."
+        )
         raise IncompleteCheckpointError(f"{what}: expected checkpoints, found none. {what_to_do}")
     return places
 
@@ -282,15 +281,10 @@ def _remote_children(
 def _is_weights(name: str) -> bool:
     stem = without_temporary(name)
     is_one = stem.endswith(_WEIGHT_SUFFIXES) and not is_inside(name)
-    return is_one and not _BESIDE.search(name) and not _SHARD.search(name)
+    return is_one and not _BESIDE.search(name)
 
 
 # ------------------------------------------------------------------ opening
-
-_MAKE_WHOLE = (
-    "Make the model whole with what saved it, such as Megatron's tools/checkpoint/convert.py or a "
-    "full state dict of FSDP, or name the folder that has an index of its shards."
-)
 
 
 @dataclass
@@ -369,7 +363,9 @@ class _Probe:
         if self.groups[group]:
             raise CheckpointError(
                 f"Cannot read {place.shown}: expected a whole model, got one of several parts: "
-                f"{self.groups[group]}. {_MAKE_WHOLE}"
+                f"{self.groups[group]}. Make the model whole with what saved it, such as "
+                "Megatron's tools/checkpoint/convert.py or a full state dict of FSDP, or name the "
+                "folder that has an index of its shards."
             )
 
     def is_same(self, one: str, other: str) -> bool:

@@ -203,7 +203,6 @@ def _read_huggingface(place: Location, names: Collection[str]) -> Contents:
     # the longer suffix is that of safetensors, the better one
     alone = sorted(filter(_ONLY_SHARD.search, names), key=lambda name: (-len(name), name))
     main = next((name for name in (*_WEIGHT_FILES, *alone) if name in names), None)
-    is_sharded = main is None and FSDP_FOLDER in names
     if main is None and any(name in names for name in _ADAPTERS):
         raise ReadingError(_ADAPTER)
     if main is None and any(_OF_A_RANK.fullmatch(name) for name in names):
@@ -211,7 +210,7 @@ def _read_huggingface(place: Location, names: Collection[str]) -> Contents:
             "expected whole weights, got one file for each rank of FSDP (a local state dict). Save "
             "with state_dict_type FULL_STATE_DICT or SHARDED_STATE_DICT."
         )
-    is_short = main is None and not is_sharded
+    is_short = main is None and FSDP_FOLDER not in names
     if is_short or (_TRAINER_MARK in names and _TRAINER_STATE not in names):
         what = " or ".join(_WEIGHT_FILES) if is_short else _TRAINER_STATE
         raise UnfinishedError(

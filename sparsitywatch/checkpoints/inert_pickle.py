@@ -127,10 +127,9 @@ class _Machine:
             count, change = _CHANGERS[name]
             items = self._take(count)
             change(self.stack[-1], items)
-        elif name == "GLOBAL":
-            self.stack.append(Global(*argument.split(" ", 1)))
-        elif name == "INST":
-            made = _called([Global(*argument.split(" ", 1)), *self._take(None)])
+        elif name in ("GLOBAL", "INST"):
+            made = Global(*argument.split(" ", 1))
+            made = made if name == "GLOBAL" else _called([made, *self._take(None)])
             self.stack.append(made)
         elif name == "PERSID":
             self.stack.append(PersistentId(argument))

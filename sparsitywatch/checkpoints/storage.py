@@ -53,10 +53,9 @@ _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 _OUT_OF_ORDER = "The storage is out of order, or out of reach; try again later."
 _PASSING: dict[object, str] = {
     429: "The storage limits how often it is asked (429); log in, or try again later.",
-    **dict.fromkeys((408, 425, 500, 502, 503, 504), _OUT_OF_ORDER),
-    **dict.fromkeys(("EAGAIN", "EBUSY", "ESTALE", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH"),
-                    _OUT_OF_ORDER),
-    **dict.fromkeys(("TimeoutError", "ConnectionError"), _OUT_OF_ORDER),
+    **dict.fromkeys(
+        (408, 425, 500, 502, 503, 504, "EAGAIN", "EBUSY", "ESTALE", "ETIMEDOUT", "ENETUNREACH",
+         "EHOSTUNREACH", "TimeoutError", "ConnectionError"), _OUT_OF_ORDER),
 }  # fmt: skip
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _NO_SUCH = (
@@ -118,7 +117,7 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) and status > 0 else None
 
 
-def cause_of(error: BaseException) -> tuple[str, bool]:
+def _cause(error: BaseException) -> tuple[str, bool]:
     """Why a storage gives nothing, if that is known, and whether it may pass."""
     for sign in _signs(error):
         if sign in _PASSING:
@@ -132,7 +131,7 @@ def cause_of(error: BaseException) -> tuple[str, bool]:
 
 def may_pass(error: BaseException) -> bool:
     """Whether asking again may help: no answer, or a server that is out of order."""
-    return cause_of(error)[1]
+    return _cause(error)[1]
 
 
 def asked(
@@ -153,7 +152,7 @@ def asked(
 
 
 def _explained(what: str, error: Exception) -> CheckpointError:
-    why, is_passing = cause_of(error)
+    why, is_passing = _cause(error)
     is_missing = isinstance(error, FileNotFoundError)
     if is_passing:
         # what a storage made of a fault says less than the fault
@@ -559,7 +558,7 @@ class Location:
         try:
             info = self.fs.info(self.path)  # isdir and exists swallow refusals
         except (FileNotFoundError, NotADirectoryError) as error:
-            if cause_of(error)[0]:
+            if _cause(error)[0]:
                 raise
             return ""
         # over http a folder is a page of links; of a file that is none this would fetch it all
