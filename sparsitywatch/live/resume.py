@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Mapping
@@ -122,7 +123,10 @@ def open_log(
 def _claimed(claim: Claim, initial_step: int) -> bool:
     """Claim a directory to write into; returns whether this run may go on from what it holds."""
     assert claim.directory is not None  # noqa: S101 for the type checker
-    goes_on = initial_step > 0 and not _is_replay(claim.directory)
+    goes_on = initial_step > 0
+    with contextlib.suppress(StateError):  # reported by _resume_from_log
+        manifest = read_manifest(claim.directory)
+        goes_on &= manifest is None or not manifest.replayed_from
     try:
         # the process that this one follows may be dying still, and must not write any more
         claim.acquire(over="all" if goes_on else "own")
@@ -137,14 +141,6 @@ def _moved_beside(claim: Claim, why: object) -> int:
     words = "sparsitywatch: %s; this run is logged into %s. Give each run a `logdir` of its own."
     _logger.warning(words, why, claim.directory)
     return 0
-
-
-def _is_replay(directory: Path) -> bool:
-    try:
-        manifest = read_manifest(directory)
-    except StateError:  # reported by _resume_from_log
-        return False
-    return manifest is not None and bool(manifest.replayed_from)
 
 
 def _resume_from_log(

@@ -137,7 +137,6 @@ class Watcher:
         self._budget = schedule.budget
         self._ranks = ranks
         self._background = background
-        self._strict = taker.run.strict
         self._off = off
         self._step = initial_step  # optimizer steps done; None until that is found out
         self._pid = os.getpid()
@@ -269,8 +268,8 @@ class Watcher:
         """
         self._settle()
         words = "sparsitywatch: the watch's state is not known; training goes on"
-        with contain_faults(lambda _: _logger.exception(words), strict=self._strict):
-            run = self._taker.run
+        run = self._taker.run
+        with contain_faults(lambda _: _logger.exception(words), strict=run.strict):
             return {
                 "step": self.step_count,
                 "scope_hash": run.provenance.scope_hash,
@@ -586,7 +585,7 @@ class Watcher:
         if isinstance(error, LogTakenError | RanksError):
             self._switch_off(str(error))
         elif not isinstance(error, WatchOffError):
-            reraise_foreign(error, strict=self._strict)
+            reraise_foreign(error, strict=self._taker.run.strict)
             _logger.exception("sparsitywatch: unexpected error")
             self._switch_off(redacted_error(error))
 

@@ -61,7 +61,14 @@ def count(tensors: Mapping[str, torch.Tensor], num_threads: int) -> dict[str, Hi
     """One histogram per tensor, in the order of ``tensors``."""
     found: dict[str, Histogram] = {}
     if isinstance(tensors, LazyTensors):
-        tasks, chunk_bytes = _stored_tasks(tensors), tensors.store.chunk_bytes
+        stored = {
+            entry.name: _Task(
+                name, storage_of(name, entry), entry.num_weights, partial(tensors.chunks, name)
+            )
+            for name, entry in tensors.entries.items()
+        }
+        tasks = [stored[name] for name in tensors.store.in_byte_order(stored)]
+        chunk_bytes = tensors.store.chunk_bytes
     else:
         there: dict[str, dict[str, torch.Tensor]] = {"cpu": {}}
         for name, tensor in tensors.items():
@@ -104,17 +111,6 @@ def _tasks(
 
 def _flat(piece: np.ndarray, _: memoryview) -> Generator[np.ndarray, None, None]:
     yield np.ascontiguousarray(piece).reshape(-1)
-
-
-def _stored_tasks(tensors: LazyTensors) -> list[_Task]:
-    """Tensors in the order in which they are best read; what cannot be counted is refused now."""
-    tasks = {
-        entry.name: _Task(
-            name, storage_of(name, entry), entry.num_weights, partial(tensors.chunks, name)
-        )
-        for name, entry in tensors.entries.items()
-    }
-    return [tasks[stored_name] for stored_name in tensors.store.in_byte_order(tasks)]
 
 
 def storage_of(name: str, tensor: torch.Tensor | Entry) -> Storage:
