@@ -8,10 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.errors import reraise_foreign
+from sparsitywatch.errors import MeasurementError, ProxyError, TrainingChangedError, reraise_foreign
 from sparsitywatch.live.schedule import OverheadBudget
 from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.pipeline.measure import (
@@ -25,7 +26,7 @@ from sparsitywatch.pipeline.measure import (
     record_of,
 )
 from sparsitywatch.pipeline.pipeline import Pipeline
-from sparsitywatch.pruning.evaluation import MaskedModel
+from sparsitywatch.pruning.evaluation import MaskedModel, expected_s
 from sparsitywatch.pruning.model_copy import version_of
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Event, Record
@@ -35,6 +36,10 @@ from sparsitywatch.weights.motion import Moved
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 
 _logger = logging.getLogger("sparsitywatch")
+#: What writing a snapshot takes, and what else does not depend on the number of weights.
+_WRITING_S = 0.02
+#: What an evaluation costs at most, in units of the time until it failed at the attach.
+_PASSES_AT_MOST = 16
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,38 @@ class SnapshotTaker:
             motion.compare(step, sample, optimizer=reading)
         if behind and self._is_on_cpu:  # touches memory now, where it is nobody's time
             self._copy.take(snapshot)
+
+    def price(self, snapshot: Snapshot, dense: np.ndarray | None) -> None:
+        """Tell the budget what snapshots will take; ProxyError if one changes the training."""
+        run, budget = self.run, self._budget
+        if budget.max_overhead is None:
+            return
+        started = time.perf_counter()
+        spectrum = self._reader.counted(snapshot)[0]  # not for the first time, which warms up
+        budget.weights.expect(time.perf_counter() - started + _WRITING_S)
+        if run.proxy is None:
+            return
+        started = time.perf_counter()
+        try:
+            each_s = expected_s(
+                self.model,
+                run.proxy,
+                spectrum,
+                pattern=run.settings.pattern,
+                sweep=run.settings.effective_sweep,
+                allowed=run.allowed,
+                dense=dense,
+            )
+        except TrainingChangedError as error:
+            raise ProxyError(str(error)) from error
+        except (MeasurementError, MemoryError, RuntimeError) as error:
+            each_s = _PASSES_AT_MOST * (time.perf_counter() - started)
+            words = (
+                "sparsitywatch: an evaluation could not be tried at the attach: %s. It is tried "
+                "again when it is due, and expected to take %.2g s at most."
+            )
+            _logger.warning(words, redacted_error(error), each_s)
+        budget.evaluations.expect(each_s * (1 + len(run.settings.controls)))
 
     def mark(self) -> bool:
         """Note the weights as they stand; returns whether anything has written to them since."""

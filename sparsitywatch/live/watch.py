@@ -7,7 +7,6 @@ import inspect
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,12 +24,11 @@ from sparsitywatch.errors import (
     MeasurementError,
     ProxyError,
     ScopeError,
-    TrainingChangedError,
     expect,
     expect_path,
     expect_whole,
 )
-from sparsitywatch.live.schedule import BudgetedSchedule, OverheadBudget, Schedule
+from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
 from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizers
 from sparsitywatch.live.watcher import Watcher
@@ -38,7 +36,7 @@ from sparsitywatch.pipeline.measure import Examiner, RunContext, expect_model
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
 from sparsitywatch.pruning.checks import check_proxy, seen_scope
-from sparsitywatch.pruning.evaluation import MaskedModel, expected_s
+from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE, Ranks, is_distributed
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
@@ -54,16 +52,11 @@ from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import expect_whole_model, flat_parameters, modules_of
 from sparsitywatch.weights.snapshot import Snapshot
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _logger = logging.getLogger("sparsitywatch")
-#: What writing a snapshot takes, and what else does not depend on the number of weights.
-_WRITING_S = 0.02
-#: What an evaluation costs at most, in units of the time until it failed at the attach.
-_PASSES_AT_MOST = 16
 
 
 def watch(
@@ -188,7 +181,7 @@ def watch(
         if not off:
             _take_up_optimizers(trace, scope, inner, ranks)
             taker.begin(initial_step, behind=background)
-            _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0], dense)
+            taker.price(snapshot, dense)
         if directory is not None:
             prepare(directory)
         return Watcher(
@@ -272,44 +265,6 @@ def _checked(
         )
     shared = proxy.shared(ranks)
     return shared, None if is_off else check_proxy(shared, model)
-
-
-def _price(
-    budget: OverheadBudget,
-    model: MaskedModel,
-    run: RunContext,
-    count: Callable[[], MagnitudeSpectrum],
-    dense: np.ndarray | None,
-) -> None:
-    """Tell a budget what snapshots will take; ProxyError if one changes the training."""
-    if budget.max_overhead is None:
-        return
-    started = time.perf_counter()
-    spectrum = count()  # not for the first time, which warms up
-    budget.weights.expect(time.perf_counter() - started + _WRITING_S)
-    if run.proxy is None:
-        return
-    started = time.perf_counter()
-    try:
-        each_s = expected_s(
-            model,
-            run.proxy,
-            spectrum,
-            pattern=run.settings.pattern,
-            sweep=run.settings.effective_sweep,
-            allowed=run.allowed,
-            dense=dense,
-        )
-    except TrainingChangedError as error:
-        raise ProxyError(str(error)) from error
-    except (MeasurementError, MemoryError, RuntimeError) as error:
-        each_s = _PASSES_AT_MOST * (time.perf_counter() - started)
-        words = (
-            "sparsitywatch: an evaluation could not be tried at the attach: %s. It is tried again "
-            "when it is due, and expected to take %.2g s at most."
-        )
-        _logger.warning(words, redacted_error(error), each_s)
-    budget.evaluations.expect(each_s * (1 + len(run.settings.controls)))
 
 
 def _readers(
