@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -21,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsitywatch.errors import ConfigurationError, StateError, expect, reraise_foreign
 from sparsitywatch.pipeline.measure import Examined, Examiner
+from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.records import Vital
 from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.clock import (
@@ -329,16 +331,38 @@ class OptimizerTrace:
         found = (account.optimizer() for account in self._accounts)
         return [optimizer for optimizer in found if optimizer is not None]
 
-    def attach(self) -> set[str]:
-        """Take up the optimizers that were given; returns which parameters they hold."""
-        held = [self._known(optimizer).names for optimizer in self.given]
-        return {name for of_one in held for names in of_one for name in names}
-
-    def may_hold_copies(self, parameters: Mapping[str, torch.Tensor]) -> bool:
-        """Whether optimizers hold what may be copies of higher precision, in whatever shape."""
-        held = [p for one in self.given for group in one.param_groups for p in group["params"]]
-        coarsest = min(one.dtype.itemsize for one in parameters.values())
-        return any(one.dtype.itemsize > coarsest for one in held)
+    def attach(self, ranks: Ranks) -> None:
+        """Take up the optimizers that were given; refuse those that train nothing in scope."""
+        if not self.given:
+            return
+        accounts = list(map(self._known, self.given))
+        held = {name for account in accounts for names in account.names for name in names}
+        every = self._lookup()
+        parameters = {name: every[name] for name in self._sizes}
+        own = [parameter for name, parameter in parameters.items() if name in held]
+        num_trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
+        # on each rank an optimizer may step on some tensors only
+        num_held, num_trained = ranks.highest(np.array([len(own), num_trained])).tolist()
+        names = " and ".join(type(optimizer).__name__ for optimizer in self.given)
+        # what is finer than weights in scope may be copies of them, in whatever shape
+        sizes = [p.dtype.itemsize for o in self.given for g in o.param_groups for p in g["params"]]
+        coarsest = min(parameter.dtype.itemsize for parameter in parameters.values())
+        if not num_held and max(sizes, default=0) <= coarsest:
+            modules = sorted({name.rpartition(".")[0] for name in held})[:3]
+            alone = f"those of {', '.join(modules)} alone" if modules else "none of this model"
+            raise ConfigurationError(
+                f"Expected `optimizer` to hold weights in scope, but {names} holds {alone}. Give "
+                "the optimizer that trains this very model, not a copy of it, or optimizer=None "
+                "for whatever steps it."
+            )
+        total = sum(self._sizes.values())
+        if num_held and num_trained < total and ranks.rank == 0:
+            words = (
+                "sparsitywatch: %s trains %.1f %% of the weights in scope; the others are frozen "
+                "or in no optimizer that was given. The clocks are means over the weights that are "
+                "trained."
+            )
+            _logger.warning(words, names, 100.0 * num_trained / total)
 
     def saw(self, optimizer: Optimizer, reached: Collection[int], *, is_inside: bool) -> int:
         """An optimizer took a step, as ``StepHook`` saw it; returns how many of the training's."""

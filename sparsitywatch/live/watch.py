@@ -165,7 +165,8 @@ def watch(
         reader, examiner = _readers(inner, scope, ranks, watches_all=chosen.dormant_samples != 0)
         if checked is not None:
             _check_patterns(chosen, reader)
-        for note in (scope.note_on_reparametrized, scope.note_on_stored):
+        average = _average_of(optimizers, inner)
+        for note in (scope.note_on_reparametrized, scope.note_on_stored, average):
             if note and leads:
                 _logger.warning("sparsitywatch: %s", note)
         snapshot = Snapshot.of(inner, scope, 0)
@@ -179,7 +180,7 @@ def watch(
         )
         taker = SnapshotTaker(masked, run, reader, pipeline, trace, schedule.budget)
         if not off:
-            _take_up_optimizers(trace, scope, inner, ranks)
+            trace.attach(ranks)
             taker.begin(initial_step, behind=background)
             taker.price(snapshot, dense)
         if directory is not None:
@@ -206,49 +207,20 @@ def _expect(initial_step: object, logdir: object, keep_spectra: object, **flags:
     expect_whole("keep_spectra", keep_spectra, 1)
 
 
-def _average_of(trace: OptimizerTrace, model: nn.Module) -> str:
+def _average_of(optimizers: Sequence[torch.optim.Optimizer], model: nn.Module) -> str:
     """Which weights are watched, where a training has several; empty where it has one."""
     if any(isinstance(module, AveragedModel) for module in model.modules()):
-        return "an average of the weights (AveragedModel), which no optimizer trains."
-    for kind in map(type, trace.given):
+        return (
+            "the numbers are about an average of the weights (AveragedModel), which no optimizer "
+            "trains."
+        )
+    for kind in map(type, optimizers):
         if kind.__module__.startswith("schedulefree."):
             return (
-                f"the weights that {kind.__name__} takes gradients at (y), not about their average "
-                "(x), which it evaluates after optimizer.eval()."
+                f"the numbers are about the weights that {kind.__name__} takes gradients at (y), "
+                "not about their average (x), which it evaluates after optimizer.eval()."
             )
     return ""
-
-
-def _take_up_optimizers(
-    trace: OptimizerTrace, scope: Scope, model: nn.Module, ranks: Ranks
-) -> None:
-    """Refuse optimizers that train none of the weights in scope; say so if they train a part."""
-    parameters = scope.parameters(model)
-    held = trace.attach()
-    if ranks.rank == 0 and (average := _average_of(trace, model)):
-        _logger.warning("sparsitywatch: the numbers are about %s", average)
-    if not trace.given:
-        return
-    own = {name: p for name, p in parameters.items() if name in held}
-    num_trained = sum(p.numel() for p in own.values() if p.requires_grad)
-    # on each rank an optimizer may step on some tensors only
-    num_held, num_trained = ranks.highest(np.array([len(own), num_trained])).tolist()
-    names = " and ".join(type(optimizer).__name__ for optimizer in trace.given)
-    if not num_held and not trace.may_hold_copies(parameters):
-        modules = sorted({name.rpartition(".")[0] for name in held})[:3]
-        alone = f"those of {', '.join(modules)} alone" if modules else "none of this model"
-        raise ConfigurationError(
-            f"Expected `optimizer` to hold weights in scope, but {names} holds {alone}. Give the "
-            "optimizer that trains this very model, not a copy of it, or optimizer=None for "
-            "whatever steps it."
-        )
-    total = sum(p.numel() for p in parameters.values())
-    if num_held and num_trained < total and ranks.rank == 0:
-        words = (
-            "sparsitywatch: %s trains %.1f %% of the weights in scope; the others are frozen or in "
-            "no optimizer that was given. The clocks are means over the weights that are trained."
-        )
-        _logger.warning(words, names, 100.0 * num_trained / total)
 
 
 def _checked(
