@@ -12,9 +12,9 @@ from typing import Any, Literal
 from zipfile import BadZipFile
 
 from sparsitywatch.errors import LogTakenError, ProxyError, StateError
-from sparsitywatch.live.trace import OptimizerTrace
+from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.pipeline.measure import RunContext
-from sparsitywatch.pipeline.pipeline import LAYERS_KEPT, Pipeline
+from sparsitywatch.pipeline.pipeline import LAYERS_KEPT
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Detail, Provenance, Record, RunInfo
@@ -64,17 +64,18 @@ def restore_proxy(directory: Path | None, run: RunContext, wanted: str) -> RunCo
     return replace(run, proxy=kept)
 
 
-def step_in_log(directory: Path | None, fingerprint: str, initial_rms: Mapping[str, float]) -> int:
-    """The step of the log's last record of weights with this fingerprint; 0 if there is none."""
+def step_in_log(taker: SnapshotTaker) -> int:
+    """The step of the log's last record of the weights as they are; 0 if there is none."""
+    run, directory = taker.run, taker.pipeline.claim.directory
     try:
         manifest = None if directory is None else read_manifest(directory)
         if directory is None or manifest is None or manifest.replayed_from:
             return 0
         then = manifest.initial_rms
         # what has not moved since, as under a learning rate of 0, may begin a new run as well
-        if not any(abs(rms - then.get(name, 0.0)) > 0 for name, rms in initial_rms.items()):
+        if not any(abs(rms - then.get(name, 0.0)) > 0 for name, rms in run.initial_rms.items()):
             return 0
-        steps = [r.step for r in read_records(directory) if r.fingerprint == fingerprint]
+        steps = [r.step for r in read_records(directory) if r.fingerprint == run.fingerprint]
     except StateError as error:
         _logger.warning("sparsitywatch: not known whether this run goes on from a log: %s", error)
         return 0
@@ -86,38 +87,33 @@ def step_in_log(directory: Path | None, fingerprint: str, initial_rms: Mapping[s
 
 
 def open_log(
-    initial_step: int,
-    run: RunContext,
-    pipeline: Pipeline,
-    trace: OptimizerTrace,
-    others: Literal["", "ended", "beside"] = "",
-) -> RunContext:
-    """Claim the log of ``pipeline``, go on from what it holds, and open the sinks.
+    taker: SnapshotTaker, initial_step: int, others: Literal["", "ended", "beside"]
+) -> None:
+    """Claim the log, go on from what it holds, and open the sinks.
 
     A log that this run cannot go on from is renamed, but where a living process writes to it: the
-    run then writes beside it. Returns the run with what the log knows better: the tensors' first
-    sizes, the proxy's batches. ``others`` of this process have logged there, or still do.
+    run then writes beside it. ``others`` of this process have logged there, or still do.
     """
-    claim = pipeline.claim
+    claim = taker.pipeline.claim
     if claim.directory is not None:
         why = "which this one does not go on from"
         if others == "beside":
             where = f"another watch of this process writes to {str(claim.directory)!r}"
             initial_step = _moved_beside(claim, where)
         if _claimed(claim, initial_step):
-            run, why = _resume_from_log(claim.directory, initial_step, run, pipeline, trace)
+            why = _resume_from_log(taker, claim.directory, initial_step)
         if why:
             claim.set_aside(why, is_expected=others == "ended")
+    run = taker.run
     info = RunInfo(
         initial_step=initial_step,
         provenance=run.provenance,
         ledger=run.scope.ledger,
         initial_rms=run.initial_rms,
     )
-    pipeline.open(info, lambda record: _detail(claim.directory, record.step))
+    taker.pipeline.open(info, lambda record: _detail(claim.directory, record.step))
     if claim.directory is not None and run.proxy is not None:
         _keep_batches(claim, run.proxy)
-    return run
 
 
 def _claimed(claim: Claim, initial_step: int) -> bool:
@@ -143,30 +139,32 @@ def _moved_beside(claim: Claim, why: object) -> int:
     return 0
 
 
-def _resume_from_log(
-    directory: Path, initial_step: int, run: RunContext, pipeline: Pipeline, trace: OptimizerTrace
-) -> tuple[RunContext, str]:
-    """The run, gone on from what ``directory`` holds; and why it cannot be, empty if it can."""
+def _resume_from_log(taker: SnapshotTaker, directory: Path, initial_step: int) -> str:
+    """Go on from what ``directory`` holds; returns why the run cannot, empty if it can.
+
+    The log knows better the tensors' first sizes, and the proxy's batches.
+    """
     try:
         manifest = read_manifest(directory)
         records = read_records(directory, max_step=initial_step)
         events = read_events(directory, max_step=initial_step)
     except StateError as error:
-        return run, f"which cannot be gone on from: {error}"
+        return f"which cannot be gone on from: {error}"
     if manifest is not None:
-        run = restore_proxy(directory, run, manifest.provenance.proxy_hash)
+        run = taker.run = restore_proxy(directory, taker.run, manifest.provenance.proxy_hash)
         then, now = manifest.provenance.settings(), run.provenance.settings()
         changed = [f"{k} {then[k]!r}, now {now[k]!r}" for k in now if now[k] != then[k]]
         if changed:
-            why = f"whose numbers cannot be compared with those that come ({'; '.join(changed)})"
-            return run, why
+            return f"whose numbers cannot be compared with those that come ({'; '.join(changed)})"
         if set(manifest.initial_rms) == set(run.initial_rms):
-            run = replace(run, initial_rms=dict(manifest.initial_rms))
+            taker.run = replace(run, initial_rms=dict(manifest.initial_rms))
     recent = [_with_layers(record) for record in records[-LAYERS_KEPT:]]
-    pipeline.history.restore([*records[:-LAYERS_KEPT], *recent], events, run.initial_rms)
-    last = records[-1] if records and records[-1].step == initial_step else None
-    trace.continue_from(*((last.decay_clock, last.lr_clock) if last else (math.nan, math.nan)))
-    return run, ""
+    before = [*records[:-LAYERS_KEPT], *recent]
+    taker.pipeline.history.restore(before, events, taker.run.initial_rms)
+    is_last = bool(records) and records[-1].step == initial_step
+    clocks = (records[-1].decay_clock, records[-1].lr_clock) if is_last else (math.nan, math.nan)
+    taker.trace.continue_from(*clocks)
+    return ""
 
 
 def _with_layers(record: Record) -> Record:

@@ -500,11 +500,9 @@ class Watcher:
             self._step = max(self._trace.steps_done - num_steps, 0)
         with self._ranks.all_or_none("beginning the log"):
             if self._ranks.rank == 0:
-                taker, directory = self._taker, self._pipeline.claim.directory
                 if not (is_given or self._step or others == "beside"):  # or the weights do
-                    rms = taker.run.initial_rms
-                    self._step = step_in_log(directory, taker.run.fingerprint, rms)
-                taker.run = open_log(self._step, taker.run, self._pipeline, self._trace, others)
+                    self._step = step_in_log(self._taker)
+                open_log(self._taker, self._step, others)
                 if self._pending is not None:
                     self._pipeline.history.load_state_dict(self._pending)
         self._ranks.hand_down(self._begun, self._begin_as_rank_0)
