@@ -16,9 +16,8 @@ from sparsitywatch.cli.options import (
     add_checkpoint_options,
     add_command,
     add_json,
-    add_model_options,
+    add_measuring_options,
     add_places,
-    add_settings_options,
     align,
     model_and_proxy,
     places_of,
@@ -65,10 +64,7 @@ def add_to(commands: Any) -> None:
         "Measure one checkpoint: near-zero weights, and with a model and examples what "
         "removing weights costs. Nothing is written.",
     )  # fmt: skip
-    add_checkpoint_options(parser)
-    add_json(parser, "the whole record as a line of JSON")
-    add_settings_options(parser)
-    add_model_options(parser)
+    add_measuring_options(parser, "the whole record as a line of JSON")
 
 
 # ------------------------------------------------------------------ inspect

@@ -19,7 +19,7 @@ from sparsitywatch.analysis.verdict import moment
 from sparsitywatch.cli.options import add_command, add_json, align, write_page
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.rundir import load
-from sparsitywatch.records import Event, ledger_in_short, to_json
+from sparsitywatch.records import ledger_in_short, to_json
 from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import count
 
@@ -312,7 +312,11 @@ def _table(runs: Sequence[Digest], *, weights_only: bool) -> list[str]:
     estimates = () if weights_only else ("essential sparsity",)
     rows = [_row(run, weights_only=weights_only) for run in runs]
     lines = ["At the end", *align([(*header, *estimates), *rows], right=set(range(1, 6))), ""]
-    events = [_event_row(run, event) for run in runs for event in run.events]
+    events = [
+        (run.name, event.series, event.direction, str(event.onset_step), str(event.detected_step),
+         _number(run.onset_clock[event.id]))
+        for run in runs for event in run.events
+    ]  # fmt: skip
     if not events:
         return [*lines, "Events: none"]
     header = ("run", "series", "", "began", "seen", "decay clock when it began")
@@ -327,11 +331,6 @@ def _row(run: Digest, *, weights_only: bool) -> tuple[str, ...]:
     estimate = run.essential_sparsity
     essential = "not measured" if estimate is None else estimate.describe()
     return cells if weights_only else (*cells, essential)
-
-
-def _event_row(run: Digest, event: Event) -> tuple[str, ...]:
-    steps = str(event.onset_step), str(event.detected_step)
-    return run.name, event.series, event.direction, *steps, _number(run.onset_clock[event.id])
 
 
 def _number(x: float) -> str:

@@ -91,6 +91,14 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         "tensor names such as '*.query.weight'; patterns may be repeated")  # fmt: skip
 
 
+def add_measuring_options(parser: argparse.ArgumentParser, words: str) -> None:
+    """Add what is read, and how it is measured; ``words`` are of the output for programs."""
+    add_checkpoint_options(parser)
+    add_json(parser, words)
+    _add_settings_options(parser)
+    _add_model_options(parser)
+
+
 def places_of(arguments: argparse.Namespace) -> list[str] | dict[int, str]:
     """Where checkpoints lie, or which there are by step; an error if it is neither or both."""
     if bool(arguments.places) == bool(arguments.steps):
@@ -145,7 +153,7 @@ def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
 # ------------------------------------------------------------------ what is measured
 
 
-def add_settings_options(parser: argparse.ArgumentParser) -> None:
+def _add_settings_options(parser: argparse.ArgumentParser) -> None:
     """Add the other fields of ``Settings``, each by its name; what is not given has its default."""
     group = parser.add_argument_group("settings", "what is measured, and how")
     add = functools.partial(group.add_argument, default=argparse.SUPPRESS)
@@ -195,7 +203,7 @@ def _number_or_all(text: str) -> int | None:
 # ------------------------------------------------------------------ what is evaluated
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options to a command that may evaluate a model."""
     add = parser.add_argument_group(
         "evaluation", "without these nothing is run; what weights tell needs no model"

@@ -15,11 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sparsitywatch.cli.options import (
-    add_checkpoint_options,
     add_command,
-    add_json,
-    add_model_options,
-    add_settings_options,
+    add_measuring_options,
     model_and_proxy,
     places_of,
     reading_options,
@@ -47,7 +44,7 @@ def add_to(commands: Any) -> None:
     words = "measure saved checkpoints as a live watch would have"
     description = "Measure saved checkpoints, by step. Started again, it does what is missing."
     parser = add_command(commands, "replay", _run, words, description)
-    add_checkpoint_options(parser)
+    add_measuring_options(parser, "lines of JSON, not a progress bar")
     add = parser.add_argument
     add("--logdir", metavar="DIR", type=Path, required=True, help="where everything goes")
     add("--initial", metavar="RUN", type=Path, dest="initial_rms",
@@ -73,9 +70,6 @@ def add_to(commands: Any) -> None:
     add("--each", action="store_true",
         help="measure each series that is there, such as the runs of a sweep, into its own log "
         "below --logdir")  # fmt: skip
-    add_json(parser, "lines of JSON, not a progress bar")
-    add_settings_options(parser)
-    add_model_options(parser)
 
 
 def _rate(text: str) -> float | str:

@@ -26,12 +26,7 @@ Rate = float | Callable[[int], float] | str | os.PathLike[str]
 
 
 class Rates:
-    """Learning rate and weight decay at every step, summed as a live watch sums them.
-
-    A learning rate that the training logged is held from one logged step to the next; before the
-    first one it is that of the first. What is logged later changes nothing of before: a replay
-    that is taken up again has the clocks of one that was never interrupted.
-    """
+    """Learning rate and weight decay at every step, summed as a live watch sums them."""
 
     def __init__(self, lr: Rate | None, weight_decay: Rate | None) -> None:
         self.is_logged = lr is None  # by the training, as nobody has said it
@@ -46,6 +41,7 @@ class Rates:
         self._clock = Clock()
 
     def _logged_at(self, step: int) -> float:
+        """That of the last logged step, or the first: what is logged later changes no clock."""
         at = bisect.bisect_right(self._logged_steps, step) - 1
         return self._logged[self._logged_steps[max(at, 0)]]
 

@@ -294,8 +294,7 @@ def _model(
         if proxy is not None:
             raise ConfigurationError("Expected `model` beside `proxy`, got none: what to evaluate?")
         return None, None
-    is_model = isinstance(model, nn.Module) or callable(model)
-    expect(is_model, "model", "a torch.nn.Module or a function that makes one", model)
+    expect(callable(model), "model", "a torch.nn.Module or a function that makes one", model)
     made = model if isinstance(model, nn.Module) else model()
     if not isinstance(made, nn.Module):
         raise ConfigurationError(
