@@ -215,6 +215,7 @@ def short_runs(
             whole_s = timed(partial(training.steps, num_steps)) + timed(watcher.close)
             info = read_manifest(Path(logdir) / "sparsitywatch")
         assert info is not None
+        assert info.state is not None
         watched_s.append(whole_s / num_steps)
         states.append(info.state)
         unwatched_s.append(timed(partial(training.steps, num_beside)) / num_beside)
