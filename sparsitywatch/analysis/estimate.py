@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -73,33 +74,24 @@ def essential_sparsity(
             f"Expected `confidence` in (0, 1), got {confidence!r}. Ninety percent is 0.9."
         )
     reading = _Reading(curve, tolerance, mode, confidence)
-    value = last = low = high = knee = sharpness = math.nan
-    needed = None
-    refusal = reason = reading.refusal()
-    if not refusal:
-        value, last = reading.on_chord(reading.harm, reading.beyond), reading.last_crossing()
-        low, high = reading.interval(value)
-        knee, sharpness = knee_of(*reading.every)
-        notes = reading.caveats(value, last, mode)
-        refusal, needed = reading.noise((value, (low + high) / 2), curve.unit)
-        reason = "; ".join([refusal, *notes] if refusal else notes)
-    if refusal:
-        value = last = low = high = knee = sharpness = math.nan
-    return EssentialSparsity(
-        value=value,
-        last_crossing=last,
-        low=low,
-        high=high,
-        knee=knee,
-        sharpness=sharpness,
-        informative=not refusal,
-        reason=reason,
-        tolerance=tolerance,
-        mode=mode,
-        confidence=confidence,
-        examples_needed=needed,
-        unit=curve.unit,
+    told = partial(
+        EssentialSparsity, tolerance=tolerance, mode=mode, confidence=confidence, unit=curve.unit
     )
+    refused = partial(told, value=math.nan, last_crossing=math.nan, informative=False)
+    refusal = reading.refusal()
+    if refusal:
+        return refused(reason=refusal)
+    value, last = reading.on_chord(reading.harm, reading.beyond), reading.last_crossing()
+    low, high = reading.interval(value)
+    notes = reading.caveats(value, last, mode)
+    refusal, needed = reading.noise((value, (low + high) / 2), curve.unit)
+    if refusal:
+        return refused(reason="; ".join([refusal, *notes]), examples_needed=needed)
+    knee, sharpness = knee_of(*reading.every)
+    return told(
+        value=value, last_crossing=last, low=low, high=high, knee=knee, sharpness=sharpness,
+        informative=True, reason="; ".join(notes),
+    )  # fmt: skip
 
 
 def allowed_harm(dense: float, tolerance: float, mode: str) -> float:

@@ -246,7 +246,8 @@ def _cause(before: Record, now: Record, rule: str, initial_rms: Mapping[str, flo
         if old is None or rule not in layer.near_zero or rule not in old.near_zero:
             continue
         was += layer.num_weights * old.near_zero[rule]
-        by_scale += layer.num_weights * _by_scale_alone(old, layer, rule, initial_rms)
+        first_rms = initial_rms.get(layer.name, 0.0)
+        by_scale += layer.num_weights * _by_scale_alone(old, layer, rule, first_rms)
         is_now += layer.num_weights * layer.near_zero[rule]
     change = is_now - was
     if not math.isfinite(change) or abs(change) <= _MIN_MOVED * was:
@@ -257,16 +258,18 @@ def _cause(before: Record, now: Record, rule: str, initial_rms: Mapping[str, flo
     return "scale" if share >= _MOST else "shape" if share <= 1.0 - _MOST else "both"
 
 
-def _by_scale_alone(
-    old: LayerShare, new: LayerShare, rule: str, initial_rms: Mapping[str, float]
-) -> float:
+def _by_scale_alone(old: LayerShare, new: LayerShare, rule: str, first_rms: float) -> float:
     """The near-zero fraction that ``old`` would have with the scale of ``new``."""
     was, is_now = _scale(old), _scale(new)
     fraction, zero = old.near_zero[rule], old.near_zero.get("zero", 0.0)
     if not (was > 0.0 and is_now > 0.0) or fraction <= zero:
         return fraction
-    ways = {_threshold(name, old, initial_rms): f - zero for name, f in old.near_zero.items()}
-    own = _threshold(rule, old, initial_rms)
+    units = {"abs": 1.0, "rms": old.rms, "initial": first_rms, "zero": 0.0}
+    kinds = {name: name.partition("_") for name in old.near_zero}
+    # the magnitude that a rule stands for; 0 if there is none or it is unknown
+    limits = {name: float(size or 0.0) * units[kind] for name, (kind, _, size) in kinds.items()}
+    ways = {limits[name]: f - zero for name, f in old.near_zero.items()}
+    own = limits[rule]
     points = [(math.log(t), math.log(f)) for t, f in sorted(ways.items()) if t and f > 0.0]
     here = (math.log(own) if own else 0.0, math.log(fraction - zero))
     moved = _follow(points if own else [here], here, math.log(was / is_now))
@@ -292,15 +295,6 @@ def _follow(points: list[tuple[float, float]], here: tuple[float, float], way: f
             break
         x, y = point
     return y + slope * (here[0] + way - x)
-
-
-def _threshold(rule: str, layer: LayerShare, initial_rms: Mapping[str, float]) -> float:
-    """The magnitude that a rule stands for in a layer; 0 if there is none or it is unknown."""
-    kind, _, number = rule.partition("_")
-    if kind == "zero":
-        return 0.0
-    unit = {"abs": 1.0, "rms": layer.rms, "initial": initial_rms.get(layer.name, 0.0)}[kind]
-    return float(number) * unit
 
 
 def _scale(layer: LayerShare) -> float:

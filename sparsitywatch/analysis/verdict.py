@@ -362,10 +362,7 @@ def _quiet(records: Sequence[Record]) -> Verdict:
             headline="Nothing has been measured so far", advice=advice,
         )  # fmt: skip
     last, number = records[-1], sum(record.valid for record in records)
-    rests_on = {
-        "valid snapshot": number,
-        "evaluation": sum(record.curve is not None for record in records),
-    }
+    rests_on = {"valid snapshot": number, "evaluation": sum(r.curve is not None for r in records)}
     found = Verdict(
         state="healthy", badge="healthy", advice="No action needed.",
         headline=f"No alarm in {count(len(records), 'snapshot')}",

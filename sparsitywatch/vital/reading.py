@@ -222,19 +222,16 @@ class VitalTracker(Examiner):
         """Add how each tensor was trained, and what has gone wrong up to now."""
         last = self._last(facts)
         trained.tell()
-        trained.tell_beyond()
         facts.was_within = last["is_within"]
-        self._tell_of_gradients(facts, trained.is_ours, trained.are_gone(means))
+        self._tell_of_gradients(facts, trained.are_gone(means))
         # one weight that moves is no end of losses: they add up from interval to interval
         for name in ("num_lossy_moved", "num_lossy_expected"):
             facts[name] = np.where(facts.num_lossy > 0, last[name] + facts[name], 0)
 
-    def _tell_of_gradients(
-        self, facts: TensorFacts, is_ours: np.ndarray, is_gone: np.ndarray
-    ) -> None:
+    def _tell_of_gradients(self, facts: TensorFacts, is_gone: np.ndarray) -> None:
         """Add how long each tensor has had gradients, and has had none (of late: ``is_gone``)."""
         last = self._last(facts)
-        is_in_steps = is_ours & (facts.num_steps > 0)
+        is_in_steps = is_ours(facts) & (facts.num_steps > 0)
         is_alive = is_in_steps & ~is_gone & (facts.num_reached > 0) & (facts.gradient != "zero")
         has_lived = last["alive_steps"] > 0
         was_away: np.ndarray = last["is_fading"] | (last["dead_for"] > 0)
@@ -379,13 +376,10 @@ class Gradients:
 def _have_some(parts: Sequence[torch.Tensor]) -> list[bool]:
     """Whether each holds anything but zeros; from a device with one transfer."""
     found = [part.is_cpu and _has_some(part) for part in parts]
-    there: dict[torch.device, list[int]] = {}
-    for i, part in enumerate(parts):
-        if not part.is_cpu:
-            there.setdefault(part.device, []).append(i)
-    for places in there.values():
-        for i, is_so in zip(places, torch.stack([parts[i].any() for i in places]).tolist(),
-                            strict=True):  # fmt: skip
+    for device in {part.device for part in parts if not part.is_cpu}:
+        places = [i for i, part in enumerate(parts) if part.device == device]
+        said = torch.stack([parts[i].any() for i in places]).tolist()
+        for i, is_so in zip(places, said, strict=True):
             found[i] = is_so
     return found
 
@@ -496,9 +490,10 @@ class _Trained:
                 size = _rms(values)
                 facts.gradient_ratio[i] = size / reference if reference > 0.0 else 1.0
                 self._look_into(facts[i], i, values, is_kept_apart=is_kept_apart)
+        self._tell_beyond()
 
     @np.errstate(all="ignore")  # what is not finite is told beside
-    def tell_beyond(self) -> None:
+    def _tell_beyond(self) -> None:
         """Add how many weights moved farther than steps, decay and rounding can have moved them."""
         facts, seen = self._facts, self._seen
         is_relative = self.is_ours & (facts.sized_by == "relative")  # it may grow meanwhile
