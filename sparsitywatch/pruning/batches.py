@@ -270,14 +270,22 @@ def preserve_rng() -> Iterator[None]:
     # numpy's global generator is what user code draws from, whether we like it or not
     numpy_state = np.random.get_state()  # noqa: NPY002
     python_state = random.getstate()
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)
         if cuda:
             torch.cuda.set_rng_state_all(cuda_states)
+
+    try:
+        yield
+    finally:
+        try:
+            put_back()
+        except BaseException:  # of a signal that came meanwhile
+            put_back()
+            raise
 
 
 class FrozenBatches:

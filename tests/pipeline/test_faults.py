@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from contracts.forked import Child
@@ -20,6 +21,7 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import contain_faults
+from sparsitywatch.pruning.batches import preserve_rng, seed_generators
 
 
 class TimeIsUpError(Exception):
@@ -181,6 +183,26 @@ def test_a_handler_that_returns_changes_nothing() -> None:
     signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
     run, error = after_two_steps(send)
     assert (error, seen, run.watcher.records[-1].valid) == (None, [signal.SIGUSR1], True)
+
+
+def test_generators_are_put_back_though_a_signal_comes_in_the_middle_of_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put_back, states = np.random.set_state, []
+
+    def interrupted(state) -> None:
+        states.append(state)
+        if len(states) == 1:
+            raise TimeIsUpError
+        put_back(state)
+
+    monkeypatch.setattr(np.random, "set_state", interrupted)
+    before = random.getstate(), torch.get_rng_state()
+    with pytest.raises(TimeIsUpError), preserve_rng():
+        seed_generators(7)
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert len(states) == 2
 
 
 @pytest.mark.slow

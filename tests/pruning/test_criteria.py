@@ -274,3 +274,8 @@ def test_the_factor_is_that_of_the_damped_moments_with_a_feature_that_is_never_o
     damped = moments + damping * np.trace(moments) / 4 * np.eye(4)
     assert upper.T @ upper == pytest.approx(np.linalg.inv(damped), rel=1e-5, abs=1e-8)
     assert np.all(np.tril(upper, -1) == 0.0)
+
+
+def test_sparsegpt_is_by_default_as_its_authors_ran_it() -> None:
+    """Blocks of 128 features, and 1 % of the mean: arXiv:2301.00774, section 4 and its code."""
+    assert (SparseGPT().block, SparseGPT().damping) == (128, 0.01)

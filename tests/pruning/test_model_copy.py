@@ -304,6 +304,25 @@ def test_large_data_is_shared_and_writing_to_it_is_refused(
         model_copy.refuse_written(model, copied.shared)
 
 
+@pytest.mark.parametrize(("more", "is_shared"), [(0, False), (1, True)])
+def test_large_is_what_is_more_than_64_mib(more: int, *, is_shared: bool) -> None:
+    model = nn.Linear(3, 3)
+    model.data = torch.empty(2**26 + more, dtype=torch.int8)
+    copied = ModelCopy(model).module
+    assert (copied.data.data_ptr() == model.data.data_ptr()) == is_shared
+
+
+@pytest.mark.parametrize(("number", "is_followed"), [(10_000, True), (10_001, False)])
+def test_what_long_containers_beside_the_model_hold_is_not_looked_at(
+    number: int, *, is_followed: bool
+) -> None:
+    class Keeper(nn.Linear):
+        kept = [torch.zeros(1), *range(number - 1)]
+
+    surroundings = Surroundings(ModelCopy(Keeper(3, 3)))
+    assert any(tensor is Keeper.kept[0] for tensor, _ in surroundings.tensors) == is_followed
+
+
 class Locked:
     """Refuses to be copied."""
 

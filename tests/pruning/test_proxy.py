@@ -439,7 +439,7 @@ def test_examples_are_not_turned_without_what_belongs_to_them() -> None:
     assert Batch([torch.ones(4), torch.ones(3)]).reversed() is None
 
 
-@pytest.mark.parametrize(("apart", "is_refused"), [(0.5e-4, False), (2e-4, True)])
+@pytest.mark.parametrize(("apart", "is_refused"), [(0.8e-4, False), (1.2e-4, True)])
 def test_rounding_by_the_place_is_no_dependence(apart: float, is_refused: bool) -> None:
     def rounded(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         sign = torch.tensor([1.0, -1.0] * (len(batch) // 2))  # the same place turned has the other
