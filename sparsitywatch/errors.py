@@ -1,5 +1,19 @@
 """What goes wrong: the exceptions, the checks of arguments, and where a fault of the watch ends.
 
+::
+
+    SparsityWatchError
+    ├── ConfigurationError (also ValueError)   a mistake in a call; names the argument
+    │   ├── ScopeError                         which weights count
+    │   └── ProxyError                         what is measured
+    ├── StateError (also ValueError)           saved state that is incomplete or of another run
+    ├── LogTakenError (also RuntimeError)      another watch writes to this log now
+    ├── CheckpointError (also ValueError)      a checkpoint that cannot be read or is refused
+    │   └── IncompleteCheckpointError          one that is not, or not yet, all there
+    ├── MeasurementError (also RuntimeError)   a measurement that failed or cannot be trusted
+    ├── RanksError (also RuntimeError)         ranks that watch together have lost each other
+    └── MissingExtraError (also ImportError)   an optional dependency is not installed
+
 Every message says what was expected, what came, where, and what to do. Logins, signatures and
 control characters are left out of it (``redact.py``), whoever wrote it.
 

@@ -44,7 +44,8 @@ def broken(*_: object, **__: object) -> None:
 
 
 def test_a_watch_that_is_on_says_so(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("sparsitywatch.live.watcher._REPORT_S", 0.0)
+    for interval in ("_REPORT_S", "_SIGN_OF_LIFE_S"):  # whenever the snapshot has ended
+        monkeypatch.setattr(f"sparsitywatch.live.watcher.{interval}", 0.0)
     run = Run()
     with run.watch(tmp_path, every=3, proxy=None) as watcher:
         run.train(4)

@@ -15,7 +15,7 @@ import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -317,7 +317,7 @@ def test_what_long_containers_beside_the_model_hold_is_not_looked_at(
     number: int, *, is_followed: bool
 ) -> None:
     class Keeper(nn.Linear):
-        kept = [torch.zeros(1), *range(number - 1)]
+        kept: ClassVar[list] = [torch.zeros(1), *range(number - 1)]
 
     surroundings = Surroundings(ModelCopy(Keeper(3, 3)))
     assert any(tensor is Keeper.kept[0] for tensor, _ in surroundings.tensors) == is_followed
