@@ -8,6 +8,7 @@ import torch
 
 from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.pipeline.measure import Examiner
+from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.weights.clock import OptimizerReading, Training
 from sparsitywatch.weights.sharded import local_of
 
@@ -21,7 +22,7 @@ class Traced:
         self.parameters = parameters
         sizes = {name: local_of(one).numel() for name, one in parameters.items()}
         self.trace = OptimizerTrace(optimizers, lambda: parameters, sizes, None, Examiner())
-        self.trace.attach()
+        self.trace.attach(ALONE)
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer has taken a step."""
