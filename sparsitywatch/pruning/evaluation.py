@@ -82,8 +82,8 @@ def run_sweep(
     """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now.
 
     Where memory does not suffice it begins again with batches of half the size, which the proxy
-    keeps. A MeasurementError says that level 0 is not the dense model bit for bit, or that removing
-    everything changes nothing.
+    keeps. A MeasurementError says that level 0 is not the dense model bit for bit, or that no weight
+    reaches the value.
     """
     while True:
         evaluation: Evaluation | None = None
@@ -184,12 +184,21 @@ class Evaluation:
         everything = self._evaluate(1.0, len(self.shares))
         self.ends_s = level_s, time.perf_counter() - started
         # a model that has broken down gives NaN with and without its weights
-        if np.isfinite(self._dense).all() and np.array_equal(self._dense, everything):
+        is_same = np.isfinite(self._dense).all() and np.array_equal(self._dense, everything)
+        if is_same and not self._reach_the_value():
             raise MeasurementError(
                 "Expected the value to change when every in-scope weight is removed, but it is the "
                 "same bit for bit: the value function does not run the watched weights (another "
                 "model, or a compiled graph that holds old weights)."
             )
+
+    def _reach_the_value(self) -> bool:
+        """Whether NaN in place of the weights changes a value; without units alive 0 does not."""
+        model = self._mask(self._cuts[1.0])
+        for _, _, out in self._masks.weights:
+            out.fill_(math.nan)
+        self._num_forwards += self._proxy.num_batches
+        return not np.array_equal(self._dense, self._proxy.values(*model))
 
     def _evaluated_dense(self, known: Array | None) -> Array:
         """The values of the dense model; on the way, what the pattern has to know of its layers."""

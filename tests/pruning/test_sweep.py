@@ -111,6 +111,37 @@ def test_a_value_function_of_another_model_is_caught() -> None:
         sweep(net(), lambda model, batch: mean_square(other, batch))
 
 
+def dead() -> nn.Sequential:
+    """No unit is alive: what comes out are the last biases, whatever the weights are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2)
+    )
+    with torch.no_grad():
+        model[2].bias.fill_(-100.0)
+    return model
+
+
+def test_a_model_without_a_unit_alive_is_measured_and_relies_on_nothing() -> None:
+    model = dead()
+    x = torch.cat(batches())
+    by_hand = model[4].bias.detach().square().mean().item()
+    assert mean_square(model, x).tolist() == pytest.approx([by_hand] * 10)
+    curve = sweep(model).curve
+    assert curve.value == pytest.approx([by_hand] * 4)
+    record = sw.measure(model, Proxy(batches(), mean_square))
+    assert record.valid, record.reason
+    assert record.reliance == 0.0
+    assert not record.essential_sparsity.informative
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_value_that_no_weight_reaches_is_refused_though_no_unit_is_alive() -> None:
+    other = dead()
+    with pytest.raises(MeasurementError, match="value to change when every in-scope weight"):
+        sweep(dead(), lambda model, batch: mean_square(other, batch))
+
+
 def test_kernels_that_are_not_deterministic_are_noise() -> None:
     calls = iter(range(10**6))
 
