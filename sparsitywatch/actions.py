@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import queue
 import threading
@@ -30,14 +29,12 @@ from typing import Any
 
 from sparsitywatch.errors import ConfigurationError, expect, expect_whole, is_number
 from sparsitywatch.records import SCHEMA_VERSION, Event, to_json
-from sparsitywatch.redact import redacted_error
+from sparsitywatch.redact import logger, redacted_error
 
 __all__ = [
     "Action", "SaveCheckpoint", "SaveNow", "StopTraining", "Webhook", "log_event", "pauses",
     "payload",
 ]  # fmt: skip
-
-_logger = logging.getLogger("sparsitywatch")
 
 #: Answers of a server that may differ next time: time-out, too early, too many requests.
 _WORTH_A_RETRY = (408, 425, 429)
@@ -60,7 +57,7 @@ class Action:
 
 def log_event(event: Event) -> None:
     """The default action: a warning through the logger "sparsitywatch"."""
-    _logger.warning("sparsitywatch: %s", event.report())
+    logger.warning("%s", event.report())
 
 
 def payload(event: Event) -> dict[str, Any]:
@@ -153,8 +150,8 @@ class Webhook(Action):
         if self._waiting.qsize() < self._max_queue:
             self._waiting.put(payload(event))
         else:
-            text = "sparsitywatch: %s is not posted to %s: %d events wait already"
-            _logger.warning(text, event.id, self._host, self._max_queue)
+            words = "%s is not posted to %s: %d events wait already"
+            logger.warning(words, event.id, self._host, self._max_queue)
 
     def close(self) -> None:
         """Post what is left, without pauses, for ``close_s`` at most; then give up."""
@@ -172,8 +169,7 @@ class Webhook(Action):
                 self._waiting.get_nowait()
                 num_left += 1
         self._waiting.put(None)
-        text = "sparsitywatch: %s does not answer; events that were not posted: %d"
-        _logger.warning(text, self._host, num_left)
+        logger.warning("%s does not answer; events that were not posted: %d", self._host, num_left)
 
     def _work(self, waiting: _Queue, closing: threading.Event) -> None:
         for item in iter(waiting.get, None):
@@ -184,8 +180,7 @@ class Webhook(Action):
                 if is_final:
                     break
             if cause:
-                text = "sparsitywatch: %s was not posted to %s: %s"
-                _logger.error(text, item["id"], self._host, cause)
+                logger.error("%s was not posted to %s: %s", item["id"], self._host, cause)
 
     def _post(self, body: bytes) -> tuple[str, bool]:
         """Try once; why it failed, empty if it did not, and whether another try is of no use."""
@@ -265,8 +260,7 @@ class SaveCheckpoint(Action):
             return
         self._seen.add(event.id)
         if self._num_saves >= self._max_saves:
-            text = "sparsitywatch: nothing saved at %s: max_saves=%d were"
-            _logger.warning(text, event.id, self._max_saves)
+            logger.warning("nothing saved at %s: max_saves=%d were", event.id, self._max_saves)
             return
         self._save(event)
         self._num_saves += 1

@@ -132,18 +132,21 @@ def _without_login(scheme: str, rest: str) -> str:
 
 
 class _Redacted(logging.Filter):
-    """Lets every message of this library through, redacted."""
+    """Lets every message of this library through, redacted, its name in front."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         try:
             message = record.getMessage()
         except Exception:  # noqa: BLE001 logging itself says what is wrong with it
             return True
-        record.msg, record.args = redacted(message), ()
+        record.msg, record.args = f"{_NAME}: {redacted(message.removeprefix(f'{_NAME}: '))}", ()
         if record.exc_info and not record.exc_text:
             record.exc_text = redacted(logging.Formatter().formatException(record.exc_info))
         return True
 
 
-# here and nowhere else: what is logged, and by whom, is not known in advance
-logging.getLogger("sparsitywatch").addFilter(_Redacted("sparsitywatch"))
+_NAME = "sparsitywatch"
+#: Of the whole library. What it is given is redacted here and nowhere else: what is logged, and by
+#: whom, is not known in advance.
+logger = logging.getLogger(_NAME)
+logger.addFilter(_Redacted(_NAME))

@@ -144,3 +144,9 @@ def test_what_is_logged_tells_no_secret_and_moves_no_cursor(caplog) -> None:
     assert "OSError: \\x1b[31m https://host/a?..." in caplog.text
     assert "\x1b" not in caplog.text
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("message", ["at %d", "sparsitywatch: at %d"])
+def test_what_is_logged_begins_with_the_name_of_the_library_once(message: str, caplog) -> None:
+    logging.getLogger("sparsitywatch").warning(message, 5)
+    assert caplog.messages == ["sparsitywatch: at 5"]

@@ -7,7 +7,6 @@ comes back is no second one.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +18,8 @@ import numpy as np
 from sparsitywatch.analysis.detect.detector import Course, noise_sd
 from sparsitywatch.analysis.detect.value import value_trend
 from sparsitywatch.records import SERIES_KINDS, Event, LayerShare, Record, from_json, to_json
+from sparsitywatch.redact import logger
 from sparsitywatch.series import describe
-
-_logger = logging.getLogger("sparsitywatch")
 
 
 def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
@@ -353,7 +351,7 @@ class _Followed:
     def revise(self, step: int, why: str, **fields: Any) -> Event:
         """A new version of the event."""
         self.event = replace(self.event, revised_step=step, **fields)
-        _logger.info("sparsitywatch: %s %s: %s", self.event.id, why, self.event.describe())
+        logger.info("%s %s: %s", self.event.id, why, self.event.describe())
         return self.event
 
     def revert(self, step: int) -> Event:

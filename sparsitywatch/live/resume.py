@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,10 +17,9 @@ from sparsitywatch.pipeline.pipeline import LAYERS_KEPT
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Detail, Provenance, Record, RunInfo
+from sparsitywatch.redact import logger
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-
-_logger = logging.getLogger("sparsitywatch")
 
 _STATE_KEYS = (
     "step", "scope_hash", "proxy_hash", "initial_rms", "optimizer", "pipeline", "schedule",
@@ -56,11 +54,11 @@ def restore_proxy(directory: Path | None, run: RunContext, wanted: str) -> RunCo
     try:
         kept = proxy.with_kept(file)
     except ProxyError as error:
-        _logger.warning("sparsitywatch: %s", error)
+        logger.warning("%s", error)
         return run
     if kept.hash != wanted:  # it is another value, or the file is not what was written
         return run
-    _logger.info("sparsitywatch: going on with the proxy's batches of %s", file)
+    logger.info("going on with the proxy's batches of %s", file)
     return replace(run, proxy=kept)
 
 
@@ -77,12 +75,11 @@ def step_in_log(taker: SnapshotTaker) -> int:
             return 0
         steps = [r.step for r in read_records(directory) if r.fingerprint == run.fingerprint]
     except StateError as error:
-        _logger.warning("sparsitywatch: not known whether this run goes on from a log: %s", error)
+        logger.warning("not known whether this run goes on from a log: %s", error)
         return 0
     if not steps:
         return 0
-    words = "sparsitywatch: the weights are those of step %d in %s; going on from there"
-    _logger.info(words, steps[-1], directory)
+    logger.info("the weights are those of step %d in %s; going on from there", steps[-1], directory)
     return steps[-1]
 
 
@@ -134,8 +131,8 @@ def _claimed(claim: Claim, initial_step: int) -> bool:
 def _moved_beside(claim: Claim, why: object) -> int:
     """Claim a directory beside it next; returns the step that a run goes on from there, none."""
     claim.use_sibling()
-    words = "sparsitywatch: %s; this run is logged into %s. Give each run a `logdir` of its own."
-    _logger.warning(words, why, claim.directory)
+    words = "%s; this run is logged into %s. Give each run a `logdir` of its own."
+    logger.warning(words, why, claim.directory)
     return 0
 
 
@@ -172,7 +169,7 @@ def _with_layers(record: Record) -> Record:
     try:
         len(record.layers)
     except StateError as error:
-        _logger.warning("sparsitywatch: going on without the layers of a record: %s", error)
+        logger.warning("going on without the layers of a record: %s", error)
         return replace(record, layers=())
     return record
 
@@ -182,7 +179,7 @@ def _detail(directory: Path | None, step: int) -> Detail:
     try:
         spectrum = MagnitudeSpectrum.from_arrays(read_spectrum(directory or "", step))
     except (StateError, OSError, ValueError, LookupError, BadZipFile) as error:
-        _logger.info("sparsitywatch: no histograms for step %d: %s", step, error)
+        logger.info("no histograms for step %d: %s", step, error)
         return Detail()
     return Detail(make_histograms=spectrum.log10_histograms)
 
@@ -199,15 +196,14 @@ def _keep_batches(claim: Claim, proxy: Proxy) -> None:
     if file.exists():
         return
     if proxy.num_bytes > _MOST_KEPT_BYTES:
-        words = "sparsitywatch: the proxy's batches are not kept with the run: %.0f MiB"
-        _logger.info(words, proxy.num_bytes / 2**20)
+        mebibytes = proxy.num_bytes / 2**20
+        logger.info("the proxy's batches are not kept with the run: %.0f MiB", mebibytes)
         return
     try:
         with claim.writing():
             proxy.keep(file)
     except (OSError, RuntimeError, ValueError) as error:  # torch says so of a full disk
-        words = (
-            "sparsitywatch: the proxy's batches could not be kept in %s: %s. A resumed run whose "
-            "source gives others will begin a new log."
-        )
-        _logger.warning(words, file, error)
+        logger.warning(
+            "the proxy's batches could not be kept in %s: %s. A resumed run whose source gives "
+            "others will begin a new log.", file, error,
+        )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,12 +29,11 @@ from sparsitywatch.pruning.evaluation import MaskedModel, expected_s
 from sparsitywatch.pruning.model_copy import version_of
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Event, Record
-from sparsitywatch.redact import redacted_error
+from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.motion import Moved
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 
-_logger = logging.getLogger("sparsitywatch")
 #: What writing a snapshot takes, and what else does not depend on the number of weights.
 _WRITING_S = 0.02
 #: What an evaluation costs at most, in units of the time until it failed at the attach.
@@ -128,10 +126,10 @@ class SnapshotTaker:
         except (MeasurementError, MemoryError, RuntimeError) as error:
             each_s = _PASSES_AT_MOST * (time.perf_counter() - started)
             words = (
-                "sparsitywatch: an evaluation could not be tried at the attach: %s. It is tried "
-                "again when it is due, and expected to take %.2g s at most."
+                "an evaluation could not be tried at the attach: %s. It is tried again when it is "
+                "due, and expected to take %.2g s at most."
             )
-            _logger.warning(words, redacted_error(error), each_s)
+            logger.warning(words, redacted_error(error), each_s)
         budget.evaluations.expect(each_s * (1 + len(run.settings.controls)))
 
     def mark(self) -> bool:
@@ -259,5 +257,5 @@ class SnapshotTaker:
         """An invalid snapshot that says why."""
         self.model.restore()  # done before, unless a signal came at that very moment
         reraise_foreign(error, strict=self.run.strict)
-        _logger.error("sparsitywatch: the snapshot at step %d failed", step, exc_info=error)
+        logger.error("the snapshot at step %d failed", step, exc_info=error)
         return not_measured(step, redacted_error(error), self.run, not_evaluated), None, None

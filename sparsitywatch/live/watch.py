@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +40,7 @@ from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE, Ranks, is_distributed
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import Event, Record
-from sparsitywatch.redact import redacted_error
+from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
@@ -55,8 +54,6 @@ from sparsitywatch.weights.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_logger = logging.getLogger("sparsitywatch")
 
 
 def watch(
@@ -168,7 +165,7 @@ def watch(
         average = _average_of(optimizers, inner)
         for note in (scope.note_on_reparametrized, scope.note_on_stored, average):
             if note and leads:
-                _logger.warning("sparsitywatch: %s", note)
+                logger.warning("%s", note)
         snapshot = Snapshot.of(inner, scope, 0)
         run = RunContext(
             settings=chosen, scope=scope, proxy=checked, dtypes=snapshot.dtypes, strict=strict
@@ -304,7 +301,7 @@ def _check_alike(
 def _who_watches(model: nn.Module, logdir: str | os.PathLike[str] | None) -> tuple[Ranks, str]:
     """The ranks that watch together, and why this process does not; empty if it does."""
     if os.environ.get("SPARSITYWATCH_DISABLED", "") not in ("", "0"):
-        _logger.info("sparsitywatch: switched off by SPARSITYWATCH_DISABLED")
+        logger.info("switched off by SPARSITYWATCH_DISABLED")
         return ALONE, "SPARSITYWATCH_DISABLED is set"
     modules = modules_of(model)
     expect_whole_model(modules, are_parts_read=True)
@@ -316,5 +313,5 @@ def _who_watches(model: nn.Module, logdir: str | os.PathLike[str] | None) -> tup
     expect_whole_model(modules, are_parts_read=not ranks.is_alone)
     off = ranks.why_another_watches()
     if off:
-        _logger.info("sparsitywatch: this process does not watch: %s", off)
+        logger.info("this process does not watch: %s", off)
     return ranks, off

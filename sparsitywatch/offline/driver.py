@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from collections import deque
@@ -42,14 +41,12 @@ from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import prepare
 from sparsitywatch.records import Detail, Event, Record, RunInfo, Source, html_of
 from sparsitywatch.records.event import some_of
-from sparsitywatch.redact import printable, redacted_url
+from sparsitywatch.redact import logger, printable, redacted_url
 from sparsitywatch.series import numbered
 from sparsitywatch.sinks.jsonl import read_spectrum
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
 from sparsitywatch.weights.scope import Scope, ScopeLike
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-
-_logger = logging.getLogger("sparsitywatch")
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,7 @@ class Replayer:
         for one in listed:
             if one.note and one.url not in self._notes:
                 self._notes[one.url] = one.note
-                _logger.warning("sparsitywatch: %s", printable(one.note))
+                logger.warning("%s", printable(one.note))
         unit = next((one.unit for one in listed if one.unit != "step"), "step")
         self.plan = replace(self.plan, unit=unit)
         if unit != "step" and (self.rates.knows_decay or not self.rates.is_logged):
@@ -270,7 +267,7 @@ class Replayer:
             if pending is not None:
                 self._see(pending)
         except KeyboardInterrupt:
-            _logger.info("sparsitywatch: interrupted; following ends")
+            logger.info("interrupted; following ends")
 
     def _list_or_wait(self, *, is_final: bool) -> dict[int, ListedCheckpoint] | None:
         """What to measure; None while the place is still to come, or out of reach for a while."""
@@ -282,7 +279,7 @@ class Replayer:
             reason = str(error)
             if reason not in self._waited_for:
                 self._waited_for.add(reason)
-                _logger.warning("sparsitywatch: waiting: %s", reason)
+                logger.warning("waiting: %s", reason)
                 for function in self.on_waiting:
                     function(reason)
             return None
@@ -310,7 +307,7 @@ class Replayer:
             return
         self._has_begun = True
         if scope.note_on_reparametrized:
-            _logger.warning("sparsitywatch: %s", scope.note_on_reparametrized)
+            logger.warning("%s", scope.note_on_reparametrized)
         self.plan = replace(self.plan, scope=scope)
         self.pipeline.claim.acquire(over="none")  # nobody may write to what is read here
         log = read_log(self.pipeline.claim.directory)
@@ -359,9 +356,7 @@ class Replayer:
         step = next((record.step for record in reversed(records) if record.was_read), -1)
         last = pending.get(step)
         if last is None or last.error is not None or self._motion is None:
-            _logger.info(
-                "sparsitywatch: the next record says nothing of motion since the log ended"
-            )
+            logger.info("the next record says nothing of motion since the log ended")
             return
         sample = sample_of(self.plan, step, last.url)
         if sample:
@@ -499,7 +494,7 @@ class Replayer:
         if one.url in self._failures:
             return
         failure = self._failures[one.url] = Failure.of(one, reason)
-        _logger.warning("sparsitywatch: %s", failure.reason)
+        logger.warning("%s", failure.reason)
         for function in self.on_failure:
             function(failure)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ from sparsitywatch.records import (
     Vital,
 )
 from sparsitywatch.records.run import __version__
-from sparsitywatch.redact import redacted_error
+from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.series import numbered
 from sparsitywatch.settings import Settings, SettingsFields
 from sparsitywatch.weights.clock import OptimizerReading, Training
@@ -54,8 +53,6 @@ from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_logger = logging.getLogger("sparsitywatch")
 
 #: Finishes what was read, once, in any thread, given the spectrum of the weights in scope; None
 #: where they were not counted.
@@ -347,7 +344,7 @@ def _evaluated(
             )
     except BaseException as error:  # sorted by reraise_foreign
         reraise_foreign(error, strict=run.strict)
-        _logger.exception("sparsitywatch: evaluation failed at %s", numbered(run.unit, step))
+        logger.exception("evaluation failed at %s", numbered(run.unit, step))
         return None, {}, redacted_error(error)
     return result, controls, ""
 

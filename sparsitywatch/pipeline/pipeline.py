@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -30,9 +29,8 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.records import Detail, Event, Record, RunInfo, Vital, WatchState
+from sparsitywatch.redact import logger
 from sparsitywatch.sinks.base import Sink
-
-_logger = logging.getLogger("sparsitywatch")
 
 #: Records keep their layers this long in memory; the log has all of them.
 LAYERS_KEPT = 100
@@ -300,11 +298,11 @@ class Pipeline:
                 record = self.history.with_history(record)
                 previous = self.records[-1] if self.records else None
                 for remark in record.remarks(previous):
-                    _logger.warning("sparsitywatch: %s: %s", record.place, remark)
+                    logger.warning("%s: %s", record.place, remark)
                 changes = self.history.add(record)
                 self._tell(changes, record, detail)
         except LogTakenError as error:
-            _logger.warning("sparsitywatch: the snapshot at %s is dropped: %s", record.place, error)
+            logger.warning("the snapshot at %s is dropped: %s", record.place, error)
             raise
         events, self._unsaid = [*self._unsaid, *changes.new], ()
         self.publish_s = time.perf_counter() - started
@@ -323,13 +321,13 @@ class Pipeline:
         if not self._is_open:
             return
         sinks = self._working_sinks()
-        words = "sparsitywatch: %s did not take the watch's state: %s"
+        words = "%s did not take the watch's state: %s"
         # one that has taken the log over has a state of its own; that is known at the next snapshot
         with contextlib.suppress(LogTakenError), self.claim.writing():
             for sink in sinks:
                 name = type(sink).__name__
                 # that it fails in this does not count: the next state says it all again
-                with contain_faults(partial(_logger.warning, words, name), strict=self._strict):
+                with contain_faults(partial(logger.warning, words, name), strict=self._strict):
                     sink.state(state)
 
     def close(self) -> None:
@@ -347,13 +345,13 @@ class Pipeline:
             with self.claim.writing():
                 self._each(lambda sink: sink.close())
         except LogTakenError as error:
-            _logger.warning("sparsitywatch: the log is left as it is: %s", error)
+            logger.warning("the log is left as it is: %s", error)
             self._each(lambda sink: sink.abandon())
         self.claim.release()
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
-        words = "sparsitywatch: %r failed; training goes on"
-        with contain_faults(lambda _: _logger.exception(words, function), strict=self._strict):
+        words = "%r failed; training goes on"
+        with contain_faults(lambda _: logger.exception(words, function), strict=self._strict):
             function(*arguments)
 
     def _working_sinks(self) -> list[Sink]:
@@ -382,7 +380,7 @@ class Pipeline:
                 is_last = failures >= _MAX_FAILURES
                 what = "is switched off" if is_last else "is tried again at the next record"
                 name = type(sink).__name__
-                _logger.exception("sparsitywatch: %s failed and %s; training goes on", name, what)
+                logger.exception("%s failed and %s; training goes on", name, what)
 
 
 def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:

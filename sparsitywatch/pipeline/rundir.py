@@ -19,14 +19,13 @@ from typing import Literal, NamedTuple
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
+from sparsitywatch.redact import logger
 from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest
 
 try:
     import fcntl
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
-
-_logger = logging.getLogger("sparsitywatch")
 
 #: Names the writer of a directory, who keeps it locked while it lives.
 _WRITER = ".writer"
@@ -155,9 +154,9 @@ class Claim:
                 directory.rename(target)
                 (target / _WRITER).unlink(missing_ok=True)
                 directory.mkdir()
-                message = "sparsitywatch: %s held an earlier run, %s; the earlier one is now %s"
+                message = "%s held an earlier run, %s; the earlier one is now %s"
                 level = logging.INFO if is_expected else logging.WARNING
-                _logger.log(level, message, directory, why, target)
+                logger.log(level, message, directory, why, target)
             self._sign(directory)
         return target
 
@@ -219,7 +218,7 @@ class Claim:
                 temporary.replace(directory / _WRITER)
             except OSError as error:  # such as a full disk, which the sinks will report, too
                 temporary.unlink(missing_ok=True)
-                _logger.warning("sparsitywatch: %s could not be claimed: %s", directory, error)
+                logger.warning("%s could not be claimed: %s", directory, error)
                 return
             self.release()
             self._token = holder.token

@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import hashlib
 import io
-import logging
 import math
 import random
 from collections import UserDict
@@ -23,10 +22,9 @@ from typing_extensions import Self
 
 from sparsitywatch.errors import ProxyError
 from sparsitywatch.ranks.protocol import ALONE, Ranks
+from sparsitywatch.redact import logger
 
 T = TypeVar("T", bound="FrozenBatches")
-
-_logger = logging.getLogger("sparsitywatch")
 
 #: value(model, batch) -> tensor [N], one floating-point number per example.
 ValueFunction = Callable[[nn.Module, Any], torch.Tensor]
@@ -386,11 +384,8 @@ class FrozenBatches:
     def keep_whole(self, why: str) -> None:
         """Draw no parts from here on, since they would tell something else."""
         self._is_kept_whole = True
-        _logger.warning(
-            "sparsitywatch: every level is evaluated on all examples, which takes some four times "
-            "as long: %s.",
-            why,
-        )
+        words = "every level is evaluated on all examples, which takes some four times as long: %s."
+        logger.warning(words, why)
 
     def _subsets_of(self, shares: Sequence[float]) -> tuple[ExampleSubset, ...]:
         """The parts of all ranks together; each draws its share of its own batches."""

@@ -6,7 +6,6 @@ Nothing of it disturbs the training: forwards run a copy of the model on copies 
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,12 +30,10 @@ from sparsitywatch.pruning.model_copy import ModelCopy, Runnable
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.records.curve import units
-from sparsitywatch.redact import printable, redacted_error
+from sparsitywatch.redact import logger, printable, redacted_error
 from sparsitywatch.weights.layout import clean_name
 from sparsitywatch.weights.scope import Scope, ScopeLike
 from sparsitywatch.weights.sharded import address_of, is_sharded
-
-_logger = logging.getLogger("sparsitywatch")
 
 T = TypeVar("T")
 
@@ -78,9 +75,9 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
             + (f" It returns one number per {proxy.unit}." if proxy.unit != "example" else "")
         )
     if proxy.unit != "example":
-        _logger.warning(
-            "sparsitywatch: the value has one number per %s, not per example: intervals are those "
-            "of %d batches. Return the mean of each example's own positions for narrower ones.",
+        logger.warning(
+            "the value has one number per %s, not per example: intervals are those of %d batches. "
+            "Return the mean of each example's own positions for narrower ones.",
             proxy.unit,
             values.size,
         )
@@ -122,11 +119,7 @@ def _say_what_is_shared(model: nn.Module, value: Callable[..., Any]) -> None:
     if any(map(is_sharded, model.parameters())):
         return
     for name, kind in ModelCopy(model, value).uncopied.items():
-        _logger.info(
-            "sparsitywatch: %s (%s) cannot be copied: evaluations use that of the training",
-            name,
-            kind,
-        )
+        logger.info("%s (%s) cannot be copied: evaluations use that of the training", name, kind)
 
 
 @contextlib.contextmanager
@@ -168,9 +161,9 @@ def seen_scope(decided: Scope, scope: ScopeLike, model: nn.Module, proxy: Proxy)
     except TrainingChangedError:
         raise
     except Exception as error:  # noqa: BLE001 the forward of check_proxy went through
-        _logger.warning(
-            "sparsitywatch: which layer makes the output could not be seen, and is told from the "
-            "shapes of the layers: %s",
+        logger.warning(
+            "which layer makes the output could not be seen, and is told from the shapes of the "
+            "layers: %s",
             redacted_error(error),
         )
         seen = []

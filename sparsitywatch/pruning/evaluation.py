@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import logging
 import math
 import sys
 import time
@@ -41,14 +40,12 @@ from sparsitywatch.pruning.sweeps import (
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import SparsityCurve
-from sparsitywatch.redact import printable
+from sparsitywatch.redact import logger, printable
 from sparsitywatch.weights.layout import clean_name, unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import fsdp_modules, is_sharded, local_of
 from sparsitywatch.weights.snapshot import WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-
-_logger = logging.getLogger("sparsitywatch")
 
 #: In another batch the value of an example may differ by this share of the harm allowed and is
 #: compared with that of the dense model in any.
@@ -109,9 +106,9 @@ def run_sweep(
         evaluation = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        _logger.warning(
-            "sparsitywatch: out of memory while evaluating; going on with smaller batches, %d "
-            "in all. A smaller proxy avoids this.",
+        logger.warning(
+            "out of memory while evaluating; going on with smaller batches, %d in all. A smaller "
+            "proxy avoids this.",
             proxy.num_batches,
         )
 

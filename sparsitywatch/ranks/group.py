@@ -7,7 +7,6 @@ import datetime as dt
 import gc
 import hashlib
 import itertools
-import logging
 import sys
 import zlib
 from collections import Counter
@@ -27,11 +26,10 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.ranks.forward import ForwardOrder, by_rank, shared, splits_layers
 from sparsitywatch.ranks.protocol import ALONE, Ranks, Turns
-from sparsitywatch.redact import redacted_error
+from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.weights.scope import named_parameters
 from sparsitywatch.weights.sharded import fsdp_modules, is_sharded
 
-_logger = logging.getLogger("sparsitywatch")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -228,7 +226,7 @@ class PendingRanks(Ranks):
                     if self._store.get(f"{self._prefix}/{rank}").decode() != self._own:
                         return _other_model(rank)
         except RuntimeError as error:  # the process with the store has ended
-            _logger.info("sparsitywatch: cannot ask which models other ranks hold: %s", error)
+            logger.info("cannot ask which models other ranks hold: %s", error)
             self._unknown.clear()
         return ""
 
@@ -268,10 +266,9 @@ def join(model: nn.Module, place: str) -> Ranks:
             f"have not called it within {_LONG_PATIENCE_S:.0f} s (with logdir={place!r})."
         )
     if rank == 0:
-        _logger.warning(
-            "sparsitywatch: other ranks have not called `sw.watch` within %.0f s, so rank 0 "
-            "watches alone. Call it on every rank to share the evaluation, and to compare "
-            "the replicas.",
+        logger.warning(
+            "other ranks have not called `sw.watch` within %.0f s, so rank 0 watches alone. Call "
+            "it on every rank to share the evaluation, and to compare the replicas.",
             PATIENCE_S,
         )
     return PendingRanks(store, prefix, own, set(range(size)) - {rank})

@@ -14,7 +14,6 @@ What is compiled are plain functions, which run without numba, too. What makes t
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -23,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.errors import reraise_foreign
+from sparsitywatch.redact import logger
 from sparsitywatch.weights.spectrum.histogram import STORAGES, Storage
-
-_logger = logging.getLogger("sparsitywatch")
 
 #: Packs whose weights are counted in one turn of a loop.
 UNROLL = 4
@@ -196,7 +194,7 @@ def _numba() -> Any:
         import numba
 
         if getattr(numba.config, "DISABLE_JIT", False):
-            _logger.info("sparsitywatch: counting without numba, NUMBA_DISABLE_JIT is set")
+            logger.info("counting without numba, NUMBA_DISABLE_JIT is set")
             return None
         _give_prefetch_a_body()
     except BaseException as error:  # noqa: BLE001  sorted, and reported
@@ -208,9 +206,9 @@ def _numba() -> Any:
 def _report(what: str, error: BaseException) -> None:
     reraise_foreign(error)
     reason = (str(error).strip().splitlines() or [""])[0]  # numba's go on for pages
-    message = "sparsitywatch: %s (%s: %s); it goes on without, slower and with the same result"
-    _logger.warning(message, what, type(error).__name__, reason)
-    _logger.debug("sparsitywatch: the whole error", exc_info=error)
+    message = "%s (%s: %s); it goes on without, slower and with the same result"
+    logger.warning(message, what, type(error).__name__, reason)
+    logger.debug("the whole error", exc_info=error)
 
 
 def _compiled(numba: Any, function: Callable[..., Any], signature: str) -> Callable[..., Any]:
@@ -220,8 +218,8 @@ def _compiled(numba: Any, function: Callable[..., Any], signature: str) -> Calla
     except BaseException as error:
         reraise_foreign(error)
         # nowhere to keep it, or what was kept cannot be read
-        _logger.info("sparsitywatch: compiled code is not kept on disk: %s", type(error).__name__)
-        _logger.debug("sparsitywatch: the whole error", exc_info=True)
+        logger.info("compiled code is not kept on disk: %s", type(error).__name__)
+        logger.debug("the whole error", exc_info=True)
         kept = numba.njit(signature, nogil=True)(function)
     return kept
 
