@@ -9,7 +9,7 @@ and sees no data.
 
 Normalising takes the scale of a matrix away and leaves the shape of its distribution: where
 the shares then are even, the raw ones tell of scales alone. It cannot show what figure 7 of the
-paper compares, supervised and self-supervised weights; ``vision.py`` trains such a pair.
+paper compares, supervised and self-supervised weights.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Experiments of the paper on models that are trained here, at toy size: tickets, ViT, decoder."""
+"""Experiments of the paper on models that are trained here, at toy size: tickets, decoder."""
 
 from __future__ import annotations
 
-import sys
 
 import decoder
 import lottery_ticket
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import trained_here
-import vision
 from common import difference_of_seeds, judged
 from contracts.paper import said, table
 from torch import nn
@@ -189,98 +187,6 @@ def test_dense_is_the_same_for_both_masks_and_the_table_has_every_level(ran):
 def test_what_is_concluded_of_tickets_comes_from_the_interval(imp, words):
     gain = difference_of_seeds(imp, (80.0, 81.0, 82.0))
     assert judged(gain, "lottery tickets do better", "OMP does better") == words
-
-
-# ------------------------------------------------------------------ vision
-
-
-def test_vision_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(SystemExit, match="pip install --group paper"):
-        vision.main(["--small", "--out", str(tmp_path)])
-
-
-@pytest.mark.slow
-def test_vision_runs_and_goes_on(ran, monkeypatch):
-    pytest.importorskip("sklearn")
-    out, text = ran(vision)
-    assert (out / "vision.png").read_bytes().startswith(b"\x89PNG")
-    assert [row[0] for row in table(text, "near zero")[2:]] == list(vision.RULES)
-    assert [row[:2] for row in table(text, "task")[2:]] == [
-        [task, level] for task in ("digit", "turned") for level in ("0.00", "0.50")
-    ]
-    monkeypatch.setattr(vision, "fit", None)
-    assert said(vision, out) == text
-
-
-@pytest.mark.slow
-def test_near_zero_shares_are_those_of_the_pretrained_weights(ran):
-    pytest.importorskip("sklearn")
-    out, text = ran(vision)
-    shown = {row[0]: row[2:4] for row in table(text, "near zero")[2:]}
-    for column, arm in enumerate(vision.ARMS):
-        shares = []
-        for seed in range(2):
-            weights = torch.load(out / f"{arm}-{seed}.pt")
-            pruned = [w.abs() for n, w in weights.items() if "blocks" in n and w.ndim == 2]
-            num = sum(int((w <= 0.1 * w.square().mean().sqrt()).sum()) for w in pruned)
-            shares.append(100 * num / sum(w.numel() for w in pruned))
-        assert float(shown["rms_0.1"][column]) == pytest.approx(np.mean(shares), abs=0.01)
-
-
-def test_the_autoencoder_does_not_see_what_is_hidden():
-    torch.manual_seed(0)
-    vit = vision.ViT(8, 1, 10)
-    pictures = torch.randn(1, 8, 8)
-    other = pictures.clone()
-    other[0, :2, :2] += 1.0  # the first patch
-    visible = torch.tensor([[3, 7, 12]])
-    assert torch.equal(vit.hidden(pictures, visible), vit.hidden(other, visible))
-    seen = torch.tensor([[0, 7, 12]])
-    assert not torch.allclose(vit.hidden(pictures, seen), vit.hidden(other, seen))
-
-
-def test_the_autoencoder_puts_its_states_back_where_they_were(monkeypatch):
-    torch.manual_seed(0)
-    model = vision.Autoencoder(vision.ViT(8, 1, 10), 0.5)
-    model.decoder = nn.Identity()
-    model.positions.data.zero_()
-    marks = torch.arange(16.0)
-    monkeypatch.setattr(
-        model.vit, "hidden",
-        lambda _pictures, visible: torch.cat([torch.zeros(1, 1), marks[visible]], 1)
-        .unsqueeze(2).expand(-1, -1, 8),
-    )  # fmt: skip
-    seen = []
-    model.pixels = nn.Linear(8, 4)
-    model.pixels.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    pictures = torch.randn(1, 8, 8)
-    torch.manual_seed(1)
-    model(pictures)
-    torch.manual_seed(1)
-    order = torch.rand(1, 16).argsort(1)[0]
-    wanted = torch.zeros(16)
-    wanted[order[8:]] = marks[order[8:]]
-    assert seen[0][0, 1:, 0].tolist() == wanted.tolist()
-
-
-def test_pictures_are_cut_up_and_turned_as_numpy_does():
-    pictures = torch.randn(4, 8, 8)
-    patches = vision.cut_up(pictures)
-    assert torch.equal(patches[1, 5].reshape(2, 2), pictures[1, 2:4, 2:4])
-    turned = vision.turned(pictures, torch.arange(4))
-    for turn in range(4):
-        np.testing.assert_array_equal(turned[turn], np.rot90(pictures[turn].numpy(), turn))
-
-
-@pytest.mark.parametrize(
-    ("drops", "safe"), [((0.2, 0.5, 3.0), 0.5), ((0.2, 3.0, 0.1), 0.3), ((3.0, 0.0, 0.0), 0.0)]
-)
-def test_what_is_safe_ends_at_the_first_level_that_is_not(drops, safe):
-    found = [difference_of_seeds([d, d + 0.1, d - 0.1], [0.0, 0.0, 0.0]) for d in drops]
-    words = vision.within_tolerance([0.3, 0.5, 0.7], found)
-    assert (f"up to {safe:.2f}" in words) is bool(safe)
-    assert ("no level" in words) is not safe
 
 
 # ------------------------------------------------------------------ decoder
