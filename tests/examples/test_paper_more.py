@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import decoder
 import lottery_ticket
 import numpy as np
