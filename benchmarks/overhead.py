@@ -32,7 +32,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 import sparsitywatch as sw
 from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
+from sparsitywatch.pruning.named import GlobalMagnitude
+from sparsitywatch.pruning.patterns import Weights
 from sparsitywatch.sinks.jsonl import read_manifest
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot

@@ -1,17 +1,17 @@
 """Which weights a level removes: for ``sw.Settings(pattern=, controls=)``."""
 
-from sparsitywatch.pruning.criteria import SparseGPT, Wanda
-from sparsitywatch.pruning.patterns import (
-    Cut,
+from sparsitywatch.pruning.named import (
     GlobalMagnitude,
     GlobalNormalised,
+    KeepNM,
     Layerwise,
-    MaskSimilarity,
-    Pattern,
-    Weights,
-    mask_similarity,
+    PerRow,
+    Random,
+    RandomERK,
+    SparseGPT,
+    Wanda,
 )
-from sparsitywatch.pruning.selections import KeepNM, PerRow, Random, RandomERK
+from sparsitywatch.pruning.patterns import Cut, MaskSimilarity, Pattern, Weights, mask_similarity
 
 __all__ = [
     "Cut",

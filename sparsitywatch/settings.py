@@ -49,7 +49,8 @@ class Settings:
             a grid on a share of the examples, and all of them where the tolerance is crossed and at
             both ends of the interval.
         pattern: which weights a level removes; by default "global", one magnitude threshold over
-            all tensors. An object such as ``sw.patterns.KeepNM(2, 4)``, or a name:
+            all tensors. A combination of score, structure and allocation such as "wanda:2:4", an
+            object such as ``sw.patterns.Pattern("magnitude", allocation="owl")``, or a name:
             {names}
         controls: patterns that are measured beside it at the same levels, such as ("random",):
             what a criterion has to beat to mean something.

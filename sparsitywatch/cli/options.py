@@ -162,7 +162,8 @@ def _add_settings_options(parser: argparse.ArgumentParser) -> None:
         "tolerance is first crossed)")  # fmt: skip
     add("--pattern", metavar="NAME",
         help="which weights a level removes (default: global): "
-        + "; ".join(f"{name}: {words}" for name, (*_, words) in PATTERNS.items()))  # fmt: skip
+        + "; ".join(f"{name}: {words}" for name, (*_, words) in PATTERNS.items())
+        + "; or score:structure:allocation, such as wanda:2:4 or magnitude:layer:owl")  # fmt: skip
     add("--controls", metavar="NAME", action="append",
         help="a pattern that is measured beside it at the same levels, such as random; may be "
         "repeated")  # fmt: skip

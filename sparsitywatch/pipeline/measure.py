@@ -356,9 +356,15 @@ def _estimate(
     settings, mode = run.settings, run.provenance.tolerance_mode
     pattern = settings.pattern
     found = essential_sparsity(curve, settings.tolerance, mode, settings.confidence)
-    if pattern.levels is not None:
+    if pattern.levels is not None and len(pattern.levels) == 1:
         reason = f"{pattern.name} is a point, not a curve: what lies between was not measured"
         return replace(found, informative=False, value=math.nan, reason=reason)
+    if pattern.levels is not None and not math.isnan(found.value):
+        # a group loses a whole number of weights
+        most = max((s for s in curve.sparsity if s <= found.value), default=0.0)
+        word = f"read between the {len(pattern.levels)} sparsities that {pattern.name} has"
+        reason = f"{word}, of which {most:.3g} is the highest within the tolerance"
+        found = replace(found, reason=f"{found.reason}; {reason}" if found.reason else reason)
     for name, control in controls.items():
         other = essential_sparsity(control.curve, settings.tolerance, mode, settings.confidence)
         low = found.value if math.isnan(found.low) else found.low

@@ -1,33 +1,29 @@
-"""Criteria that look at what comes into each layer, not at the weights alone: Wanda, SparseGPT.
+"""What a weight is worth to a pattern, and what comes into each layer, which some scores ask for.
 
-The inputs are those of the dense model on the proxy's batches, every position of them.
+The inputs are those of the dense model on the proxy's batches, at every position that counts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.errors import ConfigurationError, MeasurementError, expect_number, expect_whole
-from sparsitywatch.pruning.patterns import Cut, Inputs, Pattern, Weights
-from sparsitywatch.pruning.selections import (
-    CountedCut,
-    from_output_rows,
-    row_cuts,
-    row_shapes,
-    smallest,
-    to_output_rows,
-)
+from sparsitywatch.errors import MeasurementError
+from sparsitywatch.pruning.batches import ValueFunction
+from sparsitywatch.pruning.model_copy import Runnable
+from sparsitywatch.pruning.patterns import Inputs, Pattern, Weights
+from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.selections import Score, to_output_rows
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import clean_name
-from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
 
 def input_axes(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
@@ -49,19 +45,63 @@ def _layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     return {name: modules.get(name.rpartition(".")[0], model) for name in names}
 
 
+class Positions:
+    """Which positions of the batch that runs now count; all where nobody says it."""
+
+    masks: Sequence[torch.Tensor] = ()
+
+    def noted(self, proxy: Proxy, value: ValueFunction) -> ValueFunction:
+        """The value function; what it is given next tells the positions."""
+
+        def noting(model: nn.Module, batch: Any) -> torch.Tensor:
+            self.masks = proxy.counted(batch)
+            return value(model, batch)
+
+        return noting
+
+    def select(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
+        """Of what comes into a layer, [..., inputs], the vectors that count, [positions, inputs].
+
+        A mask is of the layers whose inputs have its positions: [N, L], [L, N], or in one row.
+        Where padding is gone already, or an example is one vector, all count.
+        """
+        shape, vectors = tuple(inputs.shape[:-1]), inputs.reshape(-1, inputs.shape[-1])
+        if not self.masks:
+            return vectors
+        for mask in self.masks:
+            for turned in (mask, mask.transpose(0, -1)):
+                if shape in (tuple(turned.shape), (turned.numel(),)):
+                    return vectors[turned.reshape(-1).to(vectors.device)]
+        if any(len(vectors) in (len(mask), int(mask.sum())) for mask in self.masks):
+            return vectors
+        masks = ", ".join(str(tuple(mask.shape)) for mask in self.masks)
+        raise MeasurementError(
+            f"Expected the inputs of {printable(name)!r} at the positions of a mask, {masks}, got "
+            f"{shape}. Say which of them count, by sw.Proxy(..., positions=function): a function "
+            "of the batch that gives a mask for each shape, or None, if all count."
+        )
+
+
 def inputs_of(
-    model: nn.Module, names: Sequence[str], run: Callable[[], object], *, products: bool = False
+    model: nn.Module,
+    names: Sequence[str],
+    run: Callable[[], object],
+    *,
+    products: bool = False,
+    positions: Positions | None = None,
 ) -> Inputs:
     """What comes into the layers of some tensors while ``run`` runs the model.
 
     A MeasurementError where a layer is of another kind than it says, or nothing came into it.
     """
+    counts = positions or Positions()
     num = dict.fromkeys(names, 0)
     squares: dict[str, torch.Tensor] = {}
     found: dict[str, torch.Tensor] = {}
 
     def note(name: str, layer: nn.Module, args: Any) -> None:
-        vectors = _vectors(layer, args[0]).float()
+        vectors = counts.select(name, _vectors(layer, args[0]))
+        vectors = vectors.to(widest(vectors.device))
         num[name] += len(vectors)
         added = vectors.square().sum(0)
         squares[name] = squares[name] + added if name in squares else added
@@ -90,10 +130,31 @@ def inputs_of(
     return Inputs(num, squares, found)
 
 
+def inputs_on(
+    proxy: Proxy, copied: Runnable, names: Sequence[str], pattern: Pattern
+) -> tuple[Inputs, np.ndarray]:
+    """What a pattern needs of the inputs on a proxy's batches; and the values of the examples."""
+    positions, values = Positions(), list[np.ndarray]()
+    value = positions.noted(proxy, copied.value)
+    inputs = inputs_of(
+        copied.module,
+        names,
+        lambda: values.append(proxy.values(copied.module, value)),
+        products=pattern.needs_inputs == "products",
+        positions=positions,
+    )
+    return inputs, values[0]
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The dtype that sums of a device are in, so that their order makes no difference."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _vectors(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """What each output position is made of, [positions, inputs]."""
+    """What each output position is made of, [..., inputs]."""
     if not isinstance(layer, nn.Conv2d):
-        return inputs.detach().reshape(-1, inputs.shape[-1])
+        return inputs.detach()
     padding: Any = layer.padding
     if padding == "same":
         padding = [d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
@@ -102,133 +163,65 @@ def _vectors(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     patches = nn.functional.unfold(
         inputs.detach(), layer.kernel_size, layer.dilation, padding, layer.stride
     )
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    return patches.transpose(1, 2)
 
 
-def _inputs(weights: Weights, name: str) -> Inputs:
-    if weights.inputs is None:
-        raise ConfigurationError(
-            f"Expected the inputs of the layers for the pattern {name!r}, got none. Give a proxy: "
-            "they are those of its batches."
-        )
-    return weights.inputs
+# ------------------------------------------------------------------ what a weight is worth
 
 
-@dataclass(frozen=True)
-class Wanda(Pattern):
-    """In each row the weights go whose ``|w|`` times the norm of their input is smallest.
-
-    Args:
-        name: what it is called in the provenance.
-
-    Reference: Sun et al. 2023, arXiv:2306.11695, section 3.
-    """
-
-    name: str = "wanda"
-    needs_inputs = "squares"
-    ranks = "alone"
-
-    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        norms = {n: s.sqrt() for n, s in _inputs(weights, self.name).squares.items()}
-
-        def score(name: str, rows: torch.Tensor) -> torch.Tensor:
-            return rows.abs().float() * norms[name].to(rows.device)
-
-        return row_cuts(weights, levels, score)
+def scores_of(pattern: Pattern, weights: Weights) -> Callable[[str], Score] | None:
+    """What the weights of a tensor are worth, by its name; None: by the order of their ``|w|``."""
+    if pattern.score in ("magnitude", "normalised"):
+        return None
+    if pattern.score == "random":
+        return partial(_random, weights)
+    return partial(_wanda, weights) if pattern.score == "wanda" else _ria(weights, pattern.exponent)
 
 
-@dataclass(frozen=True)
-class SparseGPT(Pattern):
-    """Weights go block by block, and those that follow make up for it.
-
-    Within a block of input features the weights go whose loss would cost the layer's output least,
-    by the inverse of the inputs' second moments; the error that each makes is spread over the
-    features that come after it. Kept weights change, in the masked model only, so masks of rising
-    levels are not nested.
-
-    Args:
-        block: input features that are decided on together.
-        damping: added to the diagonal of the moments, as a share of its mean.
-        name: what it is called in the provenance.
-
-    Reference: Frantar and Alistarh 2023, arXiv:2301.00774, section 3.
-
-    Raises:
-        ConfigurationError: ``block`` is less than 1 or ``damping`` not above 0.
-    """
-
-    block: int = 128
-    damping: float = 0.01
-    name: str = "sparsegpt"
-    needs_inputs = "products"
-    is_nested = False
-    ranks = "alone"
-
-    def __post_init__(self) -> None:
-        expect_whole("block", self.block, 1)
-        expect_number("damping", self.damping, lambda d: 0.0 < d < math.inf, "a share > 0")
-
-    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        products = _inputs(weights, self.name).products
-
-        @cache  # made when a tensor is first pruned
-        def factor(name: str) -> torch.Tensor:
-            return _inverse_factor(products[name], self.damping)
-
-        shapes = row_shapes(weights)
-        cuts: list[Cut] = []
-        for level in levels:
-            num_removed = {
-                name: sum(num_pruned(num * size, level) for _, size in _blocks(width, self.block))
-                for name, (num, width) in shapes.items()
-            }
-            own = {"block": self.block, "factor": factor}
-            cuts.append(_UpdatingCut.counted(level, weights, num_removed, **own))
-        return cuts
+def scored(weights: Weights, name: str, scores: Callable[[str], Score]) -> torch.Tensor:
+    """The scores of a whole tensor, [rows, inputs]."""
+    rows = to_output_rows(weights.tensors[name], weights.input_axis(name))
+    return scores(name)(rows, slice(None))
 
 
-def _inverse_factor(products: torch.Tensor, damping: float) -> torch.Tensor:
-    """The upper Cholesky factor of the inverse of the damped second moments, float32 [in, in]."""
-    moments = products.double()
-    diagonal = moments.diagonal()
-    diagonal[diagonal == 0.0] = 1.0  # a feature that is never on
-    diagonal += damping * diagonal.mean()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
-    upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return upper.float()
+def norms_of(weights: Weights, name: str) -> torch.Tensor:
+    """``|w|`` times the norm of the input, [rows, inputs]."""
+    return scored(weights, name, partial(_wanda, weights))
 
 
-def _blocks(width: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where each block begins, and how many features it has."""
-    for start in range(0, width, size):
-        yield start, min(size, width - start)
+def _norms(weights: Weights, name: str) -> torch.Tensor:
+    inputs = cast("Inputs", weights.inputs)  # ``Pattern.cuts`` has seen to it
+    return inputs.squares[name].sqrt().float().to(weights.tensors[name].device)
 
 
-@dataclass(frozen=True, repr=False)
-class _UpdatingCut(CountedCut):
-    """Removes weights of a tensor block by block and changes those that follow."""
+def _wanda(weights: Weights, name: str) -> Score:
+    norms = _norms(weights, name)
+    return lambda rows, _: rows.abs().float() * norms
 
-    block: int
-    factor: Callable[[str], torch.Tensor]
 
-    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the kept weights, changed, to ``out``."""
-        axis = self.axes[name]
-        rows = to_output_rows(weights, axis).float().clone()
-        factor = self.factor(name).to(rows.device)
-        for start, width in _blocks(rows.shape[1], self.block):
-            self._prune_block(rows, factor, start, start + width)
-        out.copy_(from_output_rows(rows, out.shape, axis))
+def _ria(weights: Weights, exponent: float) -> Callable[[str], Score]:
+    @cache
+    def sums(name: str) -> list[torch.Tensor]:
+        """One over the sum of each column, [inputs], and of each row, [rows, 1]."""
+        sizes = to_output_rows(weights.tensors[name], weights.input_axis(name)).abs()
+        sizes = sizes.to(widest(sizes.device))
+        of_all = sizes.sum(0), sizes.sum(1, keepdim=True)
+        # zeros alone are worth nothing
+        return [torch.where(total > 0, 1.0 / total, 0.0).float() for total in of_all]
 
-    def _prune_block(self, rows: torch.Tensor, factor: torch.Tensor, start: int, end: int) -> None:
-        own = rows[:, start:end]
-        upper = factor[start:end, start:end]
-        cost = (own / upper.diagonal()).square().reshape(1, -1)
-        goes = smallest(cost, num_pruned(cost.numel(), self.level)).view_as(own)
-        errors = torch.zeros_like(own)
-        for j in range(end - start):
-            column = own[:, j].clone()
-            own[:, j] = torch.where(goes[:, j], 0.0, column)
-            errors[:, j] = (column - own[:, j]) / upper[j, j]
-            own[:, j + 1 :] -= errors[:, j, None] * upper[None, j, j + 1 :]
-        rows[:, end:] -= errors @ factor[start:end, end:]
+    def score(name: str) -> Score:
+        by_column, by_row = sums(name)
+        powers = _norms(weights, name) ** exponent
+        return lambda rows, at: rows.abs().float() * (by_column + by_row[at]) * powers
+
+    return score
+
+
+def _random(weights: Weights, name: str) -> Score:
+    """Uniform numbers in [0, 1) by the seed and the tensor's name, in the order of its memory."""
+    shape = weights.shapes[name]
+    key = hashlib.blake2b(f"{weights.seed} {name}".encode(), digest_size=8).digest()
+    generator = np.random.Generator(np.random.PCG64(int.from_bytes(key, "little")))
+    drawn = torch.from_numpy(generator.random(math.prod(shape), dtype=np.float32))
+    rows = to_output_rows(drawn.view(shape), weights.input_axis(name))
+    return lambda given, at: rows[at].to(given.device)

@@ -27,7 +27,7 @@ from sparsitywatch.pruning.model_copy import (
     same_bits,
     version_of,
 )
-from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
+from sparsitywatch.pruning.patterns import Cut, Numbers, Pattern, Weights, of_this_rank
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import (
     Allowed,
@@ -144,7 +144,8 @@ class Evaluation:
         self, masks: Masks, proxy: Proxy, pattern: Pattern, spectrum: MagnitudeSpectrum
     ) -> None:
         self._masks, self._proxy, self._pattern = masks, proxy, pattern
-        self._weights = Weights(spectrum, masks.shapes)
+        tensors = {name: dense for name, dense, _ in masks.weights}
+        self._weights = Weights(spectrum, masks.shapes, tensors=tensors, united=masks.united)
         self._mask = proxy.ranks.guarded("masking", masks.masked)
         self._fresh = proxy.ranks.guarded("a model to evaluate", masks.fresh)
         self._cuts_of = proxy.ranks.guarded("finding masks", pattern.cuts)
@@ -199,23 +200,17 @@ class Evaluation:
 
     def _evaluated_dense(self, known: Array | None) -> Array:
         """The values of the dense model; on the way, what the pattern has to know of its layers."""
-        needs, names = self._pattern.needs_inputs, list(self._weights.shapes)
+        names = list(self._weights.shapes)
         if self._pattern.ranks != "shards":  # else magnitudes are all it needs
-            from sparsitywatch.pruning.criteria import input_axes, inputs_of
+            from sparsitywatch.pruning.criteria import input_axes, inputs_on
 
             axes = input_axes(self._masks.module, names)
             self._weights = replace(self._weights, input_axes=axes)
-        if not needs:
+        if not self._pattern.needs_inputs:
             return self._proxy.values(*self._masks.dense()) if known is None else known
-        dense, found = self._masks.dense(), list[Array]()
-        inputs = inputs_of(
-            dense.module,
-            names,
-            lambda: found.append(self._proxy.values(*dense)),
-            products=needs == "products",
-        )
+        inputs, values = inputs_on(self._proxy, self._masks.dense(), names, self._pattern)
         self._weights = replace(self._weights, inputs=inputs)
-        return found[0]
+        return values
 
     def _divide(self, examples: int, tolerated: float) -> None:
         """Draw subsets, the smallest with so many examples at least, if that can be done."""
@@ -379,6 +374,7 @@ class MaskedModel:
                 weights = [(name, tensor, memory[name]) for name, tensor in dense.items()]
                 instead = {id(parameter): memory[name] for name, parameter in parameters.items()}
                 masks = OnCopies(self.module, value, weights, ({}, instead), renews=self.renews)
+            masks.united = self._reader.united_numbers
             self._open = masks
             try:
                 yield masks
@@ -412,6 +408,9 @@ class Masks(ABC):
         self.weights = weights  # names, dense weights, and where the masked ones go
         #: Tensors of the training that a forward may reach, with what was written to them before.
         self.shared: list[tuple[torch.Tensor, int]] = []
+        self.united: Callable[[Callable[[], Numbers]], Numbers] = (
+            of_this_rank  # of numbers that are found in the dense weights
+        )
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

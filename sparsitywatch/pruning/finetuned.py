@@ -30,7 +30,7 @@ from sparsitywatch.errors import (
 from sparsitywatch.progress import Progress
 from sparsitywatch.pruning.batches import preserve_rng
 from sparsitywatch.pruning.checks import check_forward
-from sparsitywatch.pruning.criteria import input_axes, inputs_of
+from sparsitywatch.pruning.criteria import input_axes, inputs_on
 from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.pruning.patterns import Cut, Inputs, Pattern, Weights, as_pattern
 from sparsitywatch.pruning.proxy import Proxy
@@ -192,9 +192,7 @@ def _inputs(
         )
 
     def run(fresh: Callable[[], Runnable]) -> Inputs:
-        copied = fresh()
-        values = functools.partial(proxy.values, *copied)
-        return inputs_of(copied.module, names, values, products=pattern.needs_inputs == "products")
+        return inputs_on(proxy, fresh(), names, pattern)[0]
 
     return check_forward(model, proxy.value, run, proxy.ranks)
 

@@ -1,30 +1,59 @@
 """What a level means: which weights one-shot pruning removes at a sparsity.
 
-A pattern makes cuts, a cut removes weights. Here are the seam, and the patterns by a threshold on
-the magnitudes, which need no more than counts. ``selections.py`` has those that choose within rows
-or groups of M, or at random; ``criteria.py`` those that look at the inputs of layers.
+A pattern makes cuts, a cut removes weights. A pattern combines a score (what a weight is worth),
+a structure (among which weights those of the lowest score go) and an allocation (which share each
+tensor loses). ``criteria.py`` has the scores, ``allocations.py`` the shares; ``thresholds.py`` cuts
+whole tensors, ``selections.py`` rows and groups of M, ``sparsegpt.py`` makes up for what goes.
 """
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import importlib
 import inspect
+import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from sparsitywatch.errors import ConfigurationError, expect_mapping
+from sparsitywatch.errors import (
+    ConfigurationError,
+    expect,
+    expect_mapping,
+    expect_number,
+    expect_whole,
+)
 from sparsitywatch.pruning import PATTERNS
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.magnitude import num_pruned
+
+#: Each score: its structures, its authors' first; what it needs of the inputs; its arguments.
+_SCORES: Mapping[str, tuple[Sequence[str], Literal["", "squares", "products"], Sequence[str]]] = {
+    "magnitude": (("global", "layer", "row", "N:M"), "", ()),
+    "normalised": (("global",), "", ()),
+    "wanda": (("row", "global", "layer", "N:M"), "squares", ()),
+    "ria": (("layer", "global", "row", "N:M"), "squares", ("exponent",)),
+    "sparsegpt": (("layer", "N:M"), "products", ("block", "damping")),
+    "random": (("global", "layer", "row", "N:M"), "", ()),
+}
+#: Each allocation that has a name, and its arguments.
+_ALLOCATIONS: Mapping[str, Sequence[str]] = {
+    "uniform": (), "erk": (), "owl": ("outlier", "spread")
+}  # fmt: skip
+_USUAL = {"exponent": 0.5, "block": 128, "damping": 0.01, "outlier": 5.0, "spread": 0.08}
+#: Some numbers of each tensor, by its name.
+Numbers = dict[str, list[np.ndarray]]
+
+
+def of_this_rank(find: Callable[[], Numbers]) -> Numbers:
+    """What is found where a process holds all weights."""
+    return find()
 
 
 @dataclass(frozen=True)
@@ -33,9 +62,9 @@ class Inputs:
 
     Args:
         num: vectors that came in, by name of the tensor.
-        squares: sum of the squares of each input feature, float32 [in], by name.
-        products: sum of the products of each two of them, float32 [in, in], by name; empty
-            unless a pattern needs them.
+        squares: sum of the squares of each input feature, [in], by name.
+        products: sum of the products of each two of them, [in, in], by name; empty unless a
+            pattern needs them.
     """
 
     num: Mapping[str, int]
@@ -54,6 +83,10 @@ class Weights:
             of convolutions, the first one of transformers' Conv1D. Missing: the last one.
         seed: of whatever a pattern draws.
         inputs: of the layers, for patterns that say ``needs_inputs``; else None.
+        tensors: the weights themselves, of this rank, by name. Without them a threshold is met to
+            a bin of the spectrum, not to the weight.
+        united: what all ranks find in what each holds of the tensors, given what finds it in
+            ``tensors``.
     """
 
     spectrum: MagnitudeSpectrum
@@ -61,6 +94,8 @@ class Weights:
     input_axes: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     inputs: Inputs | None = None
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    united: Callable[[Callable[[], Numbers]], Numbers] = of_this_rank
 
     def __repr__(self) -> str:
         return f"<Weights: {len(self.shapes)} tensors, {self.spectrum.num_weights:,} weights>"
@@ -69,7 +104,7 @@ class Weights:
     def of(cls, tensors: Mapping[str, torch.Tensor], **known: Any) -> Weights:
         """What is told of some ``tensors``, by name; and what else is ``known``: further fields."""
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return cls(MagnitudeSpectrum.of(tensors), shapes, **known)
+        return cls(MagnitudeSpectrum.of(tensors), shapes, tensors=tensors, **known)
 
     def input_axis(self, name: str) -> int:
         """The axis of a tensor that runs over inputs."""
@@ -106,10 +141,28 @@ class Cut(ABC):
         """
 
 
-class Pattern(ABC):
-    """A rule that turns levels into cuts. Write your own by deriving from this class.
+class Pattern:
+    """A rule that turns levels into cuts: a score, a structure and an allocation.
+
+    Of each tensor the allocation's share goes: within the structure, the weights of lowest score. A
+    pattern of one's own derives from this class and has ``cuts``; it needs none of these arguments,
+    and class attributes say what else there is to know of it. docs/patterns.md has examples.
 
     Args:
+        score: what a weight is worth: "magnitude", "normalised" (over the root mean square of its
+            tensor), "wanda", "ria", "sparsegpt" (kept weights make up for what goes), "random".
+        structure: "global", "layer" (each tensor), "row" (each output), "2:4" (2 of 4 along the
+            inputs are kept), or "n:8": a curve over N. None: that of the score's authors.
+        allocation: "uniform", "erk", "owl", or sparsities by name of the tensor: exactly these at
+            the level that they come to, elsewhere all of them higher or lower by the same.
+        name: what it is called in the provenance; by default what it is, such as "wanda:2:4".
+        exponent: of the norms of the inputs, in RIA.
+        block: input features that SparseGPT decides on together.
+        damping: added to the diagonal of SparseGPT's moments, as a share of its mean.
+        outlier: OWL's M: an outlier scores more than so many times the mean of its block.
+        spread: OWL's lambda: densities differ by at most twice this.
+
+    Attributes:
         name: what it is called in the provenance.
         is_nested: whether what a level removes is removed at every higher one, too.
         needs_inputs: "squares" or "products" of what comes into the layers; "" for neither.
@@ -118,7 +171,15 @@ class Pattern(ABC):
             "replicas", where every rank holds all; "alone", where one process measures.
 
     Raises:
-        ConfigurationError: a class says something of itself that no pattern is asked for.
+        ConfigurationError: there is no such score, structure or allocation, or they make no sense
+            together; a class says something of itself that no pattern is asked for.
+
+    References: Sun et al. 2023, arXiv:2306.11695 (Wanda); Zhang et al. 2024, ICLR (RIA); Frantar
+    and Alistarh 2023, arXiv:2301.00774 (SparseGPT); Evci et al. 2020, arXiv:1911.11134 (ERK); Yin
+    et al. 2024, arXiv:2310.05175 (OWL).
+
+    >>> Pattern("wanda", "2:4"), Pattern("magnitude", allocation="owl"), Pattern()
+    (Pattern('wanda:2:4'), Pattern('magnitude:layer:owl'), Pattern('global'))
     """
 
     name: str = ""
@@ -126,6 +187,42 @@ class Pattern(ABC):
     needs_inputs: Literal["", "squares", "products"] = ""
     levels: Sequence[float] | None = None
     ranks: Literal["shards", "replicas", "alone"] = "replicas"
+
+    def __init__(
+        self,
+        score: str = "magnitude",
+        structure: str | None = None,
+        allocation: str | Mapping[str, float] = "uniform",
+        *,
+        name: str | None = None,
+        exponent: float = 0.5,
+        block: int = 128,
+        damping: float = 0.01,
+        outlier: float = 5.0,
+        spread: float = 0.08,
+    ) -> None:
+        if type(self).cuts is not Pattern.cuts:  # one's own says what it is by itself
+            self.name = name or self.name
+            return
+        given = {"exponent": exponent, "block": block, "damping": damping}
+        given |= {"outlier": outlier, "spread": spread}
+        self.score, self.structure = score, _checked(score, structure, allocation)
+        self.allocation = allocation if isinstance(allocation, str) else dict(allocation)
+        self.exponent, self.block, self.damping = exponent, block, damping
+        self.outlier, self.spread = outlier, spread
+        self.spec = _spec(score, self.structure, self.allocation, given)
+        keep, _, of = self.structure.partition(":")
+        by_magnitude = re.sub(r"magnitude:(\d+):(\d+)", r"keep_\1_of_\2", self.spec)
+        self.name = name or _NAMES.get(self.spec, by_magnitude)
+        self.needs_inputs = _SCORES[score][1] or ("squares" if allocation == "owl" else "")
+        self.is_nested = score != "sparsegpt"
+        if of:
+            kept = range(int(of) - 1, 0, -1) if keep == "n" else [int(keep)]
+            self.levels = tuple(1.0 - number / int(of) for number in kept)
+        if self.needs_inputs:
+            self.ranks = "alone"
+        elif score in ("magnitude", "normalised") and keep in ("global", "layer"):
+            self.ranks = "replicas" if allocation == "erk" else "shards"
 
     def __init_subclass__(cls) -> None:
         known = {name for name in vars(Pattern) if not name.startswith("_")}
@@ -138,152 +235,123 @@ class Pattern(ABC):
                 f"Expected the pattern {cls.__name__} to say of itself "
                 f"{', '.join(sorted(known))}, got {name!r}."
             )
+        if cls.cuts is Pattern.cuts and cls.__init__ is Pattern.__init__:
+            raise ConfigurationError(
+                f"Expected the pattern {cls.__name__} to have `cuts(weights, levels)`, or an "
+                "`__init__` that says which combination it is, got neither."
+            )
 
-    @abstractmethod
+    def __repr__(self) -> str:
+        spec = vars(self).get("spec", self.name)
+        own = "" if self.name in (spec, _NAMES.get(spec)) else f", name={self.name!r}"
+        return f"{type(self).__name__}({spec if own else self.name!r}{own})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Pattern):
+            return NotImplemented
+        return type(self).cuts is type(other).cuts and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self).cuts, self.name))
+
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
         """One cut per level, in the order of ``levels``, each in [0, 1]."""
+        # loaded where they are used; they know this module
+        from sparsitywatch.pruning.allocations import shares_of
+        from sparsitywatch.pruning.criteria import scores_of
+        from sparsitywatch.pruning.selections import group_cuts, row_cuts
+        from sparsitywatch.pruning.sparsegpt import updating_cuts
+        from sparsitywatch.pruning.thresholds import threshold_cuts
+
+        if self.needs_inputs and weights.inputs is None:
+            raise ConfigurationError(
+                f"Expected the inputs of the layers for the pattern {self.name!r}, got none. Give "
+                "a proxy: they are those of its batches."
+            )
+        shares = shares_of(self, weights, levels)
+        if self.score == "sparsegpt":
+            return updating_cuts(self, weights, levels, shares)
+        scores = scores_of(self, weights)
+        if self.structure in ("global", "layer"):
+            return threshold_cuts(self, weights, levels, shares, scores)
+        if self.structure == "row":
+            return row_cuts(weights, levels, shares, scores)
+        return group_cuts(self, weights, levels, scores)
 
 
-# ------------------------------------------------------------------ thresholds
+def _checked(score: str, structure: str | None, allocation: Any) -> str:
+    """The structure of a combination that makes sense; a ConfigurationError of any other."""
+    expect(isinstance(score, str) and score in _SCORES, "score", _or(_SCORES), score)
+    is_named = isinstance(allocation, str) and allocation in _ALLOCATIONS
+    if not is_named:
+        what = f"{_or(_ALLOCATIONS)}, or sparsities by name of the tensor"
+        expect(isinstance(allocation, Mapping) and allocation, "allocation", what, allocation)
+        expect_mapping("allocation", allocation, what)
+        for name, share in allocation.items():
+            expect_number(f"allocation[{name!r}]", share, lambda s: 0.0 <= s <= 1.0, "in [0, 1]")
+    possible = _SCORES[score][0]
+    if structure is None:
+        structure = possible[0] if allocation == "uniform" or possible[0] != "global" else "layer"
+    groups = re.fullmatch(r"(\d+|n):(\d+)", structure) if isinstance(structure, str) else None
+    is_groups = groups and 1 < int(groups[2]) > int(groups[1].replace("n", "0"))
+    kind = "N:M" if is_groups else structure
+    what = "'global', 'layer', 'row', '2:4' (2 of 4 are kept) or the like, or 'n:8'"
+    expect(kind in ("global", "layer", "row", "N:M"), "structure", what, structure)
+    if kind not in possible:
+        why = "within a tensor that is the order of |w|: choose score='magnitude'"
+        if score == "sparsegpt":
+            why = "which decides block by block of the inputs: choose 'layer', or N:M"
+        raise ConfigurationError(
+            f"Expected another `structure` than {structure!r} with the score {score!r}, {why}."
+        )
+    if allocation != "uniform" and kind in ("global", "N:M"):
+        does = "has one threshold for all" if kind == "global" else "removes as many of each group"
+        raise ConfigurationError(
+            f"Expected no `allocation` with the structure {structure!r}, which {does}, got "
+            f"{allocation if is_named else 'sparsities by name'!r}. Choose 'layer' or 'row'."
+        )
+    return structure
 
 
-@dataclass(frozen=True, repr=False)
-class ThresholdCut(Cut):
-    """Removes every weight with ``|w| <= threshold``, ties together.
+def _or(names: Mapping[str, object]) -> str:
+    return f"one of {', '.join(map(repr, names))}"
 
-    A level of 1 removes everything, NaN included; a level of 0 removes nothing.
 
-    Args:
-        threshold: one for all tensors; NaN where each has its own.
-        thresholds: of each tensor, by name, where they differ.
-    """
-
-    threshold: float
-    thresholds: Mapping[str, float] | None = None
-
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        threshold = self.threshold if self.thresholds is None else self.thresholds[name]
-        if threshold == -math.inf:
-            out.copy_(weights)
-        elif threshold == math.inf:
-            out.zero_()
+def _spec(score: str, structure: str, allocation: Any, given: Mapping[str, Any]) -> str:
+    """Everything that a combination is, in one word; arguments that are not its own are refused."""
+    own = {score: _SCORES[score][2]}
+    if isinstance(allocation, str):
+        own[allocation] = _ALLOCATIONS[allocation]
+    for name, value in given.items():
+        if name == "block":
+            expect_whole(name, value, 1)
         else:
-            threshold = _round_down(threshold, weights.dtype)
-            # hardshrink is one-shot magnitude pruning in one fused pass. NaN and inf
-            # lie above every finite threshold and stay.
-            torch.hardshrink(weights, threshold, out=out)
-
-
-@functools.lru_cache
-def _round_down(threshold: float, dtype: torch.dtype) -> float:
-    """The largest value of ``dtype`` that is not above a non-negative ``threshold``."""
-    rounded = torch.tensor(threshold, dtype=torch.float64, device="cpu").to(dtype)
-    if float(rounded) > threshold:
-        rounded = torch.nextafter(rounded, torch.zeros_like(rounded))
-    return float(rounded)
-
-
-@dataclass(frozen=True)
-class GlobalMagnitude(Pattern):
-    """One threshold on raw ``|w|`` for all in-scope weights together.
-
-    Args:
-        name: what it is called in the provenance.
-
-    Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 3 (one-shot magnitude
-    pruning); the threshold runs over all tensors, as in their code.
-    """
-
-    name: str = "global"
-    ranks = "shards"
-
-    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        found = zip(levels, weights.spectrum.cuts(levels), strict=True)
-        cuts: list[Cut] = []
-        for level, (threshold, sparsity, shares) in found:
-            if level >= 1.0:  # NaN, too
-                threshold, sparsity, shares = math.inf, 1.0, dict.fromkeys(shares, 1.0)
-            cuts.append(ThresholdCut(level, sparsity, shares, threshold))
-        return cuts
-
-
-@dataclass(frozen=True)
-class Layerwise(Pattern):
-    """The same sparsity in each tensor: a threshold of its own.
-
-    Args:
-        name: what it is called in the provenance.
-    """
-
-    name: str = "layerwise"
-    ranks = "shards"
-
-    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        layers = weights.spectrum.layers()
-        found = {name: layer.thresholds(levels) for name, layer in layers.items()}
-        return [
-            _by_layer(level, layers, {name: found[name][i] for name in layers})
-            for i, level in enumerate(levels)
-        ]
-
-
-@dataclass(frozen=True)
-class GlobalNormalised(Pattern):
-    """One threshold for all in-scope weights on ``|w|`` over the root mean square of its tensor.
-
-    What NNCF and JaxPruner call global magnitude: tensors of different scales lose alike.
-
-    Args:
-        name: what it is called in the provenance.
-    """
-
-    name: str = "global_normalised"
-    ranks = "shards"
-
-    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        layers = weights.spectrum.layers()
-        scales = weights.spectrum.layer_rms()
-        steps, ratios, counts = {}, [], []
-        for name, layer in layers.items():
-            magnitudes, cumulative = layer.steps
-            scale = scales[name] if scales[name] > 0.0 else 1.0
-            steps[name] = np.insert(magnitudes, 0, -math.inf), magnitudes / scale
-            ratios.append(magnitudes / scale)
-            counts.append(np.diff(cumulative, prepend=0))
-        ratio, count = np.concatenate(ratios), np.concatenate(counts)
-        order = np.argsort(ratio, kind="stable")
-        ratio, reached = ratio[order], np.cumsum(count[order])
-        cuts: list[Cut] = []
-        for level in levels:
-            wanted = num_pruned(weights.spectrum.num_weights, level)
-            step = int(reached.searchsorted(wanted))
-            if wanted == 0 or not len(ratio):
-                thresholds = dict.fromkeys(layers, -math.inf)
-            elif step == len(ratio):  # more than there are finite ones
-                thresholds = dict.fromkeys(layers, math.inf)
-            else:
-                thresholds = {  # the largest magnitude whose ratio is not above
-                    name: float(magnitudes[own.searchsorted(ratio[step], "right")])
-                    for name, (magnitudes, own) in steps.items()
-                }
-            cuts.append(_by_layer(level, layers, thresholds))
-        return cuts
-
-
-def _by_layer(
-    level: float, layers: Mapping[str, MagnitudeSpectrum], thresholds: Mapping[str, float]
-) -> ThresholdCut:
-    """A cut with a threshold for each tensor, counted."""
-    if level >= 1.0:
-        thresholds = dict.fromkeys(layers, math.inf)
-        return ThresholdCut(level, 1.0, dict.fromkeys(layers, 1.0), math.nan, thresholds)
-    shares = {name: layer.sparsity_at(thresholds[name]) for name, layer in layers.items()}
-    total = sum(layer.num_weights for layer in layers.values())
-    removed = math.fsum(share * layers[name].num_weights for name, share in shares.items())
-    return ThresholdCut(level, removed / max(total, 1), shares, math.nan, dict(thresholds))
+            expect_number(name, value, lambda x: 0.0 < x < math.inf, "a number > 0")
+        is_owned = value == _USUAL[name] or any(name in names for names in own.values())
+        expect(is_owned, name, f"left out with the score {score!r} and its allocation", value)
+    words = {}
+    for word, names in own.items():
+        changed = [f"{name}={given[name]:g}" for name in names if given[name] != _USUAL[name]]
+        words[word] = f"{word}({','.join(changed)})" if changed else word
+    if not isinstance(allocation, str):
+        text = json.dumps(allocation, sort_keys=True)
+        words["last"] = f"budgets-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    first, *last = (words[word] for word in words if word != "uniform")
+    return ":".join([first, structure, *last])
 
 
 # ------------------------------------------------------------------ by name
+
+_NAMES = {spec: name for name, (spec, *_) in PATTERNS.items()}
+_COMBINATION = re.compile(
+    rf"({'|'.join(_SCORES)})(?::(global|layer|row|(?:\d+|n):\d+))?(?::({'|'.join(_ALLOCATIONS)}))?"
+)
+
+
+def as_parts(name: str) -> tuple[str, str | None, str] | None:
+    """Score, structure and allocation of a combination's name; None where it is none."""
+    words = _COMBINATION.fullmatch(name)
+    return (words[1], words[2], words[3] or "uniform") if words else None
 
 
 def as_pattern(pattern: str | Pattern | None, argument: str = "pattern") -> Pattern:
@@ -293,15 +361,19 @@ def as_pattern(pattern: str | Pattern | None, argument: str = "pattern") -> Patt
         numbers = re.fullmatch(r"keep_(\d+)_of_(\d+)", name)
         name = "keep_2_of_4" if numbers else name
         if name in PATTERNS:
-            place, kind, _ = PATTERNS[name]
-            module = importlib.import_module(f"sparsitywatch.pruning.{place}")
-            made: Pattern = getattr(module, kind)(*map(int, numbers.groups() if numbers else ()))
+            kind = getattr(
+                importlib.import_module("sparsitywatch.pruning.named"), PATTERNS[name][1]
+            )
+            made: Pattern = kind(*map(int, numbers.groups() if numbers else ()))
             return made
+        if parts := as_parts(name):
+            return Pattern(*parts)
     elif isinstance(pattern, Pattern):
         return pattern
     raise ConfigurationError(
-        f"Expected `{argument}` to be one of {', '.join(map(repr, PATTERNS))}, or a "
-        f"pattern such as sw.patterns.Wanda(), got {pattern!r:.80}."
+        f"Expected `{argument}` to be one of {', '.join(map(repr, PATTERNS))}, a combination such "
+        "as 'wanda:2:4' or 'magnitude:layer:owl', or a pattern such as "
+        f"sw.patterns.Pattern('wanda', '2:4'), got {pattern!r:.80}."
     )
 
 

@@ -33,6 +33,9 @@ from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.ranks.protocol import Ranks, Turns
 from sparsitywatch.redact import printable, redacted_error
 
+#: What a batch calls the masks of the positions that are no padding.
+_MASKS = ("attention_mask", "decoder_attention_mask")
+
 
 class Proxy(FrozenBatches):
     """A quick stand-in for how well the model does, always on the same examples.
@@ -55,9 +58,14 @@ class Proxy(FrozenBatches):
         max_batches: stop after so many batches; needed for an endless source.
         seed: of the global generators of torch, numpy and python while the batches are drawn, in
             [0, 2**32); None: they go on from where they are.
+        positions: which positions of a batch count where a pattern looks at what comes into the
+            layers: ``positions(batch)`` gives a mask, [N, L] of ones and zeros, a list of masks of
+            different shapes, or None: all count. By default a batch that is a mapping tells it by
+            its ``attention_mask``, and a ``decoder_attention_mask``; in any other all count.
 
     Raises:
-        ProxyError: there is no batch, or one holds something that cannot be copied.
+        ProxyError: there is no batch, one holds something that cannot be copied, or ``positions``
+            does not give masks.
     """
 
     def __init__(
@@ -69,6 +77,7 @@ class Proxy(FrozenBatches):
         name: str = "",
         max_batches: int | None = None,
         seed: int | None = 0,
+        positions: Callable[[Any], Any] | None = None,
     ) -> None:
         if not callable(value):
             raise ProxyError(
@@ -85,7 +94,9 @@ class Proxy(FrozenBatches):
         expect(isinstance(name, str), "name", "a text", name)
         if seed is not None and not (type(seed) is int and 0 <= seed < 2**32):
             raise ProxyError(f"Expected `seed` to be in [0, 2**32) or None, got {seed!r}.")
+        expect(positions is None or callable(positions), "positions", "a function", positions)
         self.value = value
+        self.positions = positions
         self.higher_is_better = higher_is_better
         self.name = name or getattr(value, "__name__", type(value).__name__)
         with preserve_rng():
@@ -119,6 +130,9 @@ class Proxy(FrozenBatches):
     def _identify(self) -> None:
         """Which batches these are, and whether every rank has the same."""
         identity = f"{digest(self._batches)} {self.higher_is_better} {self.name}"
+        if self.positions is not None:  # else the batches say all there is to say
+            masks = [Batch(self.counted(batch.on(torch.device("cpu")))) for batch in self._batches]
+            identity += f" {digest(masks)}"
         own = hashlib.sha256(identity.encode()).hexdigest()[:16]
         every = self.ranks.gather(own)
         self._is_same = len(set(every)) == 1
@@ -131,6 +145,33 @@ class Proxy(FrozenBatches):
         of_all = hashlib.sha256(" ".join(every).encode()).hexdigest()[:16]
         self.hash = own if self._is_same else of_all
         self._plan()
+
+    def counted(self, batch: Any) -> list[torch.Tensor]:
+        """Masks of the positions of a batch that count, bool; none where all do."""
+        masks: Any = []
+        if self.positions is not None:
+            try:
+                masks = self.positions(batch)
+            except Exception as error:
+                raise ProxyError(
+                    "Expected `positions(batch)` to give a mask, but it raised "
+                    f"{redacted_error(error)}."
+                ) from error
+        elif isinstance(batch, Mapping):
+            of_batch = (batch.get(name) for name in _MASKS)
+            masks = [m for m in of_batch if isinstance(m, torch.Tensor) and m.ndim == 2]
+        masks = [] if masks is None else masks if isinstance(masks, list | tuple) else [masks]
+        for mask in masks:
+            is_tensor = isinstance(mask, torch.Tensor) and mask.ndim > 0
+            if not (is_tensor and bool(((mask == 0) | (mask == 1)).all())):
+                came = f"a tensor of shape {tuple(mask.shape)}" if is_tensor else repr(mask)[:80]
+                raise ProxyError(
+                    "Expected a mask of ones and zeros, 1 where a position counts, of a batch's "
+                    f"`attention_mask` or of `positions`, got {came}. Give `positions`, a function "
+                    "of the batch; None is all positions."
+                )
+        is_any_left_out = not all(bool(mask.all()) for mask in masks)
+        return [mask == 1 for mask in masks] if is_any_left_out else []
 
     def keep(self, file: Path) -> None:
         """Write the batches, for ``with_kept``: tensors and plain data, nothing to execute."""

@@ -1,4 +1,4 @@
-"""Patterns that choose within the rows of a tensor, within groups of a row (N:M), or at random.
+"""Cuts that choose within the rows of a tensor, or within groups of a row (N:M).
 
 How many weights go follows from the shapes, exactly: ties fall by their index. A row is what one
 output is made of: all inputs of an nn.Linear's output feature, all inputs and positions of a
@@ -7,23 +7,22 @@ convolution's output channel.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
 from sparsitywatch.weights.spectrum.counting import map_threads
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
-#: So many weights are looked at, or numbers drawn, at once: they stay in a core's cache.
-_AT_ONCE = 1 << 17
+#: The scores, [rows, inputs], of some rows of a tensor, one for each output, and of which.
+Score = Callable[[torch.Tensor, slice], torch.Tensor]
+
 #: So many weights of whole rows at once: fewer than torch shares out among threads of its own.
 _ROWS_AT_ONCE = (1 << 15) - 1
 #: Widths of groups whose ranks, a byte each, make up one integer; weights of these at once.
@@ -60,19 +59,6 @@ class CountedCut(Cut):
     @abstractmethod
     def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """The same where neither all nor none are removed."""
-
-
-@dataclass(frozen=True, repr=False)
-class SelectionCut(CountedCut):
-    """Removes the weights that ``select`` marks, given a tensor's name and weights."""
-
-    select: Callable[[str, torch.Tensor], torch.Tensor]
-
-    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """As integers: a removed weight is +0, were it infinite."""
-        words = WORDS[weights.dtype.itemsize]
-        stays = self.select(name, weights).logical_not_()
-        torch.mul(weights.view(words), stays, out=out.view(words))
 
 
 def to_output_rows(tensor: torch.Tensor, input_axis: int) -> torch.Tensor:
@@ -119,33 +105,22 @@ def sizes_of(weights: torch.Tensor) -> torch.Tensor:
     return words & ((1 << (8 * words.itemsize - 1)) - 1)
 
 
-@dataclass(frozen=True)
-class PerRow(Pattern):
-    """The same sparsity in each row: its smallest weights go.
-
-    Args:
-        name: what it is called in the provenance.
-    """
-
-    name: str = "per_row"
-
-    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        return row_cuts(weights, levels, lambda _, rows: rows.abs())
+# ------------------------------------------------------------------ rows
 
 
 def row_cuts(
-    weights: Weights, levels: Sequence[float], score: Callable[[str, torch.Tensor], torch.Tensor]
+    weights: Weights,
+    levels: Sequence[float],
+    shares: Sequence[Mapping[str, float]],
+    scores: Callable[[str], Score] | None,
 ) -> list[Cut]:
-    """Cuts that remove the same share of each row: of the lowest ``score``, float like the rows."""
+    """Cuts that remove its tensor's share of each row, of the lowest scores; None: of ``|w|``."""
     shapes = row_shapes(weights)
     cuts: list[Cut] = []
-    for level in levels:
-        num_removed = {n: num * num_pruned(width, level) for n, (num, width) in shapes.items()}
-
-        def select(name: str, rows: torch.Tensor, level: float = level) -> torch.Tensor:
-            return smallest(score(name, rows), num_pruned(rows.shape[1], level))
-
-        cuts.append(_RowCut.counted(level, weights, num_removed, select=select))
+    for level, share in zip(levels, shares, strict=True):
+        of_row = {name: num_pruned(width, share[name]) for name, (_, width) in shapes.items()}
+        removed = {name: num * of_row[name] for name, (num, _) in shapes.items()}
+        cuts.append(_RowCut.counted(level, weights, removed, of_row=of_row, scores=scores))
     return cuts
 
 
@@ -159,22 +134,33 @@ def row_shapes(weights: Weights) -> dict[str, tuple[int, int]]:
 
 
 @dataclass(frozen=True, repr=False)
-class _RowCut(SelectionCut):
+class _RowCut(CountedCut):
     """Selects from rows alone; on the CPU some at a time, so that they stay in a core's cache."""
+
+    of_row: Mapping[str, int]  # how many of each row go
+    scores: Callable[[str], Score] | None
 
     def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Along the rows, however the tensor has them."""
         rows, into = (to_output_rows(tensor, self.axes[name]) for tensor in (weights, out))
-        at_once = _ROWS_AT_ONCE // max(1, rows.shape[1]) if weights.is_cpu else len(rows)
-        pieces = (torch.split(tensor, max(1, at_once)) for tensor in (rows, into))
+        score = None if self.scores is None else self.scores(name)
+        at_once = max(1, _ROWS_AT_ONCE // max(1, rows.shape[1]) if weights.is_cpu else len(rows))
 
-        def remove_piece(piece: tuple[torch.Tensor, torch.Tensor]) -> None:
+        def remove_piece(start: int) -> None:
+            at = slice(start, start + at_once)
             with torch.no_grad():  # which each thread has to say
-                SelectionCut.remove(self, name, *piece)
+                worth = rows[at].abs() if score is None else score(rows[at], at)
+                keep_bits(rows[at], smallest(worth, self.of_row[name]).logical_not_(), into[at])
 
-        map_threads(remove_piece, list(zip(*pieces, strict=True)), torch.get_num_threads())
+        map_threads(remove_piece, range(0, len(rows), at_once), torch.get_num_threads())
         if into.data_ptr() != out.data_ptr():  # a copy
             out.copy_(from_output_rows(into, out.shape, self.axes[name]))
+
+
+def keep_bits(weights: torch.Tensor, stays: torch.Tensor, out: torch.Tensor) -> None:
+    """As integers: a removed weight is +0, were it infinite."""
+    words = WORDS[weights.dtype.itemsize]
+    torch.mul(weights.view(words), stays, out=out.view(words))
 
 
 def from_output_rows(rows: torch.Tensor, shape: Sequence[int], input_axis: int) -> torch.Tensor:
@@ -184,152 +170,37 @@ def from_output_rows(rows: torch.Tensor, shape: Sequence[int], input_axis: int) 
     return rows.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1)
 
 
-# ------------------------------------------------------------------ at random
-
-
-@dataclass(frozen=True)
-class Random(Pattern):
-    """Weights go at random, each with the same probability: what any criterion has to beat.
-
-    The same weights go at every snapshot, by the seed and the name of their tensor.
-
-    Args:
-        name: what it is called in the provenance.
-    """
-
-    name: str = "random"
-
-    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        return _random_cuts(weights, levels, [dict.fromkeys(weights.shapes, p) for p in levels])
-
-
-@dataclass(frozen=True)
-class RandomERK(Pattern):
-    """Weights go at random, more of them in large tensors: densities by Erdős-Rényi kernels.
-
-    The density of a tensor is in proportion to the sum of its dimensions over their product, at
-    most 1: the random baseline of the paper's code.
-
-    Args:
-        name: what it is called in the provenance.
-
-    Reference: Evci et al. 2020, arXiv:1911.11134, section 3.
-    """
-
-    name: str = "erk"
-
-    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        return _random_cuts(weights, levels, [_erk(weights.shapes, level) for level in levels])
-
-
-def _erk(shapes: Mapping[str, tuple[int, ...]], level: float) -> dict[str, float]:
-    """The probability of each tensor's weights to go, so that ``level`` of all do."""
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / max(sizes[name], 1) for name, shape in shapes.items()}
-    full: set[str] = set()  # tensors that keep everything
-    while True:
-        left = (1.0 - level) * sum(sizes.values()) - sum(sizes[name] for name in full)
-        rest = sum(raw[name] * sizes[name] for name in shapes.keys() - full)
-        scale = max(left, 0.0) / rest if rest else 0.0
-        over = {name for name in shapes.keys() - full if scale * raw[name] > 1.0}
-        if not over:
-            return {name: 0.0 if name in full else 1.0 - scale * raw[name] for name in shapes}
-        full |= over
-
-
-def _random_cuts(
-    weights: Weights, levels: Sequence[float], probabilities: Sequence[Mapping[str, float]]
-) -> list[Cut]:
-    """Cuts whose probability of each tensor's weights to go is given, counted."""
-    counts = [dict.fromkeys(weights.shapes, 0) for _ in levels]
-    for name, shape in weights.shapes.items():
-        for _, draws in _draws(name, math.prod(shape), weights.seed):
-            for num_removed, chance in zip(counts, probabilities, strict=True):
-                num_removed[name] += int(np.count_nonzero(draws < chance[name]))
-    cuts: list[Cut] = []
-    for level, chance, num_removed in zip(levels, probabilities, counts, strict=True):
-
-        def select(
-            name: str, dense: torch.Tensor, chance: Mapping[str, float] = chance
-        ) -> torch.Tensor:
-            drawn = torch.empty(dense.shape, dtype=torch.bool, device="cpu")
-            flat = drawn.reshape(-1).numpy()
-            for start, draws in _draws(name, dense.numel(), weights.seed):
-                flat[start : start + len(draws)] = draws < chance[name]
-            return drawn.to(dense.device)
-
-        cuts.append(SelectionCut.counted(level, weights, num_removed, select=select))
-    return cuts
-
-
-def _draws(name: str, num: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Uniform numbers in [0, 1) for each weight of a tensor, with where each piece begins."""
-    key = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
-    generator = np.random.Generator(np.random.PCG64(int.from_bytes(key, "little")))
-    for start in range(0, num, _AT_ONCE):
-        yield start, generator.random(min(_AT_ONCE, num - start), dtype=np.float32)
-
-
 # ------------------------------------------------------------------ N of M
 
 
-@dataclass(frozen=True)
-class KeepNM(Pattern):
-    """Of each M weights in a row along the inputs, the N largest are kept.
+def group_cuts(
+    pattern: Pattern,
+    weights: Weights,
+    levels: Sequence[float],
+    scores: Callable[[str], Score] | None,
+) -> list[Cut]:
+    """Cuts that keep as many of each group along the inputs, of the highest scores."""
+    return [
+        _GroupCut.counted(level, weights, removed, lost=lost, of=of, scores=scores)
+        for level in levels
+        for lost, of, removed in [groups_at(pattern, weights, level)]
+    ]
 
-    The paper's 2:4 keeps two of four; its text and its code differ on what 1:4 is, so the name says
-    what is kept. A rest of fewer than M inputs is left whole. It is one point, not a curve.
 
-    Args:
-        keep: N, at least 0.
-        of: M, more than N.
+def groups_at(pattern: Pattern, weights: Weights, level: float) -> tuple[int, int, dict[str, int]]:
+    """How many go of each group, of how many, and how many of each tensor.
 
-    Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 4 (N:M sparsity).
-
-    Raises:
-        ConfigurationError: not 0 <= N < M.
-
-    >>> KeepNM(2, 4).name
-    'keep_2_of_4'
+    Between 0 and 1 as many at every level, or, of N:M as a curve, what is nearest to the level.
     """
-
-    keep: int
-    of: int
-    name: str = field(init=False)
-    levels: tuple[float, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not (type(self.keep) is int and type(self.of) is int and 0 <= self.keep < self.of):
-            raise ConfigurationError(
-                "Expected `keep` and `of` to be whole numbers, 0 <= keep < of, got "
-                f"{self.keep!r} and {self.of!r}. KeepNM(2, 4) keeps two of four."
-            )
-        object.__setattr__(self, "name", f"keep_{self.keep}_of_{self.of}")
-        object.__setattr__(self, "levels", (1.0 - self.keep / self.of,))
-
-    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        """One cut per level; at every level between 0 and 1 the same one."""
-        removed = {}
-        for name, shape in weights.shapes.items():
-            inputs = shape[weights.input_axis(name)] if shape else 1
-            groups = inputs // self.of * (math.prod(shape) // max(inputs, 1))
-            removed[name] = groups * (self.of - self.keep)
-        sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
-        ends = {0.0: dict.fromkeys(sizes, 0), 1.0: sizes}
-        own = {"select": self._smallest, "keep": self.keep, "of": self.of}
-        return [
-            _GroupCut.counted(level, weights, ends.get(level, removed), **own) for level in levels
-        ]
-
-    def _smallest(self, _: str, weights: torch.Tensor) -> torch.Tensor:
-        """Which go of groups along the last axis, bool; of equal ones the first."""
-        whole = weights.shape[-1] // self.of * self.of
-        goes = torch.zeros(weights.shape, dtype=torch.bool, device=weights.device)
-        lanes = goes[..., :whole].view(*weights.shape[:-1], -1, self.of)
-        groups = sizes_of(weights[..., :whole]).view(lanes.shape).unbind(-1)
-        for place, num_exceeded in enumerate(_num_exceeded(groups)):
-            lanes[..., place] = num_exceeded < self.of - self.keep
-        return goes
+    keep, _, text = pattern.structure.partition(":")
+    of = int(text)
+    lost = num_pruned(of, level) if keep == "n" else of - int(keep)
+    removed = {}
+    for name, shape in weights.shapes.items():
+        size, inputs = math.prod(shape), shape[weights.input_axis(name)] if shape else 1
+        groups = inputs // of * (size // max(inputs, 1))
+        removed[name] = size if level >= 1.0 else groups * lost if level > 0.0 else 0
+    return lost, of, removed
 
 
 def _largest(sizes: np.ndarray, keep: int, of: int) -> np.ndarray:
@@ -364,32 +235,50 @@ def _num_exceeded(sizes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @dataclass(frozen=True, repr=False)
-class _GroupCut(SelectionCut):
+class _GroupCut(CountedCut):
     """Selects along the axis of each tensor that runs over inputs."""
 
-    keep: int
+    lost: int
     of: int
+    scores: Callable[[str], Score] | None
 
     def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Along the inputs; on the CPU whole groups at once where that can be done."""
-        last, into = (tensor.movedim(self.axes[name], -1) for tensor in (weights, out))
+        axis, worth = self.axes[name], weights
+        if self.scores is not None:
+            found = self.scores(name)(to_output_rows(weights, axis), slice(None))
+            worth = from_output_rows(found, weights.shape, axis)
+        last, by, into = (tensor.movedim(axis, -1) for tensor in (weights, worth, out))
         whole = last.shape[-1] // self.of * self.of
         if self.of not in _PACKED or not weights.is_cpu or whole == 0:
-            super().remove(name, last, into)
+            keep_bits(last, self._stays(by, whole), into)
             return
-        words = last[..., :whole].contiguous().view(WORDS[weights.dtype.itemsize]).view(-1)
+        words, sizes = (
+            tensor[..., :whole].contiguous().view(WORDS[tensor.dtype.itemsize]).view(-1)
+            for tensor in (last, by)
+        )
         is_in_place = whole == into.shape[-1] and into.is_contiguous()
         kept = into.view(words.dtype).view(-1) if is_in_place else torch.empty_like(words)
-        pieces = (torch.split(tensor, _GROUPS_AT_ONCE) for tensor in (words, kept))
+        pieces = (torch.split(tensor, _GROUPS_AT_ONCE) for tensor in (words, sizes, kept))
         map_threads(self._prune_piece, [*zip(*pieces, strict=True)], torch.get_num_threads())
         if not is_in_place:
             into[..., :whole] = kept.view(weights.dtype).view(*last.shape[:-1], whole)
             into[..., whole:] = last[..., whole:]
 
-    def _prune_piece(self, piece: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def _stays(self, worth: torch.Tensor, whole: int) -> torch.Tensor:
+        """Which stay of groups along the last axis, bool; of equal ones the last."""
+        stays = torch.ones(worth.shape, dtype=torch.bool, device=worth.device)
+        lanes = stays[..., :whole].view(*worth.shape[:-1], -1, self.of)
+        groups = sizes_of(worth[..., :whole]).view(lanes.shape).unbind(-1)
+        for place, num_exceeded in enumerate(_num_exceeded(groups)):
+            lanes[..., place] = num_exceeded >= self.lost
+        return stays
+
+    def _prune_piece(self, piece: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
         """Prune whole groups; as integers: a removed weight is +0, were it infinite."""
-        words, out = (tensor.numpy() for tensor in piece)
+        words, by, out = (tensor.numpy() for tensor in piece)
         # all in the memory of ``out``: that of a new array is mapped for each piece anew
-        sizes = np.bitwise_and(words, words.dtype.type(np.iinfo(words.dtype).max), out=out)
-        out[:] = _largest(sizes, self.keep, self.of)
+        space = out if by.dtype == out.dtype else None
+        sizes = np.bitwise_and(by, by.dtype.type(np.iinfo(by.dtype).max), out=space)
+        out[:] = _largest(sizes, self.of - self.lost, self.of)
         out *= words

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -216,6 +216,21 @@ class ShardedReader:
             dtype = spectrum.histograms[name].dtype
             found[name] = Histogram(dtype, own_keys, of_counts, *of_beyond)
         return MagnitudeSpectrum(found)
+
+    def united_numbers(
+        self, find: Callable[[], dict[str, list[np.ndarray]]]
+    ) -> dict[str, list[np.ndarray]]:
+        """Numbers by name that are found in what each rank holds: those of the whole tensors."""
+        with self.ranks.all_or_none("weights at a threshold"):
+            own = find()
+        if self.ranks.is_alone:
+            return own
+        every = self.ranks.gather({name: own[name] for name in own if name in self._shards.owned})
+        parts = {name: [of_rank[name] for of_rank in every if name in of_rank] for name in own}
+        return {
+            name: [np.concatenate(column) for column in zip(*of_ranks, strict=True)]
+            for name, of_ranks in parts.items()
+        }
 
     # ------------------------------------------------------------------ samples
 

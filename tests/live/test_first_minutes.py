@@ -75,6 +75,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "jsonl": sw.sinks.JsonlSink(folder), "tensorboard": sw.sinks.TensorBoardSink(folder),
         "loaded": sw.Run(watcher.records, [event], name="x" * 900 + "\x1b[2J"),
         **{name: as_pattern(name) for name in PATTERNS},
+        "combination": sw.patterns.Pattern("sparsegpt", "2:4", damping=0.1),
         "finetuned": sw.FinetunedCurve(numbers, numbers, seeds=(0,), by_seed=(numbers,)),
         "similarity": sw.mask_similarity({"w": torch.ones(3)}, {"w": torch.ones(3)}),
         "point": sw.sweeps.Point(1 / 3, 1 / 3, 1 / 3, 1 / 3, 7),

@@ -12,10 +12,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import sparsitywatch as sw
-from sparsitywatch.errors import ConfigurationError, MeasurementError
+from sparsitywatch.errors import ConfigurationError, MeasurementError, ProxyError
 from sparsitywatch.pipeline.measure import RunContext, _estimate
-from sparsitywatch.pruning.criteria import SparseGPT, Wanda, _inverse_factor, input_axes, inputs_of
+from sparsitywatch.pruning.criteria import input_axes, inputs_of, inputs_on
+from sparsitywatch.pruning.model_copy import Runnable
+from sparsitywatch.pruning.named import SparseGPT, Wanda
 from sparsitywatch.pruning.patterns import Inputs, Pattern, Weights
+from sparsitywatch.pruning.sparsegpt import Moments
 from sparsitywatch.records import SparsityCurve
 
 
@@ -146,11 +149,94 @@ def test_what_came_in_gives_what_came_out() -> None:
         out = outputs[name].movedim(1, -1) if name == "conv" else outputs[name]
         energy = (out.reshape(-1, len(bias)) - bias).square().sum(0)
         products = found.products[f"{name}.weight"]
-        by_inputs = torch.einsum("oi,ij,oj->o", rows.detach(), products, rows.detach())
-        assert torch.allclose(by_inputs, energy, rtol=1e-4)
+        rows = rows.detach().double()
+        by_inputs = torch.einsum("oi,ij,oj->o", rows, products, rows)
+        assert torch.allclose(by_inputs, energy.double(), rtol=1e-4)
         assert torch.allclose(products.diagonal(), found.squares[f"{name}.weight"], rtol=1e-5)
     assert found.num == {"conv.weight": 24, "one.weight": 6, "two.weight": 6}
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+class Tokens(nn.Module):
+    """Layers of several layouts: by example and position, by position first, flat, pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.one, self.two, self.flat, self.pooled = (
+            nn.Embedding(20, 6), *(nn.Linear(6, 6) for _ in range(4))
+        )  # fmt: skip
+        self.double()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.one(self.embedding(ids))
+        x = self.two(x.transpose(0, 1)).transpose(0, 1)
+        x = self.flat(x.reshape(-1, 6)).view(x.shape)
+        return self.pooled(x[:, 0])
+
+
+LAYERS = ["one.weight", "two.weight", "flat.weight", "pooled.weight"]
+IDS, MASK = torch.tensor([[3, 4, 5, 0, 0], [6, 7, 0, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]] * 2)
+
+
+def value_of(model: nn.Module, batch: object) -> torch.Tensor:
+    ids = batch["input_ids"] if isinstance(batch, dict) else batch[0]
+    return model(ids).square().mean(1)
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        sw.Proxy([{"input_ids": IDS, "attention_mask": MASK}], value_of),
+        sw.Proxy([(IDS, MASK)], value_of, positions=lambda batch: batch[1]),
+        sw.Proxy([(IDS, MASK)], value_of, positions=lambda b: [torch.ones(2, 9), b[1].bool()]),
+    ],
+    ids=["attention_mask", "positions", "several"],
+)
+def test_positions_that_are_padding_do_not_count(proxy: sw.Proxy) -> None:
+    torch.manual_seed(0)
+    model = Tokens()
+    found, values = inputs_on(proxy, Runnable(model, value_of), LAYERS, SparseGPT())
+    assert found.num == {"one.weight": 6, "two.weight": 6, "flat.weight": 6, "pooled.weight": 2}
+    came = model.embedding(IDS)[MASK.bool()].detach()
+    assert torch.allclose(found.squares["one.weight"], came.square().sum(0), rtol=1e-12)
+    came = model.one(came)
+    assert torch.allclose(found.products["two.weight"], (came.T @ came).detach(), rtol=1e-9)
+    assert np.array_equal(values, proxy.evaluate(model))
+
+
+def test_all_positions_count_where_nobody_says_otherwise() -> None:
+    model, batch = Tokens(), {"input_ids": IDS, "attention_mask": MASK}
+    for proxy in (
+        sw.Proxy([batch], value_of, positions=lambda _: None),
+        sw.Proxy([(IDS, MASK)], value_of),
+        sw.Proxy([batch | {"attention_mask": torch.ones(2, 9)}], value_of),  # says nothing
+    ):
+        found, _ = inputs_on(proxy, Runnable(model, value_of), LAYERS, SparseGPT())
+        assert found.num["one.weight"] == 10
+
+
+def test_a_mask_of_other_positions_is_refused_with_what_to_do() -> None:
+    batch = {"input_ids": IDS, "attention_mask": MASK[:, :4]}
+    proxy = sw.Proxy([batch], value_of)
+    with pytest.raises(
+        MeasurementError, match=r"'one\.weight' at the positions of a mask, \(2, 4\)"
+    ):
+        inputs_on(proxy, Runnable(Tokens(), value_of), LAYERS, Wanda())
+
+
+@pytest.mark.parametrize("given", [3, "x", torch.tensor(1), torch.full((2, 5), 0.5), [None]])
+def test_what_is_no_mask_is_refused_when_the_proxy_is_made(given: object) -> None:
+    with pytest.raises(ProxyError, match="Expected a mask of ones and zeros"):
+        sw.Proxy([(IDS, MASK)], value_of, positions=lambda _: given)
+
+
+def test_which_positions_count_is_part_of_what_a_proxy_is() -> None:
+    one, other, plain = (
+        sw.Proxy([(IDS, MASK)], value_of, positions=function)
+        for function in (lambda batch: batch[1], lambda batch: 1 - batch[1], None)
+    )
+    assert len({one.hash, other.hash, plain.hash}) == 3
+    assert one.hash == sw.Proxy([(IDS, MASK)], value_of, positions=lambda b: b[1].bool()).hash
 
 
 def test_a_layer_that_nothing_comes_into_is_named() -> None:
@@ -265,13 +351,15 @@ def test_a_control_removes_as_much_where_neither_is_outside_the_others_interval(
 def test_the_factor_is_that_of_the_damped_moments_with_a_feature_that_is_never_on(
     damping: float,
 ) -> None:
-    """Such a feature has a moment of 1, and so much of the mean is added to each."""
+    """Such a feature has the mean of the others, and so much of that is added to each."""
     inputs = np.random.default_rng(0).normal(size=(50, 4))
     inputs[:, 2] = 0.0
     moments = inputs.T @ inputs
-    upper = _inverse_factor(torch.tensor(moments), damping).double().numpy()
-    moments[2, 2] = 1.0
-    damped = moments + damping * np.trace(moments) / 4 * np.eye(4)
+    given = Moments.of(torch.tensor(moments), damping)
+    upper = given.factor.double().numpy()
+    assert given.dead.tolist() == [False, False, True, False]
+    moments[2, 2] = mean = np.trace(moments) / 3
+    damped = moments + damping * mean * np.eye(4)
     assert upper.T @ upper == pytest.approx(np.linalg.inv(damped), rel=1e-5, abs=1e-8)
     assert np.all(np.tril(upper, -1) == 0.0)
 

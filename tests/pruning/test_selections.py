@@ -14,21 +14,17 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.pruning.patterns import (
+from sparsitywatch.pruning.named import (
     GlobalMagnitude,
     GlobalNormalised,
-    Layerwise,
-    Pattern,
-    Weights,
-)
-from sparsitywatch.pruning.selections import (
     KeepNM,
+    Layerwise,
     PerRow,
     Random,
     RandomERK,
-    smallest,
-    to_output_rows,
 )
+from sparsitywatch.pruning.patterns import Pattern, Weights
+from sparsitywatch.pruning.selections import smallest, to_output_rows
 
 
 class TestGlobal(PatternContract):

@@ -17,7 +17,7 @@ from sparsitywatch.errors import ConfigurationError, MeasurementError, is_out_of
 from sparsitywatch.pruning.batches import Batch
 from sparsitywatch.pruning.checks import check_proxy
 from sparsitywatch.pruning.evaluation import MaskedModel, run_sweep
-from sparsitywatch.pruning.patterns import GlobalMagnitude
+from sparsitywatch.pruning.named import GlobalMagnitude
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import Bisection, Grid, Point, Sweep
 from sparsitywatch.weights.scope import Scope

@@ -1,0 +1,243 @@
+"""Cuts by a threshold: one for all tensors together, or one for each.
+
+Counts say in which bin of the spectrum a level ends. The weights of that bin, a thousandth of all,
+are then looked at themselves, so that the level is met to the weight; ties go together.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sparsitywatch.pruning.allocations import Shares
+from sparsitywatch.pruning.criteria import scored
+from sparsitywatch.pruning.patterns import Cut, Numbers, Pattern, Weights
+from sparsitywatch.pruning.selections import Score, from_output_rows, keep_bits, to_output_rows
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.spectrum.counting import map_threads
+from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, summed
+from sparsitywatch.weights.spectrum.magnitude import num_pruned
+
+#: So many weights are looked at at once: they stay in a core's cache, and are for one thread.
+_AT_ONCE = (1 << 15) - 1
+
+
+@dataclass(frozen=True, repr=False)
+class ThresholdCut(Cut):
+    """Removes every weight with ``|w| <= threshold``, ties together.
+
+    A level of 1 removes everything, NaN included; a level of 0 removes nothing.
+
+    Args:
+        threshold: one for all tensors; NaN where each has its own.
+        thresholds: of each tensor, by name.
+        scores: of the weights, where a threshold is one of theirs.
+        axes: of each tensor the one that runs over inputs.
+    """
+
+    threshold: float
+    thresholds: Mapping[str, float]
+    scores: Callable[[str], Score] | None
+    axes: Mapping[str, int]
+
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the weights, or those of scores, above the threshold to ``out``."""
+        threshold = self.thresholds[name]
+        if threshold == -math.inf:
+            out.copy_(weights)
+        elif self.level >= 1.0:
+            out.zero_()
+        elif self.scores is not None:
+            found = self.scores(name)(to_output_rows(weights, self.axes[name]), slice(None))
+            stays = (found <= threshold).logical_not_()  # NaN, too
+            keep_bits(weights, from_output_rows(stays, weights.shape, self.axes[name]), out)
+        elif threshold == math.inf:
+            keep_bits(weights, weights.isnan(), out)
+        else:
+            # hardshrink is one-shot magnitude pruning in one fused pass. NaN and inf
+            # lie above every finite threshold and stay.
+            torch.hardshrink(weights, _round_down(threshold, weights.dtype), out=out)
+
+
+@functools.lru_cache
+def _round_down(threshold: float, dtype: torch.dtype) -> float:
+    """The largest value of ``dtype`` that is not above a non-negative ``threshold``."""
+    rounded = torch.tensor(threshold, dtype=torch.float64, device="cpu").to(dtype)
+    if float(rounded) > threshold:
+        rounded = torch.nextafter(rounded, torch.zeros_like(rounded))
+    return float(rounded)
+
+
+def threshold_cuts(
+    pattern: Pattern,
+    weights: Weights,
+    levels: Sequence[float],
+    shares: Shares,
+    scores: Callable[[str], Score] | None,
+) -> list[Cut]:
+    """Cuts of the lowest scores, of all tensors together or of each; None: of ``|w|``."""
+    spectrum = weights.spectrum
+    if scores is not None:  # one tensor after another
+        every = (MagnitudeSpectrum.of({n: scored(weights, n, scores)}) for n in weights.shapes)
+        spectrum = sum(every, MagnitudeSpectrum())
+    sizes = {name: own.num_weights for name, own in spectrum.histograms.items()}
+    scales = dict.fromkeys(sizes, 1.0)
+    if pattern.score == "normalised":
+        scales = {n: rms if rms > 0.0 else 1.0 for n, rms in spectrum.layer_rms().items()}
+    steps = {n: _Steps(own, scales[n]) for n, own in spectrum.histograms.items()}
+    is_global = pattern.structure == "global"
+    groups = [
+        _Group(own).limits([num_pruned(num, share) for share in of_levels], weights, scores)
+        for own, num, of_levels in (
+            [(steps, sum(sizes.values()), levels)]
+            if is_global
+            else [({n: own}, sizes[n], [share[n] for share in shares]) for n, own in steps.items()]
+        )
+    ]
+    cuts: list[Cut] = []
+    for index, level in enumerate(levels):
+        found = {name: limit for group in groups for name, limit in group[index].items()}
+        if level >= 1.0:  # NaN, too
+            found = {name: (math.inf, size) for name, size in sizes.items()}
+        of_each = {name: threshold for name, (threshold, _) in found.items()}
+        is_one = is_global and pattern.score != "normalised"
+        cuts.append(
+            ThresholdCut(
+                level=level,
+                sparsity=sum(num for _, num in found.values()) / max(sum(sizes.values()), 1),
+                shares={name: num / max(sizes[name], 1) for name, (_, num) in found.items()},
+                threshold=max(of_each.values(), default=math.nan) if is_one else math.nan,
+                thresholds=of_each,
+                scores=scores,
+                axes={name: weights.input_axis(name) for name in weights.shapes},
+            )
+        )
+    return cuts
+
+
+class _Steps:
+    """The bins of a tensor, above ``begins`` and up to ``ends``; also in units of its scale."""
+
+    def __init__(self, histogram: Histogram, scale: float) -> None:
+        bins, keys = STORAGES[histogram.dtype].bins, histogram.keys
+        self.histogram, self.scale, self.kind = histogram, scale, bins.name
+        self.ends, self.begins = bins.edges[keys], np.where(keys > 0, bins.edges[keys - 1], -1.0)
+        self.highs, self.lows = self.ends / scale, self.begins / scale
+        self.before = np.concatenate(([0], np.cumsum(histogram.counts)))
+        # of 16 bits each bin is one value
+        self._is_exact = bins.is_exact
+
+    def inside(self, bins: slice) -> tuple[float, float] | None:
+        """What has to be looked for in some bins; None where they are one value each."""
+        ends = self.ends[bins]
+        # zeros are a bin by themselves, and may be many
+        is_known = self._is_exact or not len(ends) or ends[-1] == 0.0
+        return None if is_known else (float(self.begins[bins][0]), float(ends[-1]))
+
+
+class _Group:
+    """Tensors that have one threshold, in units of their scales."""
+
+    def __init__(self, steps: Mapping[str, _Steps]) -> None:
+        self._steps = steps
+        bins = list(steps.values())
+        if all(own.scale == 1.0 for own in bins):  # as one tensor for each kind of bins
+            kinds: dict[str, list[Histogram]] = {}
+            for own in bins:
+                kinds.setdefault(own.kind, []).append(own.histogram)
+            bins = [_Steps(summed(own), 1.0) for own in kinds.values()]
+        counts = np.concatenate([np.empty(0, np.int64), *(own.histogram.counts for own in bins)])
+        self._ordered = []  # the lower and the upper bounds of bins, and weights up to each
+        for bounds in ([own.lows for own in bins], [own.highs for own in bins]):
+            joined = np.concatenate([np.empty(0), *bounds])
+            order = joined.argsort(kind="stable")
+            self._ordered.append((joined[order], counts[order].cumsum()))
+
+    def limits(
+        self, nums: Sequence[int], weights: Weights, scores: Callable[[str], Score] | None
+    ) -> list[dict[str, tuple[float, int]]]:
+        """Of each tensor its threshold, and how many go, for each number that shall go in all."""
+        places = [self._places(num) for num in nums]
+        wanted = {
+            name: [own.inside(place.get(name, slice(0))) for place in places]
+            for name, own in self._steps.items()
+        }
+        looked: Numbers = {}
+        if weights.tensors and any(one for of_tensor in wanted.values() for one in of_tensor):
+            looked = weights.united(
+                lambda: {
+                    name: _within(
+                        weights.tensors[name] if scores is None else scored(weights, name, scores),
+                        [one or (1.0, 0.0) for one in intervals],
+                    )
+                    for name, intervals in wanted.items()
+                }
+            )
+        found = []
+        for i, (num, place) in enumerate(zip(nums, places, strict=True)):
+            known = {n: own[i] for n, own in looked.items() if wanted[n][i] is not None}
+            found.append(self._cut(num, place, known) if place else self._ends(num))
+        return found
+
+    def _places(self, num: int) -> dict[str, slice]:
+        """Of each tensor the bins that may hold the ``num``-th smallest; {} if it is not finite."""
+        (lows, begun), (highs, reached) = self._ordered
+        if num == 0 or not len(reached) or num > reached[-1]:
+            return {}
+        low, high = lows[begun.searchsorted(num)], highs[reached.searchsorted(num)]
+        return {
+            name: slice(own.highs.searchsorted(low, "right"), own.lows.searchsorted(high))
+            for name, own in self._steps.items()
+        }
+
+    def _ends(self, num: int) -> dict[str, tuple[float, int]]:
+        """Nothing goes, or all but NaN."""
+        if num == 0:
+            return dict.fromkeys(self._steps, (-math.inf, 0))
+        every = {name: own.histogram for name, own in self._steps.items()}
+        return {name: (math.inf, own.num_weights - own.num_nan) for name, own in every.items()}
+
+    def _cut(
+        self, num: int, place: Mapping[str, slice], looked: Mapping[str, np.ndarray]
+    ) -> dict[str, tuple[float, int]]:
+        """Of each tensor the largest score that goes, and how many go, that in all ``num`` do."""
+        values, counts, before = {}, {}, {}
+        for name, bins in place.items():
+            own = self._steps[name]
+            before[name] = int(own.before[bins.start])
+            values[name] = looked.get(name, own.ends[bins])
+            is_looked = name in looked
+            ones = np.ones(len(values[name]), np.int64)
+            counts[name] = ones if is_looked else own.histogram.counts[bins]
+        ratios = {name: own / self._steps[name].scale for name, own in values.items()}
+        joined = np.concatenate([*ratios.values()])
+        order = joined.argsort(kind="stable")
+        reached = sum(before.values()) + np.concatenate([*counts.values()])[order].cumsum()
+        limit = joined[order][min(int(reached.searchsorted(num)), len(order) - 1)]
+        found = {}
+        for name, ratio in ratios.items():
+            below = self._steps[name].ends[: place[name].start].max(initial=-math.inf)
+            threshold = float(values[name].max(where=ratio <= limit, initial=below))
+            found[name] = threshold, before[name] + int(counts[name].sum(where=ratio <= limit))
+        return found
+
+
+def _within(values: torch.Tensor, intervals: Sequence[tuple[float, float]]) -> list[np.ndarray]:
+    """The magnitudes above one number and up to another, float64, for each two."""
+    flat = values.detach().reshape(-1)
+    flat = flat.float() if flat.itemsize < 4 else flat  # float8 of powers of two
+
+    def search(piece: torch.Tensor) -> list[torch.Tensor]:
+        sizes = piece.abs()
+        return [sizes[(sizes > low) & (sizes <= high)].cpu() for low, high in intervals]
+
+    pieces = torch.split(flat, _AT_ONCE if flat.is_cpu else max(len(flat), 1))
+    found = map_threads(search, pieces, torch.get_num_threads())
+    return [
+        torch.cat([piece[i] for piece in found]).double().numpy() for i in range(len(intervals))
+    ]
