@@ -49,18 +49,10 @@ from typing import Any
 from sparsitywatch.redact import redacted
 
 __all__ = [
-    "CheckpointError",
-    "ConfigurationError",
-    "IncompleteCheckpointError",
-    "LogTakenError",
-    "MeasurementError",
-    "MissingExtraError",
-    "ProxyError",
-    "RanksError",
-    "ScopeError",
-    "SparsityWatchError",
-    "StateError",
-]
+    "CheckpointError", "ConfigurationError", "IncompleteCheckpointError", "LogTakenError",
+    "MeasurementError", "MissingExtraError", "ProxyError", "RanksError", "ScopeError",
+    "SparsityWatchError", "StateError",
+]  # fmt: skip
 
 
 class SparsityWatchError(Exception):

@@ -6,7 +6,9 @@ import difflib
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
+
+from typing_extensions import Unpack
 
 from sparsitywatch.analysis import detect
 from sparsitywatch.analysis.estimate import allowed_harm
@@ -16,9 +18,6 @@ from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.sweeps import Grid, Racing, Sweep
 from sparsitywatch.weights.scope import ScopeLike
 from sparsitywatch.weights.spectrum.magnitude import DEFAULT_RULES, NearZeroRule, near_zero_rules
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class SettingsFields(TypedDict, total=False):

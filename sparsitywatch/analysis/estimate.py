@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from sparsitywatch.errors import ConfigurationError, expect, is_number
+from sparsitywatch.errors import expect, expect_number
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.curve import Array, first_beyond, t_quantile, units
 
@@ -69,10 +69,7 @@ def essential_sparsity(
     expect(isinstance(curve, SparsityCurve), "curve", "a sw.SparsityCurve", curve)
     if mode is None:
         mode = "absolute" if curve.higher_is_better else "relative"
-    if not is_number(confidence) or not 0.0 < confidence < 1.0:
-        raise ConfigurationError(
-            f"Expected `confidence` in (0, 1), got {confidence!r}. Ninety percent is 0.9."
-        )
+    expect_number("confidence", confidence, lambda c: 0.0 < c < 1.0, "in (0, 1): 90 % is 0.9")
     reading = _Reading(curve, tolerance, mode, confidence)
     told = partial(
         EssentialSparsity, tolerance=tolerance, mode=mode, confidence=confidence, unit=curve.unit
@@ -96,15 +93,11 @@ def essential_sparsity(
 
 def allowed_harm(dense: float, tolerance: float, mode: str) -> float:
     """The accepted harm, in units of the value; a ConfigurationError if that is no amount."""
-    if not isinstance(mode, str) or mode not in _MODES:
-        raise ConfigurationError(f"Expected `mode` to be one of {_MODES}, got {mode!r}.")
+    expect(isinstance(mode, str) and mode in _MODES, "mode", f"one of {_MODES}", mode)
     # a relative tolerance of 1 is nearly always one percent that was meant as 0.01
     limit = 1.0 if mode == "relative" else math.inf
-    if not is_number(tolerance) or not 0.0 < tolerance < limit:
-        expected = "in (0, 1), a fraction of dense" if mode == "relative" else "finite and positive"
-        raise ConfigurationError(
-            f"Expected `tolerance` to be {expected}, got {tolerance!r}. One percent is 0.01."
-        )
+    what = "in (0, 1), a fraction of dense" if mode == "relative" else "finite and positive"
+    expect_number("tolerance", tolerance, lambda t: 0.0 < t < limit, f"{what}: 1 % is 0.01")
     return float(tolerance * abs(dense)) if mode == "relative" else float(tolerance)
 
 
@@ -295,11 +288,9 @@ _NEGLIGIBLE = 1e-9
 
 
 def knee_of(sparsity: Array, harm: Array) -> tuple[float, float]:
-    """Knot of the best two-segment fit that bends upward, and the slope after over that before.
-
-    NaN with fewer than five finite points, without an upward bend, or without a rise after it.
-    Reference: Hudson 1966, J. Am. Stat. Assoc. 61:1097.
-    """
+    """Knot of the best two-segment fit that bends upward, and the slope after over that before."""
+    # NaN with fewer than five finite points, without an upward bend, or without a rise after it.
+    # Reference: Hudson 1966, J. Am. Stat. Assoc. 61:1097.
     is_finite = np.isfinite(harm)
     x, y = sparsity[is_finite], harm[is_finite]
     if len(x) < _MIN_POINTS:

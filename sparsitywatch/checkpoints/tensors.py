@@ -88,50 +88,42 @@ ARCHIVE_START, ARCHIVE_HEADER_BYTES = b"PK\x03\x04", 30
 _MAX_PADDING = 128
 
 
-@dataclass(frozen=True)
-class ArchiveRecord:
+class ArchiveRecord(ByteSource):
     """A record of a zip archive whose bytes lie as they are, checked against its contents."""
 
-    source: ByteSource
-    member: zipfile.ZipInfo
-
-    @property
-    def url(self) -> str:
-        """That of the file, as it is shown."""
-        return self.source.url
+    def __init__(self, source: ByteSource, member: zipfile.ZipInfo) -> None:
+        super().__init__(source.url, member.file_size)
+        self._source, self.member = source, member
+        self._what = f"the record {member.filename[:80]!r}"
 
     @cached_property
     def _begin(self) -> int:
         """Its first byte: it comes behind a header of its own, which torch pads."""
-        what, at = f"the record {self.member.filename[:80]!r}", self.member.header_offset
-        header = bytearray(ARCHIVE_HEADER_BYTES)
-        self.source.fill(memoryview(header), at)
-        if header[:4] != ARCHIVE_START:
-            raise RefusedError(f"{what} has a false header")
+        at = self.member.header_offset
+        header = self._source.read(at, ARCHIVE_HEADER_BYTES)
+        if not header.startswith(ARCHIVE_START):
+            raise RefusedError(f"{self._what} has a false header")
         begin: int = at + len(header) + sum(struct.unpack("<HH", header[26:30]))
-        if begin + self.member.file_size > self.source.size:
-            raise RefusedError(f"{what} reaches too far")
+        if begin + self.size > self._source.size:
+            raise RefusedError(f"{self._what} reaches too far")
         return begin
 
     def fill(self, buffer: memoryview, start: int) -> None:
-        """Fill ``buffer`` with its bytes from ``start`` on; they are within it."""
-        self.source.fill(buffer, self._begin + start)
+        self._source.fill(buffer, self._begin + start)
 
     def range_of(self, start: int, length: int) -> tuple[ByteSource, Range]:
-        """As of ``ByteSource``: its header is read with its beginning."""
-        at = self.member.header_offset
+        at = self.member.header_offset  # the header is read with the beginning
         if start > _MAX_PADDING:
-            return self.source.range_of(at, ARCHIVE_HEADER_BYTES)
+            return self._source.range_of(at, ARCHIVE_HEADER_BYTES)
         shortest = at + ARCHIVE_HEADER_BYTES + start + length
         longest = shortest + len(self.member.filename.encode()) + _MAX_PADDING
-        return self.source, Range(at, min(longest, self.source.size), shortest)
+        return self._source, Range(at, min(longest, self._source.size), shortest)
 
     def whole(self) -> bytes:
         """All of a small one: nothing is ever unpacked."""
-        data = self.source.read(self._begin, self.member.file_size)
+        data = self.read(0, self.size)
         if self.member.CRC and zlib.crc32(data) != self.member.CRC:
-            what = f"the record {self.member.filename[:80]!r}"
-            raise RefusedError(f"{what} does not match its checksum")
+            raise RefusedError(f"{self._what} does not match its checksum")
         return data
 
 
@@ -161,14 +153,13 @@ class StoredTensor:
 class StridedTensor(StoredTensor):
     """A tensor whose elements lie in one file as they lie in memory."""
 
-    source: ByteSource | ArchiveRecord
+    source: ByteSource
     start: int  # the first byte
     num_bytes: int  # from its first element to its last
     stride: tuple[int, ...] | None = None  # in elements; None: they lie in flat order
     crc: int | None = None  # the checksum of its bytes that the file itself states, if any
 
     def first_range(self, length: int) -> tuple[ByteSource, Range] | None:
-        """As of ``StoredTensor``."""
         return self.source.range_of(self.start, min(length, self.num_bytes))
 
     def load(self) -> torch.Tensor:
@@ -182,7 +173,6 @@ class StridedTensor(StoredTensor):
         return data.as_strided(shape, self.stride)
 
     def chunks(self, buffer: memoryview) -> Generator[memoryview, None, None]:
-        """As of ``StoredTensor``."""
         return super().chunks(buffer) if self.stride else self._as_they_lie(buffer)
 
     def _as_they_lie(self, buffer: memoryview) -> Generator[memoryview, None, None]:

@@ -9,12 +9,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from typing_extensions import Unpack
 
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
@@ -51,9 +51,6 @@ from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import expect_whole_model, flat_parameters, modules_of
 from sparsitywatch.weights.snapshot import Snapshot
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 def watch(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -191,37 +192,28 @@ class ModelFactory:
         return _mine.model
 
 
-class EmptyModel:
-    """A model to send to every worker: buffers, which may be in no checkpoint, and no weights."""
-
-    def __init__(self, model: nn.Module) -> None:
-        buffer = io.BytesIO()
-        try:
-            pickler = pickle.Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL)
-            pickler.dispatch_table = {**copyreg.dispatch_table, nn.Parameter: _without_values}
-            pickler.dump(model)
-        except Exception as error:
-            raise ConfigurationError(
-                "Expected a `model` that can be sent to the workers of `executor`, but pickling it "
-                f"raised {type(error).__name__}: {error}. Give a function that makes it instead, "
-                "defined at the top of a module."
-            ) from error
-        self._pickled = buffer.getvalue()
-
-    def __call__(self) -> nn.Module:
-        """A model of its own, its parameters not yet set."""
-        # what this process or its parent has pickled itself, never a file
-        model: nn.Module = pickle.loads(self._pickled)  # noqa: S301
-        return model
+def without_weights(model: nn.Module) -> Callable[[], nn.Module]:
+    """What makes the model in a worker: buffers, which may be in no checkpoint, and no weights."""
+    buffer = io.BytesIO()
+    try:
+        pickler = pickle.Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL)
+        pickler.dispatch_table = {**copyreg.dispatch_table, nn.Parameter: _without_values}
+        pickler.dump(model)
+    except Exception as error:
+        raise ConfigurationError(
+            "Expected a `model` that can be sent to the workers of `executor`, but pickling it "
+            f"raised {type(error).__name__}: {error}. Give a function that makes it instead, "
+            "defined at the top of a module."
+        ) from error
+    # what this process has pickled itself, never a file
+    return partial(pickle.loads, buffer.getvalue())
 
 
 def _without_values(one: nn.Parameter) -> tuple[Any, ...]:
-    return _empty, (tuple(one.shape), one.dtype, str(one.device), one.requires_grad)
+    return _empty, (one.shape, one.dtype, str(one.device), one.requires_grad)
 
 
-def _empty(
-    shape: tuple[int, ...], dtype: torch.dtype, device: str, requires_grad: bool
-) -> nn.Parameter:
+def _empty(shape: torch.Size, dtype: torch.dtype, device: str, requires_grad: bool) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad)
 
 

@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from sparsitywatch.errors import ConfigurationError, is_number
+from sparsitywatch.errors import ConfigurationError, expect_number, is_number
 from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.clock import Clock, OptimizerReading
-
-if TYPE_CHECKING:
-    import torch
 
 #: A number, a function of the optimizer step (1 is the first), or a CSV file of steps and values.
 Rate = float | Callable[[int], float] | str | os.PathLike[str]
@@ -111,11 +108,8 @@ def _function(name: str, rate: Rate) -> Callable[[int], float]:
     if isinstance(rate, str | os.PathLike):
         steps, values = _from_csv(name, Path(rate))
         return lambda step: float(np.interp(step, steps, values))
-    if not is_number(rate) or not 0.0 <= rate < math.inf:
-        raise ConfigurationError(
-            f"Expected `{name}` to be a number of 0 or more, a function of the step, or a CSV file "
-            f"of steps and values, got {rate!r}."
-        )
+    what = "a number of 0 or more, a function of the step, or a CSV file of steps and values"
+    expect_number(name, rate, lambda r: 0.0 <= r < math.inf, what)
     return lambda _: float(rate)
 
 

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
+from typing_extensions import Unpack
 
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
@@ -30,7 +31,7 @@ from sparsitywatch.errors import (
     listed,
 )
 from sparsitywatch.offline.driver import Failure, Patience, Replayed, Replayer
-from sparsitywatch.offline.jobs import EmptyModel, ModelFactory, Plan, window_of
+from sparsitywatch.offline.jobs import ModelFactory, Plan, window_of, without_weights
 from sparsitywatch.offline.rates import Rate, Rates
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks
 from sparsitywatch.pipeline.rundir import Claim, place
@@ -45,9 +46,6 @@ from sparsitywatch.sinks.tensorboard import TensorBoardSink
 from sparsitywatch.vital import OneRunReviewer, VitalReviewer
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope, ScopeLike
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 def replay(
@@ -296,11 +294,8 @@ def _model(
         return None, None
     expect(callable(model), "model", "a torch.nn.Module or a function that makes one", model)
     made = model if isinstance(model, nn.Module) else model()
-    if not isinstance(made, nn.Module):
-        raise ConfigurationError(
-            "Expected `model` to be a torch.nn.Module or a function that makes one, got "
-            f"{type(made).__name__}."
-        )
+    is_model = isinstance(made, nn.Module)
+    expect(is_model, "model", "a torch.nn.Module or a function that makes one", made)
     inner = unwrap_model(made)
     decided = Scope.of(inner, scope)
     if proxy is None:
@@ -309,7 +304,7 @@ def _model(
     decided = seen_scope(decided, scope, inner, proxy)
     make: Callable[[], nn.Module] = lambda: inner  # noqa: E731 for jobs in the caller's thread
     if executor is not None:
-        make = EmptyModel(inner) if isinstance(model, nn.Module) else model
+        make = without_weights(inner) if isinstance(model, nn.Module) else model
     factory = ModelFactory(make)
     if isinstance(executor, ProcessPoolExecutor):
         _check_picklable(factory, proxy)

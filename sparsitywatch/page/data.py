@@ -281,21 +281,17 @@ def _facts(run: Run) -> dict[str, Any]:
             for entry in ledger[:_MAX_LEDGER]
         ],
         "replayed_from": [redacted(place) for place in run.replayed_from],
-        "provenance": _provenances(run.records),
+        "provenance": [
+            {"first": own[0].step, "last": own[-1].step, "facts": _provenance(own)}
+            for own in (list(chunk) for _, chunk in groupby(run.records, lambda r: r.provenance))
+        ],
         "costs": [] if summary is None else _costs(run, summary),
         "words": [(word, text.format(unit=at_one)) for word, text in _WORDS.items()],
     }
 
 
-def _provenances(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """What the numbers depend on, once for each chunk of snapshots that share it."""
-    chunks = [list(own) for _, own in groupby(records, lambda record: record.provenance)]
-    return [
-        {"first": own[0].step, "last": own[-1].step, "facts": _provenance(own)} for own in chunks
-    ]
-
-
 def _provenance(records: Sequence[Record]) -> list[Fact]:
+    """What the numbers of snapshots depend on that share it."""
     provenance = records[-1].provenance
     curve = next((r.curve for r in reversed(records) if r.curve is not None), None)
     examples = "none: nothing was evaluated"

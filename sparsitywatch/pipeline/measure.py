@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
 from sparsitywatch.errors import ConfigurationError, expect, reraise_foreign
@@ -50,9 +51,6 @@ from sparsitywatch.weights.snapshot import (
     fingerprint,
 )
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 #: Finishes what was read, once, in any thread, given the spectrum of the weights in scope; None
 #: where they were not counted.

@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +25,10 @@ from sparsitywatch.errors import (
     is_out_of_memory,
 )
 from sparsitywatch.ranks.forward import ForwardOrder, by_rank, shared, splits_layers
-from sparsitywatch.ranks.protocol import ALONE, Ranks, Turns
+from sparsitywatch.ranks.protocol import ALONE, P, Ranks, T, Turns
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.weights.scope import named_parameters
 from sparsitywatch.weights.sharded import fsdp_modules, is_sharded
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 #: Seconds that a rank waits at the attach for others whose models are whole: rank 0 can do alone.
 PATIENCE_S = 10.0
@@ -235,11 +232,9 @@ class PendingRanks(Ranks):
 
 
 def join(model: nn.Module, place: str) -> Ranks:
-    """The ranks that attach at a place such as the log directory, once all of them have come.
-
-    Where others do not come, rank 0 watches alone if it holds the whole model. A ScopeError where
-    they hold different models, or parts of one and some have not come.
-    """
+    """The ranks that attach at a place such as the log directory, once all of them have come."""
+    # where others do not come, rank 0 watches alone if it holds the whole model. A ScopeError where
+    # they hold different models, or parts of one and some have not come.
     if why := _why_only_a_stage(model):
         raise ScopeError(f"Expected a model that this process holds all of, but {why}")
     rank, size = distributed.get_rank(), distributed.get_world_size()

@@ -19,6 +19,7 @@ import torch
 from sparsitywatch.errors import (
     ConfigurationError,
     StateError,
+    expect,
     expect_mapping,
     expect_number,
     expect_numbers,
@@ -85,10 +86,7 @@ def num_pruned(numel: int, level: float) -> int:
     The only rounding rule of the package: to the nearest integer, halves to even, as
     ``torch.nn.utils.prune`` does.
     """
-    if not 0.0 <= level <= 1.0:
-        raise ConfigurationError(
-            f"Expected `level` to be a fraction of weights in [0, 1], got {level!r}."
-        )
+    expect(0.0 <= level <= 1.0, "level", "a fraction of weights in [0, 1]", level)
     return round(float(level) * numel)
 
 
@@ -333,10 +331,8 @@ class MagnitudeSpectrum:
     def near_zero_by_rule(
         self, rules: Mapping[str, NearZeroRule], initial_rms: Mapping[str, float] | None
     ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """Fractions of all weights that are near zero, by rule; of each tensor's, by name and rule.
-
-        A ConfigurationError if a rule asks for an initial scale that a tensor has not.
-        """
+        """Fractions of all weights that are near zero, by rule; and of each tensor's, by name."""
+        # a ConfigurationError if a rule asks for an initial scale that a tensor has not
         near = self._near_zero([*rules.values()], initial_rms)
         in_all = self._at_most(np.array([rule.factor for rule in rules.values()])).tolist()
         whole = {}
@@ -389,10 +385,8 @@ class MagnitudeSpectrum:
 
     @cached_property
     def steps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Magnitudes where the count of all weights steps up, float64, and the count there, int64.
-
-        Of bins of several kinds only those that end one in each: exact for every dtype.
-        """
+        """Magnitudes where the count of weights steps up, float64, and the count there, int64."""
+        # of bins of several kinds only those that end one in each: exact for every dtype
         if not self._totals:
             return np.empty(0), np.empty(0, np.int64)
         if len(self._totals) == 1:
