@@ -43,35 +43,20 @@ _SECRETS = (
 
 
 def printable(name: str) -> str:
-    r"""A name that a terminal shows and never obeys: control characters are escaped.
-
-    So are those that turn the direction of writing, or end a line.
-
-    >>> print(printable("a\x1b[2J\n"), printable("layer.0.Gewicht_ß"))
-    a\x1b[2J\n layer.0.Gewicht_ß
-    """
+    """A name that a terminal shows and never obeys: control characters are escaped."""
+    # so are those that turn the direction of writing, or end a line
     if name.isprintable():
         return name
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def redacted_url(url: str | os.PathLike[str]) -> str:
-    """A URL, or a chain of them, without what may be a secret; a path stays as it is.
-
-    >>> print(redacted_url("simplecache::https://me:secret@host/run/a.pt?sv=1&sig=secret"))
-    simplecache::https://host/run/a.pt?...
-    >>> print(redacted_url("hf://org/model@step1000"), redacted_url("/data/step=5?/a.pt"))
-    hf://org/model@step1000 /data/step=5?/a.pt
-    """
+    """A URL, or a chain of them, without what may be a secret; a path stays as it is."""
     return "::".join(map(_redacted_link, _LINK.split(os.fspath(url))))
 
 
 def redacted(text: str) -> str:
-    r"""A text of many words, such as another library's error; ends of lines stay.
-
-    >>> print(redacted("403 for https://me:secret@host/a?sig=secret: \x1b[31mno"))
-    403 for https://host/a?...: \x1b[31mno
-    """
+    """A text of many words, such as another library's error; ends of lines stay."""
     text = re.sub(r"[^\n\t]+", lambda line: printable(line[0]), text)
     text = _URL.sub(lambda url: redacted_url(url[0]), text)
     for secret in _SECRETS:
@@ -80,11 +65,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_error(error: BaseException) -> str:
-    """The kind of an error and what it says, in one line.
-
-    >>> print(redacted_error(OSError("no route to ftp://me:secret@host")))
-    OSError: no route to ftp://host
-    """
+    """The kind of an error and what it says, in one line."""
     words = " ".join(redacted(str(error)).split())
     return ": ".join(filter(None, (type(error).__name__, words)))
 

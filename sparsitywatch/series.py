@@ -40,11 +40,7 @@ class Series:
         return name if self.label == self.name else name[:1].upper() + name[1:]
 
     def shown(self, x: float) -> str:
-        """A number of this series as a person reads it: in per cent, with digits that count.
-
-        >>> describe("near_zero/zero").shown(0.0889), describe("value/dense").shown(2.30258)
-        ('8.89 %', '2.303')
-        """
+        """A number of this series as a person reads it: in per cent, with digits that count."""
         if math.isnan(x):
             return "unknown"
         if self.unit == "fraction":
@@ -224,20 +220,12 @@ SERIES = (
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> count(1, "snapshot"), count(2000, "event")
-    ('1 snapshot', '2,000 events')
-    """
+    """A number with its noun."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def size(num_bytes: int) -> str:
-    """A size for people.
-
-    >>> size(999), size(8_589_934_592)
-    ('999 bytes', '8.59 GB')
-    """
+    """A size for people."""
     for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= one:
             return f"{num_bytes / one:.3g} {unit}"
@@ -245,11 +233,7 @@ def size(num_bytes: int) -> str:
 
 
 def numbered(unit: str, *steps: int) -> str:
-    """Where in a run something is; its unit is "step", or in a replay also "epoch" or "save".
-
-    >>> numbered("step", 1200), numbered("epoch", 3, 4)
-    ('step 1,200', 'epochs 3 and 4')
-    """
+    """Where in a run something is; its unit is "step", or in a replay also "epoch" or "save"."""
     return f"{unit}{'s' * (len(steps) > 1)} {' and '.join(f'{step:,}' for step in steps)}"
 
 

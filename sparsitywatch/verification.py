@@ -42,11 +42,9 @@ class Leaf(NamedTuple):
 
 
 def leaves(name: str, value: Any) -> Iterator[tuple[str, Leaf]]:
-    """What is in dicts, lists and tuples in each other, by name.
-
-    Bits, not values: NaN equals the same NaN, 0.0 is not -0.0. Of an object that is none of torch,
-    numpy or plain python only the type counts.
-    """
+    """What is in dicts, lists and tuples in each other, by name."""
+    # bits, not values: NaN equals the same NaN, 0.0 is not -0.0. Of an object that is none of
+    # torch, numpy or plain python only the type counts.
     if isinstance(value, (list, tuple)) and value:
         value = dict(enumerate(value))
     if isinstance(value, Mapping) and value:
@@ -144,17 +142,11 @@ class Trace:
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that two trainings do not share.
+    """One thing that two trainings do not share."""
 
-    Args:
-        name: what it is, such as "parameter encoder.0.weight" or "torch generator".
-        first_step: the step after which it was first seen; 0 is before the first step.
-        detail: how much of it differs at the end.
-    """
-
-    name: str
-    first_step: int
-    detail: str
+    name: str  # what it is, such as "parameter encoder.0.weight" or "torch generator"
+    first_step: int  # the step after which it was first seen; 0 is before the first step
+    detail: str  # how much of it differs at the end
 
     def __repr__(self) -> str:
         return f"<Difference in {str(self)[:180]}>"
@@ -256,23 +248,16 @@ def _parameters_and_state(
 
 @dataclass(frozen=True)
 class Verification:
-    """Which bits of a training differ with a watch on it; print it to read it.
+    """Which bits of a training differ with a watch on it; print it to read it."""
 
-    Args:
-        differences: between the training with a watch and without, in the order in which
-            they appeared; empty if there is none.
-        unstable: the same between two runs without any watch. If there is one, the training
-            is not deterministic by itself and ``differences`` say nothing about the watch.
-        records: what the watch saw.
-        baseline: the training without a watch.
-        by_itself: names of Python's state that differs between any two runs, such as a time
-            that a module remembers; left out of both.
-    """
-
-    differences: tuple[Difference, ...]
+    differences: tuple[Difference, ...]  # with a watch and without, in the order of appearance
+    #: The same between two runs without any watch. If there is one, the training is not
+    #: deterministic by itself, and ``differences`` say nothing about the watch.
     unstable: tuple[Difference, ...]
-    records: tuple[Record, ...] = field(repr=False)
-    baseline: Trace = field(repr=False)
+    records: tuple[Record, ...] = field(repr=False)  # what the watch saw
+    baseline: Trace = field(repr=False)  # the training without a watch
+    #: Names of Python's state that differs between any two runs, such as a time that a module
+    #: remembers; left out of both.
     by_itself: frozenset[str] = field(default=frozenset(), repr=False)
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sparsitywatch.errors import CheckpointError, ConfigurationError
-from sparsitywatch.redact import printable, redacted, redacted_url
+from sparsitywatch.redact import printable, redacted, redacted_error, redacted_url
 
 SECRET = "s3cr3tS3CR3Ts3cr3t"
 
@@ -144,6 +144,16 @@ def test_what_is_logged_tells_no_secret_and_moves_no_cursor(caplog) -> None:
     assert "OSError: \\x1b[31m https://host/a?..." in caplog.text
     assert "\x1b" not in caplog.text
     assert SECRET not in caplog.text
+
+
+def test_marks_of_a_name_are_escaped_and_letters_stay() -> None:
+    assert printable("a\x1b[2J\n") == r"a\x1b[2J\n"
+    assert printable("layer.0.Gewicht_ß") == "layer.0.Gewicht_ß"
+
+
+def test_an_error_is_its_kind_and_what_it_says() -> None:
+    error = OSError(f"no route\nto ftp://me:{SECRET}@host")
+    assert redacted_error(error) == "OSError: no route to ftp://host"
 
 
 @pytest.mark.parametrize("message", ["at %d", "sparsitywatch: at %d"])

@@ -10,7 +10,7 @@ from contracts import fake_run
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.series import SERIES, describe
+from sparsitywatch.series import SERIES, count, describe, numbered, size
 
 FULL = fake_run.look(2000)[0]
 
@@ -99,3 +99,12 @@ def test_the_largest_weight(planted: float, told: float) -> None:
     assert record.largest == pytest.approx(told, rel=0.004, nan_ok=True)
     assert not record.largest < abs(torch.tensor(told))
     assert ("weights/largest" in record.series()) == math.isfinite(told)
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert describe("near_zero/zero").shown(0.0889) == "8.89 %"
+    assert describe("value/dense").shown(2.30258) == "2.303"
+    assert [count(1, "snapshot"), count(2000, "event")] == ["1 snapshot", "2,000 events"]
+    assert [size(999), size(8_589_934_592)] == ["999 bytes", "8.59 GB"]
+    assert numbered("step", 1200) == "step 1,200"
+    assert numbered("epoch", 3, 4) == "epochs 3 and 4"

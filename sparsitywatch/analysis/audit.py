@@ -43,19 +43,12 @@ FINDINGS: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFinding:
-    """One checkpoint that is not what its name says, or may not be.
+    """One checkpoint that is not what its name says, or may not be."""
 
-    Args:
-        step: optimizer steps that it is called by; of steps that are missing the first one.
-        finding: what is wrong, in a word or two: one of ``FINDINGS``.
-        evidence: what shows it.
-        action: what to do.
-    """
-
-    step: int | None
-    finding: str
-    evidence: str
-    action: str
+    step: int | None  # optimizer steps that it is called by; of those that are missing the first
+    finding: str  # what is wrong, in a word or two: one of ``FINDINGS``
+    evidence: str  # what shows it
+    action: str  # what to do
 
     @classmethod
     def of(cls, step: int | None, kind: str, evidence: str) -> AuditFinding:

@@ -200,38 +200,22 @@ _TRAIN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What somebody must know of a run within a minute; every surface shows this.
+    """What somebody must know of a run within a minute; every surface shows this."""
 
-    Args:
-        state: "healthy", "too early to tell", "look", or "broken".
-        badge: the same in two or three words.
-        headline: what happened, a sentence.
-        since: optimizer step since which it is so; -1 if there is none.
-        onset_low, onset_high: steps between which it began; -1 if it did not begin at one.
-        where: tensors that it is about, most first; empty if it is about none, or all.
-        cause: why, as far as that is known; empty if it is not.
-        advice: what to do first, a sentence or two.
-        confidence: how sure that is, in a few words.
-        not_watched: what nobody watches here, and why, a few words each.
-        trouble: why the watch's silence means nothing, in a few words; empty if it is well.
-        watch: how the watch itself is, in sentences, the most important first.
-        event: number of the event that the headline is about, counted from 1; 0 if none.
-    """
-
-    state: str
-    badge: str
-    headline: str
-    since: int = -1
-    onset_low: int = -1
+    state: str  # "healthy", "too early to tell", "look", or "broken"
+    badge: str  # the same in two or three words
+    headline: str  # what happened, a sentence
+    since: int = -1  # optimizer step since which it is so; -1 if there is none
+    onset_low: int = -1  # steps between which it began; -1 if it did not begin at one
     onset_high: int = -1
-    where: tuple[str, ...] = ()
-    cause: str = ""
-    advice: str
-    confidence: str = ""
-    not_watched: tuple[str, ...] = ()
-    trouble: str = ""
-    watch: tuple[str, ...] = ()
-    event: int = 0
+    where: tuple[str, ...] = ()  # tensors, most first; empty if it is about none, or all
+    cause: str = ""  # why, as far as that is known; empty if it is not
+    advice: str  # what to do first, a sentence or two
+    confidence: str = ""  # how sure that is, in a few words
+    not_watched: tuple[str, ...] = ()  # what nobody watches here, and why, a few words each
+    trouble: str = ""  # why the watch's silence means nothing, in a few words; empty if it is well
+    watch: tuple[str, ...] = ()  # how the watch itself is, in sentences, the most important first
+    event: int = 0  # number of the event that the headline is about, counted from 1; 0 if none
 
     @property
     def exit_code(self) -> int:

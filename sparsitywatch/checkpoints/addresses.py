@@ -21,11 +21,7 @@ _BARE_LINK = re.compile(r"[a-z][a-z0-9_+]*")
 
 
 def path_parts(url: str) -> list[str]:
-    """The components of the path in a URL; of a chained one those of the first path in it.
-
-    >>> path_parts("zip://run/step-5.pt::s3://bucket/all.zip"), path_parts("simplecache::s3://b/a")
-    (['run', 'step-5.pt'], ['b', 'a'])
-    """
+    """The components of the path in a URL; of a chained one those of the first path in it."""
     links = url.split("::")
     while len(links) > 1 and _BARE_LINK.fullmatch(links[0]):
         del links[0]
@@ -113,25 +109,16 @@ class StepPlace:
 
 
 def step_of_name(url: str) -> int | None:
-    """The step that the name of a checkpoint states, or that of the folder around it.
-
-    A number counts if the name says that it counts steps, or if it is the whole name. Units are
-    read: 20k, 1.5M, 1e5, 1_000. Sizes of models, days, epochs, ranks and settings are no steps.
-
-    >>> [step_of_name(n) for n in ("run2/checkpoint-500", "a/000120.pt", "step_20k", "model-7b")]
-    [500, 120, 20000, None]
-    """
+    """The step that the name of a checkpoint states, or that of the folder around it."""
+    # a number counts if the name says that it counts steps, or if it is the whole name. Units are
+    # read: 20k, 1.5M, 1e5, 1_000. Sizes of models, days, epochs, ranks and settings are no steps.
     place = place_of_step(url)
     return None if place is None else place.step
 
 
 @lru_cache(_NUM_NAMES)
 def place_of_step(url: str) -> StepPlace | None:
-    """The step of ``step_of_name``, and where it stands.
-
-    >>> [place_of_step(name).is_sure for name in ("run/step-5", "checkpoint-5", "ep0-ba5.pt", "5")]
-    [True, False, True, False]
-    """
+    """The step of ``step_of_name``, and where it stands."""
     parts = path_parts(url)
     last = list(enumerate(parts))[-_MAX_PARTS:]
     # of a folder inside that of a step, and of one of a rank, the name says nothing
@@ -193,11 +180,7 @@ class Part:
 
 @lru_cache(_NUM_NAMES)
 def part_of(url: str) -> Part | None:
-    """What a path states of being a part; its last three components count.
-
-    >>> [part_of(n).is_one_of_several for n in ("a/step-5_rank0.pt", "a/w-1-of-2.safetensors")]
-    [False, True]
-    """
+    """What a path states of being a part; its last three components count."""
     for depth, name in enumerate(reversed(path_parts(url)[-3:])):
         found = [m for m in _PART.finditer(name) if not _is_of_a_matrix(name, m)]
         if found:
@@ -235,13 +218,8 @@ _TEMPORARY_END = re.compile(r"\.(?:tmp|part|partial|incomplete|saving)(?:[._-]\w
 
 
 def is_temporary(url: str) -> bool:
-    """Whether a name is one that a writer uses until it is done.
-
-    Of the folder around only if that is of a step itself: a run may lie in ``tmp_exp``.
-
-    >>> [is_temporary(n) for n in ("tmp-checkpoint-5", "tmp_exp/step-5.pt", "a/step-5.pt.tmp")]
-    [True, False, True]
-    """
+    """Whether a name is one that a writer uses until it is done."""
+    # of the folder around only if that is of a step itself: a run may lie in tmp_exp
     *around, name = path_parts(url)[-2:] or [""]
     if _TEMPORARY_END.search(name):
         return True

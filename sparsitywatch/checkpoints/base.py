@@ -459,10 +459,8 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         return ordered
 
     def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
-        """The bytes of a tensor in flat order, whole elements at once, or all where they lie other.
-
-        ``buffer``, a multiple of eight bytes, is where they may lie until the next are asked for.
-        """
+        """The bytes of a tensor in flat order, whole elements, or all where they lie otherwise."""
+        # buffer, a multiple of eight bytes, is where they may lie until the next are asked for
         return self._readable(name).chunks(buffer)
 
     def _readable(self, name: str) -> StoredTensor:

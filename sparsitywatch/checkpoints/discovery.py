@@ -399,12 +399,10 @@ def describe(
     storage_options: Mapping[str, Any] | None = None,
     key: str | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint that was discovered holds, as plain data; no weight is read.
-
-    ``tensors`` has each storage once, under its first name and with its ``aliases``; ``total`` and
-    ``in_scope`` count them. If the scope cannot be decided, or selects nothing, ``scope_problem``
-    says so, and ``in_scope`` is None, of each tensor too: the names are needed most then.
-    """
+    """What a checkpoint that was discovered holds, as plain data; no weight is read."""
+    # tensors has each storage once, under its first name and with its aliases; total and in_scope
+    # count them. If the scope cannot be decided, or selects nothing, scope_problem says so, and
+    # in_scope is None, of each tensor too: the names are needed most then.
     if listed.error is not None:
         raise listed.error
     with open_checkpoint(listed.url, storage_options, key) as checkpoint:

@@ -98,12 +98,10 @@ class _Pieces(Tree):
             inner[name] = one
 
     def look(self, node: Any) -> tuple[Sequence[int], bool] | None:
-        """As of ``Tree``."""
         is_one = isinstance(node, Described)
         return (node.shape, node.dtype.is_floating_point) if is_one else None
 
     def stored(self, tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
-        """As of ``Tree``."""
         files: dict[str, Source] = {}
         found: dict[str, StoredTensor] = {}
         for name, one in tensors.items():

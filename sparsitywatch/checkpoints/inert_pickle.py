@@ -61,11 +61,7 @@ class Compound:
 
 
 def in_words(node: Any) -> str:
-    """A node in a few words; what is in it, which may be without end, is not looked at.
-
-    >>> in_words((1, 2)), in_words(10**5000), in_words(Call(Global("a", "b"), ()))
-    ('a tuple', 'a large number', 'an object of a.b')
-    """
+    """A node in a few words; what is in it, which may be without end, is not looked at."""
     if isinstance(node, str):
         return node[:80]
     if isinstance(node, Compound):
@@ -83,12 +79,7 @@ def in_words(node: Any) -> str:
 
 
 def read_inert(data: bytes) -> Any:
-    r"""What a pickle describes, in time linear in its bytes; ValueError where it is none.
-
-    >>> call = read_inert(b"cposix\nsystem\n(S'rm -rf /'\ntR.")
-    >>> str(call.function), call.arguments
-    ('posix.system', ('rm -rf /',))
-    """
+    """What a pickle describes, in time linear in its bytes; ValueError where it is none."""
     machine = _Machine()
     try:
         with warnings.catch_warnings():
@@ -267,11 +258,7 @@ _SCALAR = re.compile(r"numpy\.(?:core|_core)\.multiarray$")
 
 
 def whole_of(node: Any) -> int | None:
-    """The number of steps that a node of a pickle, or a word of a header, stands for.
-
-    >>> [whole_of(node) for node in (500, 500.0, "500", 0.5, True, -1, 10**5000)]
-    [500, 500, 500, None, None, None, None]
-    """
+    """The number of steps that a node of a pickle, or a word of a header, stands for."""
     if isinstance(node, str):
         return int(node) if re.fullmatch(r"[0-9]{1,18}", node) else None
     if isinstance(node, Call):

@@ -117,11 +117,9 @@ def mark_of(checkpoint: Checkpoint, names: Sequence[str]) -> str:
 
 
 def in_one_unit(listed: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
-    """The same checkpoints with what their numbers count, which is one thing.
-
-    A number in a name counts epochs where it is that of the epoch in the file, or one less, in
-    every file that states one. Where there are none, the epoch in the file is the number.
-    """
+    """The same checkpoints with what their numbers count, which is one thing."""
+    # a number in a name counts epochs where it is that of the epoch in the file, or one less, in
+    # every file that states one. Where there are none, the epoch in the file is the number.
     complete = [one for one in listed if one.state == "complete"]
     named = [one for one in complete if one.epoch is not None and is_guess(one)]
     # a file states the epoch that it was saved in, or the one to go on with

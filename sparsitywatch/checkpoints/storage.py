@@ -256,7 +256,6 @@ class Window(ByteSource):
         self._data = None if source.is_local else memoryview(source.read(start, length))
 
     def fill(self, buffer: memoryview, start: int) -> None:
-        """As of ``ByteSource``."""
         self.check_range(start, len(buffer))
         if self._data is None:
             self._source.fill(buffer, self._start + start)
@@ -342,7 +341,6 @@ class Source(ByteSource):
             )
 
     def expect(self, ranges: Iterable[Range]) -> None:
-        """As of ``ByteSource``."""
         if self._file is None:
             self._expected = _batches(ranges)
 
@@ -369,7 +367,6 @@ class Source(ByteSource):
             return len(part)
 
     def fill(self, buffer: memoryview, start: int) -> None:
-        """As of ``ByteSource``."""
         self.check_range(start, len(buffer))
         done = self._from_batch(buffer, start) if self._file is None else 0
         while done < len(buffer):

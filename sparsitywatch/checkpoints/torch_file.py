@@ -62,7 +62,6 @@ class Pickled(Tree):
         self._source = source
 
     def look(self, node: Any) -> tuple[Sequence[int], bool] | None:
-        """As of ``Tree``."""
         function = _function(node)
         is_tensor = function is not None and function.name.startswith("_rebuild")
         is_tensor &= function is not None and function.module in ("torch._utils", "torch._tensor")
@@ -268,11 +267,7 @@ _WRAPPER = Global("torch._utils", "_rebuild_wrapper_subclass")
 
 
 def as_sizes(node: Any) -> tuple[int, ...] | None:
-    """A shape, strides or offsets out of a pickle or JSON; None for all that no tensor could have.
-
-    >>> as_sizes([2, 3]), as_sizes((2**63,)), as_sizes([2.0]), as_sizes([1] * 1000)
-    ((2, 3), None, None, None)
-    """
+    """A shape, strides or offsets out of a pickle or JSON; None for what no tensor could have."""
     if _function(node) == Global("torch", "Size") and len(node.arguments) == 1:
         (node,) = node.arguments
     if not isinstance(node, tuple | list) or len(node) > _MAX_DIMS:
@@ -369,11 +364,7 @@ def _storage_of(name: str, call: Call) -> tuple[Any, torch.dtype]:
 
 
 def extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, bool]:
-    """How many elements of storage a tensor reaches over, and whether they lie in flat order.
-
-    >>> extent((3, 1, 2), (2, 9, 1)), extent((3, 2), (5, 1)), extent((3, 2), (1, 3))
-    ((6, True), (12, False), (6, False))
-    """
+    """How many elements of storage a tensor reaches over, and whether they lie in flat order."""
     if 0 in shape:
         return 0, True
     reach, num_flat, is_flat = 1, 1, True

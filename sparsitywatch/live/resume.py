@@ -137,10 +137,8 @@ def _moved_beside(claim: Claim, why: object) -> int:
 
 
 def _resume_from_log(taker: SnapshotTaker, directory: Path, initial_step: int) -> str:
-    """Go on from what ``directory`` holds; returns why the run cannot, empty if it can.
-
-    The log knows better the tensors' first sizes, and the proxy's batches.
-    """
+    """Go on from what ``directory`` holds; returns why the run cannot, empty if it can."""
+    # the log knows better the tensors' first sizes, and the proxy's batches
     try:
         manifest = read_manifest(directory)
         records = read_records(directory, max_step=initial_step)

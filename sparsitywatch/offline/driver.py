@@ -51,19 +51,12 @@ from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 @dataclass(frozen=True)
 class Failure:
-    """A checkpoint that could not be measured, or not in full.
+    """A checkpoint that could not be measured, or not in full."""
 
-    Args:
-        url: where it lies, as it can be opened: logins and signatures included.
-        step: optimizer steps done; None if that is not known.
-        reason: one line that names the file, the tensor where there is one, and the cause.
-        unit: what its step counts: "step", "epoch" or "save".
-    """
-
-    url: str
-    step: int | None
-    reason: str
-    unit: str = "step"
+    url: str  # where it lies, as it can be opened: logins and signatures included
+    step: int | None  # optimizer steps done; None if that is not known
+    reason: str  # one line that names the file, the tensor where there is one, and the cause
+    unit: str = "step"  # what its step counts: "step", "epoch" or "save"
 
     @classmethod
     def of(cls, one: ListedCheckpoint, reason: str = "") -> Failure:
@@ -77,34 +70,25 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """What a replay saw.
+    """What a replay saw."""
 
-    Args:
-        records: by step, those of earlier replays into the same log directory included;
-            layers are kept for the latest hundred only, the log has them all.
-        events: in the order in which they were seen.
-        failures: checkpoints that could not be measured. Those whose step is known have an
-            invalid record too.
-        left_out: checkpoints that were passed over on purpose, and why: another one of the
-            same step was taken, or no step is known.
-        num_snapshots: checkpoints that were measured now; the others were in the log already.
-        directory: where the log lies, or None.
-        notes: what is worth a word of checkpoints that were measured, such as a name that says
-            another step than the contents.
-        set_aside: where the log now is that lay in ``directory`` and holds other weights under the
-            same addresses or steps, and why; empty if there was none.
-        each: with ``each=True`` what was seen of each series, by the name of its log in
-            ``directory``; the records and events are there, the rest is of all of them.
-    """
-
+    #: By step, those of earlier replays into the same log directory included; layers are kept for
+    #: the latest hundred only, the log has them all.
     records: list[Record]
-    events: list[Event]
-    failures: list[Failure]
+    events: list[Event]  # in the order in which they were seen
+    failures: list[Failure]  # what could not be measured; with a step it has an invalid record too
+    #: What was passed over on purpose, and why: another one of the same step was taken, or no step
+    #: is known.
     left_out: list[Failure]
-    num_snapshots: int
-    directory: Path | None
+    num_snapshots: int  # checkpoints that were measured now; the others were in the log already
+    directory: Path | None  # where the log lies
+    #: Worth a word of what was measured, such as a name that says another step than the contents.
     notes: list[str] = field(default_factory=list)
+    #: Where the log now is that lay in ``directory`` and holds other weights under the same
+    #: addresses or steps, and why; empty if there was none.
     set_aside: str = ""
+    #: With ``each=True`` what was seen of each series, by the name of its log in ``directory``; the
+    #: records and events are there, the rest is of all of them.
     each: Mapping[str, Replayed] = field(default_factory=dict)
 
     def __repr__(self) -> str:

@@ -1,10 +1,5 @@
 """A run as one page that says it in a minute: as a file, in TensorBoard, over HTTP, in notebooks.
 
-::
-
-    Run ──► data ──► render: one file, with overview for paper
-                         └──► server ──► tab in TensorBoard, show
-
 web/ has the page itself: plain modules of JavaScript with types in their comments, and uPlot.
 Nothing is imported here, as TensorBoard looks for its plugins through this package.
 """

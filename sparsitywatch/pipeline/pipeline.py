@@ -288,10 +288,8 @@ class Pipeline:
         return events
 
     def take(self, record: Record, detail: Detail) -> tuple[Record, list[Event]]:
-        """Complete a record, detect, remember, write to the sinks; gives what ``act`` is to say.
-
-        A LogTakenError if another watch has taken the log over; the record is dropped.
-        """
+        """Complete a record, detect, remember, write to the sinks; gives what ``act`` is to say."""
+        # a LogTakenError if another watch has taken the log over; the record is dropped
         started = time.perf_counter()
         try:
             with self.claim.writing():

@@ -365,15 +365,13 @@ class FrozenBatches:
         )
 
     def subsets(self, shares: Sequence[float]) -> tuple[ExampleSubset, ...]:
-        """The examples up to the first share of them, from there to the second, and so on.
-
-        Batches that are alike in all but their examples are one population. Its examples are put
-        into a random order, the same one always, so that those up to a share are a simple random
-        sample of it, without replacement, in batches no larger than the ones given. Batches of
-        other shapes, such as those padded to their longest sequence, are populations of their
-        own, of which each part has its share. There are none where nobody knows what an example
-        is, where one would be empty, and after ``keep_whole``.
-        """
+        """The examples up to the first share of them, from there to the second, and so on."""
+        # batches that are alike in all but their examples are one population. Its examples are put
+        # into a random order, the same one always, so that those up to a share are a simple random
+        # sample of it, without replacement, in batches no larger than the ones given. Batches of
+        # other shapes, such as those padded to their longest sequence, are populations of their
+        # own, of which each part has its share. There are none where nobody knows what an example
+        # is, where one would be empty, and after keep_whole.
         if self._is_kept_whole or self.unit not in ("", "example"):
             return ()
         key = tuple(shares)
@@ -412,10 +410,8 @@ class FrozenBatches:
         return other
 
     def halve(self) -> bool:
-        """Split every batch in two, to need less memory, if that can be done; whether it was.
-
-        Values may differ in the last digits, so a sweep that has begun must begin again.
-        """
+        """Split every batch in two, to need less memory, if that can be done; whether it was."""
+        # values may differ in the last digits, so a sweep that has begun must begin again
         if self.unit not in ("", "example"):
             return False
         num_before = len(self._batches)

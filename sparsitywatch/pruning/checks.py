@@ -147,11 +147,9 @@ def _original_refused(model: nn.Module) -> Iterator[None]:
 
 
 def seen_scope(decided: Scope, scope: ScopeLike, model: nn.Module, proxy: Proxy) -> Scope:
-    """The scope where the layers that make the output are those that a forward shows.
-
-    The same where that makes no difference: in a model with blocks, or by a scope of patterns. On
-    several ranks all of them call it, and take what the first one saw.
-    """
+    """The scope where the layers that make the output are those that a forward shows."""
+    # the same where that makes no difference: in a model with blocks, or by a scope of patterns. On
+    # several ranks all of them call it, and take what the first one saw.
     if not decided.layers:
         return decided
     try:
@@ -254,11 +252,9 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._reached |= self._layers_of(output)
 
     def outputs(self) -> list[str]:
-        """Layers that reach the output and that no layer takes; else the last one that reaches it.
-
-        So an autoencoder's mean, which the decoder takes, is none; all heads of a model are some.
-        Where all are taken the output has been fed back.
-        """
+        """Layers that reach the output and no layer takes; else the last one that reaches it."""
+        # so an autoencoder's mean, which the decoder takes, is none; all heads of a model are some.
+        # Where all are taken the output has been fed back.
         reached = [path for path in self._ran if path in self._reached]
         return [path for path in reached if path not in self._taken] or reached[-1:]
 

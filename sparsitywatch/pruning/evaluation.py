@@ -76,12 +76,10 @@ def run_sweep(
     sweep: Sweep,
     allowed: Allowed,
 ) -> SweepResult:
-    """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now.
-
-    Where memory does not suffice it begins again with batches of half the size, which the proxy
-    keeps. A MeasurementError says that level 0 is not the dense model bit for bit, or that the
-    weights do not reach the value.
-    """
+    """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now."""
+    # where memory does not suffice it begins again with batches of half the size, which the proxy
+    # keeps. A MeasurementError says that level 0 is not the dense model bit for bit, or that no
+    # weight reaches the value.
     while True:
         evaluation: Evaluation | None = None
         try:
@@ -330,10 +328,8 @@ class Evaluation:
 
 @contextlib.contextmanager
 def undisturbed(ranks: Ranks) -> Iterator[None]:
-    """Without gradients, eagerly; generators and autocast are as before afterwards.
-
-    Autocast keeps no casts, and no collective may begin where others would have to answer.
-    """
+    """Without gradients, eagerly; generators and autocast are as before afterwards."""
+    # autocast keeps no casts, and no collective may begin where others would have to answer
     is_cached = torch.is_autocast_cache_enabled()
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserve_rng())

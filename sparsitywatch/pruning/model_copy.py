@@ -284,10 +284,8 @@ def _fill_function(made: types.FunctionType, state: Any) -> None:
 
 
 def _with_modules(value: Any, own_of: Callable[[nn.Module], nn.Module]) -> Any:
-    """A value function on other modules than it uses; what it counts or collects is its own.
-
-    It uses those in its closure and arguments, and what it is a method of.
-    """
+    """A value function on other modules than it uses; what it counts or collects is its own."""
+    # it uses those in its closure and arguments, and what it is a method of
     if isinstance(value, nn.Module):
         return own_of(value)
     if isinstance(value, types.MethodType):

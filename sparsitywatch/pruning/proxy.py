@@ -109,13 +109,12 @@ class Proxy(FrozenBatches):
         self._identify()
 
     def shared(self, ranks: Ranks) -> Proxy:
-        """This proxy, its batches evaluated by several ranks between them; each has all values.
-
-        Where all ranks have the same batches, each evaluates some of them, so that an evaluation on
-        R ranks takes about 1/R of the time. Where each has batches of its own, all of them count,
-        by rank. Every rank runs as many forwards as any other, since a forward may communicate: who
-        has no batch left runs one again. Every rank calls this, and from then on each method.
-        """
+        """This proxy, its batches evaluated by several ranks between them; each has all values."""
+        # where all ranks have the same batches, each evaluates some of them, so that an evaluation
+        # on R ranks takes about 1/R of the time. Where each has batches of its own, all of them
+        # count, by rank. Every rank runs as many forwards as any other, since a forward may
+        # communicate: who has no batch left runs one again. Every rank calls this, and from then on
+        # each method.
         kinds = ranks.gather((self.name, self.higher_is_better))
         if len(set(kinds)) > 1:
             raise ProxyError(
@@ -223,13 +222,11 @@ class Proxy(FrozenBatches):
     def check_repeats(
         self, before: Mapping[int, np.ndarray], fresh: Callable[[], Runnable]
     ) -> None:
-        """Evaluate again in another order; refuse other values than ``by_batch`` gave just before.
-
-        Each batch runs with its examples reversed; where numbers are not of examples, the batches
-        run from the last to the first. That shows that values repeat, and that they depend on no
-        order. Only where they are others, or something is drawn, the first two batches run as they
-        are, to tell the one from the other. On several ranks these alone run.
-        """
+        """Evaluate again in another order; refuse other values than ``by_batch`` just gave."""
+        # each batch runs with its examples reversed; where numbers are not of examples, the batches
+        # run from the last to the first. That shows that values repeat, and that they depend on no
+        # order. Only where they are others, or something is drawn, the first two batches run as
+        # they are, to tell the one from the other. On several ranks these alone run.
         copied = fresh()
         if self.unit != "example":
             if words := self._differing(before, self._turns[::-1], copied, "in another order"):

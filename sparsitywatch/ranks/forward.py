@@ -38,14 +38,9 @@ def splits_layers(model: nn.Module) -> bool:
 
 
 def shared(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
-    """The turns of each rank where all have the same batches.
-
-    In each turn all of them run batches of one size: what a forward exchanges with other ranks
-    may have to be.
-
-    >>> shared([[8, 8, 8, 5], [8, 8, 8, 5]])
-    [[(0, 0), (2, 2), (3, 3)], [(1, 1), (2, None), (3, None)]]
-    """
+    """The turns of each rank where all have the same batches."""
+    # in each turn all of them run batches of one size: what a forward exchanges with other ranks
+    # may have to be
     num_ranks = len(sizes)
     alike: dict[Any, list[int]] = {}
     for index, size in enumerate(sizes[0]):
@@ -65,11 +60,7 @@ def shared(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
 
 
 def by_rank(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
-    """The turns of each rank where each has batches of its own; all of them count, by rank.
-
-    >>> by_rank([[8, 5], [8, 8, 5]])
-    [[(0, 0), (1, 1), (1, None)], [(0, 2), (1, 3), (2, 4)]]
-    """
+    """The turns of each rank where each has batches of its own; all of them count, by rank."""
     longest, turns, first = max(sizes, key=len), [], 0
     for own in sizes:
         of_rank: Turns = [(index, first + index) for index in range(len(own))]
@@ -98,10 +89,8 @@ class ForwardOrder:
 
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:
-        """Around a forward: what is left of it when it fails here is gathered for the others.
-
-        So they, too, end their forward, and can be told that it failed.
-        """
+        """Around a forward: what is left of it when it fails here is gathered for the others."""
+        # so they, too, end their forward, and can be told that it failed
         # FSDP notes each forward for a backward to come. Here there is none, and where a forward
         # has failed, the next one would gather weights after other notes on each rank
         notes = [group.comm_ctx.post_forward_order for group in self._groups]
@@ -183,14 +172,12 @@ _GROUP_MAKERS = ("_new_group_with_tag", "split_group", "_new_process_group_helpe
 
 @contextlib.contextmanager
 def without_collectives() -> Iterator[None]:
-    """Refuse, before it begins, every collective of this thread and of those it starts.
-
-    That is a MeasurementError, also where the model caught the one that it was given. Seen are the
-    operators of torch, also from C++ (a wrapper that broadcasts buffers), and the process groups
-    themselves, in Python, in threads that the model starts, too. Those that were there before are
-    the training's own: what they send, all ranks send. Not seen: libraries that do without
-    torch.distributed, and a captured CUDA graph.
-    """
+    """Refuse, before it begins, every collective of this thread and of those it starts."""
+    # that is a MeasurementError, also where the model caught the one that it was given. Seen are
+    # the operators of torch, also from C++ (a wrapper that broadcasts buffers), and the process
+    # groups themselves, in Python, in threads that the model starts, too. Those that were there
+    # before are the training's own: what they send, all ranks send. Not seen: libraries that do
+    # without torch.distributed, and a captured CUDA graph.
     guard = _Guard()
     try:
         with _on_the_groups(guard), guard:

@@ -43,11 +43,9 @@ class Ranks:
     # ------------------------------------------------------------------ all of them, or none
 
     def agree(self, what: str, error: Exception | None = None, value: int = 0) -> int:
-        """Rank 0's ``value`` (>= 0), if every rank is at ``what`` in the code, and well.
-
-        A RanksError where another one is elsewhere, or does not answer; where it failed on
-        another one, a MeasurementError, or a MemoryError where memory was missing.
-        """
+        """Rank 0's ``value`` (>= 0), if every rank is at ``what`` in the code, and well."""
+        # a RanksError where another one is elsewhere, or does not answer; where it failed on
+        # another one, a MeasurementError, or a MemoryError where memory was missing
         if error is not None:
             raise error
         return value

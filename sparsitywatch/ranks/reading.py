@@ -186,11 +186,9 @@ class ShardedReader:
         return spectrum, replicas
 
     def summed(self, spectrum: MagnitudeSpectrum) -> MagnitudeSpectrum:
-        """The spectrum of the whole model, from those of what each rank holds.
-
-        Which bins are occupied anywhere is exchanged first, as bits, so that the counts of these
-        alone are: in int64, since 2.1 billion weights of one bin are possible.
-        """
+        """The spectrum of the whole model, from those of what each rank holds."""
+        # which bins are occupied anywhere is exchanged first, as bits, so that the counts of these
+        # alone are: in int64, since 2.1 billion weights of one bin are possible
         names = spectrum.names
         own = {name: spectrum.histograms[name] for name in names if name in self._shards.owned}
         ends = np.cumsum([STORAGES[spectrum.histograms[n].dtype].bins.inf_key for n in names])

@@ -187,11 +187,7 @@ class EssentialSparsity:
 
 
 def units(unit: str) -> str:
-    """What an interval counts as independent, in the plural: tokens of one batch are not.
-
-    >>> units("example"), units("token"), units("seed")
-    ('examples', 'batches', 'seeds')
-    """
+    """What an interval counts as independent, in the plural: tokens of one batch are not."""
     return "batches" if unit in ("token", "batch") else f"{unit}s"
 
 
@@ -230,11 +226,9 @@ def best_rising(values: Array, stderr: Array, unit: float) -> Array:
 
 @functools.lru_cache(maxsize=1024)
 def t_quantile(probability: float, freedom: int | None) -> float:
-    """Where Student's t stays below with a ``probability`` in [0.5, 1), of ``freedom`` at least 1.
-
-    None stands for a normal variable. Abramowitz and Stegun 1964: 26.7.3 and 26.7.4, finite sums
-    for the distribution function, up to 200 degrees of freedom; 26.7.5, its inverse as a series.
-    """
+    """Where Student's t stays below with a ``probability`` in [0.5, 1), of some ``freedom``."""
+    # None stands for a normal variable. Abramowitz and Stegun 1964: 26.7.3 and 26.7.4, finite sums
+    # for the distribution function, up to 200 degrees of freedom; 26.7.5, its inverse as a series.
     if freedom is None or freedom > _MOST_EXACT:
         z = NormalDist().inv_cdf(probability)
         if freedom is None:

@@ -214,19 +214,16 @@ class MemorySink(GuardedSink):
             self.runs.append(run)
 
     def write(self, record: Record, detail: Detail) -> None:
-        """Keep one record and its detail."""
         self._require()
         self.records.append(record)
         self.details.append(detail)
 
     def event(self, event: Event) -> None:
-        """Keep one event, or a new version of one."""
         self._require()
         self._reported.append(event)
         self.events[:] = latest_versions(self._reported)
 
     def state(self, state: WatchState) -> None:
-        """Keep how the watch is."""
         self._require()
         self.states.append(state)
 

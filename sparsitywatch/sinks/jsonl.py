@@ -124,7 +124,6 @@ class JsonlSink(GuardedSink):
         return None if is_kept else self._spectra / _spectrum_name(step)
 
     def event(self, event: Event) -> None:
-        """Write one event, or a new version of one."""
         self._require()
         self._events.write(_line(vars(event)))
 
@@ -147,7 +146,6 @@ class JsonlSink(GuardedSink):
             self._records.close()
 
     def abandon(self) -> None:
-        """Close the files as they are: the directory is another's now."""
         if self._end():
             for file in (self._layers.file, self._records, self._events):
                 file.abandon()
@@ -484,10 +482,8 @@ class _AppendLog(Generic[T]):
 
 
 def _move_end(path: Path, start: int, target: Path) -> None:
-    """Append what ``path`` holds from ``start`` on to ``target``, then cut it off.
-
-    In this order: a kill in between leaves a line twice rather than not at all.
-    """
+    """Append what ``path`` holds from ``start`` on to ``target``, then cut it off."""
+    # in this order: a kill in between leaves a line twice rather than not at all
     with path.open("rb") as file:
         file.seek(start)
         end = file.read()

@@ -152,12 +152,10 @@ class TensorBoardSink(GuardedSink):
         self._file.add(values, state.step, state.wall_time)
 
     def close(self) -> None:
-        """Close the file."""
         if self._end():
             self._file.file.close()
 
     def abandon(self) -> None:
-        """Close the file as it is: the directory is another's now."""
         if self._end():
             self._file.file.abandon()
 

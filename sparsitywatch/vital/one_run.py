@@ -40,7 +40,6 @@ class OneRunReviewer(Reviewer):
     def events(
         self, record: Record, earlier: Sequence[Record], told: Sequence[Event]
     ) -> list[Event]:
-        """What is new in it, beside the ``earlier`` records and the events ``told`` so far."""
         before = next((r for r in reversed(earlier) if r.was_read), None)
         moved = record.movement
         if before is None or moved is None or not _is_unlike(before, record):

@@ -28,23 +28,14 @@ _LEADING = re.compile(r"(?:module\.)*")
 
 @lru_cache(maxsize=1 << 14)  # of the same names at every snapshot
 def clean_name(name: str) -> str:
-    """A parameter name without the components that wrappers insert.
-
-    >>> clean_name("_orig_mod.encoder._checkpoint_wrapped_module.weight")
-    'encoder.weight'
-    """
+    """A parameter name without the components that wrappers insert."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPER_COMPONENTS)
 
 
 def clean_names(names: Iterable[str]) -> dict[str, str]:
-    """Stored names of one model's tensors to the names that its user wrote.
-
-    ``module.``, which data-parallel wrappers put in front, goes where every name has it: a
-    model may have a part of that name.
-
-    >>> clean_names(["module._orig_mod.weight", "module.module.weight"])
-    {'module._orig_mod.weight': 'weight', 'module.module.weight': 'module.weight'}
-    """
+    """Stored names of one model's tensors to the names that its user wrote."""
+    # module., which data-parallel wrappers put in front, goes where every name has it: a model may
+    # have a part of that name
     found = {name: clean_name(name) for name in names}
     # at once: names come from files, and may consist of it
     shared = min((_LEADING.match(name).end() for name in found.values()), default=0)  # type: ignore[union-attr]
@@ -53,11 +44,7 @@ def clean_names(names: Iterable[str]) -> dict[str, str]:
 
 @lru_cache(maxsize=1 << 12)
 def natural_order(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
-    """What to sort names by, so that numbers inside them count by their value.
-
-    >>> sorted(["layer.10.a", "layer.2.b", "layer.2.a"], key=natural_order)
-    ['layer.2.a', 'layer.2.b', 'layer.10.a']
-    """
+    """What to sort names by, so that numbers inside them count by their value."""
     parts = []
     for part in re.split(r"([0-9]+)", name):
         number = part.lstrip("0")
@@ -356,11 +343,9 @@ class Layout:
         return () if output is None else (f"{output}.",), by
 
     def _output_layer(self, layers: Mapping[str, Entry]) -> str | None:
-        """Path of the layer whose output no other one takes, as far as the shapes tell, if any.
-
-        Of several one called a head, nearest to the root; else the last. No recurrent one: it takes
-        its own output.
-        """
+        """Path of the layer whose output no other one takes, as far as the shapes tell, if any."""
+        # of several one called a head, nearest to the root; else the last. No recurrent one: it
+        # takes its own output.
         widths = {path: self._width(entry) for path, entry in layers.items()}
         taken = _taken(widths.values())
         able = [path for path, entry in layers.items() if not self._is_recurrent(entry)]

@@ -113,10 +113,8 @@ class MotionTracker:
         optimizer: OptimizerReading | None = None,
         near_zero: Mapping[str, float] | None = None,  # by name, to project their decay
     ) -> Moved:
-        """Compare a snapshot with the one before, and remember it; thresholds are largest ones.
-
-        Without an ``optimizer``, as in a replay, shrink and size of the updates are estimated.
-        """
+        """Compare a snapshot with the one before, and remember it; thresholds are largest ones."""
+        # without an optimizer, as in a replay, shrink and size of the updates are estimated
         values, now = _values_of(sample)
         _, before = _values_of(self._before)
         told: dict[str, Any] = {}
@@ -494,10 +492,8 @@ _EVERY = 512
 def estimate_between(
     before: Values, now: Values, num_steps: int, eps: float = torch.finfo(torch.float32).eps
 ) -> Between:
-    """The factor that weights without gradient shrank by, one for all, and the size of the updates.
-
-    The sum of lr is what Adam would need to move them as far; ``eps`` is of the coarsest dtype.
-    """
+    """The one factor that weights without gradient shrank by, and the size of the updates."""
+    # the sum of lr is what Adam would need to move them as far; eps is of the coarsest dtype
     every = max(sum(map(len, now.values())) // _ENOUGH, 1)
     earlier = np.concatenate([np.empty(0), *(before[name][::every] for name in now)])
     later = np.concatenate([np.empty(0), *(values[::every] for values in now.values())])

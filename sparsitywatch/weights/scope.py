@@ -158,10 +158,8 @@ class Scope:
     def lookup(
         self, model: nn.Module, modules: Modules | None = None
     ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        """The in-scope parameters of ``model`` as they are now, by name; and every one.
-
-        New ones are left out, and those out of scope that have changed; in scope that is an error.
-        """
+        """The in-scope parameters of ``model`` as they are now, by name; and every one."""
+        # new ones are left out, and those out of scope that have changed; in scope that is an error
         found = dict(named_parameters(model, modules))
         chosen, every = {}, {}
         for entry in self.ledger:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsitywatch.checkpoints.inert_pickle import Call, Global, read_inert
+from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert, whole_of
 
 NUMBERS = st.integers(-(2**64) + 1, 2**64 - 1)  # longer ones are no keys
 HASHABLE = st.one_of(
@@ -89,3 +89,19 @@ def test_a_place_far_out_in_the_memo_takes_no_memory() -> None:
 def test_odd_escapes_in_a_pickle_warn_nobody() -> None:
     """Found by fuzzing: pickletools decodes such a string with a DeprecationWarning."""
     assert read_inert(rb"S'\q'" + b"\n.") == "\\q"
+
+
+def test_a_call_is_named_and_never_made() -> None:
+    call = read_inert(b"cposix\nsystem\n(S'rm -rf /'\ntR.")
+    assert (str(call.function), call.arguments) == ("posix.system", ("rm -rf /",))
+
+
+def test_any_node_is_said_in_a_few_words() -> None:
+    assert in_words((1, 2)) == "a tuple"
+    assert in_words(10**5000) == "a large number"
+    assert in_words(Call(Global("a", "b"), ())) == "an object of a.b"
+
+
+def test_whole_numbers_are_told_from_all_else() -> None:
+    assert [whole_of(node) for node in (500, 500.0, "500")] == [500] * 3
+    assert [whole_of(node) for node in (0.5, True, -1, 10**5000)] == [None] * 4

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.checkpoints.addresses import is_temporary, part_of, step_of_name
+from sparsitywatch.checkpoints.addresses import (
+    is_temporary,
+    part_of,
+    path_parts,
+    place_of_step,
+    step_of_name,
+)
 
 #: As published, or as written by the libraries that save checkpoints.
 STEPS = {
@@ -320,3 +326,26 @@ def test_names_of_no_part(name: str) -> None:
 )
 def test_names_of_what_is_not_done_yet(name: str, is_so: bool) -> None:
     assert is_temporary(name) == is_so
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("runs/bert//step-5.pt", ["runs", "bert", "step-5.pt"]),
+        ("zip://run/step-5.pt::s3://bucket/all.zip", ["run", "step-5.pt"]),
+        ("simplecache::s3://bucket/step-5.pt", ["bucket", "step-5.pt"]),
+        ("https://host/run/step-5.pt?sig=a/b", ["host", "run", "step-5.pt"]),
+    ],
+)
+def test_the_path_in_a_url(url: str, parts: list[str]) -> None:
+    assert path_parts(url) == parts
+
+
+@pytest.mark.parametrize(
+    ("name", "is_sure"),
+    [("run/step-5", True), ("checkpoint-5", False), ("ep0-ba5.pt", True), ("5", False)],
+)
+def test_whether_a_number_can_be_anything_else_than_a_step(name: str, is_sure: bool) -> None:
+    place = place_of_step(name)
+    assert place is not None
+    assert (place.step, place.is_sure) == (5, is_sure)

@@ -12,6 +12,7 @@ from contracts.reader_contract import ReaderContract, failure, in_chunks, same_b
 from torch import nn
 
 from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.checkpoints.torch_file import as_sizes, extent
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.snapshot import LazyTensors
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -260,3 +261,14 @@ def test_what_is_expanded_beyond_the_file_is_refused_under_each_of_its_names(
         assert torch.equal(checkpoint.read("c.weight"), small)
     said = "it is expanded to 134217728 bytes that are not in the file"
     assert problems == {"a.weight": said, "b.weight": said, "c.weight": ""}
+
+
+def test_sizes_are_what_a_tensor_can_have() -> None:
+    assert as_sizes([2, 3]) == (2, 3)
+    assert [as_sizes(node) for node in ((2**63,), [2.0], [1] * 1000)] == [None] * 3
+
+
+def test_how_far_a_tensor_reaches_over_its_storage_and_whether_in_order() -> None:
+    assert extent((3, 1, 2), (2, 9, 1)) == (6, True)
+    assert extent((3, 2), (5, 1)) == (12, False)
+    assert extent((3, 2), (1, 3)) == (6, False)

@@ -39,3 +39,9 @@ def test_batches_of_each_rank_all_count_in_the_order_of_the_ranks(batches: list[
         for turn, (index, place) in enumerate(of_rank):
             if place is None and longest[turn] in own:
                 assert own[index] == longest[turn]
+
+
+def test_who_has_no_batch_left_runs_one_of_the_same_size_again() -> None:
+    first = [[(0, 0), (2, 2), (3, 3)], [(1, 1), (2, None), (3, None)]]
+    assert shared([[8, 8, 8, 5], [8, 8, 8, 5]]) == first
+    assert by_rank([[8, 5], [8, 8, 5]]) == [[(0, 0), (1, 1), (1, None)], [(0, 2), (1, 3), (2, 4)]]

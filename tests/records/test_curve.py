@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import SparsityCurve
+from sparsitywatch.records.curve import units
 
 
 def test_columns_become_tuples_of_floats() -> None:
@@ -72,3 +73,11 @@ def test_reliance_is_harm_whatever_the_direction_and_the_order(
 @pytest.mark.parametrize("sparsity", [[0.1, 1.0], [0.0, 0.9], [0.5, 0.6]])
 def test_without_both_ends_reliance_is_not_known(sparsity: list[float]) -> None:
     assert math.isnan(SparsityCurve(sparsity=sparsity, value=[1.0, 2.0]).reliance)
+
+
+def test_tokens_of_one_batch_are_not_independent() -> None:
+    assert [units(unit) for unit in ("example", "token", "seed")] == [
+        "examples",
+        "batches",
+        "seeds",
+    ]

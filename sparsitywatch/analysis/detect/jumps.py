@@ -88,10 +88,8 @@ def forecasts(
     ar: float = _CORRELATIONS[0],
     frequency: float = _FREQUENCIES[0],
 ) -> Forecasts:
-    """Fit every model before every split and compare what came after it; ``ar``: of lasting noise.
-
-    Snapshots are about one apart in ``x``; ``frequency`` is in cycles a snapshot.
-    """
+    """Fit every model before every split and compare what came after it."""
+    # snapshots are about one apart in x; frequency is in cycles a snapshot, ar is of lasting noise
     z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
     grid = _Grid(z.tobytes(), ar, frequency * (x[-1] - x[0]))
     target = (grid.whitening @ y)[:, None, :]

@@ -160,10 +160,8 @@ def pieces(bits: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
 
 
 def map_threads(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) -> list[T]:
-    """``function`` of each task, begun in this order, by the caller and ``num_threads - 1`` others.
-
-    After a failure no further task is begun; the first one is raised.
-    """
+    """``function`` of each task, begun in this order, by the caller and other threads."""
+    # after a failure no further task is begun; the first one is raised
     num_others = min(num_threads, len(tasks)) - 1
     if num_others <= 0:
         return list(map(function, tasks))

@@ -299,11 +299,9 @@ class Rows:
 
 
 def root_mean_squares(kinds: Sequence[Rows]) -> np.ndarray:
-    """Of the finite weights of each row, in bins of all these kinds, [T]; NaN without any.
-
-    One correctly rounded sum of whole numbers: the same counts give the same bits, in whatever
-    order they were added.
-    """
+    """Of the finite weights of each row, in bins of all these kinds, [T]; NaN without any."""
+    # one correctly rounded sum of whole numbers: the same counts give the same bits, in whatever
+    # order they were added
     squares = [rows.by_class(*rows.bins.squares) for rows in kinds]
     powers = np.concatenate([own for own, _ in squares])
     sums = np.concatenate([own for _, own in squares], axis=1)

@@ -92,10 +92,8 @@ def count_64(packs: np.ndarray, rest: np.ndarray, table: np.ndarray) -> None:
 
 
 def drain(table: np.ndarray, pairs: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> int:
-    """Move the counts of all lanes to ``keys`` and ``counts``, rising; how many there are.
-
-    ``pairs`` is the memory of ``table``, two counts at once: most blocks are passed over quickly.
-    """
+    """Move the counts of all lanes to ``keys`` and ``counts``, rising; how many there are."""
+    # pairs is the memory of table, two counts at once: most blocks are passed over quickly
     nothing = np.uint64(0)
     found = 0
     for block in range(table.shape[1] // 64):
@@ -167,11 +165,9 @@ class Table:
 
 @cache
 def load(num_bytes: int) -> Kernel | None:
-    """The compiled counter for weights of this width; None where there is none, or it fails.
-
-    The first call on a machine compiles, in about a second, and numba keeps the result on
-    disk. A watch counts once at attach, so that no training step waits for it.
-    """
+    """The compiled counter for weights of this width; None where there is none, or it fails."""
+    # the first call on a machine compiles, in about a second, and numba keeps the result on disk. A
+    # watch counts once at attach, so that no training step waits for it.
     numba = _numba() if num_bytes in _COUNT else None
     if numba is None:
         return None
