@@ -78,8 +78,8 @@ def run_sweep(
 ) -> SweepResult:
     """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now."""
     # where memory does not suffice it begins again with batches of half the size, which the proxy
-    # keeps. A MeasurementError says that level 0 is not the dense model bit for bit, or that no
-    # weight reaches the value.
+    # keeps. A MeasurementError says that level 0 is not the dense model bit for bit, or that the
+    # weights do not reach the value.
     while True:
         evaluation: Evaluation | None = None
         try:
