@@ -21,6 +21,20 @@ from sparsitywatch.records import SERIES_KINDS, Event, LayerShare, Record, from_
 from sparsitywatch.redact import logger
 from sparsitywatch.series import describe
 
+#: Of motion, what detectors are told beside their series.
+_CONTEXT = ("decay_clock", "lr", "lr_clock", "dormant_by_chance")
+
+
+def context_of(record: Record, series: Mapping[str, float]) -> dict[str, float]:
+    """What detectors are told beside the series of a record, as far as it is known."""
+    known = {name: series.get(f"motion/{name}") for name in _CONTEXT}
+    known["reliance"] = series.get("value/reliance")
+    if record.curve is not None:
+        known["higher_is_better"] = float(record.curve.higher_is_better)
+    if record.dormant is not None and not record.why_no_clock:
+        known["estimated_advance"] = record.dormant.estimated_advance
+    return {name: value for name, value in known.items() if value is not None}
+
 
 def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
     """The event, seen in the last record, with its trend, its layers, what moved, and why."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -11,8 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from sparsitywatch.analysis.emergence import Emergence, emergence
 from sparsitywatch.analysis.verdict import Verdict, verdict
-from sparsitywatch.errors import ConfigurationError, MissingExtraError, SparsityWatchError
+from sparsitywatch.errors import (
+    ConfigurationError,
+    MissingExtraError,
+    SparsityWatchError,
+    StateError,
+)
 from sparsitywatch.records import Event, Layers, Record, RunInfo, html_of
 from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import describe
@@ -27,6 +33,7 @@ class Run:
         records: in the order of the steps, or a function that reads them.
         events: each once, in the order in which they were seen, or a function that reads them.
         info: the run's manifest (run.json), None if there is none, or a function that reads it.
+        spectrum: reads the arrays of the spectrum of a step, a StateError where there are none.
         name: what the run is called.
         directory: where its log lies; None if it has none.
         now: seconds since the epoch, to see whether a watch that says that it is on still is; None
@@ -38,6 +45,7 @@ class Run:
         records: Sequence[Record] | Callable[[], Sequence[Record]],
         events: Sequence[Event] | Callable[[], Sequence[Event]] = (),
         info: RunInfo | Callable[[], RunInfo | None] | None = None,
+        spectrum: Callable[[int], Mapping[str, np.ndarray]] | None = None,
         *,
         name: str = "run",
         directory: Path | None = None,
@@ -45,7 +53,7 @@ class Run:
     ) -> None:
         self.name = name
         self.directory = directory
-        self._sources = records, events, info
+        self._sources = records, events, info, spectrum
         self._now = now
         self._columns: dict[str, np.ndarray] = {}
         self._known: list[tuple[Record, dict[str, float]]] = []  # records, and what they measured
@@ -155,6 +163,28 @@ class Run:
     def has(self, name: str) -> bool:
         """Whether a series was measured at any snapshot."""
         return name in self.names
+
+    def spectrum(self, step: int) -> Mapping[str, np.ndarray]:
+        """The arrays of the spectrum of a snapshot; a StateError if the log has none of it."""
+        read = self._sources[3]
+        if read is None:
+            raise StateError(f"Expected a log with spectra, got none with the run {self.name!r}.")
+        return read(step)
+
+    def emergence(self) -> Emergence:
+        """Near zero by every threshold, and which of them makes an abrupt turn, if any.
+
+        All thresholds are tested together, at every snapshot whose spectrum the log has, so that
+        they alarm no more often by chance than one does. It takes seconds for a hundred snapshots.
+
+        Returns:
+            Thresholds, steps, shares, turns, and sentences that say it.
+
+        Raises:
+            ConfigurationError: there is no snapshot yet.
+            StateError: the log has no spectra, or not the first sizes of the tensors.
+        """
+        return emergence(self)
 
     def frame(self) -> Any:
         """All series as a ``pandas.DataFrame``: a row a step, a column a series, NaN for gaps.

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import socketserver
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from sparsitywatch.analysis.digest import Digest, digest, mismatches, require_comparable
+from sparsitywatch.analysis.emergence import Emergence
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import moment
 from sparsitywatch.cli.options import add_command, add_json, align, write_page
@@ -44,6 +46,8 @@ def add_to(commands: Any) -> None:
 
     add_json(add("summary", _summary, "what happened so far"))
     add("scope", _scope, "which parameters are watched")
+    words = "which threshold of near zero makes an abrupt turn, if any"
+    add_json(add("emergence", _emergence, words))
     parser = add("plot", _plot, "draw what happened so far")
     _add_output(parser, "the picture to write; its ending says the format", "overview.png")
     parser = add("report", _report, "one page of HTML with everything in it")
@@ -257,6 +261,42 @@ def _status(arguments: argparse.Namespace) -> int:
         lines = [*verdict.describe().splitlines(), "; ".join(watch)]
         print("\n".join(redacted(line) for line in lines if line))
     return verdict.exit_code
+
+
+# ------------------------------------------------------------------ every threshold
+
+
+def _emergence(arguments: argparse.Namespace) -> None:
+    run = _read(arguments.logdir)
+    found = run.emergence()
+    if arguments.json:
+        print(to_json({"run": run.name, "conclusions": found.conclusions, **vars(found)}))
+        return
+    of_all = f"{len(found.steps):,} of {count(len(run.records), 'snapshot')}"
+    asked = (
+        f"{count(len(found.thresholds), 'threshold')} were asked at {of_all}, {found.unit}s "
+        f"{found.steps[0]:,} to {found.steps[-1]:,}. Shares that move by a point or more are "
+        f"tested: {found.tested.sum()}, which count as {found.chances:.1f} independent ones."
+    )
+    print("\n".join(textwrap.fill(text, 80) for text in (*found.conclusions, asked)))
+    header = ("|w| at most", "first %", "lowest %", f"at {found.unit}", "last %", "turns")
+    rows = [row for k in found.tested.nonzero()[0].tolist() for row in _threshold_rows(found, k)]
+    print("\n" + "\n".join(align([header, *rows], right={1, 2, 3, 4})))
+
+
+def _threshold_rows(found: Emergence, k: int) -> list[tuple[str, ...]]:
+    """One threshold, a line for each of its turns."""
+    name, shares = found.thresholds[k], found.shares[k]
+    lowest = int(shares.argmin())
+    first, least, last = (f"{100.0 * shares[t]:.2f}" for t in (0, lowest, -1))
+    turns = [
+        f"{turn.direction if turn.kind == 'abrupt' else turn.kind} "
+        f"{turn.onset_low:,} to {turn.onset_high:,}"
+        for turn in found.turns
+        if turn.series == f"near_zero/{name}"
+    ]
+    row = (name, first, least, f"{found.steps[lowest]:,}", last, *(turns[:1] or [""]))
+    return [row, *(("", "", "", "", "", turn) for turn in turns[1:])]
 
 
 # ------------------------------------------------------------------ compare

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.analysis.digest import Digest, digest
+from sparsitywatch.analysis.emergence import bin_ends, counted, is_counted
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import moment, up_to_date
@@ -29,7 +30,6 @@ from sparsitywatch.records import Event, Layers, Record, ledger_in_short
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import count, describe, numbered
-from sparsitywatch.sinks.jsonl import read_spectrum
 
 #: Of more snapshots some are left out; the log has all.
 MAX_SNAPSHOTS = 2000
@@ -354,14 +354,6 @@ _UNKNOWN = -1
 _KINDS = ("near_zero", "dormant", "removed")
 #: Ends of the magnitude bins: a quarter of a decade each.
 _PER_DECADE = 4
-#: Dtype of the spectra by name: the integers and floats of its bits, and the bits that a key drops.
-_HALVES = ("float16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
-_BITS = {
-    **dict.fromkeys(_HALVES, ("u2", "f2", 0)),
-    **dict.fromkeys(("float32", "float8_e8m0fnu"), ("u4", "f4", 15)),
-    "bfloat16": ("u4", "f4", 16),
-    "float64": ("u8", "f8", 44),
-}
 
 
 def details_of(run: Run, *, for_file: bool) -> dict[str, Any]:
@@ -420,18 +412,16 @@ def _thousandths(shares: np.ndarray) -> np.ndarray:
 def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
     """How large the weights are, by tensor and snapshot, from the stored spectra; None without."""
     found: list[tuple[int, Mapping[str, np.ndarray]]] = []
-    if run.directory is None:
-        return None
     for index in columns:
         try:
-            stored = read_spectrum(run.directory, int(run.steps[index]))
+            stored = run.spectrum(int(run.steps[index]))
         except StateError:  # not of every snapshot: of one that failed there is none
             continue
-        if "keys" in stored and set(stored["dtypes"].tolist()) <= set(_BITS):
+        if is_counted(stored):
             found.append((index, stored))
     if not found:
         return None
-    limits = _limits([(_magnitudes(arrays), arrays["counts"]) for _, arrays in found])
+    limits = _limits([(bin_ends(arrays), arrays["counts"]) for _, arrays in found])
     ends = np.log10(limits)
     row = {name: i for i, name in enumerate(run.tensors)}
     below = np.full((len(row), len(found), len(ends)), _UNKNOWN, dtype=int)
@@ -455,31 +445,9 @@ def cumulative(
     stored: Mapping[str, np.ndarray], limits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Share of each tensor's finite weights with |w| up to each limit, and their number."""
-    lengths = stored["num_bins"].astype(np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    ends = _magnitudes(stored)
-    counts = np.concatenate([[0], np.cumsum(stored["counts"].astype(np.int64))])
-    found = np.zeros((len(lengths), len(limits)))
-    total = counts[starts + lengths] - counts[starts]
-    for i, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
-        places = np.searchsorted(ends[start : start + length], limits, side="right")
-        found[i] = counts[start + places] - counts[start]
+    found, total = counted(stored, limits)
     with np.errstate(invalid="ignore", divide="ignore"):
         return found / total[:, None], total
-
-
-def _magnitudes(stored: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The largest magnitude of each stored bin, float64."""
-    keys, lengths = stored["keys"], stored["num_bins"].astype(np.int64)
-    dtypes, kind_of = np.unique(stored["dtypes"], return_inverse=True)
-    kinds = np.repeat(kind_of, lengths) if len(dtypes) > 1 else np.zeros(len(keys), np.int8)
-    ends = np.zeros(len(keys))
-    for kind, name in enumerate(dtypes.tolist()):
-        integers, floats, shift = _BITS[name]
-        own = kinds == kind
-        bits = keys[own].astype(integers) << np.dtype(integers).type(shift)
-        ends[own] = bits.view(floats)
-    return ends
 
 
 def _limits(spectra: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

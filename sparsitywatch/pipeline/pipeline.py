@@ -15,7 +15,7 @@ from typing import Any
 
 from sparsitywatch.actions import Action
 from sparsitywatch.analysis.detect.detector import SIDES_90, Detector
-from sparsitywatch.analysis.events import Changes, EventTracker, annotated
+from sparsitywatch.analysis.events import Changes, EventTracker, annotated, context_of
 from sparsitywatch.analysis.forecast import Forecaster
 from sparsitywatch.errors import (
     LogTakenError,
@@ -37,8 +37,6 @@ LAYERS_KEPT = 100
 #: A series that was missing from so many records in a row begins anew, for a detector of abrupt
 #: changes: what happened meanwhile is not known.
 _LONGEST_GAP = 3
-#: What detectors are given beside their series, if it is known.
-_CONTEXT = ("decay_clock", "lr", "lr_clock", "dormant_by_chance")
 #: A sink that failed so often in a row is not asked again.
 _MAX_FAILURES = 3
 
@@ -152,13 +150,7 @@ class History:
 
     def _detect(self, record: Record, series: Mapping[str, float]) -> list[Event]:
         """What the detectors see; they know neither their series nor what it means."""
-        known = {name: series.get(f"motion/{name}") for name in _CONTEXT}
-        known["reliance"] = series.get("value/reliance")
-        if record.curve is not None:
-            known["higher_is_better"] = float(record.curve.higher_is_better)
-        if record.dormant is not None and not record.why_no_clock:
-            known["estimated_advance"] = record.dormant.estimated_advance
-        context = {name: value for name, value in known.items() if value is not None}
+        context = context_of(record, series)
         intervals = _intervals(record)
         events = []
         for name, detector in self._detectors.items():

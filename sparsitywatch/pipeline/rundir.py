@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
 from sparsitywatch.redact import logger
-from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest
+from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest, read_spectrum
 
 try:
     import fcntl
@@ -52,6 +52,7 @@ def load(logdir: str | os.PathLike[str], *, name: str | None = None, kind: type[
         reader.records,
         reader.events,
         functools.partial(read_manifest, directory),
+        functools.partial(read_spectrum, directory),
         name=(own.name or str(logdir)) if name is None else name,
         directory=directory,
         now=time.time(),

@@ -5,6 +5,7 @@ With SPARSITYWATCH_PICTURES=docs the screenshots of the docs are made anew; docs
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser.conftest import WIDE, Open
 from contracts import event_readers, fake_run
 from contracts.event_readers import page_server
 from contracts.once import once
 from contracts.page import inside_of
+from matplotlib import colormaps
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli import main
@@ -198,6 +201,42 @@ def test_another_threshold_is_counted_from_the_spectra(
     expect_text(page, "[data-chart=sparse] .legend", "|w| ≤ 0.01")
     expect_text(page, "[data-chart=sparse] .legend", f"{100 * share:.3g}")
     expect_text(page, "#tensors", "|w| ≤ 0.01")
+
+
+def test_every_threshold_and_a_click_on_one(open_page: Open, report: Path) -> None:
+    page = open_page(report.as_uri())
+    expect_text(page, ".surface", "|w| ≤ 0.01")
+    magnitudes = inside_of(report.read_text("utf-8"))["details"]["magnitudes"]
+    names = page.locator(".surface .names button").all_inner_texts()
+    assert len(names) == len(magnitudes["ends"])
+    assert names.index("|w| ≤ 0.1") < names.index("|w| ≤ 0.01")  # the smallest at the bottom
+    _, detail = fake_run.look(2000)
+    ends = (detail.spectrum["keys"].astype("u4") << 15).view("f4")
+    share = detail.spectrum["counts"][ends <= 0.01].sum() / detail.spectrum["counts"].sum()
+    seen = page.locator(".surface .cells canvas").evaluate(
+        "(c, y) => [...c.getContext('2d').getImageData(c.width - 1, y, 1, 1).data]",
+        names.index("|w| ≤ 0.01"),
+    )
+    assert seen == pytest.approx([*viridis(math.sqrt(share)), 255], abs=3)
+    page.get_by_role("button", name="|w| ≤ 0.01", exact=True).click()
+    expect_text(page, "[data-chart=sparse] .legend", f"{100 * share:.3g}")
+    pressed = page.locator(".surface button[aria-pressed=true]")
+    sync_api.expect(pressed).to_have_text("|w| ≤ 0.01")
+    page.mouse.move(*over(page, "value", 0.5))
+    sync_api.expect(page.locator(".surface .cursor")).to_have_attribute("style", "left: 50%;")
+
+
+def viridis(x: float) -> list[float]:
+    """By matplotlib, whose ten colours the page has."""
+    anchors = colormaps["viridis"](np.linspace(0, 1, 10))[:, :3] * 255
+    return [float(np.interp(x, np.linspace(0, 1, 10), column)) for column in anchors.T]
+
+
+def test_a_log_without_spectra_says_so(open_page: Open, tmp_path: Path) -> None:
+    records = [record for record, _ in fake_run.looks(range(0, 501, 25))]
+    page = open_page(saved(tmp_path, Run(records)))
+    expect_text(page, "#thresholds", "This log has no spectra")
+    assert page.locator(".surface").count() == 0
 
 
 def test_numbers_as_a_file_and_as_a_table(open_page: Open, report: Path, data: dict) -> None:

@@ -187,10 +187,11 @@ export class Page {
     this.cost = data.curves.length ? h("section", { class: "removal" }) : null;
     const side = h("aside", {}, events(data, (event) => this.pin(event.seen)), this.cost ?? "");
     this.map = h("section", { class: "tensors", id: "tensors" });
+    this.surface = h("section", { class: "tensors", id: "thresholds" });
     const left = h("div", { class: "left" }, this.tools(), plots);
-    this.root.replaceChildren(top, h("main", {}, tiles(data), h("div", { class: "grid" }, side, left), this.map, below));
+    this.root.replaceChildren(top, h("main", {}, tiles(data), h("div", { class: "grid" }, side, left), this.map, this.surface, below));
     for (const id of open) document.getElementById(id)?.setAttribute("open", "");
-    plots.addEventListener("zoomed", () => this.heatmap?.zoom(/** @type {Charts} */ (this.charts).shownRange));
+    plots.addEventListener("zoomed", () => [this.heatmap, this.thresholds].forEach((map) => map?.zoom(/** @type {Charts} */ (this.charts).shownRange)));
     this.drawCharts();
     document.documentElement.scrollTop = scroll;
     this.deepen();
@@ -255,6 +256,7 @@ export class Page {
     this.remember();
     this.drawCharts();
     this.drawMap();
+    this.buildThresholds();
   }
 
   drawCharts() {
@@ -320,6 +322,7 @@ export class Page {
     if (!data?.steps.length) return;
     this.charts?.show(step, this.hovered === null);
     this.heatmap?.show(step);
+    this.thresholds?.show(step);
     if (this.cost) drawCost(this.cost, data, step);
   }
 
@@ -327,7 +330,7 @@ export class Page {
   key(e) {
     const target = /** @type {HTMLElement} */ (e.target);
     if (!this.data?.steps.length || !this.charts || e.ctrlKey || e.metaKey || e.altKey) return;
-    if (/^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName) || target.closest(".heat, .scroll")) return;
+    if (/^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName) || target.closest(".heatmap, .scroll")) return;
     const { steps } = this.data;
     const at = steps.indexOf(this.step);
     const [low, high] = this.charts.shownRange;
@@ -365,6 +368,7 @@ export class Page {
       if (this.tau.startsWith("abs:")) this.drawCharts();
     }
     this.buildMap();
+    this.buildThresholds();
   }
 
   buildMap() {
@@ -395,6 +399,28 @@ export class Page {
       this.note, this.histogram, place);
     this.drawMap();
     this.openTensor();
+  }
+
+  /** All weights by every threshold that the spectra were asked for. */
+  buildThresholds() {
+    const { data, details, surface } = this;
+    if (!data || !details || !surface) return;
+    const title = h("h2", {}, `Near zero by every threshold and ${data.unit} `, h("small", {}, "share of all in-scope weights; click a threshold to see it in the charts"));
+    if (!details.magnitudes) return surface.replaceChildren(title, h("p", { class: "none" }, "This log has no spectra, which tell how many weights lie below any threshold."));
+    const { columns, ends, all } = details.magnitudes;
+    const names = ends.map((log) => `|w| ≤ ${power(log)}`);
+    const rows = names.map((label, b) => ({ label, key: label, member: [b], isGroup: false })).reverse();
+    const steps = columns.map((t) => data.steps[t]);
+    const place = h("div", {});
+    this.thresholds = new Heatmap(place, {
+      open: (b) => this.setTau(`abs:${ends[b]}`), pin: (step) => this.pin(step), hover: (step) => this.hover(step) },
+      { name: "surface", label: "Every threshold", exponent: 0.5 });
+    surface.replaceChildren(title, h("p", { class: "legend" }, "share: ", h("span", { class: "gradient", "aria-hidden": "true" }),
+      " from 0 to 100 %, colours even in its square root; the number at the right is at the cursor. ",
+      h("code", {}, "sparsitywatch emergence"), " says which thresholds turn abruptly, if any."), place);
+    this.thresholds.step = this.step;
+    this.thresholds.draw(steps, ends.map((_, b) => all.map((shares) => Math.round(shares[b] / 1000))), rows,
+      this.charts?.shownRange ?? [steps[0], steps[steps.length - 1]], names[ends.findIndex((log) => this.tau === `abs:${log}`)] ?? "");
   }
 
   /** @param {string} label @param {"kind" | "group" | "sort"} field @param {string[][]} options */

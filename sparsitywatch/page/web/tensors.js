@@ -87,15 +87,19 @@ export function meanOf(shares) {
 
 /** The heatmap: names, cells, and the number of each row at the cursor. */
 export class Heatmap {
-  /** @param {HTMLElement} root @param {{open: (tensor: number) => void, pin: (step: number) => void, hover: (step: number | null) => void}} told */
-  constructor(root, told) {
+  /**
+   * @param {HTMLElement} root @param {{open: (row: number) => void, pin: (step: number) => void, hover: (step: number | null) => void}} told
+   * @param {{name: string, label: string, exponent: number}} look its class, what it is, and the power of a share that its colours are even in
+   */
+  constructor(root, told, look = { name: "heat", label: "Every tensor", exponent: 1 }) {
     this.root = root;
     this.told = told;
+    this.exponent = look.exponent;
     this.canvas = /** @type {HTMLCanvasElement} */ (h("canvas", { "aria-hidden": "true" }));
     this.values = /** @type {HTMLCanvasElement} */ (h("canvas", { "aria-hidden": "true" }));
     this.cursor = h("div", { class: "cursor" });
     this.names = h("ul", { class: "names" });
-    this.body = h("div", { class: "heat", tabindex: "0", role: "region", "aria-label": "Every tensor" },
+    this.body = h("div", { class: `heatmap ${look.name}`, tabindex: "0", role: "region", "aria-label": look.label },
       this.names, h("div", { class: "cells" }, this.canvas, this.cursor), this.values);
     root.replaceChildren(this.body);
     this.canvas.addEventListener("mousemove", (e) => told.hover(this.stepAt(e.offsetX)));
@@ -141,7 +145,7 @@ export class Heatmap {
   /** The colour of each number of thousandths, as a pixel of four bytes. */
   paints() {
     const bytes = new Uint8ClampedArray(4 * 1001);
-    for (let n = 0; n <= 1000; n += 1) bytes.set([...viridis(n / this.high), 255], 4 * n);
+    for (let n = 0; n <= 1000; n += 1) bytes.set([...viridis((n / this.high) ** this.exponent), 255], 4 * n);
     return new Uint32Array(bytes.buffer);
   }
 

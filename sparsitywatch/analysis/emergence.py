@@ -1,0 +1,290 @@
+"""Near zero by every threshold at once, and which threshold makes an abrupt turn, if any.
+
+What counts as near zero is a choice, and a turn that one choice shows may be that choice's own. The
+spectra of a log hold the share of the weights below any threshold, so all of them are asked.
+
+Shapes: K thresholds, T snapshots, N tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparsitywatch.analysis.detect.abrupt import AbruptChange, in_family
+from sparsitywatch.analysis.detect.detector import FEW, LATEST, MAD_TO_SD, SCORE, SIDES_90, Array
+from sparsitywatch.analysis.events import context_of
+from sparsitywatch.errors import StateError
+from sparsitywatch.records import Event, Layers, Record
+from sparsitywatch.series import count, describe, numbered
+
+if TYPE_CHECKING:
+    from sparsitywatch.analysis.run import Run
+
+#: Grid: preferred numbers, six a decade, from where hardly a weight of a root mean square of 1 is
+#: below to where hardly one is above.
+_GRID = [float(f"{x}e{d}") for d in range(-4, 1) for x in ("1", "1.5", "2.2", "3.3", "4.7", "6.8")]
+#: Smallest change of a share that is worth a word, as of the rules that a watch follows.
+_MIN_EFFECT = 0.01
+
+
+# ------------------------------------------------------------------ stored spectra
+
+#: Dtype of the spectra by name: the integers and floats of its bits, and the bits that a key drops.
+_HALVES = ("float16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+_BITS = {
+    **dict.fromkeys(_HALVES, ("u2", "f2", 0)),
+    **dict.fromkeys(("float32", "float8_e8m0fnu"), ("u4", "f4", 15)),
+    "bfloat16": ("u4", "f4", 16),
+    "float64": ("u8", "f8", 44),
+}
+
+
+def is_counted(stored: Mapping[str, np.ndarray]) -> bool:
+    """Whether stored arrays are of a spectrum whose bins are known here."""
+    return "keys" in stored and set(stored["dtypes"].tolist()) <= set(_BITS)
+
+
+def bin_ends(stored: Mapping[str, np.ndarray]) -> Array:
+    """The largest magnitude of each stored bin, float64."""
+    keys, lengths = stored["keys"], stored["num_bins"].astype(np.int64)
+    dtypes, kind_of = np.unique(stored["dtypes"], return_inverse=True)
+    kinds = np.repeat(kind_of, lengths) if len(dtypes) > 1 else np.zeros(len(keys), np.int8)
+    ends = np.zeros(len(keys))
+    for kind, name in enumerate(dtypes.tolist()):
+        integers, floats, shift = _BITS[name]
+        own = kinds == kind
+        bits = keys[own].astype(integers) << np.dtype(integers).type(shift)
+        ends[own] = bits.view(floats)
+    return ends
+
+
+def counted(stored: Mapping[str, np.ndarray], limits: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of each tensor in bins that end at each limit or below, and all finite ones.
+
+    Limits are [K], or [N, K] where each tensor has its own; what is returned is [N, K] and [N].
+    """
+    lengths = stored["num_bins"].astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    ends = bin_ends(stored)
+    counts = np.concatenate([[0], np.cumsum(stored["counts"].astype(np.int64))])
+    each = np.broadcast_to(limits, (len(lengths), limits.shape[-1]))
+    found = np.zeros(each.shape, np.int64)
+    for i, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+        places = np.searchsorted(ends[start : start + length], each[i], side="right")
+        found[i] = counts[start + places] - counts[start]
+    return found, counts[starts + lengths] - counts[starts]
+
+
+def to_bin_end(x: Array) -> Array:
+    """The nearest number of nine significant bits: no bin of any dtype has it inside."""
+    mantissa, exponent = np.frexp(x)
+    found: Array = np.ldexp(np.round(mantissa * 512.0) / 512.0, exponent)
+    return found
+
+
+# ------------------------------------------------------------------ the surface
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emergence:
+    """The share of near-zero weights by threshold and step, and where it turns abruptly.
+
+    Attributes:
+        unit: what steps count.
+        steps: of the T snapshots whose spectra the log has, int [T].
+        thresholds: names of the K near-zero rules: "abs_0.001", "initial_0.1" (of each tensor's
+            first root mean square), "rms_0.1" (of its present one). Each is taken to the nearest
+            end of a bin, at most 0.2 % away, so that shares are counted exactly.
+        shares: of the in-scope weights, float [K, T].
+        chances: how many independent thresholds the tested ones are worth; at each the detector is
+            so much the more certain that all together alarm as rarely by chance as one does.
+        turns: events of ``AbruptChange`` in the order of the thresholds; their ``series`` is
+            "near_zero/" and the threshold. The ``kind`` is "abrupt" if its onset is known to a
+            quarter of the run so far, and if a neighbouring threshold shows the same; else
+            "gradual", or "steady".
+    """
+
+    unit: str
+    steps: np.ndarray
+    thresholds: tuple[str, ...]
+    shares: np.ndarray
+    chances: float
+    turns: tuple[Event, ...]
+
+    @property
+    def tested(self) -> np.ndarray:
+        """Which shares move by a point or more, so that there may be a turn, bool [K]."""
+        found: np.ndarray = np.ptp(self.shares, axis=1) >= _MIN_EFFECT
+        return found
+
+    @property
+    def conclusions(self) -> list[str]:
+        """What the thresholds say together: of turns to sparse, and of turns to dense."""
+        return [_conclusion(self, "up", "sparse"), _conclusion(self, "down", "dense")]
+
+
+def _conclusion(found: Emergence, direction: str, where: str) -> str:
+    turns = [turn for turn in found.turns if (turn.direction, turn.kind) == (direction, "abrupt")]
+    if not turns:
+        return f"No threshold makes an abrupt turn to {where}."
+    number = len({turn.series for turn in turns})
+    turn = max(turns, key=lambda turn: abs(turn.size))
+    row = describe(turn.series)
+    return (
+        f"{number} of {count(len(found.thresholds), 'threshold')} make an abrupt turn to {where}, "
+        f"the largest {row.short_label}: {row.shown(turn.baseline)} to {row.shown(turn.value)}, "
+        f"begun between {numbered(found.unit, turn.onset_low, turn.onset_high)}."
+    )
+
+
+def emergence(run: Run) -> Emergence:
+    """What ``Run.emergence`` returns."""
+    run.require_records()
+    looks = list(_looks(run))
+    if not looks:
+        raise StateError(
+            f"Expected spectra in the log of run {run.name!r}, which say how many weights lie "
+            f"below any threshold, found none for its {count(len(run.records), 'snapshot')}. They "
+            "are files in spectra/ beside records.jsonl: copy them, too, or replay the checkpoints."
+        )
+    initial = {} if run.info is None else run.info.initial_rms
+    lacking = sorted(set(looks[0][1]["names"].tolist()) - initial.keys())
+    if lacking:
+        raise StateError(
+            f"Expected the first root mean square of each tensor in run.json of run {run.name!r}, "
+            f"got none of {lacking[0]!r}. Restore the file, or replay the checkpoints."
+        )
+    largest = max((rms for rms in initial.values() if 0.0 < rms < math.inf), default=1.0)
+    unit = 10.0 ** math.ceil(math.log10(largest))
+    shares = np.array([_shares(*look, unit, initial) for look in looks]).T
+    kinds = ((f"abs_{x * unit:g}", f"initial_{x:g}", f"rms_{x:g}") for x in _GRID)
+    thresholds = tuple(name for names in zip(*kinds, strict=True) for name in names)
+    steps = np.array([record.step for record, _ in looks])
+    contexts = [context_of(record, record.series()) for record, _ in looks]
+    chances, seen = turns_of(steps, shares, contexts)
+    turns = [
+        replace(turn, series=f"near_zero/{name}", unit=run.unit)
+        for name, own in zip(thresholds, seen, strict=True)
+        for turn in own
+    ]
+    return Emergence(
+        unit=run.unit, steps=steps, thresholds=thresholds, shares=shares, chances=chances,
+        turns=tuple(turns),
+    )  # fmt: skip
+
+
+def _looks(run: Run) -> Iterator[tuple[Record, Mapping[str, Any]]]:
+    """Records of finite weights with the arrays of their spectra, where the log has them."""
+    for record in run.records:
+        if not (record.was_read and record.all_finite):
+            continue
+        try:
+            stored = run.spectrum(record.step)
+        except StateError:  # ``keep_spectra`` says which ones are kept
+            continue
+        if is_counted(stored):
+            yield record, stored
+
+
+def _shares(
+    record: Record, stored: Mapping[str, np.ndarray], unit: float, initial: Mapping[str, float]
+) -> Array:
+    """Of all weights of one snapshot up to each threshold, [K]."""
+    columns = Layers.of(record.layers).columns
+    names = stored["names"].tolist()
+    rms = dict(zip(columns.names, columns.rms.tolist(), strict=True))
+    scales = [[unit] * len(names), [initial[name] for name in names], [rms[name] for name in names]]
+    limits = np.concatenate([np.outer(own, _GRID) for own in scales], axis=1)
+    limits = np.nan_to_num(to_bin_end(limits), nan=-1.0)  # without a scale nothing is near zero
+    counts, totals = counted(stored, limits)
+    found: Array = counts.sum(axis=0) / max(int(totals.sum()), 1)
+    return found
+
+
+# ------------------------------------------------------------------ the turns
+
+
+def turns_of(
+    steps: np.ndarray, shares: Array, contexts: Sequence[Mapping[str, float]]
+) -> tuple[float, list[list[Event]]]:
+    """How many chances K thresholds of rising size are worth, and the events of each."""
+    tested = np.flatnonzero(np.ptp(shares, axis=1) >= _MIN_EFFECT)
+    chances = num_chances(shares[tested])
+    seen: list[list[Event]] = [[] for _ in shares]
+    for k in tested:
+        detector = AbruptChange(_MIN_EFFECT, family=math.ceil(chances))
+        each = zip(steps.tolist(), shares[k].tolist(), contexts, strict=True)
+        found = [detector.update(step, value, context) for step, value, context in each]
+        seen[k] = [event for event in found if event is not None]
+    near = [[*below, *above] for below, above in zip([[], *seen], [*seen[1:], []], strict=False)]
+    first = int(steps[0])
+    judged = [
+        [_judged(event, others, first) for event in own]
+        for own, others in zip(seen, near, strict=True)
+    ]
+    return chances, judged
+
+
+def _judged(event: Event, near: Sequence[Event], first: int) -> Event:
+    """An event as "gradual", unless it can be dated and a neighbouring threshold shows it, too."""
+    # growth without a date came all along; chance, or a curve that no model fits, is of one alone
+    is_shown = any(
+        _is_dated(one, first)
+        and one.direction == event.direction
+        and one.onset_low <= event.detected_step
+        and event.onset_low <= one.detected_step
+        for one in near
+    )
+    is_turn = event.kind != "abrupt" or (is_shown and _is_dated(event, first))
+    return event if is_turn else replace(event, kind="gradual")
+
+
+def _is_dated(event: Event, first: int) -> bool:
+    """Whether the onset of an abrupt change is known to a quarter of the run until it was seen."""
+    so_far = event.detected_step - first
+    return event.kind == "abrupt" and event.onset_high - event.onset_low <= LATEST * so_far
+
+
+# Whoever asks K thresholds has K chances to be fooled, and fewer where their noise is correlated
+# (the look-elsewhere effect). Take the thresholds in their order. A normal score is above h at one
+# of them only if it is at the first, or comes above h on the way from one to the next. Between
+# scores with correlation rho that happens arccos(rho) / 2 pi exp(-h^2 / 2) times on average (Rice
+# 1944), and no more often than the next one is above h. The sum bounds the chance of any, whatever
+# the other correlations are (Davies 1977, Gross & Vitells 2010).
+
+
+def num_chances(shares: Array) -> float:
+    """How many independent series K correlated ones are worth to the detector, 1 to K; [K, T]."""
+    angles = np.arccos(correlations(shares))
+    chances = float(max(len(shares), 1))
+    for _ in range(20):  # the score that is needed and what it makes of the way
+        chances = chances_above(in_family(SCORE, chances), angles)
+    return chances
+
+
+def chances_above(score: float, angles: Array) -> float:
+    """How many times as often as one alone any of the scores is above ``score``, at most."""
+    alone = 0.5 * math.erfc(score / math.sqrt(2.0))
+    crossings = angles * math.exp(-0.5 * score**2) / (2.0 * math.pi)
+    return 1.0 + float(np.minimum(crossings / alone, 1.0).sum())
+
+
+def correlations(shares: Array) -> Array:
+    """Of the noise of each series with the next one's, no more of it than is sure, [K - 1]."""
+    if shares.shape[1] < FEW:  # too few snapshots for any event
+        return np.zeros(max(len(shares) - 1, 0))
+    noise = np.diff(shares, 2, axis=1)  # without any smooth trend
+    limit = 3.0 * MAD_TO_SD * np.median(np.abs(noise), axis=1, keepdims=True)
+    noise = np.clip(noise, -limit, limit)  # a turn is not noise
+    size = np.sqrt(np.square(noise).sum(axis=1))
+    products = (noise[1:] * noise[:-1]).sum(axis=1)
+    found = np.clip(products / np.maximum(size[1:] * size[:-1], 1e-300), 0.0, 1.0 - 1e-9)
+    # the lower end of Fisher's interval; second differences tell about half of what values would
+    freedom = max(noise.shape[1] / 2.0 - 3.0, 1e-3)
+    lower: Array = np.tanh(np.arctanh(found) - SIDES_90 / math.sqrt(freedom))
+    return np.maximum(lower, 0.0)
