@@ -10,7 +10,10 @@ from importlib import import_module
 _HOME = {
     "Audit": "analysis.audit",
     "CheckpointError": "errors",
+    "Comparison": "analysis.conclusion",
+    "Conclusion": "analysis.conclusion",
     "ConfigurationError": "errors",
+    "Difference": "records",
     "EssentialSparsity": "records",
     "Event": "records",
     "FinetunedCurve": "pruning.finetuned",
@@ -40,6 +43,7 @@ _HOME = {
     "schedules": "",
     "sinks": "",
     "sweeps": "",
+    "verdicts": "analysis.conclusion",
     "verify": "verification",
     "watch": "live.watch",
 }

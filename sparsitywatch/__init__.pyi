@@ -6,6 +6,9 @@ from . import schedules as schedules
 from . import sinks as sinks
 from . import sweeps as sweeps
 from .analysis.audit import Audit as Audit
+from .analysis.conclusion import Comparison as Comparison
+from .analysis.conclusion import Conclusion as Conclusion
+from .analysis.conclusion import verdicts as verdicts
 from .analysis.estimate import essential_sparsity as essential_sparsity
 from .analysis.run import Run as Run
 from .errors import CheckpointError as CheckpointError
@@ -24,6 +27,7 @@ from .pruning.finetuned import FinetunedCurve as FinetunedCurve
 from .pruning.finetuned import finetuned_curve as finetuned_curve
 from .pruning.patterns import mask_similarity as mask_similarity
 from .pruning.proxy import Proxy as Proxy
+from .records import Difference as Difference
 from .records import EssentialSparsity as EssentialSparsity
 from .records import Event as Event
 from .records import Record as Record

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-#: A paired standard error above this, in points of accuracy, says nothing.
-LIMIT = 0.6
-#: Points of accuracy that count as none: of a drop, and of what twice the training gives.
-TOLERANCE = 1.0
+import sparsitywatch as sw
+
 CONFIDENCE = 0.9
 
 # ------------------------------------------------------------------ arguments
@@ -38,6 +34,15 @@ def arguments(name: str, doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--small", action="store_true", help="made-up data, for tests")
     parser.add_argument("--threads", type=int, default=None, help="of torch; by default all cores")
     return parser
+
+
+def parsed(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, toy: Mapping[str, Any]
+) -> argparse.Namespace:
+    """The arguments; those of a toy with ``--small``, but for what is given beside it."""
+    if parser.parse_args(argv).small:
+        parser.set_defaults(**toy)
+    return parser.parse_args(argv)
 
 
 def begin(args: argparse.Namespace) -> None:
@@ -119,165 +124,42 @@ def whole_lines(file: Path) -> list[str]:
     return lines
 
 
-def packed(right: ArrayLike) -> str:
-    """Yes or no for each example as a text, for ``Results``.
-
-    >>> packed([True, False, False, True])
-    '4:90'
-    """
-    flags = np.asarray(right, dtype=bool)
-    return f"{len(flags)}:{np.packbits(flags).tobytes().hex()}"
+# ------------------------------------------------------------------ differences
 
 
-def unpacked(text: str) -> np.ndarray:
-    """What was packed, bool [N].
-
-    >>> unpacked("4:90").tolist()
-    [True, False, False, True]
-    """
-    num, _, digits = text.partition(":")
-    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8))[: int(num)].astype(bool)
+def points(
+    first: ArrayLike, second: ArrayLike, groups: Sequence[Any] | None = None
+) -> sw.Difference:
+    """How much higher the first is, in points, paired by seed and by example: of [S, N]."""
+    return sw.Difference.paired(100 * np.asarray(first), 100 * np.asarray(second), groups)
 
 
-# ------------------------------------------------------------------ the verdict
+def by_seed(first: Sequence[float], second: Sequence[float]) -> sw.Difference:
+    """How much higher the first is where only a number of each seed is known: of [S]."""
+    return sw.Difference.paired(np.reshape(first, (-1, 1)), np.reshape(second, (-1, 1)))
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How much lower one accuracy is than another, in points, on the same seeds and examples.
-
-    Args:
-        mean: points; above 0 where the second is worse.
-        stderr: from the seeds and from the examples together.
-        low, high: the interval.
-    """
-
-    mean: float
-    stderr: float
-    low: float
-    high: float
-
-    @property
-    def is_precise(self) -> bool:
-        """Whether it is known well enough to conclude anything."""
-        return self.stderr <= LIMIT
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+def drop(curve: sw.FinetunedCurve, level: float) -> sw.Difference:
+    """From the dense model to a level, in points."""
+    return points(curve.values_at(0.0), curve.values_at(level), curve.groups)
 
 
-def difference(
-    first: ArrayLike,
-    second: ArrayLike,
-    sources: ArrayLike | None = None,
-    confidence: float = CONFIDENCE,
-) -> Difference:
-    """The drop from the first to the second, paired by seed and by example.
-
-    The variance is that of the means of the seeds, plus that of the means of the examples, of which
-    those of one source count together. The first has a share of the second already, so the interval
-    errs to the wide side. Its degrees of freedom are Satterthwaite's. With one seed it is of the
-    examples alone.
-
-    Args:
-        first, second: what each example gave with each seed, [S, N], 0 to 1.
-        sources: which file or mail each example is from, [N]; by default each is its own.
-        confidence: of the interval.
-    """
-    drops = 100.0 * (np.asarray(first, dtype=float) - np.asarray(second, dtype=float))
-    num_seeds, num = drops.shape
-    numbers = np.arange(num) if sources is None else np.unique(sources, return_inverse=True)[1]
-    sums = np.bincount(numbers, drops.mean(0) - drops.mean())
-    free = len(sums) - 1
-    variances = [(float(np.square(sums).sum()) * len(sums) / free / num**2, free)]
-    if num_seeds > 1:
-        variances.append((float(drops.mean(1).var(ddof=1)) / num_seeds, num_seeds - 1))
-    return _interval(float(drops.mean()), variances, confidence)
+def learned(curve: sw.FinetunedCurve, labels: ArrayLike) -> sw.Difference:
+    """How much better the dense model is than always giving the largest class, in points."""
+    largest = np.asarray(labels) == np.bincount(np.asarray(labels)).argmax()
+    return points(curve.values_at(0.0), largest, curve.groups)
 
 
-def difference_of_seeds(
-    first: ArrayLike, second: ArrayLike, confidence: float = CONFIDENCE
-) -> Difference:
-    """The drop from the first to the second, paired by seed; what the examples did is not known.
-
-    Args:
-        first, second: the value of each seed, [S], S of at least 2, in points.
-        confidence: of the interval.
-    """
-    drops = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
-    variance = float(drops.var(ddof=1)) / len(drops)
-    return _interval(float(drops.mean()), [(variance, len(drops) - 1)], confidence)
+def remark(half: sw.FinetunedCurve, whole: sw.FinetunedCurve) -> str:
+    """By how much twice the training raises the dense accuracy: no conclusion hangs on it."""
+    gain = points(whole.values_at(0.0), half.values_at(0.0), whole.groups)
+    return f"twice the training raises the dense accuracy by {gain} points."
 
 
-def _interval(mean: float, variances: Sequence[tuple[float, int]], confidence: float) -> Difference:
-    total = sum(variance for variance, _ in variances)
-    if total == 0.0:
-        return Difference(mean, 0.0, mean, mean)
-    freedom = total**2 / sum(variance**2 / free for variance, free in variances)
-    width = t_quantile(0.5 + confidence / 2, freedom) * math.sqrt(total)
-    return Difference(mean, math.sqrt(total), mean - width, mean + width)
-
-
-def t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t, by its density over the angle whose tangent is t / sqrt(freedom).
-
-    >>> round(t_quantile(0.95, 2), 2), round(t_quantile(0.95, 1000), 2)
-    (2.92, 1.65)
-    """
-    if freedom > 1e4:
-        return NormalDist().inv_cdf(probability)
-    angles = np.linspace(-np.pi / 2, np.pi / 2, 20_001)
-    density = np.cos(angles) ** (freedom - 1)
-    reached = np.cumsum((density[1:] + density[:-1]) / 2)
-    angle = float(np.interp(probability * reached[-1], reached, angles[1:]))
-    return math.sqrt(freedom) * math.tan(angle)
-
-
-def verdict(first: str, second: str, drop: Difference, *, levelled: bool = True) -> str:
-    """Which of two does better, in words, or that nobody can tell.
-
-    Args:
-        first, second: what they are called.
-        drop: from the first to the second.
-        levelled: whether the dense model has levelled off.
-    """
-    about = f"{first} − {second}: {drop} points"
-    if not levelled:
-        return f"{about}: cannot tell, the dense model has not levelled off"
-    if not drop.is_precise:
-        return f"{about}: cannot tell, the standard error is {drop.stderr:.1f}, above {LIMIT}"
-    if drop.low > 0.0:
-        return f"{about}: {first} does better"
-    if drop.high < 0.0:
-        return f"{about}: {second} does better"
-    return f"{about}: no difference is seen"
-
-
-def has_levelled_off(gain: Difference) -> tuple[bool, str]:
-    """Whether twice the training still raises the dense accuracy; and the same in words.
-
-    Args:
-        gain: from half of the training to all of it, in points.
-    """
-    is_level = gain.high <= TOLERANCE
-    return is_level, (
-        f"twice the training raises the dense accuracy by {gain} points: it has "
-        f"{'' if is_level else 'not been shown to have '}levelled off (limit: {TOLERANCE:g})"
-    )
-
-
-def judged(gain: Difference, better: str, worse: str) -> str:
-    """What a difference says, in words.
-
-    Args:
-        gain: in points.
-        better, worse: what is said where all of the interval is above zero, or below.
-    """
-    if not gain.is_precise:
-        return f"cannot tell (standard error above {LIMIT:g} points)"
-    if gain.low > 0.0:
-        return better
-    return worse if gain.high < 0.0 else "no difference is seen"
+def concluded(said: Sequence[tuple[str, sw.Comparison]], **options: Any) -> list[str]:
+    """What may be said of all comparisons of a command, each behind what it is about."""
+    found = sw.verdicts([comparison for _, comparison in said], **options)
+    return [f"{about}: {one}." for (about, _), one in zip(said, found, strict=True)]
 
 
 # ------------------------------------------------------------------ table and picture

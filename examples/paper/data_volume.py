@@ -4,8 +4,8 @@ r"""Does more text make a model sparser? The paper's data-volume experiment (fig
 
 pretrains the small BERT of the demo on 100, 60 and 20 % of the text, over three seeds, each run
 under watch: nine runs of one to two minutes on one CPU core. Then it prints what each run showed,
-the mean and the spread over the seeds for each share, and what follows: whether the shares differ
-by more than the seeds do, and whether a measure rises or falls with the share.
+the mean and the spread over the seeds for each share, and whether the largest share differs from
+each other one, paired by seed.
 docs/data_volume.md has what came out.
 
 The paper (arXiv:2306.03805, Figure 8) reports for BERT-base, with one run per share, that more
@@ -26,14 +26,13 @@ import itertools
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from common import arguments, begin, load, table
+from common import arguments, begin, by_seed, concluded, load, parsed, table
 from matplotlib.figure import Figure
-from scipy.stats import permutation_test
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the other examples
@@ -42,10 +41,7 @@ from pretrain_bert import NEAR_ZERO, Pretraining, parser, take_up, train
 
 import sparsitywatch as sw
 
-#: All tests together take a difference for real that is chance this often.
-FALSE_ALARMS = 0.05
 PIECE = 1024  # tokens
-DEALS = 9_999
 
 
 def share_of(tokens: np.ndarray, fraction: float) -> np.ndarray:
@@ -172,52 +168,6 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def gap(groups: Mapping[str, Sequence[float]]) -> float:
-    """Largest mean of a group minus the smallest.
-
-    >>> gap({"a": [1.0, 2.0], "b": [4.0, 6.0]})
-    3.5
-    """
-    means = [statistics.fmean(values) for values in groups.values()]
-    return max(means) - min(means)
-
-
-def chance_of_gap(groups: Mapping[str, Sequence[float]]) -> float:
-    """How often runs dealt to the groups at random would lie as far apart as these do.
-
-    A permutation test of the ``gap``: by all deals where there are fewer than 10,000, else by so
-    many of them at random, with a fixed seed.
-
-    Args:
-        groups: values by group, at least one each.
-    """
-    return _chance(lambda *parts: gap(dict(zip(groups, parts, strict=True))), groups)
-
-
-def chance_of_trend(groups: Mapping[str, Sequence[float]], at: Sequence[float]) -> float:
-    """How often runs dealt to the groups at random would rise or fall as steadily as these do.
-
-    A permutation test, two-sided, of the slope of a straight line through all values.
-
-    Args:
-        groups: values by group, at least one each.
-        at: where each group stands, in their order: its share of the text.
-    """
-    shares = [x for x, values in zip(at, groups.values(), strict=True) for _ in values]
-    weights = np.array(shares) - np.mean(shares)
-    return _chance(lambda *parts: abs(float(weights @ np.concatenate(parts))), groups)
-
-
-def _chance(statistic: Callable[..., float], groups: Mapping[str, Sequence[float]]) -> float:
-    """That of a statistic at least as large, if runs are dealt to the groups at random."""
-    found = permutation_test(
-        [np.asarray(values, dtype=float) for values in groups.values()],
-        statistic, vectorized=False, n_resamples=DEALS, alternative="greater",
-        random_state=np.random.default_rng(0),
-    )  # fmt: skip
-    return float(found.pvalue)
-
-
 HEAD = (
     "text", "seed", "near zero at the end", "doubled at step (decay clock)",
     "event began at step (decay clock)", "essential sparsity at the end",
@@ -256,40 +206,25 @@ def _mean_cell(values: Sequence[float], digits: int) -> str:
 def conclusion(runs: Sequence[VolumeRun]) -> str:
     """What can be said from these runs, and what cannot; computed, not judged by eye."""
     shares = list(dict.fromkeys(run.fraction for run in runs))
-    sizes = [sum(run.fraction == share for run in runs) for share in shares]
-    if len(shares) < 2 or min(sizes) < 2:
+    seeds = set.intersection(*({x.seed for x in runs if x.fraction == share} for share in shares))
+    if len(shares) < 2 or len(seeds) < 2:
         return "Nothing follows: it takes two shares of the text and two seeds or more of each."
-    lines, apart, trend = [], [], []
-    limit = FALSE_ALARMS / (2 * len(MEASURES))
-    for name, value, digits in MEASURES:
-        values = {f"{x:.0%}": [value(run) for run in runs if run.fraction == x] for x in shares}
-        if not all(math.isfinite(x) for group in values.values() for x in group):
-            lines.append(f"- {name}: some runs have none, so it is not compared.")
-            continue
-        chance, steady = chance_of_gap(values), chance_of_trend(values, shares)
-        spread = math.sqrt(sum(mean_and_spread(x)[1] ** 2 for x in values.values()) / len(values))
-        means = [statistics.fmean(of_share) for of_share in values.values()]
-        slope = 0.1 * float(np.polyfit(shares, means, 1)[0])
-        lines.append(
-            f"- {name}: the means of the shares lie up to {gap(values):.{digits}f} apart; seeds "
-            f"spread by {spread:.{digits}f} (sd). Runs dealt to the shares at random lie as far "
-            f"apart in {chance:.1%} of all deals. It changes by {slope:+.{digits + 1}f} with each "
-            f"tenth of the text, in as steady a way in {steady:.1%} of all deals."
-        )
-        apart += [name] if chance <= limit else []
-        trend += [f"{name} {'rises' if slope > 0 else 'falls'}"] if steady <= limit else []
-    return "\n".join([*lines, "", _verdict(apart, trend, limit)])
-
-
-def _verdict(apart: Sequence[str], trend: Sequence[str], limit: float) -> str:
-    words = f"(limit: {limit:.2%} for each of {2 * len(MEASURES)} tests)"
-    if apart:
-        told = f"The shares differ by more than the seeds do in: {', '.join(apart)} {words}."
-    else:
-        told = f"The differences between the shares are within the spread of the seeds {words}."
-    told += f" With more text {' and '.join(trend)}." if trend else " There is no steady trend."
-    seen = f"{MEASURES[0][0]} rises" in trend
-    return told + f' "More data, sparser" is {"" if seen else "not "}seen here.'
+    pairs = []
+    for name, value, _ in MEASURES:
+        of = {
+            share: [
+                value(run)
+                for run in sorted(runs, key=lambda run: run.seed)
+                if run.fraction == share and run.seed in seeds
+            ]
+            for share in shares
+        }
+        unit = float(np.mean(list(of.values()))) / 100 or 1.0
+        of = {share: [x / unit for x in values] for share, values in of.items()}
+        for share in shares[1:]:
+            more = by_seed(of[shares[0]], of[share])
+            pairs.append((name, sw.Comparison(f"{shares[0]:.0%}", f"{share:.0%}", more)))
+    return "\n".join(f"- {line}" for line in concluded(pairs, unit="% of their mean"))
 
 
 def draw(runs: Sequence[VolumeRun], path: Path) -> None:
@@ -313,30 +248,12 @@ def draw(runs: Sequence[VolumeRun], path: Path) -> None:
 
 
 TINY = [
-    "--layers",
-    "1",
-    "--hidden",
-    "16",
-    "--heads",
-    "2",
-    "--ffn",
-    "64",
-    "--sequence",
-    "16",
-    "--batch",
-    "8",
-    "--held-out",
-    "16",
-    "--warmup",
-    "10",
-    "--lr",
-    "0.01",
-    "--decay",
-    "3",
-]
+    "--layers", "1", "--hidden", "16", "--heads", "2", "--ffn", "64", "--sequence", "16",
+    "--batch", "8", "--held-out", "16", "--warmup", "10", "--lr", "0.01", "--decay", "3",
+]  # fmt: skip
 
 
-def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments."""
     out = arguments("data_volume", __doc__ or "")
     out.set_defaults(threads=1)
@@ -349,9 +266,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "--pretraining", nargs=argparse.REMAINDER, default=[], metavar="ARGUMENT",
         help="all that follows goes to examples/pretrain_bert.py",
     )  # fmt: skip
-    args = out.parse_args(argv)
-    if args.small:
-        args.steps, args.every, args.pretraining = 12, 4, [*TINY, *args.pretraining]
+    args = parsed(out, argv, {"steps": 12, "every": 4})
+    if args.small:  # what comes later counts
+        args.pretraining = [*TINY, *args.pretraining]
     return args
 
 
@@ -383,7 +300,7 @@ def finish(args: argparse.Namespace, fraction: float, seed: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    args = parsed(argv)
+    args = arguments_of(argv)
     begin(args)
     wanted = list(itertools.product(args.seeds, sorted(args.fractions, reverse=True)))
     try:

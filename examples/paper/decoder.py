@@ -9,8 +9,8 @@ loss at each level, and up to which sparsity it rises by less than one percent.
 
 It cannot show what Vicuna-7B does on MMLU: this model has some hundred thousand weights and is
 judged by its loss. Wanda and SparseGPT look at the inputs of the layers on the very batches that
-the loss is measured on, as ``sw.measure`` does it. The last lines therefore give SparseGPT's loss
-once more with its inputs from the text that the model was trained on.
+the loss is measured on, as ``sw.measure`` does it. The last line therefore compares it with what
+it is by inputs from the text that the model was trained on.
 
 A run that was killed goes on when the same command is given again.
 """
@@ -26,8 +26,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import torch
-from common import Difference, Results, arguments, begin, difference_of_seeds, load, table
+from common import Results, arguments, begin, by_seed, concluded, load, table
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -101,10 +102,7 @@ class Experiment:
         return model.eval()
 
     def measure(self, seed: int, pattern: str) -> dict[str, Any]:
-        """Prune and evaluate: "loss" at each of "levels", and "essential" sparsity in words.
-
-        ``value`` is None where the estimate is not informative.
-        """
+        """Prune and evaluate: "loss" at each of "levels", and "essential" sparsity in words."""
         record = sw.measure(
             self.model(seed),
             self.proxy(self.held_out),
@@ -119,7 +117,6 @@ class Experiment:
             "levels": list(curve.level or ()),
             "loss": list(curve.value),
             "essential": estimate.describe(),
-            "value": estimate.value if estimate.informative else None,
         }
 
     @torch.no_grad()
@@ -131,21 +128,29 @@ class Experiment:
         """The held-out loss after half of the steps, with a schedule of its own."""
         return self.held_out_loss(self.model(seed, share=0.5))
 
-    def with_other_inputs(self, seed: int, level: float) -> float:
-        """SparseGPT's held-out loss where its inputs come from the text to train on."""
-        torch.manual_seed(seed)
-        inputs = windows(self.train, self.args.examples, self.args.length + 1)
+    def losses_at(self, pattern: str, level: float, *, others: bool = False) -> list[list[float]]:
+        """The loss of each held-out window under a pattern, by seed, not trained again.
+
+        Args:
+            pattern, level: what is pruned.
+            others: whether inputs of layers come from the text to train on, not from the windows.
+        """
+        inputs = self.held_out
+        if others:
+            torch.manual_seed(0)
+            inputs = windows(self.train, self.args.examples, self.args.length + 1)
         curve = sw.finetuned_curve(
-            lambda: self.model(seed),
-            lambda _model: None,  # not trained again
-            self.held_out_loss,
+            lambda run: self.model(run.seed),
+            lambda _model: None,
+            self.proxy(self.held_out).evaluate,
             [level],
-            "sparsegpt",
-            [seed],
+            pattern,
+            range(self.args.seeds),
             proxy=self.proxy(inputs),
             higher_is_better=False,
         )
-        return curve.value[-1]
+        found: list[list[float]] = curve.values_at(level).tolist()
+        return found
 
 
 # ---------------- What came out
@@ -160,21 +165,23 @@ class Outcome:
         self.at = min(args.levels, key=lambda level: abs(level - 0.5))
         self.found: dict[str, list[dict[str, Any]]] = {pattern: [] for pattern in PATTERNS}
         self.half: list[float] = []
-        self.other: list[float] = []
+        self.at_each: dict[str, np.ndarray] = {}  # losses [S, N] there
         for seed in seeds:
             for pattern, found in self.found.items():
                 measure = partial(experiment.measure, seed, pattern)
                 found.append(results.once(f"{seed} {pattern}", measure))
             half = partial(experiment.loss_of_half, seed)
             self.half.append(results.once(f"{seed} half", half))
-            other = partial(experiment.with_other_inputs, seed, self.at)
-            self.other.append(results.once(f"{seed} other", other))
+        for name in (*PATTERNS, "other"):
+            pattern = "sparsegpt" if name == "other" else name
+            losses = partial(experiment.losses_at, pattern, self.at, others=name == "other")
+            self.at_each[name] = np.array(results.once(f"{name} at {self.at}", losses))
 
     def losses(self, pattern: str, level: float) -> list[float]:
         """By seed."""
         return [of["loss"][of["levels"].index(level)] for of in self.found[pattern]]
 
-    def rise(self, pattern: str, level: float) -> Difference:
+    def rise(self, pattern: str, level: float) -> sw.Difference:
         """By how much the loss is above dense, in percent of it."""
         return rise(self.losses(pattern, level), self.losses(pattern, 0.0))
 
@@ -194,41 +201,29 @@ class Outcome:
         for pattern, name in PATTERNS.items():
             values = ", ".join(found["essential"] for found in self.found[pattern])
             said.append(f"Essential sparsity by {name}, by seed: {values}.")
-        for pattern, name in PATTERNS.items():
-            if pattern != "global":
-                said.append(f"{name} against magnitude: {self.against_magnitude(pattern)}.")
         gain = rise(self.half, self.losses("global", 0.0))
-        said.append(f"With half of the steps the dense loss is {gain} % higher:")
-        said[-1] += (
-            " it has levelled off."
-            if gain.high <= TOLERANCE
-            else " it has not levelled off. So this says what these models bear, and nobody can "
-            "tell from it what one bears that is trained to the end."
-        )
-        other = rise(self.other, self.losses("sparsegpt", 0.0))
-        own = self.rise("sparsegpt", self.at)
-        said.append(
-            f"SparseGPT at {self.at:.2f}: {own} % with the inputs of the held-out text itself, "
-            f"{other} % with those of other text."
-        )
-        return said
+        said.append(f"With half of the steps the dense loss is {gain} % higher.")
+        return [*said, *concluded(self.compared(), unit="% of the dense loss")]
 
-    def against_magnitude(self, pattern: str) -> str:
-        """What the differences in essential sparsity say."""
-        first, second = ([of["value"] for of in self.found[p]] for p in (pattern, "global"))
-        if None in first or None in second:
-            return "cannot tell, an estimate is missing"
-        more = difference_of_seeds([100 * x for x in first], [100 * x for x in second])
-        words = f"({more} % of the weights)"
-        if more.low > 0.0:
-            return f"more can go {words}"
-        return f"less can go {words}" if more.high < 0.0 else f"no difference is seen {words}"
+    def compared(self) -> list[tuple[str, sw.Comparison]]:
+        """Each pattern and magnitude, paired by seed and window; and SparseGPT by its inputs."""
+        dense = np.mean(self.losses("global", 0.0))
+        of = {name: 100 * losses / dense for name, losses in self.at_each.items()}
+        names = PATTERNS | {"other": "SparseGPT by the inputs of other text"}
+        pairs = [("global", name) for name in PATTERNS if name != "global"]
+        return [
+            (
+                f"loss at {self.at:.2f}",
+                sw.Comparison(names[a], names[b], sw.Difference.paired(of[a], of[b])),
+            )
+            for a, b in [*pairs, ("other", "sparsegpt")]
+        ]
 
 
-def rise(losses: Sequence[float], dense: Sequence[float]) -> Difference:
+def rise(losses: Sequence[float], dense: Sequence[float]) -> sw.Difference:
     """By how much losses are above those of the same seeds, in percent."""
     ratios = [100 * loss / of_dense for loss, of_dense in zip(losses, dense, strict=True)]
-    return difference_of_seeds(ratios, [100.0] * len(ratios))
+    return by_seed(ratios, [100.0] * len(ratios))
 
 
 def draw(outcome: Outcome, path: Path) -> None:
@@ -239,7 +234,7 @@ def draw(outcome: Outcome, path: Path) -> None:
         means = [mean(outcome.losses(pattern, level)) for level in outcome.levels]
         whole.plot(outcome.levels, means, "-o", label=name, markersize=3)
         rises = [outcome.rise(pattern, level) for level in outcome.levels]
-        bars = [found.high - found.mean for found in rises]
+        bars = [found.interval()[1] - found.mean for found in rises]
         start.errorbar(outcome.levels, [found.mean for found in rises], bars, label=name, capsize=3)
     start.axhline(TOLERANCE, color="black", linestyle="dotted")
     start.set(ylim=(-1.0, 20.0), xlim=(0.0, 0.9), xlabel="sparsity")

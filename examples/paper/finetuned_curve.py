@@ -23,80 +23,67 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from common import CONFIDENCE, Line, arguments, begin, draw, load, table, verdict
-from fetch import MATERIAL
-from tuning import (
-    WITHOUT_MASK,
-    Tuning,
-    Unit,
-    add_sizes,
-    ahead,
-    one_thread_each,
-    pruned_levels,
-    setting_of,
+from common import (
+    CONFIDENCE,
+    Line,
+    arguments,
+    begin,
+    concluded,
+    draw,
+    drop,
+    load,
+    parsed,
+    points,
+    table,
 )
+from fetch import MATERIAL
+from tuning import TOY, Tuning, add_sizes, processes, tuning_of
 
 import sparsitywatch as sw
 
 #: Random weights cost so much that two points say it.
 LEVELS = {"global": (0.3, 0.5, 0.6, 0.7), "random": (0.3, 0.5)}
 PATTERNS = {"global": "OMP", "random": "random"}
-#: What figure 2 says can go "at free".
-PAPER = (0.3, 0.5)
+Curves = dict[str, sw.FinetunedCurve]
 
 
-def rows(tuning: Tuning, curves: dict[str, sw.FinetunedCurve]) -> list[list[str]]:
+def rows(task: str, curves: Curves) -> list[list[str]]:
     """A line of the table for each pattern and level."""
     found = []
     for pattern, curve in curves.items():
-        for index, level in enumerate([0.0, *pruned_levels(curve)]):
+        for index, level in enumerate(curve.level or ()):
             values = 100 * np.array([of_seed[index] for of_seed in curve.by_seed])
             spread = values.std(ddof=1) if len(values) > 1 else float("nan")
-            drop = tuning.drop(pattern if level else "dense", level, curve.seeds)
+            cost = drop(curve, level)
             found.append([
-                tuning.task.name, PATTERNS[pattern], f"{curve.sparsity[index]:.3f}",
+                task, PATTERNS[pattern], f"{curve.sparsity[index]:.3f}",
                 f"{values.mean():.1f} ± {spread:.1f}",
-                str(drop) if level else "-", f"{drop.stderr:.2f}" if level else "-",
+                str(cost) if level else "-", f"{cost.stderr:.2f}" if level else "-",
             ])  # fmt: skip
     return found
 
 
-def conclusion(tuning: Tuning, curves: dict[str, sw.FinetunedCurve]) -> list[str]:
-    """What the intervals say of one task."""
-    seeds = curves["global"].seeds
-    levelled, said = tuning.levelled_off(seeds)
-    lines = [f"{said}."]
+def estimates(task: str, curves: Curves) -> list[str]:
+    """Essential sparsity of each pattern, at one point of accuracy."""
+    lines = []
     for pattern, name in PATTERNS.items():
-        estimate = tuning.judged(pattern, curves[pattern])
-        knee = f"; knee at {estimate.knee:.2f}" if np.isfinite(estimate.knee) else "; no knee"
-        lines.append(f"{name}: essential sparsity {estimate.describe()}{knee}"
-                     + (f" ({estimate.reason})" if estimate.reason else ""))  # fmt: skip
-        if pattern == "global":
-            lines.append(beside_the_paper(tuning, estimate, seeds, levelled=levelled))
-    for level in pruned_levels(curves["random"]):
-        omp, chance = (tuning.right(p, level, seeds) for p in PATTERNS)
-        drop = tuning.difference(omp, chance)
-        lines.append(f"at {level:.2f}: {verdict('OMP', 'random', drop, levelled=levelled)}")
+        found = sw.essential_sparsity(curves[pattern], 0.01, "absolute", CONFIDENCE)
+        knee = f"; knee at {found.knee:.2f}" if np.isfinite(found.knee) else "; no knee"
+        reason = f" ({found.reason})" if found.reason else ""
+        lines.append(f"{task}: {name}: essential sparsity {found.describe()}{knee}{reason}")
     return lines
 
 
-def beside_the_paper(
-    tuning: Tuning, estimate: sw.EssentialSparsity, seeds: Sequence[int], *, levelled: bool
-) -> str:
-    """Whether 30 to 50 % go at no loss, as in the paper."""
-    claim = f"The paper removes {PAPER[0]:.0%} to {PAPER[1]:.0%} at no loss"
-    near = min(LEVELS["global"], key=lambda level: abs(level - PAPER[0]))
-    if not levelled:
-        return f"{claim}; here nobody can tell: the dense model has not levelled off."
-    if not (precise := tuning.drop("global", near, seeds)).is_precise:
-        return f"{claim}; here nobody can tell: the standard error is {precise.stderr:.2f} points."
-    if not estimate.informative or np.isnan(estimate.low):
-        return f"{claim}; here nobody can tell: {estimate.reason}."
-    if estimate.low >= PAPER[0]:
-        return f"{claim}; so it is here."
-    if estimate.high < PAPER[0]:
-        return f"{claim}; here less than that can go."
-    return f"{claim}; here the interval holds both more and less than {PAPER[0]:.0%}."
+def compared(tuning: Tuning, curves: Curves) -> list[tuple[str, sw.Comparison]]:
+    """What the paper's claim is about: the dense model and OMP, OMP and random weights."""
+    omp, random, found = curves["global"], curves["random"], []
+    learned = tuning.learned(omp)
+    for level in LEVELS["random"]:
+        about = f"{tuning.task}: at {level:.2f}"
+        more = points(omp.values_at(level), random.values_at(level), omp.groups)
+        found.append((about, sw.Comparison("dense", "OMP", drop(omp, level), learned)))
+        found.append((about, sw.Comparison("OMP", "random", more, learned)))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,35 +93,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", default=["genres", "spam"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add_sizes(parser)
-    args = parser.parse_args(argv)
+    args = parsed(parser, argv, TOY)
     begin(args)
-    processes = one_thread_each()
-    tunings = [Tuning(setting_of(args, name, name, args.steps)) for name in args.tasks]
-    seeds = args.seeds
-    dense = [Unit(t.setting, p, (), seeds) for p in WITHOUT_MASK for t in tunings]
-    pruned = [Unit(t.setting, p, levels, seeds) for p, levels in LEVELS.items() for t in tunings]
-    ahead(processes, dense, pruned)
-    lines, panels, said = [], {}, []
-    for tuning in tunings:
-        task = tuning.task
-        print(f"{task.name}: {len(task.train)} texts to learn from, {len(tuning.judged_on)} judged")
-        curves = {p: tuning.curve(p, levels, seeds) for p, levels in LEVELS.items()}
-        lines += rows(tuning, curves)
-        said += [f"{task.name}: {line}" for line in conclusion(tuning, curves)]
-        panels[f"{task.name}, fine-tuned"] = [line(tuning, p, c) for p, c in curves.items()]
+    lines, panels, said, pairs = [], {}, [], []
+    with processes() as executor:
+        for task in args.tasks:
+            tuning = tuning_of(args, task, task, args.steps)
+            print(f"{task}: {args.train} texts to learn from, {args.held_out} judged")
+            omp = tuning.curve("global", LEVELS["global"], args.seeds, executor=executor)
+            random = tuning.curve(
+                "random", LEVELS["random"], args.seeds, executor=executor, dense=omp
+            )
+            curves = {"global": omp, "random": random}
+            if args.steps:
+                said.append(f"{task}: {tuning.remark(omp, executor)}")
+            lines += rows(task, curves)
+            said += estimates(task, curves)
+            pairs += compared(tuning, curves)
+            panels[f"{task}, fine-tuned"] = [line(p, c) for p, c in curves.items()]
     head = ["task", "pattern", "sparsity", "accuracy ± sd", f"drop [{CONFIDENCE:.0%}]", "se"]
-    print("", table(head, lines), "", *said, "", sep="\n")
+    claim = "The paper removes 30% to 50% at no loss. Here:"
+    print("", table(head, lines), "", *said, claim, *concluded(pairs), "", sep="\n")
     picture = args.out / "finetuned_curve.png"
-    note = f"{len(seeds)} seeds; bars: {CONFIDENCE:.0%} of the paired drop"
+    note = f"{len(args.seeds)} seeds; bars: {CONFIDENCE:.0%} of the paired drop"
     draw(picture, panels, "sparsity", "accuracy (%)", note)
     print(f"Look at {picture}. {load()}")
     return 0
 
 
-def line(tuning: Tuning, pattern: str, curve: sw.FinetunedCurve) -> Line:
+def line(pattern: str, curve: sw.FinetunedCurve) -> Line:
     """A curve for the picture."""
-    drops = [tuning.drop(pattern, level, curve.seeds) for level in pruned_levels(curve)]
-    bars = [0.0, *((drop.high - drop.low) / 2 for drop in drops)]
+    drops = [drop(curve, level) for level in (curve.level or ())[1:]]
+    bars = [0.0, *(cost.interval()[1] - cost.mean for cost in drops)]
     style = "o-" if pattern == "global" else "s--"
     return Line(PATTERNS[pattern], curve.sparsity, [100 * v for v in curve.value], bars, style)
 

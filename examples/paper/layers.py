@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import CONFIDENCE, Results, arguments, begin, load, t_quantile, table
+from common import Results, arguments, begin, concluded, load, table
 from fetch import MATERIAL
 from matplotlib.figure import Figure
 from texts import Classifier, classifiers
@@ -77,17 +77,12 @@ def grid(of_matrix: Mapping[str, float]) -> np.ndarray:
     return np.array([[cells[block, kind] for kind in KINDS] for block in blocks])
 
 
-def feed_forward_or_attention(cells: np.ndarray) -> str:
-    """Which of the two has the larger share, judged over the blocks, in words."""
+def feed_forward_and_attention(cells: np.ndarray) -> sw.Comparison:
+    """The shares of the two in points, paired by block."""
     gap = 100 * (cells[:, 4:].mean(1) - cells[:, :4].mean(1))
-    width = t_quantile(0.5 + CONFIDENCE / 2, len(gap) - 1) * gap.std(ddof=1) / np.sqrt(len(gap))
-    low, high = gap.mean() - width, gap.mean() + width
-    about = f"feed-forward − attention: {gap.mean():+.1f} [{low:+.1f}, {high:+.1f}] points"
-    if low > 0.0:
-        return f"{about}: more of the feed-forward weights are small"
-    if high < 0.0:
-        return f"{about}: more of the attention's weights are small"
-    return f"{about}: no difference is seen over {len(gap)} blocks"
+    stderr = float(gap.std(ddof=1)) / len(gap) ** 0.5
+    more = sw.Difference.of(gap.mean(), stderr, len(gap), unit="block")
+    return sw.Comparison("feed-forward", "attention", more)
 
 
 def draw(path: Path, found: Mapping[str, np.ndarray], level: float) -> None:
@@ -118,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = classifiers(args.material, small=args.small)()
     results = Results(args.out / "results.jsonl", {"level": args.level, "small": args.small})
     sizes = grid({n: p.numel() for n, p in model.named_parameters() if is_pruned(n, p)})
-    found, said = {}, []
+    found, said, pairs = {}, [], []
     for name, pattern in PATTERNS.items():
         result = results.once(name, partial(shares, model, args.level, pattern))
         cells = found[name] = grid(result["shares"])
@@ -127,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nShare below the threshold in %, {name}, at {args.level:.1%} of all weights")
         print(table(["", *KINDS], rows))
         print(f"{result['seconds']:.2f} s")
-        said.append(f"{name}: {feed_forward_or_attention(cells)}.")
+        pairs.append((name, feed_forward_and_attention(cells)))
         of_all = sizes[:, 4:].sum() / sizes.sum()
         of_small = (cells * sizes)[:, 4:].sum() / (cells * sizes).sum()
         said.append(
@@ -143,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     picture = args.out / "layers.png"
     draw(picture, found, args.level)
-    print("", *said, "", f"Look at {picture}. {load()}", sep="\n")
+    print("", *concluded(pairs), *said, "", f"Look at {picture}. {load()}", sep="\n")
     return 0
 
 

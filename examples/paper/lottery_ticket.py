@@ -23,26 +23,22 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Difference, Results, arguments, begin, difference_of_seeds, judged, load, table
+from common import Results, arguments, begin, concluded, learned, load, points, remark, table
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from trained_here import (
     Characters,
     TextModel,
-    against_dense,
     documentation,
     draw_curve,
     fit,
-    grouped,
-    in_points,
-    levelled_off,
     parsed,
     pretrained,
     save,
@@ -94,8 +90,6 @@ class LotteryTickets(sw.patterns.Pattern):
     folder: Path
     levels: Sequence[float]
     name: str = "imp"
-    _now: Path = field(default=Path(), init=False)
-    _shapes: Mapping[str, Any] = field(default_factory=dict, init=False)
 
     def file(self, seed: int, level: float) -> Path:
         """Where the weights are that were trained at a level."""
@@ -104,23 +98,21 @@ class LotteryTickets(sw.patterns.Pattern):
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
         """The cut of one level."""
         (level,) = levels
-        self._now, self._shapes = self.file(weights.seed, level), weights.shapes
         return [GivenMasks.of(level, self.masks(weights.seed, level))]
 
     def masks(self, seed: int, level: float) -> Masks:
         """What is kept at a level, by name of the tensor."""
-        if level == 0.0:
-            return {n: torch.ones(shape, dtype=torch.bool) for n, shape in self._shapes.items()}
         before = self.levels[self.levels.index(level) - 1]
         trained = torch.load(self.file(seed, before), weights_only=True)
         kept = torch.cat([w[w != 0].abs().flatten() for w in trained.values()])
         threshold = kept.sort().values[num_pruned(len(kept), ROUND) - 1]
         return {name: weights.abs() > threshold for name, weights in trained.items()}
 
-    def keep(self, model: nn.Module) -> None:
+    def keep(self, model: nn.Module, run: Any) -> None:
         """Keep what was trained, for the mask of the next level."""
-        named = dict(model.named_parameters())
-        save(self._now, {name: named[name].detach() for name in self._shapes})
+        named = model.named_parameters()
+        pruned = {n: w.detach() for n, w in named if "blocks" in n and w.ndim == 2}
+        save(self.file(run.seed, run.level), pruned)
 
 
 # ---------------- Model and tasks
@@ -249,11 +241,10 @@ class Experiment:
         fit(model, loss, steps=round(share * self.args.steps), lr=1e-3)
 
     @torch.no_grad()
-    def accuracy(self, model: nn.Module, task: Task) -> float:
-        """On held-out passages."""
+    def right(self, model: nn.Module, task: Task) -> torch.Tensor:
+        """Whether each held-out passage gets its label."""
         parts = zip(*(tensor.split(500) for tensor in task.held_out), strict=True)
-        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in parts)
-        return right / len(task.held_out[1])
+        return torch.cat([model(x).argmax(1) == y for x, y in parts])
 
     def curve(
         self, task: Task, pattern: sw.patterns.Pattern, share: float = 1.0
@@ -261,17 +252,17 @@ class Experiment:
         """Fine-tuned by seed and level; of lottery tickets also how alike OMP's masks are."""
         tickets = pattern if isinstance(pattern, LotteryTickets) else None
 
-        def train(model: nn.Module) -> None:
+        def train(model: nn.Module, run: Any) -> None:
             self.train(model, task, share)
             if tickets is not None:
-                tickets.keep(model)
+                tickets.keep(model, run)
 
         name = f"{task.name}-{pattern.name}" + ("-half" if share < 1.0 else "")
         seeds = range(self.args.seeds)
         curve = sw.finetuned_curve(
             lambda: self.make(task),
             train,
-            lambda model: self.accuracy(model, task),
+            lambda model: self.right(model, task),
             self.levels if share == 1.0 else [0.0],
             pattern,
             seeds,
@@ -290,7 +281,7 @@ class Experiment:
         tickets = LotteryTickets(self.args.out / f"tickets-{name}", self.levels)
         imp, alike = self.curve(task, tickets)
         half, _ = self.curve(task, sw.patterns.GlobalMagnitude(), share=0.5)
-        return Outcome(name, omp, imp, half, alike)
+        return Outcome(name, omp, imp, half, alike, learned(omp, task.held_out[1]))
 
 
 def mask_like_omp(weights: Masks, ticket: Masks, level: float) -> sw.patterns.MaskSimilarity:
@@ -315,39 +306,38 @@ class Outcome:
     imp: sw.FinetunedCurve
     half: sw.FinetunedCurve  # dense, after half of the steps
     alike: dict[float, list[sw.patterns.MaskSimilarity]]
+    learned: sw.Difference  # of the dense model
 
-    def difference(self, index: int) -> Difference:
+    def better(self, level: float) -> sw.Difference:
         """How much better IMP is than OMP at a level."""
-        return difference_of_seeds(in_points(self.imp, index), in_points(self.omp, index))
+        return points(self.imp.values_at(level), self.omp.values_at(level))
 
     def rows(self) -> list[list[str]]:
         """Of the table, one a level."""
         rows = []
-        for i, sparsity in enumerate(self.omp.sparsity):
-            row = [self.task, f"{sparsity:.3f}"]
+        for i, level in enumerate(self.omp.level or ()):
+            row = [self.task, f"{self.omp.sparsity[i]:.3f}"]
             row += [f"{100 * curve.value[i]:.1f}" for curve in (self.omp, self.imp)]
             if i == 0:
                 rows.append([*row, *["-"] * 7])
                 continue
             for curve in (self.omp, self.imp):
-                row.append(str(against_dense(curve, i)))
+                row.append(str(points(curve.values_at(level), curve.values_at(0.0))))
             found = self.alike[sorted(self.alike)[i - 1]]
-            row.append(str(self.difference(i)))
+            row.append(str(self.better(level)))
             row += [f"{mean_of(found, name):.3f}" for name in ALIKE]
             rows.append(row)
         return rows
 
-    def conclusion(self) -> list[str]:
-        """In words, from the intervals."""
-        is_level, said = levelled_off(self.half, self.omp)
-        lines = [f"{self.task}: {said}."]
-        if not is_level:
-            return [*lines, f"{self.task}: so nobody can tell which masks are better."]
-        words = [
-            judged(self.difference(i), "lottery tickets do better", "OMP does better")
-            for i in range(1, len(self.omp.sparsity))
+    def compared(self) -> list[tuple[str, sw.Comparison]]:
+        """Both masks at each level."""
+        return [
+            (
+                f"{self.task}, {level:.2f}",
+                sw.Comparison("tickets", "OMP", self.better(level), self.learned),
+            )
+            for level in (self.omp.level or ())[1:]
         ]
-        return [*lines, f"{self.task}: {grouped(self.omp.sparsity[1:], words)}."]
 
     def similarity(self) -> str:
         """How alike the masks are, in words."""
@@ -427,7 +417,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{args.steps} of each fine-tuning; points with 90 % intervals; {load()}")
     print(f"packages: {', '.join(experiment.texts.packages)}\n")
     print(table(HEAD, [row for outcome in outcomes for row in outcome.rows()]))
-    print("", *(line for o in outcomes for line in (*o.conclusion(), o.similarity())), sep="\n")
+    said = [f"{o.task}: {remark(o.half, o.omp)}" for o in outcomes]
+    said += concluded([one for o in outcomes for one in o.compared()])
+    print("", *said, *(o.similarity() for o in outcomes), sep="\n")
     draw(outcomes, args.out / "lottery_ticket.png")
     print(f"\nLook at {args.out / 'lottery_ticket.png'}")
     return 0

@@ -19,13 +19,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
-import numpy as np
-from common import CONFIDENCE, Line, arguments, begin, draw, load, table, verdict
+from common import (
+    CONFIDENCE,
+    Line,
+    arguments,
+    begin,
+    concluded,
+    draw,
+    drop,
+    load,
+    parsed,
+    points,
+    table,
+)
 from fetch import MATERIAL
 from tqdm import tqdm
-from tuning import WITHOUT_MASK, Tuning, Unit, add_sizes, ahead, one_thread_each, setting_of
+from tuning import TOY, Tuning, add_sizes, processes, tuning_of
+
+import sparsitywatch as sw
 
 HALF, QUARTER = 0.5, 0.75
 LEVELS: dict[str, tuple[float, ...]] = {
@@ -46,93 +60,66 @@ TRAINED: dict[str, tuple[float, ...]] = {
 }
 #: Without training nothing is drawn for these, so that one seed is all there is.
 DRAWN = ("random", "erk")
+Curves = dict[str, sw.FinetunedCurve]
 
 
-def levels_of(tuning: Tuning) -> dict[str, tuple[float, ...]]:
-    """Which levels each pattern is measured at."""
-    return TRAINED if tuning.steps else LEVELS
-
-
-def seeds_of(tuning: Tuning, pattern: str, seeds: Sequence[int]) -> list[int]:
-    """The seeds that can differ, of a pattern."""
-    return list(seeds if tuning.steps or pattern in DRAWN else seeds[:1])
-
-
-def everywhere(tuning: Tuning, pattern: str, level: float, seeds: Sequence[int]) -> np.ndarray:
-    """What each example gave with each seed, [S, N], repeated where seeds cannot differ."""
-    found = tuning.right(pattern, level, seeds_of(tuning, pattern, seeds))
-    return np.broadcast_to(found, (len(seeds), found.shape[1])) if len(found) == 1 else found
-
-
-def units(tunings: Sequence[Tuning], seeds: Sequence[int]) -> tuple[list[Unit], list[Unit]]:
-    """What can be done at once: the dense trainings, then those of the patterns."""
-    dense = [
-        Unit(tuning.setting, name, (), seeds)
-        for tuning in tunings
-        for name in (WITHOUT_MASK if tuning.steps else WITHOUT_MASK[:1])
-    ]
-    pruned = [
-        Unit(tuning.setting, pattern, levels, seeds_of(tuning, pattern, seeds))
-        for tuning in tunings
-        for pattern, levels in levels_of(tuning).items()
-    ]
-    return dense, pruned
-
-
-def measured(tuning: Tuning, seeds: Sequence[int]) -> None:
-    """Everything that is missing, by ``sw.finetuned_curve``."""
+def measured(tuning: Tuning, seeds: Sequence[int], executor: Executor | None) -> Curves:
+    """The curve of each pattern; the dense trainings are those of the first."""
+    found: Curves = {}
     words = "fine-tuned" if tuning.steps else "zero-shot"
-    for pattern, levels in tqdm(
-        levels_of(tuning).items(), desc=words, unit="pattern", disable=None
-    ):
-        tuning.curve(pattern, levels, seeds_of(tuning, pattern, seeds))
+    levels_of = TRAINED if tuning.steps else LEVELS
+    for pattern, levels in tqdm(levels_of.items(), desc=words, unit="pattern", disable=None):
+        own = seeds if tuning.steps or pattern in DRAWN else seeds[:1]
+        dense = found.get("global")
+        found[pattern] = tuning.curve(pattern, levels, own, executor=executor, dense=dense)
+    return found
 
 
-def rows(tuning: Tuning, seeds: Sequence[int], level: float) -> list[list[str]]:
+def below(curves: Curves, pattern: str, level: float) -> sw.Difference:
+    """How far a pattern is below the global one, in points."""
+    plain, curve = curves["global"], curves[pattern]
+    return points(plain.values_at(level), curve.values_at(level), curve.groups)
+
+
+def rows(curves: Curves, how: str, level: float) -> list[list[str]]:
     """A line for each pattern that has the level."""
-    dense = everywhere(tuning, "dense", 0.0, seeds)
-    if all(level not in levels for levels in levels_of(tuning).values()):
-        return []
-    plain = everywhere(tuning, "global", level, seeds)
     found = []
-    for pattern, levels in levels_of(tuning).items():
-        if level not in levels:
+    for pattern, curve in curves.items():
+        if level not in (curve.level or ()):
             continue
-        right = everywhere(tuning, pattern, level, seeds)
-        drop = tuning.difference(dense, right)
-        beside = tuning.difference(plain, right)
+        cost = drop(curve, level)
         found.append([
-            pattern, f"{level:.2f}", "fine-tuned" if tuning.steps else "zero-shot",
-            f"{100 * right.mean():.1f}", str(drop), f"{drop.stderr:.2f}",
-            "-" if pattern == "global" else str(beside),
+            pattern, f"{level:.2f}", how, f"{100 * curve.values_at(level).mean():.1f}", str(cost),
+            f"{cost.stderr:.2f}",
+            "-" if pattern == "global" else str(below(curves, pattern, level)),
         ])  # fmt: skip
     return found
 
 
-def conclusion(tuning: Tuning, seeds: Sequence[int]) -> list[str]:
-    """What the intervals say of each pattern beside the global one."""
-    levelled, said = tuning.levelled_off(seeds) if tuning.steps else (True, "")
-    lines = [f"{said}."] if said else []
-    for pattern, levels in levels_of(tuning).items():
-        for level in levels if pattern != "global" else ():
-            plain, other = (everywhere(tuning, p, level, seeds) for p in ("global", pattern))
-            words = verdict("global", pattern, tuning.difference(plain, other), levelled=levelled)
-            lines.append(f"at {level:.2f}: {words}")
-    return lines
+def compared(tuning: Tuning, curves: Curves, how: str) -> list[tuple[str, sw.Comparison]]:
+    """Each pattern beside the global one."""
+    learned = tuning.learned(curves["global"])
+    return [
+        (
+            f"{how}: at {level:.2f}",
+            sw.Comparison("global", pattern, below(curves, pattern, level), learned),
+        )
+        for pattern, curve in curves.items()
+        for level in (curve.level or ())[1:]
+        if pattern != "global"
+    ]
 
 
-def picture(tuning: Tuning, seeds: Sequence[int]) -> list[Line]:
+def picture(curves: Curves) -> list[Line]:
     """A line for each pattern: two points, or one where it has one level."""
-    dense = everywhere(tuning, "dense", 0.0, seeds)
-    lines = [Line("dense", [0.0], [100 * float(dense.mean())], None, "k*")]
-    for pattern, levels in levels_of(tuning).items():
+    lines = [Line("dense", [0.0], [100 * curves["global"].value[0]], None, "k*")]
+    for pattern, curve in curves.items():
         number = list(LEVELS).index(pattern)  # the same look in every panel
-        found = [everywhere(tuning, pattern, level, seeds) for level in levels]
-        drops = [tuning.difference(dense, right) for right in found]
-        bars = [(drop.high - drop.low) / 2 for drop in drops]
+        levels = (curve.level or ())[1:]
+        bars = [(cost := drop(curve, level)).interval()[1] - cost.mean for level in levels]
         apart = [level + 0.006 * (number - 4.5) for level in levels]
         style = f"C{number}{'osDvPX<>^p'[number]}{'-' if len(levels) > 1 else ''}"
-        lines.append(Line(pattern, apart, [100 * float(r.mean()) for r in found], bars, style))
+        lines.append(Line(pattern, apart, [100 * v for v in curve.value[1:]], bars, style))
     return lines
 
 
@@ -144,26 +131,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--zero-shot", action="store_true", help="only as pruned: two minutes")
     add_sizes(parser)
-    args = parser.parse_args(argv)
+    args = parsed(parser, argv, TOY)
     begin(args)
-    processes = one_thread_each()
-    parts = {"fine-tuned": args.steps, "zero-shot": 0}
-    tunings = {
-        name: Tuning(setting_of(args, args.task, f"{args.task}-{name}", steps))
-        for name, steps in parts.items()
-        if not steps or not args.zero_shot
-    }
-    ahead(processes, *units(list(tunings.values()), args.seeds))
-    lines, said, panels = [], [], {}
-    for name, tuning in reversed(tunings.items()):
-        measured(tuning, args.seeds)
-        for level in (HALF, QUARTER):
-            lines += rows(tuning, args.seeds, level)
-        said += [f"{name}: {line}" for line in conclusion(tuning, args.seeds)]
-        panels[f"{args.task}, {name}"] = picture(tuning, args.seeds)
+    parts = {"zero-shot": 0} if args.zero_shot else {"zero-shot": 0, "fine-tuned": args.steps}
+    lines, said, pairs, panels = [], [], [], {}
+    with processes() as executor:
+        for name, steps in parts.items():
+            tuning = tuning_of(args, args.task, f"{args.task}-{name}", steps)
+            curves = measured(tuning, args.seeds, executor)
+            for level in (HALF, QUARTER):
+                lines += rows(curves, name, level)
+            pairs += compared(tuning, curves, name)
+            panels[f"{args.task}, {name}"] = picture(curves)
+            if steps:
+                said.append(f"{name}: {tuning.remark(curves['global'], executor)}")
     head = ["pattern", "sparsity", "how", "accuracy", f"drop [{CONFIDENCE:.0%}]", "se",
             "below global"]  # fmt: skip
-    print("", table(head, lines), "", *said, "", sep="\n")
+    print("", table(head, lines), "", *said, *concluded(pairs), "", sep="\n")
     path = args.out / "patterns.png"
     note = f"{len(args.seeds)} seeds; bars: {CONFIDENCE:.0%} of the paired drop"
     draw(path, panels, "sparsity (points at one sparsity drawn apart)", "accuracy (%)", note)

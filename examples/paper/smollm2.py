@@ -20,6 +20,7 @@ A run that was killed goes on when the same command is given again.
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -27,8 +28,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from common import CONFIDENCE, Line, Results, arguments, begin, draw, load, t_quantile, table
+from common import (
+    CONFIDENCE,
+    Line,
+    Results,
+    arguments,
+    begin,
+    concluded,
+    draw,
+    load,
+    parsed,
+    table,
+)
 from decoder import PATTERNS, TOLERANCE
 from fetch import MATERIAL
 from torch import nn
@@ -108,7 +121,7 @@ class Experiment:
         self.proxy = sw.Proxy(torch.split(windows, 8), losses, name="loss on docstrings")
 
     def measure(self, pattern: str) -> dict[str, Any]:
-        """Prune and evaluate; "value" is None where the estimate is not informative."""
+        """Prune and evaluate at all levels."""
         record = sw.measure(
             self.model,
             self.proxy,
@@ -126,10 +139,17 @@ class Experiment:
             "loss": list(curve.value),
             "stderr": list(curve.stderr),
             "essential": estimate.describe(),
-            "informative": estimate.informative,
-            "interval": [estimate.low, estimate.high],
             "near_zero": record.near_zero[NEAR_ZERO],
         }
+
+    def losses_at(self, pattern: str, level: float) -> list[float]:
+        """The loss of each window at a level."""
+        curve = sw.finetuned_curve(
+            lambda: copy.deepcopy(self.model), lambda _model: None, self.proxy.evaluate, [level],
+            pattern, proxy=self.proxy, higher_is_better=False,
+        )  # fmt: skip
+        found: list[float] = curve.values_at(level)[0].tolist()
+        return found
 
 
 class Outcome:
@@ -137,18 +157,28 @@ class Outcome:
 
     def __init__(self, experiment: Experiment, results: Results) -> None:
         self.levels = [0.0, *experiment.args.levels, 1.0]
-        self.width = t_quantile(0.5 + CONFIDENCE / 2, experiment.args.examples - 1)
+        self.num = experiment.args.examples
+        self.at = min(experiment.args.levels, key=lambda level: abs(level - 0.5))
         self.found = {
             pattern: results.once(pattern, partial(experiment.measure, pattern))
             for pattern in tqdm(PATTERNS, unit="pattern", disable=None)
+        }
+        self.at_each = {
+            pattern: np.array(
+                results.once(
+                    f"{pattern} at {self.at}", partial(experiment.losses_at, pattern, self.at)
+                )
+            )
+            for pattern in PATTERNS
         }
 
     def rise(self, pattern: str, level: float) -> tuple[float, float]:
         """How far the loss is above dense, and half of the interval, in percent of dense."""
         found = self.found[pattern]
         at, dense = found["levels"].index(level), found["loss"][found["levels"].index(0.0)]
-        rise = 100 * (found["loss"][at] - dense) / dense
-        return rise, 100 * self.width * found["stderr"][at] / dense
+        stderr = 100 * found["stderr"][at] / dense
+        rise = sw.Difference.of(100 * (found["loss"][at] - dense) / dense, stderr, self.num)
+        return rise.mean, rise.interval(CONFIDENCE)[1] - rise.mean
 
     def rows(self) -> list[list[str]]:
         """Of the table, one a level."""
@@ -162,14 +192,10 @@ class Outcome:
         return rows
 
     def conclusions(self) -> list[str]:
-        """In words, from the intervals."""
+        """In words."""
         said = [f"Essential sparsity by {PATTERNS[p]}: {f['essential']}." for p, f in
                 self.found.items()]  # fmt: skip
-        said += [
-            f"{name} against magnitude: {self.against_magnitude(pattern)}."
-            for pattern, name in PATTERNS.items()
-            if pattern != "global"
-        ]
+        said += concluded(self.compared(), unit="% of the dense loss")
         near = self.found["global"]["near_zero"]
         said.append(
             f"{near:.1%} of the weights are within a tenth of their matrix's root mean square: no "
@@ -177,16 +203,22 @@ class Outcome:
         )
         return said
 
-    def against_magnitude(self, pattern: str) -> str:
-        """What the intervals of both estimates say."""
-        other, plain = self.found[pattern], self.found["global"]
-        if not (other["informative"] and plain["informative"]):
-            return "cannot tell, an estimate is not informative"
-        if other["interval"][0] > plain["interval"][1]:
-            return "more can go, the intervals lie apart"
-        if other["interval"][1] < plain["interval"][0]:
-            return "less can go, the intervals lie apart"
-        return "no difference is seen, the intervals overlap"
+    def compared(self) -> list[tuple[str, sw.Comparison]]:
+        """Magnitude and each other pattern, paired by window, in percent of the dense loss."""
+        dense = self.found["global"]["loss"][0]
+        plain = 100 * self.at_each["global"] / dense
+        return [
+            (
+                f"loss at {self.at:.2f}",
+                sw.Comparison(
+                    PATTERNS["global"],
+                    name,
+                    sw.Difference.paired(plain, 100 * self.at_each[pattern] / dense),
+                ),
+            )
+            for pattern, name in PATTERNS.items()
+            if pattern != "global"
+        ]
 
     def lines(self, patterns: Sequence[str]) -> list[Line]:
         """The rise of each pattern over the counted sparsity, but for everything removed."""
@@ -209,10 +241,7 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--levels", type=float, nargs="+", default=LEVELS)
     add("--examples", type=int, default=16, help="windows of the text")
     add("--length", type=int, default=128, help="tokens of a window")
-    args = parser.parse_args(argv)
-    if args.small:
-        vars(args).update(TOY)
-    return args
+    return parsed(parser, argv, TOY)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -324,7 +324,7 @@ def tasks(
 ) -> list[Task]:
     """Tasks by name: "genres", "spam"."""
     made = {"genres": genres, "spam": spam}
-    return [made_up(name) if small else made[name](material, **sizes) for name in names]
+    return [made_up(name, **sizes) if small else made[name](material, **sizes) for name in names]
 
 
 class _Parts:

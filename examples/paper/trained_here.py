@@ -7,12 +7,13 @@ import ast
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
-from common import Difference, difference_of_seeds, has_levelled_off
+from common import drop
 from matplotlib.axes import Axes
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -222,12 +223,10 @@ def save(file: Path, weights: Any) -> None:
 
 
 def parsed(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, toy: dict[str, Any]
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, toy: Mapping[str, Any]
 ) -> argparse.Namespace:
     """The arguments; with ``--small`` those of a toy. Intervals over seeds need two."""
-    args = parser.parse_args(argv)
-    if args.small:
-        vars(args).update(toy)
+    args = common.parsed(parser, argv, toy)
     if args.seeds < 2:
         parser.error("Expected two `--seeds` at least.")
     return args
@@ -239,37 +238,10 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: x for name, x in sorted(vars(args).items()) if name not in left_out}
 
 
-def in_points(curve: sw.FinetunedCurve, index: int) -> list[float]:
-    """The value of each seed at a level, in percent."""
-    return [100 * values[index] for values in curve.by_seed]
-
-
-def against_dense(curve: sw.FinetunedCurve, index: int) -> Difference:
-    """How much better a level is than the dense model of the same seed, in points."""
-    return difference_of_seeds(in_points(curve, index), in_points(curve, 0))
-
-
-def levelled_off(half: sw.FinetunedCurve, whole: sw.FinetunedCurve) -> tuple[bool, str]:
-    """Whether twice the training still raises the dense accuracy; and the same in words.
-
-    Args:
-        half: whose first point is the dense accuracy after half of the steps.
-        whole: whose first point is that after all of them.
-    """
-    return has_levelled_off(difference_of_seeds(in_points(whole, 0), in_points(half, 0)))
-
-
 def draw_curve(axes: Axes, curve: sw.FinetunedCurve, name: str) -> None:
     """The accuracy against dense over the sparsity, with its intervals."""
-    found = [against_dense(curve, i) for i in range(len(curve.value))]
-    means = [one.mean for one in found]
-    bars = [one.high - one.mean for one in found]
+    found = [drop(curve, level) for level in curve.level or ()]
+    means = [-one.mean for one in found]
+    bars = [one.interval()[1] - one.mean for one in found]
+    bars[0] = 0.0  # the dense model itself
     axes.errorbar(curve.sparsity, means, bars, label=name, capsize=3)
-
-
-def grouped(sparsities: Sequence[float], words: Sequence[str]) -> str:
-    """Words said of levels, the levels of the same words together."""
-    found: dict[str, list[str]] = {}
-    for sparsity, said in zip(sparsities, words, strict=True):
-        found.setdefault(said, []).append(f"{sparsity:.2f}")
-    return "; ".join(f"{said} at {', '.join(at)}" for said, at in found.items())

@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsitywatch.errors import expect, expect_number
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
-from sparsitywatch.records.curve import Array, first_beyond, t_quantile, units
+from sparsitywatch.records.curve import Array, first_beyond, rounded_up, t_quantile, units
 
 _MODES = ("relative", "absolute")
 #: Rounding of a mean is not harm: 0.90 - 0.89 is within 0.01, though not in binary.
@@ -189,9 +189,8 @@ class _Reading:
             return "", None
         needed, how_many = None, "more"
         if self.freedom is not None:
-            number = (self.freedom + 1) * excess**2  # errors fall with the root of the number
-            digit: int = 10 ** max(math.floor(math.log10(number)) - 1, 0)
-            needed = math.ceil(number / digit) * digit
+            # errors fall with the root of the number
+            needed = rounded_up((self.freedom + 1) * excess**2)
             how_many = f"about {needed:,}"
         return f"cannot say: {reason}; it would take {how_many} {units(unit)}", needed
 

@@ -19,13 +19,9 @@ from typing import Literal, NamedTuple
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
+from sparsitywatch.locks import try_lock, unlock
 from sparsitywatch.redact import logger
 from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest, read_spectrum
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None  # type: ignore[assignment]
 
 #: Names the writer of a directory, who keeps it locked while it lives.
 _WRITER = ".writer"
@@ -214,7 +210,7 @@ class Claim:
             try:
                 file = stack.enter_context(temporary.open("xb", buffering=0))
                 file.write(json.dumps(holder._asdict()).encode())
-                if _try_lock(file.fileno()) is None:
+                if try_lock(file.fileno()) is None:
                     file.close()  # Windows cannot rename a file that is open
                 temporary.replace(directory / _WRITER)
             except OSError as error:  # such as a full disk, which the sinks will report, too
@@ -257,22 +253,9 @@ def _is_locked(path: Path) -> bool:
     """Whether somebody holds the lock of a file; False where there are no locks."""
     try:
         with path.open("r+b") as file:
-            return _try_lock(file.fileno()) is False
+            return try_lock(file.fileno()) is False
     except OSError:  # it has just been taken away
         return False
-
-
-def _try_lock(descriptor: int) -> bool | None:
-    """Whether the lock was free and is ours now; None where there are no locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # some network file systems have no locks
-        return None
-    return True
 
 
 @contextlib.contextmanager
@@ -285,13 +268,11 @@ def _locked(directory: Path) -> Iterator[None]:
         return
     give_up = time.monotonic() + _WAIT_S
     try:
-        while _try_lock(descriptor) is False:
+        while try_lock(descriptor) is False:
             if time.monotonic() > give_up:
                 raise LogTakenError(f"{_Holder.of(directory)} keeps {str(directory)!r} locked")
             time.sleep(0.005)
         yield
     finally:
-        if fcntl is not None:  # a forked child may hold the same lock
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        unlock(descriptor)
         os.close(descriptor)

@@ -280,9 +280,9 @@ class Proxy(FrozenBatches):
             if batch is None or place is None:
                 continue
             seed_generators(place)
-            state = _drawn_from()
+            state = drawn_from()
             turned = self._of_batch(index, model, value, batch)
-            if _drawn_from() == state and len(turned) == batch.sizes()[0]:
+            if drawn_from() == state and len(turned) == batch.sizes()[0]:
                 found[place] = turned[::-1]
         return found
 
@@ -322,7 +322,7 @@ def _most_differ(before: np.ndarray, again: np.ndarray) -> bool:
     return bool(np.median(np.abs(again - before)) > ROUNDING * np.abs(before).max())
 
 
-def _drawn_from() -> list[bytes]:
+def drawn_from() -> list[bytes]:
     """The state of the generators that a forward may draw from."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]

@@ -18,14 +18,10 @@ from numpy.typing import NDArray
 
 from sparsitywatch.errors import ConfigurationError, expect_number, expect_whole, is_number, listed
 from sparsitywatch.records import SparsityCurve
-from sparsitywatch.records.curve import first_beyond
+from sparsitywatch.records.curve import ROUNDED, first_beyond, standard_error
 
 Array = NDArray[np.float64]
 
-#: Numbers that differ by less than this share of what is tolerated are equal but for rounding.
-_ROUNDED = 1e-4
-#: Of the bounds that n equal numbers leave, one-sided, and its quantile of the normal.
-_LEFT, _QUANTILE = 0.05, 1.6448536269514722
 #: Racing's levels around the crossing and the lower end of its interval are no farther apart than
 #: so many widths of the interval, those around the upper end than so many, or so many times the
 #: resolution. Harm mostly bends upward, so that it is read too high between levels that are far
@@ -370,7 +366,7 @@ class PairedDifferences:
             lost = np.concatenate([self._lost[level], lost])
         self._lost[level] = lost
         self._same |= {level} if is_same else set()
-        losers = lost[np.isfinite(lost) & (np.abs(lost) > _ROUNDED * self._tolerated)]
+        losers = lost[np.isfinite(lost) & (np.abs(lost) > ROUNDED * self._tolerated)]
         self._sizes[level] = math.sqrt(float(losers @ losers) / len(losers)) if len(losers) else 0.0
         # the error where nothing is lost is by what is lost at others
         for changed in {level} | {other for other, size in self._sizes.items() if not size}:
@@ -401,23 +397,6 @@ class PairedDifferences:
         stderr = 0.0 if math.isnan(mean.stderr) else mean.stderr / unit
         error, share = mean.sampling_error / unit, mean.num_seen / self.num_examples
         return Point(level, harm / unit, stderr, error, mean.num_seen - 1, share)
-
-
-def standard_error(numbers: Array, most: float, unit: float) -> float:
-    """The standard error of the mean of numbers, for the population that they were drawn from.
-
-    That n numbers are equal proves little: with a probability of 5 % a share of 1 - 0.05^(1/n) of
-    the population, about 3/n, is another, by ``most`` or so. The error is then the one that has
-    its bound there. ``unit`` is what is tolerated. NaN of one number, and where one is not finite.
-
-    Reference: Hanley and Lippman-Hand 1983, J. Am. Med. Assoc. 249:1743 (the rule of three).
-    """
-    num = len(numbers)
-    if num < 2 or not np.isfinite(numbers).all():
-        return math.nan
-    if float(np.ptp(numbers)) <= _ROUNDED * unit:
-        return most * (1.0 - math.pow(_LEFT, 1.0 / num)) / _QUANTILE
-    return float(numbers.std(ddof=1)) / math.sqrt(num)
 
 
 def largest_step(values: Array) -> float:

@@ -7,6 +7,7 @@ that was not asked for is None; both are ``null`` in JSON.
 
 from sparsitywatch.records.codec import from_data, from_json, to_json
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
+from sparsitywatch.records.difference import Difference
 from sparsitywatch.records.event import SERIES_KINDS, VITAL_KINDS, Event, latest_versions
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
@@ -38,8 +39,9 @@ from sparsitywatch.records.run import (
 )
 
 __all__ = [
-    "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Cost", "DecayProjection", "Detail", "Dormant",
-    "EssentialSparsity", "Event", "Finding", "Forecast", "LayerColumns", "LayerShare", "Layers",
+    "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Cost", "DecayProjection", "Detail",
+    "Difference", "Dormant", "EssentialSparsity", "Event", "Finding", "Forecast", "LayerColumns",
+    "LayerShare", "Layers",
     "LedgerEntry", "LogHistogram", "MaskOverlap", "Movement", "Provenance", "Record", "Replicas",
     "RunInfo", "ScopeSummary", "Source", "SparsityCurve", "Vital", "WatchState", "from_data",
     "from_json", "html_of", "latest_versions", "ledger_in_short", "to_json",

@@ -22,7 +22,13 @@ _EXACT = 0.01
 _FAINT = 1e-100
 #: Beyond so many degrees of freedom Student's t as a series is as exact, and shorter.
 _MOST_EXACT = 200
+#: Beyond so many its sum is left out: the normal distribution is as near as rounding.
+_MOST_SUMMED = 10_000
 _HALVINGS = 80
+#: Numbers that differ by less than this share of what is tolerated are equal but for rounding.
+ROUNDED = 1e-4
+#: Of the bounds that n equal numbers leave, one-sided, and its quantile of the normal.
+_LEFT, _QUANTILE = 0.05, 1.6448536269514722
 
 
 @dataclass(frozen=True)
@@ -253,3 +259,40 @@ def _probability(angle: float, freedom: int) -> float:
         term *= cosine * (2 * k / (2 * k + 1) if is_odd else (2 * k - 1) / (2 * k))
     both = 2 / math.pi * (angle + math.sin(angle) * total) if is_odd else math.sin(angle) * total
     return 0.5 + both / 2
+
+
+def t_tail(t: float, freedom: int | None) -> float:
+    """Probability that Student's t is above a ``t`` of at least 0; None is a normal variable."""
+    if freedom is None or freedom > _MOST_SUMMED:
+        return 1.0 - NormalDist().cdf(t)
+    return 1.0 - _probability(math.atan(t / math.sqrt(freedom)), freedom)
+
+
+# ------------------------------------------------------------------ errors of means
+
+
+def standard_error(numbers: Array, most: float, unit: float) -> float:
+    """The standard error of the mean of numbers, for the population that they were drawn from.
+
+    That n numbers are equal proves little: with a probability of 5 % a share of 1 - 0.05^(1/n) of
+    the population, about 3/n, is another, by ``most`` or so. The error is then the one that has
+    its bound there. ``unit`` is what is tolerated. NaN of one number, and where one is not finite.
+
+    Reference: Hanley and Lippman-Hand 1983, J. Am. Med. Assoc. 249:1743 (the rule of three).
+    """
+    num = len(numbers)
+    if num < 2 or not np.isfinite(numbers).all():
+        return math.nan
+    if float(np.ptp(numbers)) <= ROUNDED * unit:
+        return most * (1.0 - math.pow(_LEFT, 1.0 / num)) / _QUANTILE
+    return float(numbers.std(ddof=1)) / math.sqrt(num)
+
+
+def rounded_up(number: float) -> int:
+    """A number of examples to two digits: more would not be true.
+
+    >>> rounded_up(8118), rounded_up(7)
+    (8200, 7)
+    """
+    digit: int = 10 ** max(math.floor(math.log10(number)) - 1, 0)
+    return math.ceil(number / digit) * digit

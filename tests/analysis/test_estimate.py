@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from sparsitywatch.analysis.estimate import allowed_harm, essential_sparsity, knee_of
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.pruning.sweeps import standard_error
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
-from sparsitywatch.records.curve import best_rising
+from sparsitywatch.records.curve import best_rising, standard_error
 
 NAN, INF = math.nan, math.inf
 

@@ -13,16 +13,22 @@ import zipfile
 from pathlib import Path
 
 import common
+import data_volume
+import decoder
 import fetch
 import finetuned_curve
 import layers
+import lottery_ticket
 import numpy as np
 import patterns
 import pytest
+import smollm2
 import texts
 import torch
 import tuning
 from contracts.paper import said, table
+
+import sparsitywatch as sw
 
 PAPER = Path(__file__).parents[2] / "examples" / "paper"
 
@@ -113,64 +119,25 @@ def test_results_go_on_after_a_kill_in_the_middle_of_a_line(tmp_path):
         common.Results(file, {"steps": 4})
 
 
-def test_flags_survive_packing():
-    flags = np.random.default_rng(0).random(37) > 0.5
-    assert (common.unpacked(common.packed(flags)) == flags).all()
-
-
-@pytest.mark.parametrize(
-    ("freedom", "value"), [(1, 6.3138), (2, 2.9200), (7, 1.8946), (60, 1.6706)]
-)
-def test_quantiles_are_those_of_the_books(freedom, value):
-    assert common.t_quantile(0.95, freedom) == pytest.approx(value, abs=2e-3)
-    assert common.t_quantile(0.05, freedom) == pytest.approx(-value, abs=2e-3)
-
-
-def test_the_interval_of_a_difference_covers():
-    """Seeds and examples both vary: nominal 90 %, and it errs to the wide side."""
-    random = np.random.default_rng(1)
-    covered = 0
-    for _ in range(300):
-        seeds, examples = 0.02 * random.normal(size=(3, 1)), 0.3 * random.normal(size=(1, 100))
-        noise = 0.1 * random.normal(size=(3, 100))
-        drop = common.difference(0.05 + seeds + examples + noise, np.zeros((3, 100)))
-        covered += drop.low <= 5.0 <= drop.high
-    assert 0.88 <= covered / 300 <= 1.0
-
-
-def test_examples_of_one_source_count_together():
-    """Ten examples a file, all alike: the error is that of the files, by numpy."""
-    of_file = np.random.default_rng(3).normal(size=(2, 40))
-    drops, sources = np.repeat(of_file, 10, axis=1), np.repeat(np.arange(40), 10)
-    found = common.difference(drops, 0 * drops, sources)
-    files = 100 * of_file.mean(0).std(ddof=1) / 40**0.5
-    seeds = 100 * of_file.mean(1).std(ddof=1) / 2**0.5
-    assert found.stderr == pytest.approx(np.hypot(files, seeds))
-    assert found.mean == pytest.approx(100 * of_file.mean())
-    alone = common.difference(drops, 0 * drops)
-    assert alone == common.difference(drops, 0 * drops, np.arange(400))
-    assert alone.stderr < found.stderr
-
-
-def test_verdicts_come_from_intervals():
-    better = common.Difference(2.0, 0.5, 1.0, 3.0)
-    assert common.verdict("a", "b", better).endswith("a does better")
-    assert common.verdict("a", "b", common.Difference(-2, 0.5, -3, -1)).endswith("b does better")
-    equal = common.Difference(0.1, 0.5, -0.9, 1.1)
-    assert common.verdict("a", "b", equal).endswith("no difference is seen")
-    wide = common.Difference(5.0, 0.7, 3.0, 7.0)
-    assert "cannot tell, the standard error is 0.7" in common.verdict("a", "b", wide)
-    assert "has not levelled off" in common.verdict("a", "b", better, levelled=False)
-
-
-def test_levelled_off_needs_a_gain_that_is_known_to_be_small():
-    full = np.ones((3, 1000))
-    half = full.copy()
-    assert common.has_levelled_off(common.difference(full, half))[0]
-    half[:, :50] = 0.0
-    level, words = common.has_levelled_off(common.difference(full, half))
-    assert not level
-    assert "not been shown to have levelled off" in words
+def test_comparisons_of_a_command_are_told_together():
+    dense, half = np.ones((3, 400)), np.tile([1.0, 0.0], (3, 200))
+    for seed in range(3):
+        dense[seed, : 4 * seed] = 0.0
+    curve = sw.FinetunedCurve(
+        sparsity=[0.0, 0.5], value=[0.99, 0.5], seeds=(0, 1, 2), by_seed=((0.99, 0.5),) * 3,
+        by_example=np.stack([dense, half], 1), level=[0.0, 0.5],
+    )  # fmt: skip
+    cost = common.drop(curve, 0.5)
+    assert cost.mean == pytest.approx(49.0)
+    learned = common.learned(curve, [0, 1] * 200)
+    assert learned.mean == pytest.approx(49.0)
+    nothing = common.learned(curve, [0] * 400)
+    pairs = [("x", sw.Comparison("dense", "half", cost, one)) for one in (learned, nothing)]
+    first, second = common.concluded(pairs)
+    assert first.startswith("x: dense − half: +49.0 [")
+    assert first.endswith("they differ, dense is higher.")
+    assert "the dense model is no better than the largest class (-1.0 [" in second
+    assert common.remark(curve, curve).startswith("twice the training raises the dense accuracy by")
 
 
 def test_a_table_is_markdown_in_columns():
@@ -317,24 +284,18 @@ def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(tmp_path, monkey
 
 @pytest.mark.slow
 def test_other_processes_give_what_one_alone_gives(tmp_path, monkeypatch):
+    pool = tuning.ProcessPoolExecutor  # one is started, which takes seconds
+    monkeypatch.setattr(tuning, "ProcessPoolExecutor", lambda num, *given: pool(num - 1, *given))
     arguments = ["--task", "spam", "--steps", "1", "--seeds", "0"]
     one = said(patterns, tmp_path / "1", *arguments)
-    asked = []
-
-    def in_turn(processes, *stages):  # so that a single process is started
-        asked.extend(stages)
-        tuning.ahead(processes, *([unit] for stage in stages for unit in stage))
-
-    monkeypatch.setattr(patterns, "ahead", in_turn)
     two = said(patterns, tmp_path / "2", *arguments, "--threads", "2")
     assert torch.get_num_threads() == 1
     assert table(two) == table(one)
-    for stage in asked:  # no two of a stage write the same files
-        assert len({(unit.setting.folder, unit.pattern) for unit in stage}) == len(stage) > 1
     files = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*.jsonl"))
-    assert len(files) == 2 * 10 + 2 * 9 + 3 + 2  # curves and examples; dense, half; the heads
-    for file in files:
-        assert (tmp_path / "2" / file).read_text() == (tmp_path / "1" / file).read_text()
+    assert len(files) == 10 + 9 + 1 + 3  # as pruned, trained, half as long; the heads
+    for file in files:  # in the order in which they are done
+        first, second = ((tmp_path / n / file).read_text().splitlines() for n in "12")
+        assert sorted(second) == sorted(first)
 
 
 @pytest.mark.slow
@@ -361,11 +322,16 @@ def test_what_is_seen_over_the_blocks_decides_about_the_layers():
     cells = np.full((6, 6), 0.2)
     cells[::2, 4:] += 0.05
     cells[1::2, 4:] -= 0.05
-    assert "no difference is seen over 6 blocks" in layers.feed_forward_or_attention(cells)
+
+    def told():
+        return common.concluded([("raw", layers.feed_forward_and_attention(cells))])[0]
+
+    assert "cannot tell, it would take about" in told()
+    assert "blocks" in told()
     cells[:, 4:] += 0.1
-    assert "more of the feed-forward weights" in layers.feed_forward_or_attention(cells)
+    assert told().endswith("feed-forward is higher.")
     cells[:, 4:] -= 0.2
-    assert "more of the attention's weights" in layers.feed_forward_or_attention(cells)
+    assert told().endswith("attention is higher.")
 
 
 @pytest.mark.slow
@@ -384,3 +350,37 @@ def test_patterns_are_judged_as_pruned_and_after_training(tmp_path):
     assert "zero-shot: at 0.50: global − sparsegpt: " in text
     assert "fine-tuned: twice the training" in text
     assert (tmp_path / "patterns.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ------------------------------------------------------------------ --small
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        (decoder, {"steps": 3, "width": 8, "levels": [0.4]}),
+        (lottery_ticket, {"rounds": 1, "examples": 30}),
+        (smollm2, {"length": 5, "levels": [0.3]}),
+        (data_volume, {"steps": 8, "every": 2}),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_small_overrides_nothing_that_is_given_beside_it(command, given):
+    words = []
+    for name, value in given.items():
+        words.append(f"--{name.replace('_', '-')}")
+        words += map(str, value if isinstance(value, list) else [value])
+    for order in (["--small", *words], [*words, "--small"]):
+        args = vars(command.arguments_of(order))
+        assert {name: args[name] for name in given} == given
+    plain, small = command.arguments_of([]), command.arguments_of(["--small"])
+    assert [n for n in given if vars(plain)[n] != vars(small)[n]]  # a toy where nothing is given
+
+
+def test_small_texts_have_the_sizes_that_are_given(tmp_path):
+    words = ["--small", "--length", "6", "--train", "20", "--tasks", "spam", "--seeds", "0"]
+    text = said(finetuned_curve, tmp_path, *words, "--steps", "0")
+    assert "spam: 20 texts to learn from, 32 judged" in text
+    head, *_ = (tmp_path / "spam" / "head.jsonl").read_text().splitlines()
+    kept = json.loads(head)["settings"]
+    assert (kept["length"], kept["train_on"], kept["held_out"]) == (6, 20, 32)

@@ -54,18 +54,24 @@ def test_started_again_it_measures_nothing_and_says_the_same(ran, monkeypatch):
     assert (ran / "smollm2.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_verdicts_follow_from_the_intervals():
+def test_what_is_compared_is_paired_by_window():
     outcome = object.__new__(smollm2.Outcome)
-    outcome.found = {
-        "global": {"informative": True, "interval": [0.1, 0.2]},
-        "wanda": {"informative": True, "interval": [0.15, 0.3]},
-        "sparsegpt": {"informative": True, "interval": [0.25, 0.3]},
-        "random": {"informative": False, "interval": [0.0, 0.0]},
+    outcome.at = 0.5
+    random = np.random.default_rng(0)
+    windows = random.normal(4.0, 1.0, 16)
+    outcome.found = {"global": {"loss": [4.0]}}
+    outcome.at_each = {
+        "global": windows,
+        "wanda": windows - 0.5 + 0.1 * random.normal(size=16),
+        "sparsegpt": windows + 0.2 * (-1.0) ** np.arange(16),
+        "random": windows + 4.0,
     }
-    told = {name: outcome.against_magnitude(name) for name in outcome.found}
-    assert told["wanda"].startswith("no difference")
-    assert told["sparsegpt"].startswith("more can go")
-    assert told["random"].startswith("cannot tell")
+    told = dict(zip(("wanda", "sparsegpt", "random"),
+                    smollm2.concluded(outcome.compared()), strict=True))  # fmt: skip
+    assert told["wanda"].startswith("loss at 0.50: magnitude − Wanda: +1")
+    assert told["wanda"].endswith("they differ, magnitude is higher.")
+    assert "cannot tell, it would take about" in told["sparsegpt"]
+    assert "windows" not in told["random"]
 
 
 def test_without_the_file_it_says_how_to_get_it(tmp_path):

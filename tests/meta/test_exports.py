@@ -15,12 +15,13 @@ import sparsitywatch
 
 #: The public face. A name is added here on purpose, and taken away only with a deprecation.
 PUBLIC = {
-    "Audit", "CheckpointError", "ConfigurationError", "EssentialSparsity", "Event",
+    "Audit", "CheckpointError", "Comparison", "Conclusion", "ConfigurationError", "Difference",
+    "EssentialSparsity", "Event",
     "FinetunedCurve", "MagnitudeSpectrum", "MeasurementError", "Proxy", "Record", "Run", "Settings",
     "SparsityCurve", "SparsityWatchError", "StateError", "Watcher", "__version__", "actions",
     "adaptive", "audit", "detectors", "errors", "essential_sparsity", "finetuned_curve", "load",
-    "mask_similarity", "measure", "patterns", "replay", "schedules", "sinks", "sweeps", "verify",
-    "watch",
+    "mask_similarity", "measure", "patterns", "replay", "schedules", "sinks", "sweeps", "verdicts",
+    "verify", "watch",
 }  # fmt: skip
 #: What one level down is for users, too.
 FACES = {

@@ -182,8 +182,6 @@ def test_after_a_kill_it_goes_on_from_what_is_done(tmp_path: Path) -> None:
             {"pattern": sw.patterns.SparseGPT(block=4)},
             r"to be of `pattern` .*'block': 4.*'block': 128",
         ),
-        ({"levels": [0.5, 0.6]}, r"to be of `levels` \[0.0, 0.5, 0.6\], .* \[0.0, 0.5\]"),
-        ({"seeds": [1]}, r"to be of `seeds` \[1\], .* begun with \[0\]"),
         ({"scope": ["2.weight"]}, "to be of `scope`"),
         ({"settings": {"steps": 6}}, r"to be of `settings` \{'steps': 6\}, .* \{'steps': 3\}"),
         ({"settings": None}, "to be of `settings`"),
