@@ -326,20 +326,12 @@ def _evaluated(
     controls: dict[str, SweepResult] = {}
     if model is None or proxy is None:
         return None, controls, ""
+    evaluate = partial(run_sweep, model, proxy, spectrum, allowed=run.allowed)
     try:
-        result = run_sweep(
-            model,
-            proxy,
-            spectrum,
-            pattern=settings.pattern,
-            sweep=settings.effective_sweep,
-            allowed=run.allowed,
-        )
+        result = evaluate(pattern=settings.pattern, sweep=settings.effective_sweep)
         same = SameLevels(result.curve, settings.effective_sweep.examples)
         for control in settings.controls if len(result.cuts) > 2 else ():
-            controls[control.name] = run_sweep(
-                model, proxy, spectrum, pattern=control, sweep=same, allowed=run.allowed
-            )
+            controls[control.name] = evaluate(pattern=control, sweep=same)
     except BaseException as error:  # sorted by reraise_foreign
         reraise_foreign(error, strict=run.strict)
         logger.exception("evaluation failed at %s", numbered(run.unit, step))
