@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsitywatch.analysis.detect.abrupt import AbruptChange, in_family
-from sparsitywatch.analysis.detect.detector import FEW, LATEST, MAD_TO_SD, SCORE, SIDES_90, Array
+from sparsitywatch.analysis.detect.abrupt import AbruptChange
+from sparsitywatch.analysis.detect.detector import LATEST, Array
 from sparsitywatch.analysis.events import context_of
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import Event, Layers, Record
@@ -101,8 +101,6 @@ class Emergence:
             first root mean square), "rms_0.1" (of its present one). Each is taken to the nearest
             end of a bin, at most 0.2 % away, so that shares are counted exactly.
         shares: of the in-scope weights, float [K, T].
-        chances: how many independent thresholds the tested ones are worth; at each the detector is
-            so much the more certain that all together alarm as rarely by chance as one does.
         turns: events of ``AbruptChange`` in the order of the thresholds; their ``series`` is
             "near_zero/" and the threshold. The ``kind`` is "abrupt" if its onset is known to a
             quarter of the run so far, and if a neighbouring threshold shows the same; else
@@ -113,12 +111,11 @@ class Emergence:
     steps: np.ndarray
     thresholds: tuple[str, ...]
     shares: np.ndarray
-    chances: float
     turns: tuple[Event, ...]
 
     @property
     def tested(self) -> np.ndarray:
-        """Which shares move by a point or more, so that there may be a turn, bool [K]."""
+        """Which shares move by a point or more, and are tested for a turn, bool [K]."""
         found: np.ndarray = np.ptp(self.shares, axis=1) >= _MIN_EFFECT
         return found
 
@@ -166,16 +163,15 @@ def emergence(run: Run) -> Emergence:
     thresholds = tuple(name for names in zip(*kinds, strict=True) for name in names)
     steps = np.array([record.step for record, _ in looks])
     contexts = [context_of(record, record.series()) for record, _ in looks]
-    chances, seen = turns_of(steps, shares, contexts)
+    seen = turns_of(steps, shares, contexts)
     turns = [
         replace(turn, series=f"near_zero/{name}", unit=run.unit)
         for name, own in zip(thresholds, seen, strict=True)
         for turn in own
     ]
     return Emergence(
-        unit=run.unit, steps=steps, thresholds=thresholds, shares=shares, chances=chances,
-        turns=tuple(turns),
-    )  # fmt: skip
+        unit=run.unit, steps=steps, thresholds=thresholds, shares=shares, turns=tuple(turns)
+    )
 
 
 def _looks(run: Run) -> Iterator[tuple[Record, Mapping[str, Any]]]:
@@ -211,23 +207,23 @@ def _shares(
 
 def turns_of(
     steps: np.ndarray, shares: Array, contexts: Sequence[Mapping[str, float]]
-) -> tuple[float, list[list[Event]]]:
-    """How many chances K thresholds of rising size are worth, and the events of each."""
+) -> list[list[Event]]:
+    """The events of each of K thresholds of rising size, as one family."""
     tested = np.flatnonzero(np.ptp(shares, axis=1) >= _MIN_EFFECT)
-    chances = num_chances(shares[tested])
     seen: list[list[Event]] = [[] for _ in shares]
     for k in tested:
-        detector = AbruptChange(_MIN_EFFECT, family=math.ceil(chances))
+        # each is a chance to be fooled, though neighbours are correlated: at scores of 5 and more
+        # two of them with correlation 0.8 are hardly ever high together (docs/detection.md)
+        detector = AbruptChange(_MIN_EFFECT, family=len(tested))
         each = zip(steps.tolist(), shares[k].tolist(), contexts, strict=True)
         found = [detector.update(step, value, context) for step, value, context in each]
         seen[k] = [event for event in found if event is not None]
     near = [[*below, *above] for below, above in zip([[], *seen], [*seen[1:], []], strict=False)]
     first = int(steps[0])
-    judged = [
+    return [
         [_judged(event, others, first) for event in own]
         for own, others in zip(seen, near, strict=True)
     ]
-    return chances, judged
 
 
 def _judged(event: Event, near: Sequence[Event], first: int) -> Event:
@@ -248,43 +244,3 @@ def _is_dated(event: Event, first: int) -> bool:
     """Whether the onset of an abrupt change is known to a quarter of the run until it was seen."""
     so_far = event.detected_step - first
     return event.kind == "abrupt" and event.onset_high - event.onset_low <= LATEST * so_far
-
-
-# Whoever asks K thresholds has K chances to be fooled, and fewer where their noise is correlated
-# (the look-elsewhere effect). Take the thresholds in their order. A normal score is above h at one
-# of them only if it is at the first, or comes above h on the way from one to the next. Between
-# scores with correlation rho that happens arccos(rho) / 2 pi exp(-h^2 / 2) times on average (Rice
-# 1944), and no more often than the next one is above h. The sum bounds the chance of any, whatever
-# the other correlations are (Davies 1977, Gross & Vitells 2010).
-
-
-def num_chances(shares: Array) -> float:
-    """How many independent series K correlated ones are worth to the detector, 1 to K; [K, T]."""
-    angles = np.arccos(correlations(shares))
-    chances = float(max(len(shares), 1))
-    for _ in range(20):  # the score that is needed and what it makes of the way
-        chances = chances_above(in_family(SCORE, chances), angles)
-    return chances
-
-
-def chances_above(score: float, angles: Array) -> float:
-    """How many times as often as one alone any of the scores is above ``score``, at most."""
-    alone = 0.5 * math.erfc(score / math.sqrt(2.0))
-    crossings = angles * math.exp(-0.5 * score**2) / (2.0 * math.pi)
-    return 1.0 + float(np.minimum(crossings / alone, 1.0).sum())
-
-
-def correlations(shares: Array) -> Array:
-    """Of the noise of each series with the next one's, no more of it than is sure, [K - 1]."""
-    if shares.shape[1] < FEW:  # too few snapshots for any event
-        return np.zeros(max(len(shares) - 1, 0))
-    noise = np.diff(shares, 2, axis=1)  # without any smooth trend
-    limit = 3.0 * MAD_TO_SD * np.median(np.abs(noise), axis=1, keepdims=True)
-    noise = np.clip(noise, -limit, limit)  # a turn is not noise
-    size = np.sqrt(np.square(noise).sum(axis=1))
-    products = (noise[1:] * noise[:-1]).sum(axis=1)
-    found = np.clip(products / np.maximum(size[1:] * size[:-1], 1e-300), 0.0, 1.0 - 1e-9)
-    # the lower end of Fisher's interval; second differences tell about half of what values would
-    freedom = max(noise.shape[1] / 2.0 - 3.0, 1e-3)
-    lower: Array = np.tanh(np.arctanh(found) - SIDES_90 / math.sqrt(freedom))
-    return np.maximum(lower, 0.0)

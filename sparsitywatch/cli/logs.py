@@ -275,8 +275,8 @@ def _emergence(arguments: argparse.Namespace) -> None:
     of_all = f"{len(found.steps):,} of {count(len(run.records), 'snapshot')}"
     asked = (
         f"{count(len(found.thresholds), 'threshold')} were asked at {of_all}, {found.unit}s "
-        f"{found.steps[0]:,} to {found.steps[-1]:,}. Shares that move by a point or more are "
-        f"tested: {found.tested.sum()}, which count as {found.chances:.1f} independent ones."
+        f"{found.steps[0]:,} to {found.steps[-1]:,}. The {found.tested.sum()} shares that move by "
+        "a point or more are tested as one family."
     )
     print("\n".join(textwrap.fill(text, 80) for text in (*found.conclusions, asked)))
     header = ("|w| at most", "first %", "lowest %", f"at {found.unit}", "last %", "turns")

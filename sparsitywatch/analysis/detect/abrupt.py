@@ -39,7 +39,7 @@ _SETTLING_SHARE = 0.1
 _SKIPPED = 4
 
 
-def in_family(score: float, number: float) -> float:
+def in_family(score: float, number: int) -> float:
     """The score that one of several chances needs to be as rare as one alone (Bonferroni)."""
     return -NormalDist().inv_cdf(0.5 * math.erfc(score / math.sqrt(2.0)) / number)
 
