@@ -404,9 +404,8 @@ class Masks(ABC):
         self.weights = weights  # names, dense weights, and where the masked ones go
         #: Tensors of the training that a forward may reach, with what was written to them before.
         self.shared: list[tuple[torch.Tensor, int]] = []
-        self.united: Callable[[Callable[[], Numbers]], Numbers] = (
-            of_this_rank  # of numbers that are found in the dense weights
-        )
+        #: Of numbers that are found in the dense weights.
+        self.united: Callable[[Callable[[], Numbers]], Numbers] = of_this_rank
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 import torch
 from contracts.thread_ranks import ThreadRanks, on_ranks
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -501,6 +503,36 @@ def test_a_level_is_met_to_the_weight(name: str, dtype: torch.dtype) -> None:
             found = {n: pruned_alone(cut, n, w) for n, w in weights.items()}
             num = sum(int((out == 0).sum()) for out in found.values())
             assert num == round(level * 80_000) == round(cut.sparsity * 80_000)
+
+
+@pytest.mark.parametrize("name", ["global", "layerwise", "global_normalised"])
+@given(seed=st.integers(0, 2**31), level=st.floats(0.0, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_thresholds_are_those_of_a_sort_whatever_the_weights(name, seed, level) -> None:
+    """Of several dtypes together, with ties, zeros, denormals, infinities and NaN."""
+    random = np.random.default_rng(seed)
+    special = np.array([0.0, -0.0, 1e-42, 3e-41, 0.5, -0.5, np.inf, np.nan, 65504.0])
+    weights = {}
+    for i, dtype in enumerate((torch.float32, torch.bfloat16, torch.float64, torch.float16)):
+        own = random.normal(size=random.integers(1, 60)) * 10.0 ** random.integers(-3, 3)
+        own[random.random(len(own)) < 0.3] = random.choice(special)
+        weights[f"{i}"] = torch.tensor(own).to(dtype)
+    (cut,) = as_pattern(name).cuts(known := Weights.of(weights), [level])
+    rms = {n: known.spectrum.layer_rms()[n] or 1.0 for n in weights}
+    scale = {n: rms[n] if "normalised" in name and rms[n] == rms[n] else 1.0 for n in weights}
+    sizes = {n: w.double().abs().numpy() / scale[n] for n, w in weights.items()}
+    for names in [[n] for n in weights] if name == "layerwise" else [list(weights)]:
+        every = np.sort(np.concatenate([sizes[n] for n in names]))  # NaN last
+        num = round(level * len(every))
+        limit = every[num - 1] if num else -1.0
+        limit = np.inf if np.isnan(limit) else limit
+        for n in names:
+            expected = sizes[n] <= limit if level < 1.0 else np.ones(len(sizes[n]), bool)
+            out = pruned_alone(cut, n, weights[n])
+            before = weights[n].double()
+            went = (out.double() == 0) & ~((before == 0) & torch.tensor(~expected))
+            assert np.array_equal(went.numpy(), expected)
+            assert cut.shares[n] * len(expected) == pytest.approx(expected.sum())
 
 
 def pruned_alone(cut: sw.patterns.Cut, name: str, weights: torch.Tensor) -> torch.Tensor:
