@@ -194,15 +194,15 @@ def finetuned_curve(
     work = _Work(functions, chosen, scope, proxy)
     with preserve_rng():
         models = {seed: work.identify(seed) for seed in seeds}
-    runs = TrainingLog(None if log is None else Path(log), work.experiment(settings))
+    experiment = work.experiment(settings)
+    given = _dense_of(dense, experiment["settings"], models)
+    runs = TrainingLog(None if log is None else Path(log), experiment)
     for one in runs.found.values():
         if one.seed in models:
             runs.expect_same(f"dense model of seed {one.seed}", models[one.seed], one.dense)
-    if dense is not None:
-        _check_dense(dense, runs.experiment["settings"], models)
-        for one in dense.trainings:
-            if one.level == 0.0 and one.seed in models and (one.seed, 0.0) not in runs.found:
-                runs.add(one)
+    for one in given:
+        if (one.seed, one.level) not in runs.found:
+            runs.add(one)
     wanted = [(seed, level) for seed in seeds for level in at]
     progress = Progress("trainings")
     for wait in (False, True):  # at last for those that other processes have begun
@@ -222,12 +222,9 @@ def _levels(levels: Sequence[float], pattern: Pattern) -> list[float]:
     at = sorted({0.0, *map(float, levels)})
     if pattern.levels is not None:
         for level in at[1:]:
-            if not any(math.isclose(level, only) for only in pattern.levels):
-                has = ", ".join(f"{only:g}" for only in pattern.levels)
-                raise ConfigurationError(
-                    f"Expected `levels` to be of those that the pattern {pattern.name!r} has, "
-                    f"{has}, got {level:g}."
-                )
+            is_one = any(math.isclose(level, only) for only in pattern.levels)
+            what = f"of those that the pattern {pattern.name!r} has, {sorted(pattern.levels)}"
+            expect(is_one, "levels", what, level)
     return at
 
 
@@ -243,23 +240,26 @@ def _seeds(seeds: Sequence[int]) -> list[int]:
 
 def _check_executor(executor: Executor | None) -> None:
     is_good = executor is None or isinstance(executor, Executor)
-    expect(is_good, "executor", "a concurrent.futures.Executor or None", executor)
-    if isinstance(executor, ThreadPoolExecutor):
-        raise ConfigurationError(
-            "Expected an `executor` of processes, got threads, which share the global generators: "
-            "no training would be that of its seed. Give a ProcessPoolExecutor."
-        )
+    is_good = is_good and not isinstance(executor, ThreadPoolExecutor)
+    what = "a concurrent.futures.Executor, not of threads, which share the global generators"
+    expect(is_good, "executor", what, executor)
 
 
-def _check_dense(dense: FinetunedCurve, settings: Any, models: Mapping[int, str]) -> None:
-    """Refuse a curve whose dense trainings are of another model, or of other settings."""
+def _dense_of(
+    dense: FinetunedCurve | None, settings: Any, models: Mapping[int, str]
+) -> list[Training]:
+    """The dense trainings of a curve, refused if they are of another model or of other settings."""
+    if dense is None:
+        return []
     is_curve = isinstance(dense, FinetunedCurve) and bool(dense.trainings)
     expect(is_curve, "dense", "a curve of sw.finetuned_curve", dense)
     had = dense.experiment["settings"]
     expect(had == settings, "dense", f"a curve of the same `settings` {settings!r}", had)
-    of = {one.seed: one.dense for one in dense.trainings if one.seed in models}
+    found = [one for one in dense.trainings if one.level == 0.0 and one.seed in models]
+    of = {one.seed: one.dense for one in found}
     now = {seed: models[seed] for seed in of}
     expect(of == now, "dense", f"a curve of the dense models {now!r}", of)
+    return found
 
 
 # ------------------------------------------------------------------ one training
@@ -390,15 +390,11 @@ def _done(
 ) -> Iterator[Training]:
     """The trainings that are missing, as they are done; not those that other processes do."""
     if executor is None:
-        for one in missing:
-            if (training := work(runs, *one, wait=wait)) is not None:
-                yield training
+        yield from filter(None, (work(runs, *one, wait=wait) for one in missing))
         return
     futures = [executor.submit(work, runs, *one, wait=wait) for one in missing]
     try:
-        for future in as_completed(futures):
-            if (training := future.result()) is not None:
-                yield training
+        yield from filter(None, (future.result() for future in as_completed(futures)))
     finally:
         for future in futures:
             future.cancel()

@@ -225,7 +225,8 @@ def test_a_log_of_another_model_scope_or_proxy_is_refused(
 
 def test_levels_beside_those_of_n_m_are_refused() -> None:
     """Issue 30: every level of N:M was the same one, under another name."""
-    with pytest.raises(ConfigurationError, match=r"'keep_2_of_4' has, 0\.5, got 0\.3"):
+    said = r"`levels` to be of .* 'keep_2_of_4' has, \[0\.5\], got 0\.3"
+    with pytest.raises(ConfigurationError, match=said):
         curve_of(pattern="keep_2_of_4", levels=[0.3, 0.5])
     assert curve_of(pattern="keep_2_of_4", levels=[0.5]).sparsity == (0.0, 0.5)
 
@@ -392,7 +393,7 @@ def test_an_executor_gives_what_this_process_gives(tmp_path: Path, pool: Any) ->
 def test_threads_are_refused() -> None:
     with (
         ThreadPoolExecutor(2) as executor,
-        pytest.raises(ConfigurationError, match="threads, which share the global generators"),
+        pytest.raises(ConfigurationError, match="not of threads, which share the global"),
     ):
         curve_of(executor=executor)
     with pytest.raises(ConfigurationError, match="`executor`"):
@@ -435,3 +436,16 @@ def test_what_a_killed_process_had_begun_is_done_by_another(
     counted = Counted()
     assert curve_of(log, train=counted) == curve_of()
     assert len(counted.runs) == 5
+
+
+def test_what_is_refused_writes_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "runs.jsonl"
+    first = curve_of(levels=[0.3], seeds=[0])
+    for wrong in (
+        {"dense": first, "settings": {"steps": 1}},
+        {"pattern": "wanda"},
+        {"seeds": [1, 1]},
+    ):
+        with pytest.raises(ConfigurationError):
+            curve_of(log, **wrong)
+        assert not log.exists()
