@@ -1,30 +1,29 @@
-r"""Figure 8 (i): does a BERT turn sparse abruptly in the middle of pretraining?
+r"""Figure 8 (i): does a BERT turn sparse abruptly in the middle of pretraining, by any threshold?
 
     python examples/paper/emergence.py
 
-pretrains the small BERT of ``examples/pretrain_bert.py`` with what BERT-base has, GELU, weight
-decay 0.01, warm-up and linear decay of the learning rate, for 50,000 steps; and two twins: with
-decay 0.1, and with ReLU. All the while they are watched. Then it says for each: near-zero weights
-by four rules at the start, at their lowest and at the end; dormant weights; the decay clock;
-essential sparsity; and whether there was an abrupt turn, when, and in which layers.
+pretrains the small BERT of ``examples/pretrain_bert.py`` with what BERT-base has (warm-up, linear
+decay of the rate, dropout), with GELU and ReLU, decay .01, .1 and 1, and three seeds, and watches
+it. Then every threshold of near zero is asked for an abrupt turn: ``run.emergence()``.
 
-It takes about an hour on one core; ``--only`` trains one of the three, so that two can go side by
-side. Killed and started again it goes on. A step reads 16 sequences of 32 characters, so that
-50,000 steps read the text some thirteen times. The paper (Jaiswal et al. 2023,
-arXiv:2306.03805) saw the turn at 22,000 to 40,000 of 50,000 steps of BERT-base on BookCorpus,
-one run each; its optimizer, decay and rule for "zero" are not given. This model has 2 layers and
-reads single characters: what it shows, either way, is about this scale.
+The 18 runs take six minutes each on a quiet core; ``--only`` and ``--seed`` train some of them, so
+that two can go side by side. Killed and started again it goes on. The paper (Jaiswal et al. 2023,
+arXiv:2306.03805) saw the turn at 22,000 to 40,000 of 50,000 steps of BERT-base, one run each; its
+optimizer, decay and rule for "zero" are not given. This model has 2 layers and reads single
+characters: what it shows, either way, is about this scale.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import arguments, begin, load, table
+from kept import keep, kept
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the other examples
@@ -33,106 +32,97 @@ from pretrain_bert import main as pretrain
 
 import sparsitywatch as sw
 
-#: What differs between the three runs.
-RUNS = {
-    "as BERT-base": ("--activation", "gelu", "--decay", "0.01"),
-    "decay 0.1": ("--activation", "gelu", "--decay", "0.1"),
-    "ReLU": ("--activation", "relu", "--decay", "0.01"),
-}
-SERIES = ("near_zero/initial_0.1", "near_zero/rms_0.1", "near_zero/abs_0.001", "near_zero/zero")
-LINES = ("motion/dormant", "motion/decay_clock", "essential_sparsity/value", "value/dense")
+#: Activation and weight decay.
+SETTINGS = [f"{name}-{decay}" for decay in ("0.01", "0.1", "1.0") for name in ("gelu", "relu")]
+SEEDS = (0, 1, 2)
+SERIES = ("motion/lr", "motion/lr_clock", "motion/decay_clock", "motion/dormant", "value/dense",
+          "essential_sparsity/value")  # fmt: skip
+TURN = ("series", "direction", "kind", "onset_step", "onset_low", "onset_high", "baseline", "value")
+Kept = Mapping[str, Any]
 
 
-def folder(args: argparse.Namespace, name: str) -> Path:
-    """Where a run is logged."""
-    return Path(args.out) / name.lower().replace(" ", "-")
-
-
-def finish(args: argparse.Namespace, name: str) -> None:
-    """Train what is missing of a run."""
+def train(args: argparse.Namespace, setting: str, seed: int) -> None:
+    """Train what is missing of a run, and keep its series."""
+    activation, _, decay = setting.partition("-")
+    logdir = args.out / f"{setting}-s{seed}"
     small = ["--layers", "1", "--hidden", "16", "--heads", "2", "--ffn", "32"]
     status = pretrain(
         [
-            *RUNS[name], "--schedule", "linear", "--warmup", str(max(args.steps // 5, 1)),
-            "--dropout", "0.1", "--batch", str(args.batch),
+            "--activation", activation, "--decay", decay, "--schedule", "linear",
+            "--warmup", str(max(args.steps // 5, 1)), "--dropout", "0.1", "--batch", "16",
             "--steps", str(args.steps), "--every", str(args.every),
-            "--save-every", str(args.every), "--seed", str(args.seed),
-            "--threads", str(args.threads), "--logdir", str(folder(args, name)),
-            *(small if args.small else []),
+            "--save-every", str(5 * args.every), "--seed", str(seed),
+            "--threads", str(args.threads), "--logdir", str(logdir), *(small if args.small else []),
         ]
     )  # fmt: skip
     if status:
         sys.exit(status)
+    keep(args.kept / f"{logdir.name}.json.gz", measured(sw.load(logdir)))
 
 
-def course(run: sw.Run, series: str) -> str:
-    """First, lowest and last value of a series."""
-    steps, values = run.series(series)
-    if not np.isfinite(values).any():
-        return "-"
-    lowest = int(np.nanargmin(values))
-    return f"{values[0]:.3g} -> {values[lowest]:.3g} at {steps[lowest]:,} -> {values[-1]:.3g}"
+def measured(run: sw.Run) -> dict[str, Any]:
+    """The counts below every threshold, the turns and other series of a run."""
+    found, last = run.emergence(), run.records[-1]
+    counts = np.rint(found.shares * last.scope.num_weights).astype(int)
+    return {
+        "date": str(np.datetime64(int(last.wall_time), "s")),
+        "num_weights": last.scope.num_weights,
+        "steps": found.steps.tolist(),
+        "thresholds": found.thresholds,
+        "count_changes": np.diff(counts, prepend=0).tolist(),
+        "turns": [{name: getattr(turn, name) for name in TURN} for turn in found.turns],
+        **{name: run.column(name)[np.isin(run.steps, found.steps)].tolist() for name in SERIES},
+    }
 
 
-def verdict(name: str, run: sw.Run, steps: int) -> str:
-    """Whether the run turned sparse abruptly, by its events; how far it came, if not to the end.
-
-    Args:
-        name: of the run.
-        run: what was logged.
-        steps: of the whole run.
-    """
-    last = run.records[-1].step
-    if last < steps:
-        name = f"{name}, unfinished at step {last:,} of {steps:,}"
-    rises = [
-        event
-        for event in run.events
-        if event.trend == "sparsifying" and event.series.startswith("near_zero/")
-    ]
-    if not rises:
-        early = [event for event in run.events if event.series == "motion/dormant"]
-        more = f"; weights went dormant from step {early[0].onset_step:,} on" if early else ""
-        falls = [event for event in run.events if event.series.startswith("near_zero/")]
-        if falls:
-            more += f"; they fell abruptly from step {falls[0].onset_step:,} on"
-        return f"{name}: no abrupt turn of the near-zero weights to sparse{more}."
-    first = rises[0]
-    back = (
-        f"; half of it was gone again at {first.reverted_step:,}" if first.reverted_step > 0 else ""
-    )
-    where = f", most in {', '.join(first.layers[:3])}" if first.layers else ""
-    return (
-        f"{name}: an abrupt turn began at step {first.onset_step:,} ({first.onset_low:,} to "
-        f"{first.onset_high:,}): {first.baseline:.3g} -> {first.value:.3g}{where}{back}."
-    )
+def turns(one: Kept, direction: str) -> list[dict[str, Any]]:
+    """Abrupt turns of a run: "up", to sparse, or "down", to dense."""
+    return [t for t in one["turns"] if (t["direction"], t["kind"]) == (direction, "abrupt")]
 
 
-def draw(runs: dict[str, sw.Run], path: Path) -> None:
-    """Near-zero and dormant weights, essential sparsity and the loss, over the steps."""
-    shown = ("near_zero/initial_0.1", "motion/dormant", "essential_sparsity/value", "value/dense")
-    labels = ("near zero, 0.1 x first rms", "dormant", "essential sparsity", "held-out loss")
-    figure = Figure(figsize=(8.0, 9.0), layout="constrained")
-    axes = figure.subplots(len(shown), 1, sharex=True)
-    for axis, series, label in zip(axes, shown, labels, strict=True):
-        for index, (name, run) in enumerate(runs.items()):
-            steps, values = run.series(series)
-            axis.plot(steps, values, color=f"C{index}", label=name)
-            for event in run.events:
-                if event.series == series:
-                    axis.axvline(event.onset_step, color=f"C{index}", linestyle=":")
-        axis.set_ylabel(label)
-    axes[0].legend()
-    axes[0].set_title("Pretraining with BERT-base's settings, in small (dotted: an event began)")
-    axes[-1].set_xlabel("optimizer step")
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    """The least and the most, of the seeds."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
+def report(runs: Mapping[str, Kept]) -> str:
+    """A row for each setting: at how many thresholds it turns, and how it ends."""
+    head = ("setting", "seeds", "thresholds to sparse", "to dense", "decay clock", "dormant",
+            "held-out loss", "essential sparsity")  # fmt: skip
+    rows = []
+    for setting in SETTINGS:
+        own = [one for name, one in runs.items() if name.startswith(f"{setting}-s")]
+        if own:
+            numbers = [
+                spread([len({t["series"] for t in turns(one, way)}) for one in own], "d")
+                for way in ("up", "down")
+            ]
+            ends = [spread([one[name][-1] for one in own]) for name in SERIES[2:]]
+            rows.append([setting, len(own), *numbers, *ends])
+    return table(head, rows)
+
+
+def draw(runs: Mapping[str, Kept], path: Path) -> None:
+    """The share below each threshold of the first rms, over the steps; and where it turns."""
+    shown = {setting: runs[f"{setting}-s0"] for setting in SETTINGS if f"{setting}-s0" in runs}
+    figure = Figure(figsize=(9.0, 8.0), layout="constrained")
+    grid = figure.subplots(3, 2, sharex=True, sharey=True)
+    for axes, (setting, one) in zip(grid.flat, shown.items(), strict=False):
+        own = [k for k, name in enumerate(one["thresholds"]) if name.startswith("initial_")]
+        shares = np.cumsum(one["count_changes"], axis=1)[own] / one["num_weights"]
+        factors = [float(one["thresholds"][k].partition("_")[2]) for k in own]
+        axes.pcolormesh(one["steps"], factors, np.sqrt(shares), vmin=0.0, vmax=1.0)
+        for turn in one["turns"]:
+            stem, _, factor = turn["series"].partition("initial_")
+            if (stem, turn["kind"]) == ("near_zero/", "abrupt"):
+                mark = "^" if turn["direction"] == "up" else "v"
+                axes.plot(turn["onset_step"], float(factor), mark, color="white", markersize=4)
+        axes.set(title=setting, yscale="log")
+    figure.suptitle("Share of the weights below each threshold, bright: all (square root)")
+    figure.supylabel("threshold, in first rms")
+    figure.supxlabel("optimizer step; triangles: an abrupt turn began, up: to sparse")
     figure.savefig(path, dpi=100)
-
-
-def report(runs: dict[str, sw.Run], steps: int) -> str:
-    """A table of the courses, first -> lowest -> last, and what follows."""
-    rows = [(s, *(course(run, s) for run in runs.values())) for s in (*SERIES, *LINES)]
-    said = [verdict(name, run, steps) for name, run in runs.items()]
-    return "\n".join([table(("series", *runs), rows), "", *said])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,21 +130,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments("emergence", __doc__ or "")
     parser.set_defaults(threads=1)
     add = parser.add_argument
-    add("--steps", type=int, default=50_000)
-    add("--every", type=int, default=250, help="steps between two snapshots")
-    add("--batch", type=int, default=16, help="sequences of 32 characters a step")
-    add("--seed", type=int, default=0)
-    add("--only", choices=tuple(RUNS), help="train this run alone")
-    add("--report", action="store_true", help="train nothing: tell what is there")
+    add("--steps", type=int, default=15_000)
+    add("--every", type=int, default=100, help="steps between two snapshots")
+    add("--seed", type=int, choices=SEEDS, help="this one alone")
+    add("--only", choices=SETTINGS, help="this one alone")
+    add("--kept", type=Path, help="where series are kept (in --out)")
+    add("--report", action="store_true", help="train nothing: tell what is kept")
     args = parser.parse_args(argv)
     begin(args)
-    wanted = [args.only] if args.only else list(RUNS)
-    for name in [] if args.report else wanted:
-        finish(args, name)
-    runs = {name: sw.load(folder(args, name)) for name in RUNS if folder(args, name).is_dir()}
+    args.kept = args.kept or args.out / "kept"
+    for seed in SEEDS if args.seed is None else (args.seed,):
+        for setting in [] if args.report else [args.only] if args.only else SETTINGS:
+            train(args, setting, seed)
+    runs = kept(args.kept)
     if not runs:
-        parser.error(f"Expected runs in {args.out}, found none. Leave out `--report` to train.")
-    text = report(runs, args.steps)
+        parser.error(f"Expected runs in {args.kept}, found none. Leave out `--report` to train.")
+    text = report(runs)
     draw(runs, args.out / "emergence.png")
     (args.out / "emergence.txt").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\nLook at {args.out / 'emergence.png'}. {load()}")
