@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sparsitywatch.errors import expect, expect_number
-from sparsitywatch.records.curve import standard_error, t_quantile, t_tail
+from sparsitywatch.records.curve import ROUNDED, standard_error, t_quantile, t_tail
 
 
 class Spread(NamedTuple):
@@ -99,7 +99,12 @@ class Difference:
             if len(of_mean) > 1:
                 largest = np.abs(of_mean).max() or np.abs([one, two]).max()
                 size = float(largest if most is None else most)
-                spreads.append(Spread(standard_error(of_mean, size, size), len(of_mean), unit))
+                error = standard_error(of_mean, size, size)
+                own = float(drops.var(0, ddof=1).sum()) if unit == "seed" else 0.0
+                if own > 0.0 and np.ptp(of_mean) <= ROUNDED * size:
+                    # only the means agree: as far apart as seeds whose examples are their own
+                    error = math.sqrt(own / len(of_mean)) / num
+                spreads.append(Spread(error, len(of_mean), unit))
         return cls(mean, tuple(spreads))
 
     @property

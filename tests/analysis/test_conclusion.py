@@ -311,3 +311,14 @@ def test_three_that_agree_are_off_as_much_as_others_may_be(drop: float, most: fl
     assert 1.6448536 * found.stderr == pytest.approx((1 - 0.05 ** (1 / 3)) * most)
     for value in itertools.chain(found.interval(), [found.p_value]):
         assert math.isfinite(value)
+
+
+def test_seeds_whose_means_alone_agree_are_as_far_apart_as_their_examples_make_them() -> None:
+    """Each errs on ten examples of its own: the error is that of 30 errors of 3 x 400 by chance."""
+    drops = np.zeros((3, 400))
+    for seed in range(3):
+        drops[seed, 10 * seed : 10 * seed + 10] = 1.0
+    (of_seeds, _) = sw.Difference.paired(drops, np.zeros(400)).spreads
+    assert of_seeds.stderr == pytest.approx((30 * np.var([1, 0, 0], ddof=1) / 3) ** 0.5 / 400)
+    same = sw.Difference.paired(np.tile(drops[:1], (3, 1)), np.zeros(400)).spreads[0]
+    assert same.stderr == pytest.approx((1 - 0.05 ** (1 / 3)) * 10 / 400 / 1.6448536)
