@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError
-from sparsitywatch.pruning.batches import ValueFunction
 from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.pruning.patterns import Inputs, Pattern, Weights
 from sparsitywatch.pruning.proxy import Proxy
@@ -45,41 +44,27 @@ def _layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     return {name: modules.get(name.rpartition(".")[0], model) for name in names}
 
 
-class Positions:
-    """Which positions of the batch that runs now count; all where nobody says it."""
+def _counted(name: str, inputs: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of what comes into a layer, [..., inputs], the vectors that count, [positions, inputs].
 
-    masks: Sequence[torch.Tensor] = ()
-
-    def noted(self, proxy: Proxy, value: ValueFunction) -> ValueFunction:
-        """The value function; what it is given next tells the positions."""
-
-        def noting(model: nn.Module, batch: Any) -> torch.Tensor:
-            self.masks = proxy.counted(batch)
-            return value(model, batch)
-
-        return noting
-
-    def select(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
-        """Of what comes into a layer, [..., inputs], the vectors that count, [positions, inputs].
-
-        A mask is of the layers whose inputs have its positions: [N, L], [L, N], or in one row.
-        Where padding is gone already, or an example is one vector, all count.
-        """
-        shape, vectors = tuple(inputs.shape[:-1]), inputs.reshape(-1, inputs.shape[-1])
-        if not self.masks:
-            return vectors
-        for mask in self.masks:
-            for turned in (mask, mask.transpose(0, -1)):
-                if shape in (tuple(turned.shape), (turned.numel(),)):
-                    return vectors[turned.reshape(-1).to(vectors.device)]
-        if any(len(vectors) in (len(mask), int(mask.sum())) for mask in self.masks):
-            return vectors
-        masks = ", ".join(str(tuple(mask.shape)) for mask in self.masks)
-        raise MeasurementError(
-            f"Expected the inputs of {printable(name)!r} at the positions of a mask, {masks}, got "
-            f"{shape}. Say which of them count, by sw.Proxy(..., positions=function): a function "
-            "of the batch that gives a mask for each shape, or None, if all count."
-        )
+    A mask is of the layers whose inputs have its positions: [N, L], [L, N], or in one row.
+    Where padding is gone already, or an example is one vector, all count.
+    """
+    shape, vectors = tuple(inputs.shape[:-1]), inputs.reshape(-1, inputs.shape[-1])
+    if not masks:
+        return vectors
+    for mask in masks:
+        for turned in (mask, mask.transpose(0, -1)):
+            if shape in (tuple(turned.shape), (turned.numel(),)):
+                return vectors[turned.reshape(-1).to(vectors.device)]
+    if any(len(vectors) in (len(mask), int(mask.sum())) for mask in masks):
+        return vectors
+    raise MeasurementError(
+        f"Expected the inputs of {printable(name)!r} at the positions of a mask, "
+        f"{', '.join(str(tuple(mask.shape)) for mask in masks)}, got {shape}. Say which of them "
+        "count, by sw.Proxy(..., positions=function): a function of the batch that gives a mask "
+        "for each shape, or None, if all count."
+    )
 
 
 def inputs_of(
@@ -88,19 +73,18 @@ def inputs_of(
     run: Callable[[], object],
     *,
     products: bool = False,
-    positions: Positions | None = None,
+    masks: Sequence[torch.Tensor] = (),  # of positions, as they are when a layer runs
 ) -> Inputs:
     """What comes into the layers of some tensors while ``run`` runs the model.
 
     A MeasurementError where a layer is of another kind than it says, or nothing came into it.
     """
-    counts = positions or Positions()
     num = dict.fromkeys(names, 0)
     squares: dict[str, torch.Tensor] = {}
     found: dict[str, torch.Tensor] = {}
 
     def note(name: str, layer: nn.Module, args: Any) -> None:
-        vectors = counts.select(name, _vectors(layer, args[0]))
+        vectors = _counted(name, _vectors(layer, args[0]), masks)
         vectors = vectors.to(widest(vectors.device))
         num[name] += len(vectors)
         added = vectors.square().sum(0)
@@ -134,14 +118,18 @@ def inputs_on(
     proxy: Proxy, copied: Runnable, names: Sequence[str], pattern: Pattern
 ) -> tuple[Inputs, np.ndarray]:
     """What a pattern needs of the inputs on a proxy's batches; and the values of the examples."""
-    positions, values = Positions(), list[np.ndarray]()
-    value = positions.noted(proxy, copied.value)
+    masks, values = list[torch.Tensor](), list[np.ndarray]()
+
+    def value(model: nn.Module, batch: Any) -> torch.Tensor:
+        masks[:] = proxy.counted(batch)
+        return copied.value(model, batch)
+
     inputs = inputs_of(
         copied.module,
         names,
         lambda: values.append(proxy.values(copied.module, value)),
         products=pattern.needs_inputs == "products",
-        positions=positions,
+        masks=masks,
     )
     return inputs, values[0]
 
