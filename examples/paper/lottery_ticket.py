@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import Results, arguments, begin, concluded, learned, load, points, remark, table
 from matplotlib.figure import Figure
@@ -330,14 +331,14 @@ class Outcome:
         return rows
 
     def compared(self) -> list[tuple[str, sw.Comparison]]:
-        """Both masks at each level."""
-        return [
-            (
-                f"{self.task}, {level:.2f}",
-                sw.Comparison("tickets", "OMP", self.better(level), self.learned),
-            )
-            for level in (self.omp.level or ())[1:]
-        ]
+        """Both masks, of all sparsities below a half together: each alone would show less."""
+        levels = [level for level in (self.omp.level or ())[1:] if level < 0.5]
+        tickets, omp = (
+            np.mean([curve.values_at(level) for level in levels], axis=0)
+            for curve in (self.imp, self.omp)
+        )
+        about = f"{self.task}, {len(levels)} sparsities below a half together"
+        return [(about, sw.Comparison("tickets", "OMP", points(tickets, omp), self.learned))]
 
     def similarity(self) -> str:
         """How alike the masks are, in words."""

@@ -1,4 +1,4 @@
-"""The sentence encoder, and two tasks on texts: which genre, and whether a mail is spam."""
+"""The sentence encoder, and tasks on texts: genres, spam, and whether a sum in words is even."""
 
 from __future__ import annotations
 
@@ -306,6 +306,53 @@ def body(mail: str) -> str:
     return " ".join(re.sub(r"[^\x20-\x7e]|[-=_*~#]{2,}", " ", words).split())
 
 
+_ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = [
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+def in_words(number: int) -> str:
+    """A number from 0 to 99.
+
+    >>> in_words(7), in_words(12), in_words(40), in_words(93)
+    ('seven', 'twelve', 'forty', 'ninety three')
+    """
+    if number < 20:
+        return [*_ONES, *_TEENS][number]
+    tens, ones = divmod(number, 10)
+    return _TENS[tens - 2] + (f" {_ONES[ones]}" if ones else "")
+
+
+def parity(
+    material: Path = MATERIAL, *, length: int = 16, train: int = 2000, held_out: int = 3000
+) -> Task:
+    """Whether the sum of two numbers below 100 in words is odd: neither of them alone tells.
+
+    Args:
+        material: where ``fetch.py`` put things.
+        length: tokens of a passage at most; a sum has up to eight with those at its ends.
+        train, held_out: examples of these parts; no pair of numbers is in two of them.
+    """
+    random = np.random.default_rng(SPLIT_SEED)
+    parts = _Parts()
+    for number, pair in enumerate(random.permutation(100 * 100)):
+        first, second = divmod(int(pair), 100)
+        text = f"{in_words(first)} plus {in_words(second)}"
+        parts.add(("validation", "held_out", "train")[number % 3], (first + second) % 2, [text])
+    return parts.task("parity", material, length, random, (train, held_out, held_out))
+
+
 def made_up(name: str, *, length: int = 8, train: int = 64, held_out: int = 32) -> Task:
     """Random tokens, some of which tell the class; for tests."""
     random = torch.Generator().manual_seed(sum(map(ord, name)))
@@ -322,8 +369,8 @@ def made_up(name: str, *, length: int = 8, train: int = 64, held_out: int = 32) 
 def tasks(
     names: Sequence[str], material: Path = MATERIAL, *, small: bool = False, **sizes: int
 ) -> list[Task]:
-    """Tasks by name: "genres", "spam"."""
-    made = {"genres": genres, "spam": spam}
+    """Tasks by name: "genres", "spam", "parity"."""
+    made = {"genres": genres, "spam": spam, "parity": parity}
     return [made_up(name, **sizes) if small else made[name](material, **sizes) for name in names]
 
 

@@ -246,16 +246,16 @@ def test_the_encoder_learns_a_made_up_task():
 
 @pytest.mark.slow
 def test_finetuned_curve_says_what_its_trainings_gave(tmp_path):
-    arguments = ["--tasks", "spam", "--steps", "2", "--seeds", "0", "3"]
+    arguments = ["--tasks", "spam", "--steps", "2", "--seeds", "0", "3", "--dense-seeds", "1"]
     text = said(finetuned_curve, tmp_path, *arguments)
     head, _, *rows = table(text)
     assert head[:4] == ["task", "pattern", "sparsity", "accuracy ± sd"]
-    assert [row[1] for row in rows] == 5 * ["OMP"] + 3 * ["random"]
-    assert rows[0][3] == rows[5][3]  # the dense model is the same
+    assert [row[1] for row in rows] == ["dense"] + 6 * ["OMP"] + 2 * ["random"]
+    assert [row[4] for row in rows] == ["3"] + 8 * ["2"]
     _, *lines = (tmp_path / "spam" / "global.jsonl").read_text().splitlines()
     runs = [json.loads(line) for line in lines]
-    assert len(runs) == 10
-    for row, level in zip(rows[:5], (0.0, 0.3, 0.5, 0.6, 0.7), strict=True):
+    assert len(runs) == 3 + 2 * 6
+    for row, level in zip(rows[:7], (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9), strict=True):
         values = [run["value"] for run in runs if run["level"] == level]
         assert float(row[2]) == pytest.approx(level, abs=0.01)
         assert row[3].startswith(f"{100 * np.mean(values):.1f} ")
@@ -266,20 +266,20 @@ def test_finetuned_curve_says_what_its_trainings_gave(tmp_path):
 
 @pytest.mark.slow
 def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(tmp_path, monkeypatch):
-    arguments = ["--tasks", "spam", "--steps", "1", "--seeds", "0"]
+    arguments = ["--tasks", "spam", "--steps", "1", "--dense-seeds", "0", "--seeds", "0"]
     trained = []
     finetune = texts.finetune
     monkeypatch.setattr(
         tuning, "finetune", lambda model, *x, **y: trained.append(y) or finetune(model, *x, **y)
     )
     first = said(finetuned_curve, tmp_path, *arguments)
-    assert len(trained) == 7  # dense once; half of one step is none
+    assert len(trained) == 9  # dense once; half of one step is none
     assert table(said(finetuned_curve, tmp_path, *arguments)) == table(first)
-    assert len(trained) == 7
+    assert len(trained) == 9
     said(finetuned_curve, tmp_path, *arguments, "1")
-    assert len(trained) == 14
+    assert len(trained) == 18
     with pytest.raises(SystemExit, match="Give another --out"):
-        said(finetuned_curve, tmp_path, *arguments[:3], "2")
+        said(finetuned_curve, tmp_path, *arguments[:3], "2", *arguments[4:])
 
 
 @pytest.mark.slow
@@ -379,6 +379,7 @@ def test_small_overrides_nothing_that_is_given_beside_it(command, given):
 
 def test_small_texts_have_the_sizes_that_are_given(tmp_path):
     words = ["--small", "--length", "6", "--train", "20", "--tasks", "spam", "--seeds", "0"]
+    words += ["--dense-seeds", "0"]
     text = said(finetuned_curve, tmp_path, *words, "--steps", "0")
     assert "spam: 20 texts to learn from, 32 judged" in text
     head, *_ = (tmp_path / "spam" / "head.jsonl").read_text().splitlines()

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 import decoder
 import lottery_ticket
+import mask_similarity
 import numpy as np
 import pytest
+import texts
 import torch
 import trained_here
 from contracts.paper import said, table
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
+
+import sparsitywatch as sw
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -148,8 +156,99 @@ def test_dense_is_the_same_for_both_masks_and_the_table_has_every_level(ran):
         assert float(row[10]) == pytest.approx(chance, abs=0.002)  # overlap
         assert float(row[7]) > float(row[8])
         assert float(row[9]) > float(row[10])
-    for level in ("0.20", "0.36"):
-        assert f"\nnext, {level}: tickets − OMP: " in text
+    assert "\nnext, 2 sparsities below a half together: tickets − OMP: " in text
+
+
+def test_tickets_and_omp_are_compared_by_what_each_example_gave_at_all_levels_below_a_half():
+    random = np.random.default_rng(0)
+    values = random.integers(0, 2, (2, 3, 40)).astype(float)  # of two curves: level, example
+
+    def curve(of):
+        return sw.FinetunedCurve(
+            sparsity=[0.0, 0.2, 0.6], value=of.mean(1).tolist(), level=[0.0, 0.2, 0.6], seeds=(0,),
+            by_seed=[of.mean(1).tolist()], by_example=of[None],
+        )  # fmt: skip
+
+    tickets, omp = map(curve, values)
+    learned = sw.Difference.of(40.0, 1.0)
+    outcome = lottery_ticket.Outcome("next", omp, tickets, omp, {}, learned)
+    ((about, comparison),) = outcome.compared()
+    assert about == "next, 1 sparsities below a half together"
+    lost = 100 * (values[0, 1] - values[1, 1])
+    assert comparison.difference.mean == pytest.approx(lost.mean())
+    assert comparison.difference.stderr == pytest.approx(lost.std(ddof=1) / 40**0.5)
+
+
+# ------------------------------------------------------------------ how alike masks can be
+
+
+@given(
+    st.lists(st.floats(0.0, 10.0), min_size=2, max_size=7),
+    st.floats(0.0, 5.0),
+    st.floats(0.1, 0.9),
+)
+def test_the_lowest_cosine_is_that_of_every_choice_of_what_goes_afterwards(sizes, moved, level):
+    sizes = np.sort(sizes)
+    num, gone = len(sizes), round(level * len(sizes))
+    assume(0 < gone < num)
+    before, lowest = set(range(gone)), 1.0
+    for after in map(set, itertools.combinations(range(num), gone)):
+        # what goes moves down, what stays up: that can be if none that stays lies below
+        ends = [max(sizes[i] - moved, 0.0) if i in after else sizes[i] + moved for i in range(num)]
+        if max(ends[i] for i in after) <= min(ends[i] for i in range(num) if i not in after):
+            both = num - len(before | after)
+            lowest = min(lowest, both / (num - gone))
+    found = mask_similarity.lowest_cosine(sizes, level, moved)
+    assert found == pytest.approx(lowest)
+
+
+def test_how_far_a_weight_can_come_is_the_sum_of_the_rates():
+    parameter = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    model = nn.Module()
+    model.weight = parameter
+    steps, rate = 40, 1e-3
+    optimizer = torch.optim.AdamW([parameter], lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: min((t + 1) / 4, max(0.0, (steps - t) / (steps - 4 + 1)))
+    )
+    for _ in range(steps):
+        parameter.grad = torch.ones((), dtype=torch.float64)  # always alike
+        optimizer.step()
+        schedule.step()
+    by_rate = mask_similarity.reach(steps, rate, at_most=False)
+    assert -parameter.item() == pytest.approx(by_rate, rel=1e-6)
+    assert mask_similarity.reach(steps, rate, at_most=True) > by_rate
+
+
+@pytest.mark.slow
+def test_mask_similarity_runs_and_goes_on(ran, monkeypatch):
+    out, text = ran(mask_similarity)
+    found = table(text)[2:]
+    assert [row[0] for row in found] == ["0.10", "0.20", "0.30", "0.40"]
+    for level, cosines, by_rate, at_most, chance in found:
+        assert all(float(at_most) <= float(one) <= 1.0 for one in cosines.split())
+        assert float(at_most) <= float(by_rate)
+        assert float(chance) == pytest.approx(1 - float(level))
+    assert "At 40% the cosine is" in text
+    monkeypatch.setattr(mask_similarity, "trained", None)
+    assert said(mask_similarity, out) == text
+
+
+# ------------------------------------------------------------------ a sum in words
+
+
+def test_sums_in_words_are_odd_or_even_and_in_one_part_only(monkeypatch):
+    monkeypatch.setattr(texts, "_encoded", lambda chosen, *_: chosen)
+    task = texts.parity(train=2000, held_out=3000)
+    numbers = {texts.in_words(n): n for n in range(100)}
+    assert len(numbers) == 100
+    parts = (task.train, task.validation, task.held_out)
+    assert [len(part) for part in parts] == [2000, 3000, 3000]
+    assert len({text for part in parts for text, _, _ in part}) == 8000
+    for text, label, _ in task.held_out:
+        first, second = map(numbers.get, text.split(" plus "))
+        assert label == (first + second) % 2
+    assert sum(label for _, label, _ in task.held_out) == 1500
 
 
 # ------------------------------------------------------------------ decoder
