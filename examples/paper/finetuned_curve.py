@@ -3,10 +3,11 @@
     python examples/paper/finetuned_curve.py
 
 runs `sw.finetuned_curve` on MiniLM (six layers, 10.6 M weights in scope) for three tasks: fiction
-or not by two sentences of the Brown corpus, spam or not by a few words of a mail, and, as the harder
-one, whether the sum of two numbers in words is odd, of which a fitted head knows nothing. The
-smallest magnitudes go (OMP) at six sparsities, and as a control random weights at two; three seeds. The
-drops are paired by seed and example, and passages of one file or mail count together.
+or not by two sentences of the Brown corpus, spam or not by a few words of a mail, and, as the
+harder one, whether the sum of two numbers in words is odd, of which a fitted head knows nothing.
+The smallest magnitudes go (OMP) at six sparsities, and as a control random weights at two; three
+seeds, and more of the dense model. The drops are paired by seed and example, and passages of one
+file or mail count together.
 
 The files and mails are parted in three: to learn from, to choose settings by, and to report. The
 rate and the number of steps were chosen on the second part, of genres (``--validation`` judges on

@@ -306,19 +306,10 @@ def body(mail: str) -> str:
     return " ".join(re.sub(r"[^\x20-\x7e]|[-=_*~#]{2,}", " ", words).split())
 
 
-_ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_TEENS = [
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+_SMALL = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
@@ -328,10 +319,10 @@ def in_words(number: int) -> str:
     >>> in_words(7), in_words(12), in_words(40), in_words(93)
     ('seven', 'twelve', 'forty', 'ninety three')
     """
-    if number < 20:
-        return [*_ONES, *_TEENS][number]
+    if number < len(_SMALL):
+        return _SMALL[number]
     tens, ones = divmod(number, 10)
-    return _TENS[tens - 2] + (f" {_ONES[ones]}" if ones else "")
+    return _TENS[tens - 2] + (f" {_SMALL[ones]}" if ones else "")
 
 
 def parity(

@@ -65,7 +65,8 @@ class Tuning(NamedTuple):
         proxy = sw.Proxy(train[:128].batches(64), loss_of_each, name="loss")
         return sw.finetuned_curve(
             self.make_model, self.train, self.evaluate, levels, pattern, seeds, proxy=proxy,
-            groups=judged.sources.tolist(), log=self.folder / f"{pattern}.jsonl",
+            groups=judged.sources.tolist(),
+            log=self.folder / f"{pattern.replace(':', '-')}.jsonl",
             settings=_settings(self), **options,
         )  # fmt: skip
 

@@ -292,7 +292,7 @@ def test_other_processes_give_what_one_alone_gives(tmp_path, monkeypatch):
     assert torch.get_num_threads() == 1
     assert table(two) == table(one)
     files = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*.jsonl"))
-    assert len(files) == 10 + 9 + 1 + 3  # as pruned, trained, half as long; the heads
+    assert len(files) == 12 + 11 + 1 + 3  # as pruned, trained, half as long; the heads
     for file in files:  # in the order in which they are done
         first, second = ((tmp_path / n / file).read_text().splitlines() for n in "12")
         assert sorted(second) == sorted(first)

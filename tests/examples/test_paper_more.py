@@ -230,7 +230,7 @@ def test_mask_similarity_runs_and_goes_on(ran, monkeypatch):
         assert float(at_most) <= float(by_rate)
         assert float(chance) == pytest.approx(1 - float(level))
     assert "At 40% the cosine is" in text
-    monkeypatch.setattr(mask_similarity, "trained", None)
+    monkeypatch.setattr(mask_similarity.Tuning, "train", None)
     assert said(mask_similarity, out) == text
 
 
