@@ -100,10 +100,11 @@ class Difference:
                 largest = np.abs(of_mean).max() or np.abs([one, two]).max()
                 size = float(largest if most is None else most)
                 error = standard_error(of_mean, size, size)
-                own = float(drops.var(0, ddof=1).sum()) if unit == "seed" else 0.0
-                if own > 0.0 and np.ptp(of_mean) <= ROUNDED * size:
+                apart = np.ptp(drops, 0) > ROUNDED * np.abs([one, two]).max()
+                if unit == "seed" and num > 1 and apart.any() and np.ptp(of_mean) <= ROUNDED * size:
                     # only the means agree: as far apart as seeds whose examples are their own
-                    error = math.sqrt(own / len(of_mean)) / num
+                    own = drops.var(0, ddof=1).sum() / len(of_mean)
+                    error = math.sqrt(float(own)) / num
                 spreads.append(Spread(error, len(of_mean), unit))
         return cls(mean, tuple(spreads))
 

@@ -322,3 +322,9 @@ def test_seeds_whose_means_alone_agree_are_as_far_apart_as_their_examples_make_t
     assert of_seeds.stderr == pytest.approx((30 * np.var([1, 0, 0], ddof=1) / 3) ** 0.5 / 400)
     same = sw.Difference.paired(np.tile(drops[:1], (3, 1)), np.zeros(400)).spreads[0]
     assert same.stderr == pytest.approx((1 - 0.05 ** (1 / 3)) * 10 / 400 / 1.6448536)
+    rounded = sw.Difference.paired(
+        np.tile(drops[:1], (3, 1)) + 1e-13 * np.eye(3, 400), np.zeros(400)
+    )
+    assert rounded.spreads[0].stderr == pytest.approx(same.stderr)
+    alone = sw.Difference.paired([[0.1 + 0.2], [0.3]], [[0.0], [0.0]]).spreads[0]
+    assert alone.stderr == pytest.approx(0.3 * (1 - 0.05**0.5) / 1.6448536)
