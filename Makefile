@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 # from the others
 TESTS  := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 # in this order; those that are there
-PAPER := layers patterns finetuned_curve mask_similarity lottery_ticket decoder data_volume
+PAPER := layers patterns finetuned_curve mask_similarity lottery_ticket decoder data_volume data_finetuned
 BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py benchmarks/replay.py \
 	benchmarks/ranks.py benchmarks/masks.py benchmarks/pages.py
 

@@ -29,6 +29,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import arguments, begin, by_seed, concluded, load, parsed, table
@@ -253,46 +254,56 @@ TINY = [
 ]  # fmt: skip
 
 
-def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments."""
-    out = arguments("data_volume", __doc__ or "")
+def arguments_of(argv: Sequence[str] | None, doc: str = __doc__ or "") -> argparse.Namespace:
+    """The arguments, also of what is made of these runs."""
+    out = arguments("data_volume", doc)
     out.set_defaults(threads=1)
     add = out.add_argument
     add("--fractions", type=float, nargs="+", default=(1.0, 0.6, 0.2), metavar="SHARE")
     add("--seeds", type=int, nargs="+", default=(0, 1, 2), metavar="SEED")
     add("--steps", type=int, default=1600)
     add("--every", type=int, default=50, help="steps between two snapshots")
+    add("--finetune-steps", type=int, default=200, help="of data_finetuned.py")
     add(
         "--pretraining", nargs=argparse.REMAINDER, default=[], metavar="ARGUMENT",
         help="all that follows goes to examples/pretrain_bert.py",
     )  # fmt: skip
-    args = parsed(out, argv, {"steps": 12, "every": 4})
+    args = parsed(out, argv, {"steps": 12, "every": 4, "finetune_steps": 3})
     if args.small:  # what comes later counts
         args.pretraining = [*TINY, *args.pretraining]
     return args
 
 
-def _folder(args: argparse.Namespace, fraction: float, seed: int) -> Path:
+def folder(args: argparse.Namespace, fraction: float, seed: int) -> Path:
+    """Where a run is kept."""
     return Path(args.out) / f"text-{round(100 * fraction)}-seed-{seed}"
 
 
-def finish(args: argparse.Namespace, fraction: float, seed: int) -> str:
-    """Train one of the runs to its end, unless that was done before; returns what was done.
+def pretrained(
+    args: argparse.Namespace, fraction: float, seed: int
+) -> tuple[Pretraining, dict[str, Any] | None]:
+    """One of the runs, as far as it has come, with the state of its checkpoint if there is one.
 
     Raises:
         ValueError: an argument cannot be used, or its folder holds a run with other ones.
     """
-    logdir = _folder(args, fraction, seed)
+    logdir = folder(args, fraction, seed)
     words = [
         "--steps", args.steps, "--every", args.every, "--seed", seed, "--logdir", logdir,
         *args.pretraining,
     ]  # fmt: skip
     run = Pretraining(parser().parse_args([str(word) for word in words]))
     run.text = share_of(run.text, fraction)
-    state = take_up(run, logdir / "checkpoint.pt", fresh=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # that it goes on
+        return run, take_up(run, logdir / "checkpoint.pt", fresh=False)
+
+
+def finish(args: argparse.Namespace, fraction: float, seed: int) -> str:
+    """Train one of the runs to its end, unless that was done before; returns what was done."""
+    run, state = pretrained(args, fraction, seed)
     if run.steps_done == args.steps:
         return "finished before"
-    logdir.mkdir(parents=True, exist_ok=True)
+    folder(args, fraction, seed).mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()):  # a line for each snapshot
         train(run, state and state["watch"])
     return "done"
@@ -309,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             bar.write(f"{fraction:.0%} of the text, seed {seed}: {done}")
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    runs = [read_run(_folder(args, share, seed), share, seed) for seed, share in wanted]
+    runs = [read_run(folder(args, share, seed), share, seed) for seed, share in wanted]
     if len({run.proxy_hash for run in runs}) > 1:
         sys.exit("Expected the same held-out text in all runs, got others. Use another `--out`.")
     runs.sort(key=lambda run: (-run.fraction, run.seed))

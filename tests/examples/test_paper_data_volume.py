@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import data_finetuned
 import data_volume
 import numpy as np
+import pretrain_bert
 import pytest
 import torch
 from contracts import fake_run
+from contracts.paper import table
 from data_volume import (
     VolumeRun,
     conclusion,
@@ -80,6 +83,41 @@ def test_every_share_and_seed_once_then_a_table_and_a_conclusion(tmp_path, capsy
     assert "near zero at the end: 100% − 50%: " in second
     assert (tmp_path / folders[0] / "checkpoint.pt").stat().st_mtime_ns == written
     assert (tmp_path / "data_volume.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_pretrained_models_are_fine_tuned_and_the_shares_compared(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be: that is the question. " * 1_000)
+    words = ["--small", "--out", tmp_path, "--fractions", 1.0, 0.5, "--seeds", 0, 1,
+             "--pretraining", "--text", text]  # fmt: skip
+    assert data_finetuned.main(list(map(str, words))) == 0
+    said = capsys.readouterr().out
+    found = table(said)
+    assert [row[0] for row in found[2:]] == ["100%", "50%"]
+    for share, row in zip((100, 50), found[2:], strict=True):
+        values = []
+        for seed in (0, 1):
+            file = tmp_path / f"text-{share}-seed-{seed}" / "finetuned.jsonl"
+            runs = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+            assert sorted(run["level"] for run in runs) == [0.0, 0.3, 0.5, 0.7]
+            values += [run["value"] for run in runs if run["level"] == 0.0]
+        assert row[1].startswith(f"{100 * np.mean(values):.1f} ")
+    assert "drop at 0.50: 100% − 50%: " in said
+    assert data_finetuned.main(list(map(str, words))) == 0
+    again = capsys.readouterr().out
+    assert again.count("finished before") == 4
+    assert table(again) == found
+
+
+def test_examples_are_windows_and_the_kind_of_what_follows():
+    vocabulary = pretrain_bert.characters(["to be 1? " * 100])
+    sequences = vocabulary.encode(["to be 1? to be 1? to be"])[None, :20]
+    tokens, kinds = data_finetuned.examples_of(sequences, vocabulary)
+    assert tokens.shape == (4, 16)
+    assert tokens[1].tolist() == sequences[0, 1:17].tolist()
+    assert "to be 1? to be 1? to be"[16:20] == "? to"
+    assert kinds.tolist() == [4, 2, 1, 0]  # another, a space, a consonant, a vowel
 
 
 def test_what_cannot_be_used_is_refused_by_name(tmp_path):
