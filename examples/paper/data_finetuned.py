@@ -1,4 +1,4 @@
-"""Figure 8 (ii, iii): models that saw more or less text, pruned once and fine-tuned.
+"""Figure 8 (ii, iii): models that saw more or less text, pruned and trained on.
 
     python examples/paper/data_finetuned.py
 

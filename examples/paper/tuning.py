@@ -62,7 +62,7 @@ class Tuning(NamedTuple):
     ) -> sw.FinetunedCurve:
         """Of a pattern, paired by text; those of one file or mail count together."""
         _, train, judged, _ = _loaded(self)
-        proxy = sw.Proxy(train[:128].batches(64), loss_of_each, name="loss")
+        proxy = sw.Proxy(train[:128].batches(64), loss_of_each, name="loss", positions=there)
         return sw.finetuned_curve(
             self.make_model, self.train, self.evaluate, levels, pattern, seeds, proxy=proxy,
             groups=judged.sources.tolist(),
@@ -131,3 +131,9 @@ def loss_of_each(model: Any, batch: Any) -> torch.Tensor:
     """Cross-entropy of each example, for ``sw.Proxy``."""
     ids, mask, labels = batch
     return F.cross_entropy(model(ids, mask), labels, reduction="none")
+
+
+def there(batch: Any) -> torch.Tensor:
+    """Which positions count: tokens, and no padding."""
+    mask: torch.Tensor = batch[1]
+    return mask

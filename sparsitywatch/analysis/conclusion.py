@@ -11,6 +11,7 @@ from typing import Literal
 from sparsitywatch.errors import expect, expect_number, listed
 from sparsitywatch.records.curve import rounded_up, t_quantile, units
 from sparsitywatch.records.difference import Difference, Spread
+from sparsitywatch.redact import printable
 
 Word = Literal["differs", "equal", "cannot tell"]
 
@@ -30,6 +31,10 @@ class Comparison:
     second: str
     difference: Difference
     learned: Difference | None = None
+
+    def __repr__(self) -> str:
+        first, second = printable(self.first), printable(self.second)
+        return f"<Comparison of {first:.60} and {second:.60}: {self.difference}>"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,9 @@ class Conclusion:
     needed: Mapping[str, int] = field(default_factory=dict)
     unit: str = "points"
     digits: int = 1
+
+    def __repr__(self) -> str:
+        return f"<Conclusion: {printable(str(self)):.180}>"
 
     def __str__(self) -> str:
         one = self.comparison

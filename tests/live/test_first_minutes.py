@@ -56,7 +56,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     forecast = fake_run.looks(range(0, 2001, 100))[-1][0].forecast
     assert isinstance(forecast, Forecast)
     numbers = tuple(i / 1000 for i in range(1000))
+    paired = sw.Difference.paired(np.eye(3), np.zeros((3, 3)))
+    comparison = sw.Comparison(*names[:2], paired)
     return {
+        "paired": paired, "comparison": comparison, "conclusion": sw.verdicts([comparison])[0],
         "watcher": watcher, "record": watcher.records[-1], "sink": sink, "run": sink.runs[0],
         "ledger": sink.runs[0].ledger[0], "detail": sink.details[0], "event": event,
         "histogram": next(iter(sink.details[0].histograms.values())), "proxy": proxy,

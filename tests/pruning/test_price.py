@@ -153,10 +153,8 @@ def test_without_a_limit_nothing_is_tried_at_the_attach(monkeypatch) -> None:
 
 
 def test_an_evaluation_that_cannot_be_tried_is_said_and_dear(monkeypatch, caplog) -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-    for parameter in model.parameters():
-        nn.init.zeros_(parameter)  # removing everything changes nothing yet
-    proxy = sw.Proxy([torch.ones(4, 4)], lambda m, x: m(x).square().mean(1))
+    model, other = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)) for _ in range(2))
+    proxy = sw.Proxy([torch.ones(4, 4)], lambda m, x: other(x).square().mean(1))
     with sw.watch(model, None, proxy=proxy, logdir=None, scope="layers") as watcher:
         assert watcher._budget.evaluations.price_s > 0.0
         assert watcher._budget.wait_s(Due.EVERYTHING) > 0.0
