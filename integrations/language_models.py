@@ -13,9 +13,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 from sparsitywatch.errors import ConfigurationError, MissingExtraError
+from sparsitywatch.pruning.language import (
+    causal_batches,
+    causal_loss,
+    masked_batches,
+    masked_loss,
+)
 from sparsitywatch.pruning.proxy import Proxy
 
 try:
@@ -26,11 +31,6 @@ except ImportError as error:
 
 __all__ = ["causal_loss", "make_model", "masked_loss", "text_proxy"]
 
-#: Label of a position that is not to be predicted, as everywhere in PyTorch.
-_IGNORED = -100
-_MASKED_SHARE = 0.15
-_SEED = 0
-_EXAMPLES_PER_BATCH = 16
 #: Characters that are read for each token that is needed; languages and vocabularies differ.
 _CHARACTERS_PER_TOKEN = 16
 
@@ -127,44 +127,10 @@ def text_proxy(
     prefix, suffix = ([token for token in ids if token is not None] for ids in (prefix, suffix))
     inside = length - len(prefix) - len(suffix)
     tokens = _first_tokens(Path(text), words, num_examples, inside)
-    windows = torch.tensor([[*prefix, *row, *suffix] for row in tokens.tolist()])
-    if is_masked:
-        if words.mask_token_id is None:
-            raise ConfigurationError(
-                f"Expected a tokenizer with a mask token for {kind}, got one without in "
-                f"{os.fspath(tokenizer)!r}."
-            )
-        batch = _masked(windows, set(words.all_special_ids), len(words), words.mask_token_id)
-    else:
-        batch = {"input_ids": windows}
-    batches = [
-        {name: tensor[start : start + _EXAMPLES_PER_BATCH] for name, tensor in batch.items()}
-        for start in range(0, len(windows), _EXAMPLES_PER_BATCH)
-    ]
-    loss = masked_loss if is_masked else causal_loss
+    rows = [[*prefix, *row, *suffix] for row in tokens.tolist()]
+    make, loss = (masked_batches, masked_loss) if is_masked else (causal_batches, causal_loss)
+    batches = make([(row, row) for row in rows], words, has_padding=False)
     return Proxy(batches, loss, name=f"held-out {'masked' if is_masked else 'causal'}-LM loss")
-
-
-def masked_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of the masked tokens of each sequence, float [N].
-
-    A sequence without a masked token has no loss, and is none of the N.
-    """
-    output = model(input_ids=batch["input_ids"])
-    logits = output.logits if "logits" in output else output.prediction_logits
-    labels = batch["labels"]
-    losses = F.cross_entropy(
-        logits.float().transpose(1, 2), labels, reduction="none", ignore_index=_IGNORED
-    )
-    num_masked = (labels != _IGNORED).sum(1)
-    return losses.sum(1)[num_masked > 0] / num_masked[num_masked > 0]
-
-
-def causal_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of each next token of each sequence, float [N]."""
-    tokens = batch["input_ids"]
-    logits = model(input_ids=tokens).logits[:, :-1].float()
-    return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
 
 
 def _load_tokenizer(folder: str | os.PathLike[str]) -> Any:
@@ -194,21 +160,3 @@ def _first_tokens(text: Path, words: Any, num_examples: int, inside: int) -> tor
             f"got {len(ids):,} in {str(text)!r}. Ask for fewer or shorter examples."
         )
     return torch.tensor(ids[:needed]).reshape(num_examples, inside)
-
-
-def _masked(
-    tokens: torch.Tensor, special: set[int], vocabulary_size: int, mask: int
-) -> dict[str, torch.Tensor]:
-    """Tokens with some hidden, and labels of these; the same ones every time."""
-    generator = torch.Generator().manual_seed(_SEED)
-    is_ordinary = ~torch.isin(tokens, torch.tensor(sorted(special)))
-    order = torch.rand(tokens.shape, generator=generator).masked_fill(~is_ordinary, 2.0)
-    # a fixed share of each window, and at least one: a mean over none would be no number
-    num_hidden = (_MASKED_SHARE * is_ordinary.sum(1)).round().clamp_min(1).long()
-    rank = order.argsort(1).argsort(1)
-    is_hidden = (rank < num_hidden[:, None]) & is_ordinary
-    fate = torch.rand(tokens.shape, generator=generator)
-    others = torch.randint(vocabulary_size, tokens.shape, generator=generator)
-    shown = torch.where(is_hidden & (fate < 0.8), mask, tokens)
-    shown = torch.where(is_hidden & (fate >= 0.9), others, shown)
-    return {"input_ids": shown, "labels": tokens.masked_fill(~is_hidden, _IGNORED)}

@@ -29,6 +29,13 @@ from sparsitywatch.pruning.batches import (
     seed_generators,
     unpacked,
 )
+from sparsitywatch.pruning.language import (
+    causal_batches,
+    causal_loss,
+    masked_batches,
+    masked_loss,
+    rows_of,
+)
 from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.ranks.protocol import Ranks, Turns
 from sparsitywatch.redact import printable, redacted_error
@@ -107,6 +114,45 @@ class Proxy(FrozenBatches):
         if not self._batches:
             raise ProxyError("Expected `batches` with at least one batch, got none.")
         self._identify()
+
+    @classmethod
+    def masked_lm(
+        cls, dataset: Iterable[Any], tokenizer: Any, *, examples: int = 128, length: int = 128
+    ) -> Proxy:
+        """The loss of a masked language model, such as BERT, on some sequences of a dataset.
+
+        15 % of the tokens of each sequence are hidden, once and for all (Devlin et al. 2019,
+        arXiv:1810.04805, appendix A.1). Padding does not count.
+
+        Args:
+            dataset: held-out rows or batches with ``input_ids``, such as those of a Trainer's
+                ``eval_dataset``, or texts, or rows with one text.
+            tokenizer: of transformers, or one like it, with a mask token.
+            examples: sequences, spread evenly over a dataset that can be indexed, else the first.
+            length: tokens of a sequence at most; what is longer is cut.
+
+        Raises:
+            ProxyError: the dataset has no such rows, or the tokenizer no mask token.
+        """
+        batches = masked_batches(rows_of(dataset, tokenizer, examples, length), tokenizer)
+        return cls(batches, masked_loss, name="held-out masked-LM loss")
+
+    @classmethod
+    def causal_lm(
+        cls, dataset: Iterable[Any], tokenizer: Any, *, examples: int = 128, length: int = 128
+    ) -> Proxy:
+        """The loss of a model that predicts each next token, on some sequences of a dataset.
+
+        Padding, and positions whose label is -100, do not count.
+
+        Args:
+            dataset, tokenizer, examples, length: as of ``masked_lm``; no mask token is needed.
+
+        Raises:
+            ProxyError: the dataset has no such rows.
+        """
+        batches = causal_batches(rows_of(dataset, tokenizer, examples, length), tokenizer)
+        return cls(batches, causal_loss, name="held-out causal-LM loss")
 
     def shared(self, ranks: Ranks) -> Proxy:
         """This proxy, its batches evaluated by several ranks between them; each has all values."""

@@ -14,7 +14,7 @@ import transformers
 
 import sparsitywatch as sw
 from sparsitywatch.cli import main
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import ConfigurationError, ProxyError
 from sparsitywatch.integrations.language_models import (
     causal_loss,
     make_model,
@@ -190,3 +190,146 @@ def test_a_window_without_a_masked_token_has_no_loss() -> None:
     assert masked_loss(model, none).shape == (0,)
     proxy = sw.Proxy([none, {"input_ids": tokens, "labels": labels}], masked_loss)
     check_proxy(proxy, model)  # two examples, and both are numbers
+
+
+# ------------------------------------------------------------------ a proxy in one line
+
+TEXTS = ["sparse weights are kept", "dense weights are never ever pruned always", "kept weights"]
+
+
+@pytest.fixture(scope="module")
+def words(folder: Path) -> transformers.PreTrainedTokenizerFast:
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def bert(folder: Path) -> torch.nn.Module:
+    return make_model(str(folder)).eval()
+
+
+class Rows(torch.utils.data.Dataset):
+    """As of ``datasets``: a dict for each place."""
+
+    def __init__(self, rows: list) -> None:
+        self.rows, self.asked = rows, []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> object:
+        self.asked.append(index)
+        return self.rows[index]
+
+
+def forms(words: transformers.PreTrainedTokenizerFast) -> dict[str, object]:
+    """The same three sequences in every form that a dataset may have."""
+    ids = [words(text)["input_ids"] for text in TEXTS]
+    padded = words(TEXTS, padding=True, return_tensors="pt")
+    rows = [{"input_ids": one, "label": 1} for one in ids]
+    return {
+        "texts": TEXTS,
+        "texts one by one": iter(TEXTS),
+        "rows with a text": Rows([{"text": text, "source": "a"} for text in TEXTS]),
+        "rows with one text": [{"sentence": text, "label": 1} for text in TEXTS],
+        "rows with ids": Rows(rows),
+        "ids": ids,
+        "tensors": [torch.tensor(one) for one in ids],
+        "a row of a classification": [{**row, "labels": 1} for row in rows],
+        "padded rows": [{name: padded[name][i] for name in padded} for i in range(3)],
+        "a batch": [dict(padded)],
+        "a collator's batches": torch.utils.data.DataLoader(
+            rows, batch_size=2,
+            collate_fn=lambda part: words.pad([{"input_ids": r["input_ids"]} for r in part],
+                                              return_tensors="pt"),
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [sw.Proxy.masked_lm, sw.Proxy.causal_lm])
+def test_a_dataset_in_any_form_gives_the_same_proxy(words, bert, make) -> None:
+    found = {name: make(dataset, words) for name, dataset in forms(words).items()}
+    assert len(found) == 11
+    hashes = {name: proxy.hash for name, proxy in found.items()}
+    assert set(hashes.values()) == {hashes["texts"]}
+    assert len(check_proxy(found["texts"], bert)) == 3
+
+
+def test_padding_counts_in_no_loss(words, bert) -> None:
+    proxy = sw.Proxy.causal_lm(TEXTS, words)
+    with torch.no_grad():
+        found = proxy.evaluate(bert)
+        for text, value in zip(TEXTS, found, strict=True):
+            ids = torch.tensor([words(text)["input_ids"]])
+            log_p = bert(input_ids=ids).logits.log_softmax(-1)[0]
+            own = [-float(log_p[k, ids[0, k + 1]]) for k in range(ids.shape[1] - 1)]
+            assert value == pytest.approx(sum(own) / len(own), rel=1e-4)
+
+
+def test_the_loss_of_a_masked_model_is_of_the_hidden_tokens_of_each_sequence(words, bert) -> None:
+    proxy, seen = sw.Proxy.masked_lm(TEXTS, words), []
+    loss = proxy.value
+    with torch.no_grad():
+        found = proxy.evaluate(bert, lambda m, b: seen.append(b) or loss(m, b))
+    (batch,) = seen
+    is_hidden = batch["labels"] != -100
+    num = [len(words(text)["input_ids"]) - 2 for text in TEXTS]
+    assert is_hidden.sum(1).tolist() == [max(1, round(0.15 * n)) for n in num]
+    assert not (is_hidden & (batch["attention_mask"] == 0)).any()
+    for i, value in enumerate(found):
+        there = batch["attention_mask"][i] == 1
+        with torch.no_grad():
+            log_p = bert(input_ids=batch["input_ids"][i : i + 1, there]).logits.log_softmax(-1)[0]
+        labels = batch["labels"][i, there]
+        own = [-float(log_p[k, label]) for k, label in enumerate(labels.tolist()) if label >= 0]
+        assert value == pytest.approx(sum(own) / len(own), rel=1e-4)
+
+
+def test_what_has_no_label_is_not_asked_of_a_causal_model(bert, words) -> None:
+    rows = [{"input_ids": [2, 5, 6, 7, 3], "labels": [-100, -100, 6, 7, 3]},
+            {"input_ids": [2, 8, 9, 3], "labels": [-100, -100, -100, 3]}]  # fmt: skip
+    with torch.no_grad():
+        found = sw.Proxy.causal_lm(rows, words).evaluate(bert)
+        for row, value in zip(rows, found, strict=True):
+            log_p = bert(input_ids=torch.tensor([row["input_ids"]])).logits.log_softmax(-1)[0]
+            own = [-float(log_p[k, x]) for k, x in enumerate(row["labels"][1:]) if x >= 0]
+            assert value == pytest.approx(sum(own) / len(own), rel=1e-4)
+
+
+def test_sequences_are_spread_over_the_dataset_and_cut(words) -> None:
+    rows = Rows([{"input_ids": [5 + i % 8] * 40} for i in range(1000)])
+    seen: list[torch.Tensor] = []
+    proxy = sw.Proxy.causal_lm(rows, words, examples=5, length=12)
+    assert rows.asked == [0, 250, 500, 749, 999]
+    proxy.evaluate(torch.nn.Linear(1, 1), lambda _, b: seen.append(b["input_ids"])
+                   or torch.ones(len(b["input_ids"])))  # fmt: skip
+    assert seen[0].tolist() == [[5 + i % 8] * 12 for i in rows.asked]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (
+            {"train": TEXTS, "validation": TEXTS},
+            r"a mapping of \['train', 'validation'\].*dataset\['",
+        ),
+        ("sparse weights", "rows or batches with `input_ids`"),
+        ([{"question": "a b", "answer": "c d"}], r"one text in dataset\[0\], got \['answer', 'q"),
+        ([{"label": 1}], r"`input_ids` or one text in dataset\[0\], got \['label'\]"),
+        ([{"input_ids": [0.5, 1.0]}], r"whole numbers .* of dataset\[0\], got float64 of shape"),
+        (["sparse weights"], "at least 2 sequences of 2 tokens or more in `dataset`, got 1"),
+        ([], "at least 2 sequences of 2 tokens or more in `dataset`, got 0"),
+    ],
+)
+def test_a_dataset_that_is_none_is_refused(words, dataset, message) -> None:
+    with pytest.raises(sw.SparsityWatchError, match=message):
+        sw.Proxy.masked_lm(dataset, words)
+
+
+def test_a_tokenizer_without_a_mask_is_refused_for_a_masked_model(folder) -> None:
+    words = transformers.AutoTokenizer.from_pretrained(folder, mask_token=None)
+    with pytest.raises(ProxyError, match=r"with a mask token, got .*causal_lm"):
+        sw.Proxy.masked_lm(TEXTS, words)
+    with pytest.raises(ConfigurationError, match="tokenizer"):
+        sw.Proxy.causal_lm(TEXTS, "bert-base-uncased")
+    with pytest.raises(ConfigurationError, match="examples"):
+        sw.Proxy.causal_lm(TEXTS, words, examples=1)
