@@ -224,16 +224,16 @@ CLAIMS = [
         take_off,
     ),
     Claim(
-        "The weights grow while the rate warms up, so that fixed thresholds catch fewer of "
-        "them: 0.1 of the first rms {then} % at the start and {now} % at the end (GELU, decay "
-        "0.01), 0.1 of the present rms {relative} % then. That is gradual: {dense} of {others} "
-        "runs turn to dense, and {twice} with GELU and decay 1.",
+        "The weights grow while the rate warms up, so that fixed thresholds catch fewer of them: 0.1 "
+        "of the first rms {then} % at the start and {now} % at the end (GELU, decay 0.01), 0.1 of "
+        "the present rms {relative} % then. Mostly that is gradual: {dense} of {others} runs turn "
+        "abruptly to dense at some threshold, and {twice} with GELU and decay 1.",
         fall,
     ),
     Claim(
-        "Essential sparsity falls as the model learns: from {gelu_first} where it first says "
-        "anything to {gelu} with GELU and decay 0.01, from {relu_first} to {relu} with ReLU and"
-        " decay 0.1.",
+        "Essential sparsity falls as the model learns: with GELU and decay 0.01 it is {gelu_first} "
+        "where it first says anything and {gelu} at the end, with ReLU and decay 0.1 {relu_first} "
+        "and {relu}.",
         essential,
     ),
     Claim(
