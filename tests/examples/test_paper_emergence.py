@@ -226,8 +226,8 @@ CLAIMS = [
     Claim(
         "The weights grow while the rate warms up, so that fixed thresholds catch fewer of them: "
         "0.1 of the first rms {then} % at the start and {now} % at the end (GELU, decay 0.01), 0.1 "
-        "of the present rms {relative} % then. Mostly that is gradual: {dense} of {others} runs turn "
-        "abruptly to dense at some threshold, and {twice} with GELU and decay 1.",
+        "of the present rms {relative} % then. Mostly that is gradual: {dense} of {others} runs "
+        "turn abruptly to dense at some threshold, and {twice} with GELU and decay 1.",
         fall,
     ),
     Claim(
