@@ -258,8 +258,9 @@ ROW = Claim(
 
 
 README = Claim(
-    "With GELU and decay 0.01, as in BERT, a model of this size makes no abrupt turn to sparse by "
-    "any of {k} thresholds ([docs/paper.md](docs/paper.md#when-weights-turn-sparse-figure-8)).",
+    "With GELU and decay 0.01, as in BERT, a model of the size of the demo makes no abrupt turn to "
+    "sparse by any of {k} thresholds "
+    "([docs/paper.md](docs/paper.md#when-weights-turn-sparse-figure-8)).",
     lambda runs: {"k": len(runs["gelu-0.01-s0"]["thresholds"])} | by_decay(runs, "gelu"),
 )
 

@@ -1,4 +1,4 @@
-"""What the README shows to begin with runs as it stands."""
+"""What the README and the first page of the docs show to begin with runs as it stands."""
 
 from __future__ import annotations
 
@@ -11,22 +11,78 @@ from pathlib import Path
 import pytest
 
 from sparsitywatch import cli
+from sparsitywatch.sinks.jsonl import read_records
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+START = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+#: Of ours, which a reader of the README has to learn: ten at most.
+TERMS = {"essential sparsity", "near zero", "proxy", "snapshot", "event", "reliance", "dormant",
+         "scope", "tolerance", "replay"}  # fmt: skip
 
 
-def test_the_picture_and_what_it_shows_come_before_any_code() -> None:
-    picture, control, code = (README.index(x) for x in ("](docs/demo.png)", "demo-control", "```"))
-    assert picture < control < code
+def blocks(markdown: str) -> list[tuple[str, str]]:
+    return re.findall(r"^```(\w*)\n(.*?)^```$", markdown, re.MULTILINE | re.DOTALL)
+
+
+def test_the_readme_is_two_screens_with_the_page_before_any_code() -> None:
+    assert len(README.split()) <= 700
+    picture, code = (README.index(x) for x in ("](docs/report.png)", "```"))
+    assert picture < code
     assert "sw." not in README[:code]
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    ours = re.findall(r"^\*\*([^*]+)\.\*\* Our word", glossary, re.MULTILINE)
+    said = README.lower().replace("-", " ")
+    assert len(ours) > 5
+    assert {t.lower() for t in ours if re.search(rf"\b{re.escape(t.lower())}\b", said)} <= TERMS
+
+
+@pytest.mark.slow
+def test_the_trainer_s_example_runs_as_it_is_pasted(tmp_path: Path) -> None:
+    """The tokenizer and the config are those of a folder of that name; and 20 steps are enough."""
+    import tokenizers
+    from transformers import BertConfig, PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    known = {word: i for i, word in enumerate([*special, *letters])}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, unk_token="[UNK]"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    names = ("pad", "unk", "cls", "sep", "mask")
+    PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        **{f"{name}_token": mark for name, mark in zip(names, special, strict=True)},
+    ).save_pretrained(tmp_path / "bert-base-uncased")
+    BertConfig(
+        vocab_size=len(known), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32,
+    ).save_pretrained(tmp_path / "bert-base-uncased")  # fmt: skip
+    lines = [letters[i % 26 :] + letters * 4 for i in range(600)]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    (language, block), *_ = blocks(README)
+    assert language == "python"
+    assert len([line for line in block.splitlines() if line and "import" not in line]) <= 12
+    block = block.replace("max_steps=100_000, per_device_train_batch_size=32", "max_steps=20")
+    assert "max_steps=20)" in block
+    done = subprocess.run(
+        [sys.executable, "-"], input=block.replace("every=500", "every=5, max_overhead=None"),
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    after = README.partition("```python")[2].partition("## Install")[0]
+    commands = re.findall(r"^    sparsitywatch (.*?)(?:  +#.*)?$", after, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["show", "status"]
+    assert cli.main(["status", str(tmp_path / commands[1].removeprefix("status "))]) in (0, 1)
+    records = read_records(tmp_path / "runs" / "bert" / "runs" / "sparsitywatch")
+    assert [record.step for record in records] == [5, 10, 15, 20]
+    assert all(record.valid and record.curve is not None for record in records)
 
 
 @pytest.mark.slow
 def test_the_first_block_runs_as_it_is_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    language, block = BLOCKS[0]
+    language, block = blocks(START)[0]
     assert language == "python"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-"],
@@ -38,7 +94,7 @@ def test_the_first_block_runs_as_it_is_pasted(
     assert "sparsitywatch: Look: Dormant weights" in done.stderr
 
     # and so do the commands below it
-    after = README.partition(block)[2].partition("##")[0]
+    after = START.partition(block)[2].partition("##")[0]
     commands = re.findall(r"^    sparsitywatch (.*?)(?:  +#.*)?$", after, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["summary", "report", "show", "status"]
     monkeypatch.chdir(tmp_path)

@@ -128,7 +128,7 @@ def test_demo_takes_the_arguments_that_are_named(monkeypatch) -> None:
     example = ROOT / "examples" / "pretrain_bert.py"
     named = {
         option
-        for command in COMMANDS
+        for command in (*COMMANDS, *MANUAL)
         for targets, arguments in [targets_and_arguments(command)]
         if "demo" in targets or str(example.relative_to(ROOT)) in targets
         for option in re.findall(r"--[a-z][\w-]*", arguments or " ".join(command))
