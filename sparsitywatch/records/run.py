@@ -84,10 +84,10 @@ class WatchState:
             return "nothing yet" if self.status == "on" else "no snapshot was due"
         words = f"weights {self.num_taken:,} of {self.num_due:,}"
         if self.num_evaluated == 0:
-            words += ", essential sparsity never"
+            words += ", proxy never evaluated"
         elif self.num_evaluated > 0:
             often = f"{self.num_evaluated:,} times, last" if self.num_evaluated > 1 else "once,"
-            words += f", essential sparsity {often} at step {self.last_evaluated_step:,}"
+            words += f", proxy evaluated {often} at step {self.last_evaluated_step:,}"
         return words + (f", {self.num_failed:,} failed" if self.num_failed else "")
 
     @property

@@ -222,13 +222,13 @@ def test_a_run_that_has_just_begun() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({}, "weights 11 of 11, essential sparsity 11 times, last at step 2,000"),
+        ({}, "weights 11 of 11, proxy evaluated 11 times, last at step 2,000"),
         (
             {"num_due": 40, "num_taken": 40, "num_evaluated": 1, "last_evaluated_step": 5},
-            "weights 40 of 40, essential sparsity once, at step 5",
+            "weights 40 of 40, proxy evaluated once, at step 5",
         ),
         ({"num_due": 19, "num_evaluated": -1, "num_failed": 2}, "weights 11 of 19, 2 failed"),
-        ({"num_evaluated": 0}, "weights 11 of 11, essential sparsity never"),
+        ({"num_evaluated": 0}, "weights 11 of 11, proxy never evaluated"),
         ({"num_due": 0, "num_taken": 0}, "no snapshot was due"),
     ],
 )

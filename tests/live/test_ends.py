@@ -170,7 +170,7 @@ def switched_off_from_outside(at: Path) -> None:
 
 KEPT: list[object] = []
 NEVER, ALWAYS = (lambda *_: False), (lambda *_: True)
-ALL = "weights 4 of 4, essential sparsity 4 times, last at step 12"
+ALL = "weights 4 of 4, proxy evaluated 4 times, last at step 12"
 #: Of a run of a few snapshots.
 EARLY = "too early to tell"
 #: How it ends, words that the status says, the state, the exit code.
@@ -179,26 +179,26 @@ IN_PROCESS = [
     ("closed twice", closed_by_a_call_twice, ["watch closed at step 12;", ALL], EARLY, 0),
     ("no proxy", lambda at: closed(at, proxy=None), ["watched: weights 4 of 4;"], EARLY, 0),
     ("at some steps", lambda at: closed(at, every=sw.schedules.at([2, 9])),
-     ["weights 2 of 2, essential sparsity 2 times, last at step 9"], EARLY, 0),
+     ["weights 2 of 2, proxy evaluated 2 times, last at step 9"], EARLY, 0),
     ("no limit", lambda at: closed(at, every=1, max_overhead=None), ["12 of 12,"], "healthy", 0),
     ("one snapshot", lambda at: closed(at, every=9),
-     ["tell: 1 of about 9 snapshots", "weights 1 of 1, essential sparsity once, at step 9"],
+     ["tell: 1 of about 9 snapshots", "weights 1 of 1, proxy evaluated once, at step 9"],
      EARLY, 0),
     ("nothing was due", lambda at: closed(at, every=500),
      ["No snapshot was taken", "watched: no snapshot was due"], "look", 1),
     ("no optimizer step", no_step, ["Expected `logdir` to hold the log"], "broken", 2),
     ("the budget left all out", budget(NEVER),
-     ["No snapshot was taken", "weights 0 of 4, essential sparsity never"], "look", 1),
+     ["No snapshot was taken", "weights 0 of 4, proxy never evaluated"], "look", 1),
     ("the budget left all evaluations out", budget(lambda due, _: due is Due.WEIGHTS),
-     ["Essential sparsity was never measured", "weights 4 of 4, essential sparsity never"],
+     ["Essential sparsity was never measured", "weights 4 of 4, proxy never evaluated"],
      "look", 1),
     ("the budget left the last out", budget(lambda _, step: step < 7),
-     ["watch closed at step 13", "weights 2 of 4, essential sparsity 2 times, last at step 6"],
+     ["watch closed at step 13", "weights 2 of 4, proxy evaluated 2 times, last at step 6"],
      EARLY, 0),
     ("the budget allowed one evaluation", budget(lambda due, step: due < 2 or 5 < step < 7),
-     ["weights 4 of 4, essential sparsity once, at step 6"], EARLY, 0),
+     ["weights 4 of 4, proxy evaluated once, at step 6"], EARLY, 0),
     ("the budget allowed one at the end", budget(lambda due, step: due < 2 or step == 13),
-     ["weights 5 of 5, essential sparsity once, at step 13"], EARLY, 0),
+     ["weights 5 of 5, proxy evaluated once, at step 13"], EARLY, 0),
     ("the last evaluation failed", failing(12), ["failed: RuntimeError: the disk"], "look", 1),
     ("all evaluations failed", failing(1, steps=8), ["All snapshots failed"], "broken", 2),
     ("it switched itself off", failing(1, "MagnitudeSpectrum.of"),
@@ -303,7 +303,7 @@ PROCESSES = [
      ["training was ended by ZeroDivisionError at step 12"], "look", 1),
     ("before the first step", "watch(); 1 / 0", ["Expected `logdir` to hold"], "broken", 2),
     ("the last one at the end", PAID_AT_THE_END,
-     ["weights 1 of 5, essential sparsity once, at step 13"],
+     ["weights 1 of 5, proxy evaluated once, at step 13"],
      EARLY, 0),
 ]  # fmt: skip
 HEAD = """
