@@ -186,7 +186,13 @@ class _Group:
             )
         found = []
         for i, (num, place) in enumerate(zip(nums, places, strict=True)):
-            known = {n: own[i] for n, own in looked.items() if wanted[n][i] is not None}
+            # where denormals are flushed their bins look empty: then a bin goes as a whole
+            known = {
+                name: own[i]
+                for name, own in looked.items()
+                if wanted[name][i] is not None
+                and len(own[i]) == self._steps[name].histogram.counts[place[name]].sum()
+            }
             found.append(self._cut(num, place, known) if place else self._ends(num))
         return found
 
@@ -224,7 +230,8 @@ class _Group:
         joined = np.concatenate([*ratios.values()])
         order = joined.argsort(kind="stable")
         reached = sum(before.values()) + np.concatenate([*counts.values()])[order].cumsum()
-        limit = joined[order][min(int(reached.searchsorted(num)), len(order) - 1)]
+        last = min(int(reached.searchsorted(num)), len(order) - 1)
+        limit = joined[order][last] if len(order) else -math.inf  # float64, flushed: all below
         found = {}
         for name, ratio in ratios.items():
             below = self._steps[name].ends[: place[name].start].max(initial=-math.inf)

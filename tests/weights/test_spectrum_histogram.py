@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import nn
 
+import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.histogram import Rows
+from sparsitywatch.weights.spectrum.histogram import STORAGES, Rows, decades
 from sparsitywatch.weights.spectrum.magnitude import (
     DEFAULT_RULES,
     TOGETHER,
@@ -246,3 +251,49 @@ def test_thresholds_that_do_not_move_are_known_beforehand():
         "abs_0.001": {"a": 0.001, "b": 0.001},
         "zero": None,
     }
+
+
+@pytest.fixture
+def flushed() -> Iterator[None]:
+    """As with ``torch.set_flush_denormal(True)``, which is often advised on CPUs."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("flushed")
+def test_bins_are_the_same_where_denormals_are_flushed(dtype: torch.dtype) -> None:
+    known = STORAGES[dtype].bins
+    fresh = replace(known)  # nothing is kept of another mode
+    bits = [0, 1, 2, fresh.inf_key - 1]
+    significand = fresh.significand_bits + fresh.shift
+    for key in bits[:-1]:  # denormals: their bits times the smallest one
+        smallest = Fraction(2) ** (1 - fresh.exponent_bias - significand)
+        assert fresh.edges[key] == (key << fresh.shift) * smallest
+    assert fresh.edges[-1] == torch.finfo(dtype).max
+    assert (np.diff(fresh.edges) > 0.0).all()
+    assert (np.diff(decades(fresh, 10)[1:]) >= 0).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.usefixtures("flushed")
+def test_a_model_with_denormals_is_measured_where_they_are_flushed(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).to(dtype)
+    torch.set_flush_denormal(False)
+    with torch.no_grad():
+        model[0].weight[:8] *= 1e-40 if dtype is torch.float32 else 1e-310
+    torch.set_flush_denormal(True)
+    proxy = sw.Proxy([torch.randn(64, 64, dtype=dtype)], lambda m, x: m(x).square().mean(1))
+    flushed = sw.measure(model, proxy, scope="layers")
+    torch.set_flush_denormal(False)
+    plain = sw.measure(model, proxy, scope="layers")
+    assert flushed.valid, flushed.reason
+    assert flushed.num_zero == plain.num_zero
+    if dtype is torch.float32:  # in float64 those that are flushed count as zero, which they are
+        assert flushed.near_zero == plain.near_zero
+    assert flushed.curve.value == pytest.approx(plain.curve.value, rel=1e-6)

@@ -49,13 +49,17 @@ class Bins:
     @cached_property
     def edges(self) -> np.ndarray:
         """Largest magnitude of each bin: float64, rising, from 0 to the largest finite."""
-        if self.name == "bfloat16":  # numpy has none: the upper half of a float32
-            return (np.arange(self.inf_key, dtype="u4") << 16).view("f4").astype(np.float64)
-        magnitudes: np.ndarray = np.arange(self.inf_key, dtype=f"u{self.float_bits // 8}")
-        magnitudes <<= magnitudes.dtype.type(self.shift)
+        # put together from whole numbers: as floats of 32 bits the smallest would be 0 in a process
+        # that flushes denormals (torch.set_flush_denormal)
+        bits = np.arange(self.inf_key, dtype=np.int64) << self.shift
         if not self.is_exact:
-            magnitudes[-1] -= 1  # the last bin ends at the largest finite value
-        return magnitudes.view(self.name).astype(np.float64)
+            bits[-1] -= 1  # the last bin ends at the largest finite value
+        stored = self.significand_bits + self.shift
+        exponents = bits >> stored
+        significands = (bits & ((1 << stored) - 1)) | ((exponents > 0).astype(np.int64) << stored)
+        powers = np.maximum(exponents, 1) - (self.exponent_bias + stored)
+        magnitudes: np.ndarray = np.ldexp(significands.astype(np.float64), powers.astype(np.int32))
+        return magnitudes
 
     @cached_property
     def squares(self) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +83,8 @@ class Bins:
 def decades(bins: Bins, bins_per_decade: int) -> np.ndarray:
     """Which bin of log10|w| each bin lies in by its geometric middle, int32; zeros: NO_DECADE."""
     # the bin next to zero, which has no middle, counts as its end
-    logs: np.ndarray = np.log10(np.maximum(bins.edges, bins.edges[1]))
+    smallest = bins.edges[bins.edges > 0.0][0]  # the first, unless denormals are flushed
+    logs: np.ndarray = np.log10(np.maximum(bins.edges, smallest))
     if not bins.is_exact:
         logs[2:] = (logs[1:-1] + logs[2:]) / 2
     found: np.ndarray = np.floor(logs * bins_per_decade).astype(np.int32)
