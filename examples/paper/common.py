@@ -6,15 +6,17 @@ Everything here is small on purpose. ``texts.py`` has the encoder and the tasks 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from kept import keep
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -160,6 +162,28 @@ def concluded(said: Sequence[tuple[str, sw.Comparison]], **options: Any) -> list
     """What may be said of all comparisons of a command, each behind what it is about."""
     found = sw.verdicts([comparison for _, comparison in said], **options)
     return [f"{about}: {one}." for (about, _), one in zip(said, found, strict=True)]
+
+
+def report(
+    args: argparse.Namespace,
+    head: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    said: Sequence[str] = (),
+    pairs: Sequence[tuple[str, sw.Comparison]] = (),
+    *,
+    name: str = "report",
+    unit: str = "points",
+    **numbers: Any,
+) -> None:
+    """Print a table and what may be concluded, and keep both, and other numbers, in ``kept/``."""
+    print("", table(head, rows), "", *said, *concluded(pairs, unit=unit), "", sep="\n")
+    given = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
+    keep(args.out / "kept" / f"{name}.json.gz", {
+        "date": f"{dt.datetime.now(dt.timezone.utc).date()}", "arguments": given,
+        "head": list(head), "rows": [[str(cell) for cell in row] for row in rows],
+        "said": list(said), "unit": unit,
+        "comparisons": [{"about": about, **asdict(one)} for about, one in pairs], **numbers,
+    })  # fmt: skip
 
 
 # ------------------------------------------------------------------ table and picture

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import data_volume
 import numpy as np
 import torch
-from common import begin, concluded, learned, load, points, table
+from common import begin, learned, load, points, report
 from lottery_ticket import KINDS
 from pretrain_bert import Pretraining, Vocabulary
 from torch import nn
@@ -163,9 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{args.finetune_steps} steps; {len(task.groups)} held-out examples of "
           f"{len(set(task.groups))} sequences; {len(args.seeds)} seeds\n")  # fmt: skip
     head = ["text", "accuracy ± sd", *(f"drop at {level:.2f}" for level in LEVELS)]
-    print(table(head, rows(curves)), "", sep="\n")
-    said = concluded(compared(curves, task.held_out[1])) if len(shares) > 1 else []
-    print(*said, load(), sep="\n")
+    pairs = compared(curves, task.held_out[1]) if len(shares) > 1 else []
+    report(args, head, rows(curves), (), pairs, name="finetuned")
+    print(load())
     return 0
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import arguments, begin, by_seed, concluded, load, parsed, table
+from common import arguments, begin, by_seed, load, parsed, report
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -204,12 +204,12 @@ def _mean_cell(values: Sequence[float], digits: int) -> str:
     return f"{mean:.{digits}f} ± {spread:.{digits}f}{some}"
 
 
-def conclusion(runs: Sequence[VolumeRun]) -> str:
-    """What can be said from these runs, and what cannot; computed, not judged by eye."""
+def compared(runs: Sequence[VolumeRun]) -> list[tuple[str, sw.Comparison]]:
+    """Each measure of the whole text beside each share of it, in percent of the mean of all."""
     shares = list(dict.fromkeys(run.fraction for run in runs))
     seeds = set.intersection(*({x.seed for x in runs if x.fraction == share} for share in shares))
     if len(shares) < 2 or len(seeds) < 2:
-        return "Nothing follows: it takes two shares of the text and two seeds or more of each."
+        return []
     pairs = []
     for name, value, _ in MEASURES:
         of = {
@@ -225,7 +225,7 @@ def conclusion(runs: Sequence[VolumeRun]) -> str:
         for share in shares[1:]:
             more = by_seed(of[shares[0]], of[share])
             pairs.append((name, sw.Comparison(f"{shares[0]:.0%}", f"{share:.0%}", more)))
-    return "\n".join(f"- {line}" for line in concluded(pairs, unit="% of their mean"))
+    return pairs
 
 
 def draw(runs: Sequence[VolumeRun], path: Path) -> None:
@@ -326,7 +326,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs.sort(key=lambda run: (-run.fraction, run.seed))
     picture = args.out / "data_volume.png"
     draw(runs, picture)
-    print("", table(HEAD, rows(runs)), "", conclusion(runs), "", sep="\n")
+    pairs = compared(runs)
+    said = ["It takes two shares of the text and two seeds or more of each."] if not pairs else []
+    report(args, HEAD, rows(runs), said, pairs, unit="% of their mean")
     print(f"Look at {picture}. {load()}")
     return 0
 

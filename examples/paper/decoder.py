@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Results, arguments, begin, by_seed, concluded, load, table
+from common import Results, arguments, begin, by_seed, load, report
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -195,15 +195,15 @@ class Outcome:
                 rows[-1].append(f"{loss} {self.rise(pattern, level)}" if level else loss)
         return rows
 
-    def conclusions(self) -> list[str]:
-        """In words, from the intervals."""
+    def estimates(self) -> list[str]:
+        """Essential sparsity, and how far training went, in words."""
         said = []
         for pattern, name in PATTERNS.items():
             values = ", ".join(found["essential"] for found in self.found[pattern])
             said.append(f"Essential sparsity by {name}, by seed: {values}.")
         gain = rise(self.half, self.losses("global", 0.0))
         said.append(f"With half of the steps the dense loss is {gain} % higher.")
-        return [*said, *concluded(self.compared(), unit="% of the dense loss")]
+        return said
 
     def compared(self) -> list[tuple[str, sw.Comparison]]:
         """Each pattern and magnitude, paired by seed and window; and SparseGPT by its inputs."""
@@ -277,8 +277,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = sum(w.numel() for name, w in named if "blocks" in name and w.ndim == 2)
     print(f"{size:,} weights, {args.seeds} seeds, {args.steps} steps; {load()}")
     print("held-out loss, and its rise above dense in percent with 90 % intervals\n")
-    print(table(("sparsity", *PATTERNS.values()), outcome.rows()))
-    print("", *outcome.conclusions(), sep="\n")
+    head = ("sparsity", *PATTERNS.values())
+    unit = "% of the dense loss"
+    report(
+        args, head, outcome.rows(), outcome.estimates(), outcome.compared(), unit=unit, size=size
+    )
     draw(outcome, args.out / "decoder.png")
     print(f"\nLook at {args.out / 'decoder.png'}")
     return 0

@@ -30,13 +30,12 @@ from common import (
     Line,
     arguments,
     begin,
-    concluded,
     draw,
     drop,
     load,
     parsed,
     points,
-    table,
+    report,
 )
 from fetch import MATERIAL
 from tuning import TOY, Tuning, add_sizes, processes, tuning_of
@@ -122,17 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             said += estimates(task, curves)
             pairs += compared(tuning, curves)
             panels[f"{task}, fine-tuned"] = [line(p, c) for p, c in curves.items()]
-    head = [
-        "task",
-        "pattern",
-        "sparsity",
-        "accuracy ± sd",
-        "seeds",
-        f"drop [{CONFIDENCE:.0%}]",
-        "se",
-    ]
-    claim = "The paper removes 30% to 50% at no loss. Here:"
-    print("", table(head, lines), "", *said, claim, *concluded(pairs), "", sep="\n")
+    head = ["task", "pattern", "sparsity", "accuracy ± sd", "seeds", f"drop [{CONFIDENCE:.0%}]",
+            "se"]  # fmt: skip
+    said.append("The paper removes 30% to 50% at no loss. Here:")
+    report(args, head, lines, said, pairs)
     picture = args.out / "finetuned_curve.png"
     note = f"{len(args.seeds)} seeds; bars: {CONFIDENCE:.0%} of the paired drop"
     draw(picture, panels, "sparsity", "accuracy (%)", note)

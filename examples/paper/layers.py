@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Results, arguments, begin, concluded, load, table
+from common import Results, arguments, begin, load, report
 from fetch import MATERIAL
 from matplotlib.figure import Figure
 from texts import Classifier, classifiers
@@ -113,15 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = classifiers(args.material, small=args.small)()
     results = Results(args.out / "results.jsonl", {"level": args.level, "small": args.small})
     sizes = grid({n: p.numel() for n, p in model.named_parameters() if is_pruned(n, p)})
-    found, said, pairs = {}, [], []
+    found, rows, said, pairs = {}, [], [], []
     for name, pattern in PATTERNS.items():
         result = results.once(name, partial(shares, model, args.level, pattern))
         cells = found[name] = grid(result["shares"])
-        rows = [[f"block {i}", *(f"{100 * x:.1f}" for x in row)] for i, row in enumerate(cells)]
-        rows.append(["mean", *(f"{100 * x:.1f}" for x in cells.mean(0))])
-        print(f"\nShare below the threshold in %, {name}, at {args.level:.1%} of all weights")
-        print(table(["", *KINDS], rows))
-        print(f"{result['seconds']:.2f} s")
+        blocks = {f"block {i}": row for i, row in enumerate(cells)} | {"mean": cells.mean(0)}
+        for block, row in blocks.items():
+            rows.append([name, block, *(f"{100 * x:.1f}" for x in row)])
+        print(f"{name}: {result['seconds']:.2f} s")
         pairs.append((name, feed_forward_and_attention(cells)))
         of_all = sizes[:, 4:].sum() / sizes.sum()
         of_small = (cells * sizes)[:, 4:].sum() / (cells * sizes).sum()
@@ -138,7 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     picture = args.out / "layers.png"
     draw(picture, found, args.level)
-    print("", *concluded(pairs), *said, "", f"Look at {picture}. {load()}", sep="\n")
+    print(f"\nShare below the threshold in %, at {args.level:.1%} of all weights")
+    report(args, ["magnitudes", "", *KINDS], rows, said, pairs)
+    print(f"Look at {picture}. {load()}")
     return 0
 
 

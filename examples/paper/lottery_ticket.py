@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Results, arguments, begin, concluded, learned, load, points, remark, table
+from common import Results, arguments, begin, learned, load, points, remark, report
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -340,17 +340,6 @@ class Outcome:
         about = f"{self.task}, {len(levels)} sparsities below a half together"
         return [(about, sw.Comparison("tickets", "OMP", points(tickets, omp), self.learned))]
 
-    def similarity(self) -> str:
-        """How alike the masks are, in words."""
-        level, found = next(iter(sorted(self.alike.items())))
-        last, others = sorted(self.alike.items())[-1]
-        return (
-            f"{self.task}: of what goes both remove {mean_of(found, 'overlap'):.0%} at {level:.2f} "
-            f"(by chance {mean_of(found, 'overlap_by_chance'):.0%}) and "
-            f"{mean_of(others, 'overlap'):.0%} at {last:.2f} "
-            f"(by chance {mean_of(others, 'overlap_by_chance'):.0%})."
-        )
-
 
 def mean_of(found: Sequence[sw.patterns.MaskSimilarity], name: str) -> float:
     """The mean over seeds."""
@@ -417,10 +406,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{size:,} weights, {args.seeds} seeds, {args.pretrain_steps} steps of pretraining, ")
     print(f"{args.steps} of each fine-tuning; points with 90 % intervals; {load()}")
     print(f"packages: {', '.join(experiment.texts.packages)}\n")
-    print(table(HEAD, [row for outcome in outcomes for row in outcome.rows()]))
     said = [f"{o.task}: {remark(o.half, o.omp)}" for o in outcomes]
-    said += concluded([one for o in outcomes for one in o.compared()])
-    print("", *said, *(o.similarity() for o in outcomes), sep="\n")
+    pairs = [one for o in outcomes for one in o.compared()]
+    report(args, HEAD, [row for o in outcomes for row in o.rows()], said, pairs, size=size)
     draw(outcomes, args.out / "lottery_ticket.png")
     print(f"\nLook at {args.out / 'lottery_ticket.png'}")
     return 0

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Line, Results, arguments, begin, draw, load, parsed, table
+from common import Line, Results, arguments, begin, draw, load, parsed, report
 from fetch import MATERIAL
 from torch import nn
 from tuning import TOY, Tuning, add_sizes, tuning_of
@@ -136,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
          f"{lowest[1][i]:.3f}", f"{1 - x:.2f}"]
         for i, x in enumerate(LEVELS)
     ]  # fmt: skip
-    print(table(head, rows), "", conclusion(LEVELS[-1], means[-1], lowest[0][-1]), "", sep="\n")
+    said = [conclusion(LEVELS[-1], means[-1], lowest[0][-1])]
+    reached = [moved / rms for moved in moves]
+    report(args, head, rows, said, cosines=found, lowest=lowest, reached=reached)
     path = args.out / "mask_similarity.png"
     lines = [
         Line("before and after fine-tuning", LEVELS, means),

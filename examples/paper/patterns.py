@@ -27,13 +27,12 @@ from common import (
     Line,
     arguments,
     begin,
-    concluded,
     draw,
     drop,
     load,
     parsed,
     points,
-    table,
+    report,
 )
 from fetch import MATERIAL
 from tqdm import tqdm
@@ -163,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 said.append(f"{name}: {tuning.remark(curves['global'], executor)}")
     head = ["pattern", "sparsity", "how", "accuracy", f"drop [{CONFIDENCE:.0%}]", "se",
             "below global"]  # fmt: skip
-    print("", table(head, lines), "", *said, *concluded(pairs), "", sep="\n")
+    report(args, head, lines, said, pairs)
     path = args.out / "patterns.png"
     note = f"{len(args.seeds)} seeds; bars: {CONFIDENCE:.0%} of the paired drop"
     draw(path, panels, "sparsity (points at one sparsity drawn apart)", "accuracy (%)", note)

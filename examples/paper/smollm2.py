@@ -36,11 +36,10 @@ from common import (
     Results,
     arguments,
     begin,
-    concluded,
     draw,
     load,
     parsed,
-    table,
+    report,
 )
 from decoder import PATTERNS, TOLERANCE
 from fetch import MATERIAL
@@ -191,11 +190,10 @@ class Outcome:
                 rows[-1].append(f"{loss} {rise:+.1f} ± {width:.1f}" if level else loss)
         return rows
 
-    def conclusions(self) -> list[str]:
-        """In words."""
+    def estimates(self) -> list[str]:
+        """Essential sparsity, and what says nothing of it, in words."""
         said = [f"Essential sparsity by {PATTERNS[p]}: {f['essential']}." for p, f in
                 self.found.items()]  # fmt: skip
-        said += concluded(self.compared(), unit="% of the dense loss")
         near = self.found["global"]["near_zero"]
         said.append(
             f"{near:.1%} of the weights are within a tenth of their matrix's root mean square: no "
@@ -255,8 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     num = sum(size for _, size in Scope.of(experiment.model).sizes)
     print(f"{num:,} weights in scope, {args.examples} windows of {args.length} tokens; {load()}")
     print(f"loss, and its rise above dense in percent with {CONFIDENCE:.0%} intervals\n")
-    print(table(("sparsity", *PATTERNS.values()), outcome.rows()))
-    print("", *outcome.conclusions(), sep="\n")
+    head = ("sparsity", *PATTERNS.values())
+    unit = "% of the dense loss"
+    report(args, head, outcome.rows(), outcome.estimates(), outcome.compared(), unit=unit, size=num)
     path = args.out / "smollm2.png"
     note = f"zero-shot, {args.examples} windows; bars: {CONFIDENCE:.0%} of the paired difference"
     chosen = [pattern for pattern in PATTERNS if pattern != "random"]

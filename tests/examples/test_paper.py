@@ -307,10 +307,10 @@ def test_layers_counts_what_numpy_counts(tmp_path):
     together = np.sort(np.concatenate([w.ravel() for w in weights.values()]))
     threshold = together[round(0.3 * len(together)) - 1]
     head, _, *rows = table(text)
-    assert head[1:] == list(layers.KINDS)
+    assert head[2:] == list(layers.KINDS)
     for name, weight in weights.items():
         block, kind = layers.block_and_kind(name)
-        cell = float(rows[block][1 + list(layers.KINDS).index(kind)])
+        cell = float(rows[block][2 + list(layers.KINDS).index(kind)])
         assert cell == pytest.approx(100 * (weight <= threshold).mean(), abs=0.06)
     assert "raw: feed-forward − attention: " in text
     assert "of the variance is one of scales" in text

@@ -14,11 +14,12 @@ import numpy as np
 import pretrain_bert
 import pytest
 import torch
+from common import concluded
 from contracts import fake_run
 from contracts.paper import table
 from data_volume import (
     VolumeRun,
-    conclusion,
+    compared,
     mean_and_spread,
     read_run,
     rows,
@@ -65,7 +66,7 @@ def test_every_share_and_seed_once_then_a_table_and_a_conclusion(tmp_path, capsy
     assert _main(tmp_path, "--fractions", 1.0, 0.5, "--seeds", 0) == 0
     first = capsys.readouterr().out
     assert first.count(": done") == 2
-    assert "Nothing follows: it takes two shares of the text and two seeds" in first
+    assert "It takes two shares of the text and two seeds" in first
     folders = ["text-100-seed-0", "text-50-seed-0"]
     hashes = set()
     for folder in folders:
@@ -204,16 +205,20 @@ def test_the_table_has_each_run_and_each_share():
     assert {len(row) for row in found} == {len(data_volume.HEAD)}
 
 
+def told_of(runs):
+    return "\n".join(concluded(compared(runs), unit="% of their mean"))
+
+
 def test_a_measure_that_some_runs_lack_says_how_many_have_it():
     runs = [_run(1.0, 0, 0.3), _run(1.0, 1, 0.3, began=math.nan)]
     assert rows(runs)[-1][4] == "900 ± 0 (1 of 2)"
     runs += [_run(0.2, 0, 0.3), _run(0.2, 1, 0.3)]
-    assert "cannot tell, a value is not finite" in conclusion(runs)
+    assert "cannot tell, a value is not finite" in told_of(runs)
 
 
 @pytest.mark.slow
 def test_shares_that_differ_less_than_seeds():
-    told = conclusion(_runs({1.0: 0.300, 0.6: 0.302, 0.2: 0.298}, spread=0.02))
+    told = told_of(_runs({1.0: 0.300, 0.6: 0.302, 0.2: 0.298}, spread=0.02))
     assert "they differ" not in told
     assert told.count("near zero at the end: 100% − ") == 2
 
@@ -227,11 +232,11 @@ def test_shares_that_differ_more_than_seeds(most, higher):
         for number, (fraction, mean) in enumerate({1.0: most, 0.6: 0.3, 0.2: 0.6 - most}.items())
         for seed in range(3)
     ]
-    told = conclusion(runs).splitlines()
+    told = told_of(runs).splitlines()
     (line,) = [one for one in told if "near zero at the end: 100% − 20%" in one]
     assert line.endswith(f"they differ, {higher} is higher.")
 
 
 def test_one_seed_or_one_share_says_nothing():
     for runs in ([_run(1.0, 0, 0.3), _run(0.2, 0, 0.1)], _runs({1.0: 0.3})):
-        assert conclusion(runs).startswith("Nothing follows")
+        assert compared(runs) == []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import smollm2
 import torch
+from common import concluded
 from contracts.paper import said
 from torch import nn
 from torch.nn.utils import prune
@@ -67,7 +68,7 @@ def test_what_is_compared_is_paired_by_window():
         "random": windows + 4.0,
     }
     told = dict(zip(("wanda", "sparsegpt", "random"),
-                    smollm2.concluded(outcome.compared()), strict=True))  # fmt: skip
+                    concluded(outcome.compared()), strict=True))  # fmt: skip
     assert told["wanda"].startswith("loss at 0.50: magnitude − Wanda: +1")
     assert told["wanda"].endswith("they differ, magnitude is higher.")
     assert "cannot tell, it would take about" in told["sparsegpt"]
