@@ -350,6 +350,8 @@ def _is_no_part(column: Sequence[_Value], steps: Sequence[int]) -> bool:
         return False
     pairs = zip(column, steps, strict=True)
     is_step = all(v.is_again or (v.text.isdecimal() and int(v.text) == step) for v, step in pairs)
+    # of one address: a folder elsewhere may have the same number by chance
+    is_step &= len(column) > 1 or one.is_beside
     if is_step or any(map(_PROGRESS.fullmatch, one.words)):
         return True
     if len(set(texts)) == 1 or not one.is_beside:

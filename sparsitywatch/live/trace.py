@@ -144,7 +144,7 @@ class StepHook:
                 StepHook._of_torch.pop().remove()
 
     @staticmethod
-    def _call_before(optimizer: Optimizer, *_: object) -> None:
+    def _call_before(optimizer: Optimizer) -> None:
         if StepHook._begun:  # a step that has raised is over, though it has never ended
             StepHook._begun = [begun for begun in StepHook._begun if _is_running(begun[0])]
         StepHook._begun.append((optimizer, set()))
@@ -158,7 +158,7 @@ class StepHook:
             StepHook._depth -= 1
 
     @staticmethod
-    def _call_after(optimizer: Optimizer, *_: object) -> None:
+    def _call_after(optimizer: Optimizer) -> None:
         reached: set[int] = set()
         begun = StepHook._begun
         for place in range(len(begun) - 1, -1, -1):
@@ -188,10 +188,15 @@ def _is_running(optimizer: Optimizer) -> bool:
     return frame is not None
 
 
-def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+def _uncompiled(hook: Callable[[Optimizer], None]) -> Callable[..., None]:
     """A compiled optimizer step must not trace into the watch."""
-    disabled: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
-    return disabled
+    disabled = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+
+    def called(optimizer: Optimizer, *_: object) -> None:
+        # a step that is not compiled need not pay for it
+        (disabled if torch.compiler.is_compiling() else hook)(optimizer)
+
+    return called
 
 
 class StepCounter:

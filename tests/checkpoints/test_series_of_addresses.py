@@ -73,3 +73,10 @@ def test_a_log_of_each_series_has_a_name_that_says_which_it_is() -> None:
     assert short_names(["/x/a/step-{step}.pt"]) == {"/x/a/step-{step}.pt": "a"}
     clash = short_names(["r/a?/step-{step}.pt", "r/a!/step-{step}.pt"])
     assert sorted(clash.values()) == ["a", "a~2"]
+
+
+def test_the_step_of_a_single_checkpoint_stands_in_other_folders_by_chance() -> None:
+    (series,) = templates({"/runs/pytest-7/seed2/checkpoint-7.pt": 7}).values()
+    assert series == "/runs/pytest-7/seed2/checkpoint-{step}.pt"
+    both = {f"/runs/step-{step}/model-{step}.pt": step for step in (7, 9)}
+    assert len(set(templates(both).values())) == 1

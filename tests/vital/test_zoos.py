@@ -54,8 +54,10 @@ def test_each_fault_is_named_within_two_snapshots(fault: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("oddity", ODDITIES)
 def test_nothing_is_said_of_a_training_that_is_well(oddity: str) -> None:
-    """A run of each with every model: together more than a hundred and twenty."""
-    assert said_of(oddity, SEED, pairs_of(oddity, ODDITIES)) == {}
+    """A run of each with two of the models: together more than eighty."""
+    pairs = pairs_of(oddity, ODDITIES)
+    del pairs[[*ODDITIES].index(oddity) % len(pairs)]
+    assert said_of(oddity, SEED, pairs) == {}
 
 
 @pytest.mark.slow
