@@ -409,8 +409,8 @@ class Watcher:
             self._open(num_steps)
         if self._off:
             return
-        first = self.step_count + 1
-        step = self.step_count + num_steps if step is None else step
+        before = self._step or 0
+        step = before + num_steps if step is None else step
         self._step = step
         self._collect()
         if self._off:
@@ -420,7 +420,7 @@ class Watcher:
         if not is_busy:  # it holds the log
             self._report(every_s=_SIGN_OF_LIFE_S)
         if num_steps > 1:
-            self._schedule.miss(range(first, step))
+            self._schedule.miss(range(before + 1, step))
         due = self._schedule.due(step, is_busy=is_busy)
         # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
         if due is not None and (decided := Due(self._ranks.decide(f"step {step}", due))):

@@ -7,7 +7,8 @@ import weakref
 from collections.abc import Collection, Container, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import add, sub
+from itertools import chain
+from operator import add, itemgetter, sub
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -256,9 +257,7 @@ class Account:
     def is_current(self) -> bool:
         """Whether the optimizer holds the tensors that are known."""
         optimizer = self.optimizer()
-        return optimizer is not None and self._held == [
-            id(tensor) for group in optimizer.param_groups for tensor in group["params"]
-        ]
+        return optimizer is not None and self._held == list(map(id, _held_by(optimizer)))
 
     def identify(
         self,
@@ -426,7 +425,7 @@ def _step_of(optimizer: optim.Optimizer, tensor: torch.Tensor) -> float:
 
 
 def _held_by(optimizer: optim.Optimizer) -> list[torch.Tensor]:
-    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    return list(chain.from_iterable(map(itemgetter("params"), optimizer.param_groups)))
 
 
 @dataclass(frozen=True, kw_only=True)
