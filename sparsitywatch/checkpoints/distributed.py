@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,35 +38,21 @@ _MAX_CUTS = 8
 _MODULE = "torch.distributed.checkpoint.metadata"
 
 
+class Place(NamedTuple):
+    """The archive that holds a block of a tensor, or something else that was saved."""
+
+    file: str
+    start: int
+    length: int
+
+
 @dataclass(frozen=True)
 class Piece:
-    """A block of a tensor, and the archive that holds it."""
+    """A block of a tensor."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    file: str
-    start: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Described:
-    """A tensor as the metadata describe it."""
-
-    path: tuple[str, ...]  # the keys that lead to it
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True)
-class Value:
-    """Something else that was saved, and the archive that holds it."""
-
-    path: tuple[str, ...]
-    file: str
-    start: int
-    length: int
+    place: Place
 
 
 def read_distributed(place: Location, _: object = None) -> Contents:
@@ -75,57 +61,50 @@ def read_distributed(place: Location, _: object = None) -> Contents:
     with reading(source.url):
         if source.size > _MAX_METADATA_BYTES:
             raise RefusedError(f"expected at most {_MAX_METADATA_BYTES} bytes of metadata")
-        tree = _Pieces(place, *parse_metadata(source.read(0, source.size)))
+        tree = _Pieces(place, parse_metadata(source.read(0, source.size)))
     return Contents(place=place, format="distributed", tree=tree)
 
 
 class _Pieces(Tree):
     """The dictionaries that were saved; their ends lie in files of their own."""
 
-    def __init__(
-        self, place: Location, tensors: Mapping[str, Described], others: Mapping[str, Value]
-    ) -> None:
+    def __init__(self, place: Location, saved: Saved) -> None:
         super().__init__({})
         self._place = place
-        saved: list[Described | Value] = [*tensors.values(), *others.values()]
-        for one in saved:
-            *before, name = one.path
+        for path, one in saved:
+            *before, name = path
             inner = self.root
             for key in before:
                 inner = inner.setdefault(key, {}) if isinstance(inner, dict) else None
             if not isinstance(inner, dict) or name in inner:
-                raise RefusedError("it describes one of its tensors twice", ".".join(one.path))
+                raise RefusedError("it describes one of its tensors twice", ".".join(path))
             inner[name] = one
-
-    def look(self, node: Any) -> tuple[Sequence[int], bool] | None:
-        is_one = isinstance(node, Described)
-        return (node.shape, node.dtype.is_floating_point) if is_one else None
 
     def stored(self, tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
         files: dict[str, Source] = {}
         found: dict[str, StoredTensor] = {}
         for name, one in tensors.items():
             for piece in one.pieces:
-                if piece.file not in files:
-                    files[piece.file] = self._place.inside(piece.file).open()
-                size, end = files[piece.file].size, piece.start + piece.length
-                needed = math.prod(piece.sizes) * one.dtype.itemsize
-                with reading(files[piece.file].url, name):
+                file, start, length = piece.place
+                if file not in files:
+                    files[file] = self._place.inside(file).open()
+                size, end = files[file].size, start + length
+                needed = math.prod(piece.sizes) * one.entry.dtype.itemsize
+                with reading(files[file].url, name):
                     if end > size:
                         raise cut_off(name, end, size)
-                    if not needed <= piece.length <= 2 * needed + _ARCHIVE_BYTES:
+                    if not needed <= length <= 2 * needed + _ARCHIVE_BYTES:
                         words = f"a piece of {needed} bytes and a little around it"
-                        raise RefusedError(f"expected {words}, got {piece.length}")
-            first = min(((files[p.file].url, p.start) for p in one.pieces), default=("", 0))
-            entry = Entry(name=name, shape=one.shape, dtype=one.dtype)
-            found[name] = _ChunkedTensor(
-                entry=entry, position=first, pieces=one.pieces, files=files
-            )
+                        raise RefusedError(f"expected {words}, got {length}")
+            places = (piece.place for piece in one.pieces)
+            first = min(((files[at.file].url, at.start) for at in places), default=("", 0))
+            entry = replace(one.entry, name=name)
+            found[name] = replace(one, entry=entry, position=first, files=files)
         return found
 
     def whole(self, node: Any) -> int | None:
         """As of ``Tree``; a value that is no tensor is a small archive."""
-        if not isinstance(node, Value):
+        if not isinstance(node, Place):
             return super().whole(node)
         if node.length > _ARCHIVE_BYTES:
             return None
@@ -142,7 +121,7 @@ class _ChunkedTensor(StoredTensor):
     """A tensor in pieces, each an archive of torch.save inside a larger file."""
 
     pieces: tuple[Piece, ...]
-    files: Mapping[str, Source]
+    files: Mapping[str, Source] = field(default_factory=dict)  # open, once it is to be read
 
     def load(self) -> torch.Tensor:
         """Read it; memory: its own size and that of its largest piece."""
@@ -164,9 +143,9 @@ class _ChunkedTensor(StoredTensor):
 
     def _open(self, piece: Piece) -> StoredTensor:
         """The tensor in the archive of a piece."""
-        name, dtype, source = self.entry.name, self.entry.dtype, self.files[piece.file]
+        name, dtype, source = self.entry.name, self.entry.dtype, self.files[piece.place.file]
         with reading(source.url, name):
-            inside = Pickled(Window(source, piece.start, piece.length))
+            inside = Pickled(Window(source, *piece.place[1:]))
             (found,) = inside.stored({name: inside.root}).values()
             own = found.entry
             if own.problem:
@@ -182,12 +161,14 @@ class _ChunkedTensor(StoredTensor):
 # ------------------------------------------------------------------ metadata
 
 
-#: Of a tensor or another value: its name and offsets, and the file, start and length there.
-Places = dict[tuple[str, tuple[int, ...] | None], tuple[str, int, int]]
+#: What was saved, each with the keys that lead to it.
+Saved = Sequence[tuple[tuple[str, ...], _ChunkedTensor | Place]]
+#: Where something lies, by its name and, of a tensor, its offsets.
+Places = dict[tuple[str, tuple[int, ...] | None], Place]
 
 
-def parse_metadata(data: bytes) -> tuple[dict[str, Described], dict[str, Value]]:
-    """The tensors that a ``.metadata`` describes, and the other values: both by name."""
+def parse_metadata(data: bytes) -> Saved:
+    """What a ``.metadata`` describes, tensors first."""
     try:
         tree = read_inert(data)
     except ValueError as error:
@@ -201,14 +182,14 @@ def parse_metadata(data: bytes) -> tuple[dict[str, Described], dict[str, Value]]
     places = {_index(key): _place(value) for key, value in storage.items()}
     if len(places) != len(storage):
         raise RefusedError("it places one of its pieces twice")
-    tensors = {}
+    saved: list[tuple[tuple[str, ...], _ChunkedTensor | Place]] = []
     for name, node in described.items():
         if not isinstance(name, str):
             raise RefusedError(f"expected names, got {in_words(name)!r}")
         if isinstance(node, Call) and node.function == Global(_MODULE, "TensorStorageMetadata"):
-            tensors[name] = _described(name, node, _path(name, paths), places)
+            saved.append((_path(name, paths), _described(name, node, places)))
     others = [(name, place) for (name, offsets), place in places.items() if offsets is None]
-    return tensors, {name: Value(_path(name, paths), *place) for name, place in others}
+    return saved + [(_path(name, paths), place) for name, place in others]
 
 
 def _fields(node: Any, kind: str, module: str = _MODULE) -> dict[str, Any]:
@@ -228,7 +209,7 @@ def _index(node: Any) -> tuple[str, tuple[int, ...] | None]:
     return name, offsets
 
 
-def _place(node: Any) -> tuple[str, int, int]:
+def _place(node: Any) -> Place:
     state = _fields(node, "_StorageInfo", "torch.distributed.checkpoint.filesystem")
     file, start, length = (state.get(k) for k in ("relative_path", "offset", "length"))
     if state.get("transform_descriptors"):
@@ -239,10 +220,10 @@ def _place(node: Any) -> tuple[str, int, int]:
     sizes = as_sizes((start, length))
     if not isinstance(file, str) or sizes is None:
         raise RefusedError("expected a file and a range in its metadata, got something else")
-    return file, sizes[0], sizes[1]
+    return Place(file, *sizes)
 
 
-def _described(name: str, node: Call, path: tuple[str, ...], places: Places) -> Described:
+def _described(name: str, node: Call, places: Places) -> _ChunkedTensor:
     state = _fields(node, "TensorStorageMetadata")
     properties = state.get("properties")
     values = properties.state if isinstance(properties, Call) else None
@@ -258,9 +239,10 @@ def _described(name: str, node: Call, path: tuple[str, ...], places: Places) -> 
             raise RefusedError("its pieces and its shape contradict each other", name)
         if (name, offsets) not in places:
             raise RefusedError(f"the piece at {offsets} lies in no file", name)
-        pieces.append(Piece(offsets, sizes, *places[name, offsets]))
+        pieces.append(Piece(offsets, sizes, places[name, offsets]))
     _check_cover(name, shape, pieces)
-    return Described(path, dtype, shape, tuple(pieces))
+    entry = Entry(name=name, shape=shape, dtype=dtype)
+    return _ChunkedTensor(entry=entry, pieces=tuple(pieces))
 
 
 def _path(name: str, paths: Mapping[Any, Any]) -> tuple[str, ...]:

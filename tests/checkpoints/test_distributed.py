@@ -87,11 +87,8 @@ def test_only_an_optimizer_is_told(tmp_path: Path) -> None:
 
 
 def test_a_described_tensor() -> None:
-    tensors, others = parse_metadata(dcp_metadata((4, 2), [((0, 0), (3, 2)), ((3, 0), (1, 2))]))
-    assert (tensors["w"].shape, tensors["w"].path, len(tensors["w"].pieces)) == (
-        (4, 2), ("model", "w"), 2,
-    )  # fmt: skip
-    assert others == {}
+    ((path, found),) = parse_metadata(dcp_metadata((4, 2), [((0, 0), (3, 2)), ((3, 0), (1, 2))]))
+    assert (found.entry.shape, path, len(found.pieces)) == ((4, 2), ("model", "w"), 2)
 
 
 @pytest.mark.parametrize(
