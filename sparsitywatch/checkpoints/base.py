@@ -41,9 +41,34 @@ Level = Mapping[Any, Any]
 Way = tuple[Level, ...]
 #: Of a tensor its shape, and whether it holds floats; None of what is no tensor.
 Seen = tuple[Sequence[int], bool]
-Look = Callable[[Any], Seen | None]
-#: A whole number out of a node of a file, such as a tensor with one element.
-Whole = Callable[[Any], int | None]
+
+
+class Tree:
+    """Dictionaries in dictionaries, as a file holds them; here stored tensors are the ends."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+
+    def look(self, node: Any) -> Seen | None:
+        """Of a tensor its shape, and whether it holds floats; None of what is no tensor."""
+        if not isinstance(node, StoredTensor):
+            return None
+        entry = node.entry
+        return entry.shape, entry.dtype.is_floating_point or bool(entry.stored_as)
+
+    def stored(self, tensors: Mapping[str, Any]) -> Mapping[str, StoredTensor]:
+        """The tensors of some ends, found and checked."""
+        return tensors
+
+    def whole(self, node: Any) -> int | None:
+        """The whole number that an end stands for, also as a tensor with one element."""
+        seen = self.look(node)
+        if seen is None:
+            return whole_of(node)
+        if math.prod(seen[0]) != 1:
+            return None
+        (one,) = self.stored({"step": node}).values()
+        return None if one.entry.problem else whole_of(one.load().item())
 
 
 def _levels(
@@ -92,25 +117,26 @@ class Candidate:
     among: Mapping[str, int] = field(default_factory=dict)
 
 
-def choose(tree: Any, look: Look, key: str | None = None) -> Candidate:
+def choose(tree: Tree, key: str | None = None) -> Candidate:
     """The tensors under ``key``; without it the only ones that may be a model; else an error."""
-    found = candidates_of(tree, look) if isinstance(tree, dict) else []
+    root = tree.root
+    found = candidates_of(tree) if isinstance(root, dict) else []
     among = {one.key: len(one.tensors) for one in found}
     words = [f"{one[:80]!r} ({count(num, 'tensor')})" for one, num in among.items()]
     more = f" and {len(words) - _MAX_SHOWN:,} more" if len(words) > _MAX_SHOWN else ""
     listed = f": {', '.join(words[:_MAX_SHOWN])}{more}" if words else ""
     chosen = [one for one in found if key in (None, one.key)]
-    if key is not None and not chosen and isinstance(tree, dict):
-        tensors = everything(tree, look, key)
+    if key is not None and not chosen and isinstance(root, dict):
+        tensors = everything(tree, key)
         if not tensors:
             raise ReadingError(
                 f"expected tensors under the key {key[:80]!r}, found none{listed}. Give another."
             )
-        chosen = [Candidate(key, tensors, found[0].way if found else (tree,))]
+        chosen = [Candidate(key, tensors, found[0].way if found else (root,))]
     if not chosen:
         raise ReadingError(
             "expected tensors of a model in a state dict, or in a dictionary with one; got "
-            f"{_what(tree)}. Save model.state_dict(), and name the file or folder that holds it."
+            f"{_what(root)}. Save model.state_dict(), and name the file or folder that holds it."
         )
     if len(chosen) > 1:
         keys = [one.key for one in found]
@@ -129,7 +155,7 @@ def _what(tree: Any) -> str:
     return f"{in_words(tree)}, which is never made" if isinstance(tree, Call) else in_words(tree)
 
 
-def everything(tree: Level, look: Look, key: str = "") -> dict[str, Any]:
+def everything(tree: Tree, key: str = "") -> dict[str, Any]:
     """All tensors whose dotted path begins with ``key``, by what follows on it."""
     start = key if key.endswith(("_", "/", ".")) or not key else f"{key}."
 
@@ -139,18 +165,18 @@ def everything(tree: Level, look: Look, key: str = "") -> dict[str, Any]:
         return is_near and (start.startswith(path) or path.startswith(start))
 
     found = []
-    for keys, way in _levels((tree,), is_on_way):
+    for keys, way in _levels((tree.root,), is_on_way):
         for key_of, leaf in way[-1].items():
             name = ".".join((*keys, str(key_of))) if type(key_of) in (str, int) else ""
-            if name.startswith(start) and name != start and look(leaf) is not None:
+            if name.startswith(start) and name != start and tree.look(leaf) is not None:
                 found.append((name[len(start) :], leaf))
     return _named(found)
 
 
-def candidates_of(tree: Level, look: Look) -> list[Candidate]:
+def candidates_of(tree: Tree) -> list[Candidate]:
     """The dictionaries that may be a model: those with matrices of floats, where there are any."""
-    holders = []
-    for keys, way in _levels((tree,), _may_hold) if _may_hold((), tree) else ():
+    holders, look = [], tree.look
+    for keys, way in _levels((tree.root,), _may_hold) if _may_hold((), tree.root) else ():
         own = {k: (one, seen) for k, one in way[-1].items() if (seen := look(one)) is not None}
         if own:
             holders.append((keys, way, own, max(_rank(seen) for _, seen in own.values())))
@@ -228,7 +254,7 @@ PROGRESS = ("trainer", "trainer_state", "train_state", "training_state", "train_
 _COMPOSER_STAMP, _COMPOSER_KEYS = "Timestamp", ("batch",)
 
 
-def stated(around: Sequence[Mapping[Any, Any]], keys: Sequence[str], whole: Whole) -> int | None:
+def stated(around: Way, keys: Sequence[str], whole: Callable[[Any], int | None]) -> int | None:
     """The first whole number under one of ``keys``, from the top of a checkpoint to its model."""
     inside = (one for place in around for one in _inside(place, 2))
     for place, name in (*((place, "") for place in around), *inside):
@@ -269,27 +295,25 @@ class OptimizerState:
     num_updates: int | None  # of the first parameter that it has counted them for
 
 
-def optimizers_in(
-    root: Any, look: Look, whole: Whole, entries: Sequence[Entry]
-) -> dict[str, OptimizerState]:
-    """The optimizers in a tree by their keys, beside the tensors of a model; as of ``Tree``."""
+def optimizers_in(tree: Tree, entries: Sequence[Entry]) -> dict[str, OptimizerState]:
+    """The optimizers in a tree by their keys, beside the tensors of a model."""
     weights = Counter({e.storage or e.name: e.shape for e in entries}.values())
     found: dict[tuple[str, ...], OptimizerState] = {}
 
     def enters(keys: tuple[str, ...], _: Any) -> bool:
         return len(keys) <= _MAX_OPTIMIZER_LEVELS and keys[:-1] not in found
 
-    for keys, way in _levels((root,), enters) if isinstance(root, dict) else ():
+    for keys, way in _levels((tree.root,), enters) if isinstance(tree.root, dict) else ():
         node, kept = way[-1], way[-1].get(_STATE)
         # groups may lie elsewhere
         if not isinstance(kept, dict) or not (_GROUPS in node or "optim" in ".".join(keys)):
             continue
         states = [state for state in kept.values() if isinstance(state, dict)]
         groups = [group for group in _listed(node.get(_GROUPS)) if isinstance(group, dict)]
-        shapes = Counter(filter(None, (_shape(state, look) for state in states)))
+        shapes = Counter(filter(None, (_shape(state, tree) for state in states)))
         num_parameters = max(len(states), sum(len(_listed(g.get(_PARAMS))) for g in groups))
         first = next((one[_STEP] for one in (*states, *groups) if _STEP in one), None)
-        num_updates = None if first is None else whole(first)
+        num_updates = None if first is None else tree.whole(first)
         found[keys] = OptimizerState(_misfit(shapes, num_parameters, weights), num_updates)
     return {".".join(keys): state for keys, state in found.items()}
 
@@ -298,9 +322,9 @@ def _listed(node: Any) -> list[Any]:
     return node if isinstance(node, list) else []
 
 
-def _shape(state: Mapping[Any, Any], look: Look) -> tuple[int, ...] | None:
+def _shape(state: Mapping[Any, Any], tree: Tree) -> tuple[int, ...] | None:
     """The shape of the parameter that a state is of, if it tells that."""
-    seen = (look(state[name]) for name in _OF_ITS_SHAPE if name in state)
+    seen = (tree.look(state[name]) for name in _OF_ITS_SHAPE if name in state)
     return next((tuple(one[0]) for one in seen if one), None)
 
 
@@ -317,34 +341,6 @@ def _misfit(
 
 
 # ------------------------------------------------------------------ checkpoints
-
-
-class Tree:
-    """Dictionaries in dictionaries, as a file holds them; here stored tensors are the ends."""
-
-    def __init__(self, root: Any) -> None:
-        self.root = root
-
-    def look(self, node: Any) -> Seen | None:
-        """Of a tensor its shape, and whether it holds floats; None of what is no tensor."""
-        if not isinstance(node, StoredTensor):
-            return None
-        entry = node.entry
-        return entry.shape, entry.dtype.is_floating_point or bool(entry.stored_as)
-
-    def stored(self, tensors: Mapping[str, Any]) -> Mapping[str, StoredTensor]:
-        """The tensors of some ends, found and checked."""
-        return tensors
-
-    def whole(self, node: Any) -> int | None:
-        """The whole number that an end stands for, also as a tensor with one element."""
-        seen = self.look(node)
-        if seen is None:
-            return whole_of(node)
-        if math.prod(seen[0]) != 1:
-            return None
-        (one,) = self.stored({"step": node}).values()
-        return None if one.entry.problem else whole_of(one.load().item())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,7 +400,7 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         entries, beside = self.entries(), self._contents.beside
         with reading(self.url):
             trees = [self._contents.tree, *([beside()] if beside else ())]
-            found = [optimizers_in(one.root, one.look, one.whole, entries) for one in trees]
+            found = [optimizers_in(one, entries) for one in trees]
         return {key: state for one in found for key, state in one.items()}
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
@@ -22,9 +22,9 @@ from sparsitywatch.checkpoints.addresses import (
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.formats import (
     FSDP_FOLDER,
+    INSIDE,
     foreign,
     format_of,
-    is_inside,
     open_checkpoint,
 )
 from sparsitywatch.checkpoints.series import (
@@ -212,8 +212,12 @@ def checkpoints_below(root: Location, known: Collection[str] = ()) -> tuple[list
     while waiting:
         inside, reals = waiting.pop()
         folder = inside.removesuffix("/")
-        children = _children(root, inside, reals)
-        if children is None:  # one of a step is reported when it is opened
+        try:
+            children = _children(root.at(root.prefix + folder) if folder else root, reals)
+        except (FileNotFoundError, PermissionError):  # nobody may list it now
+            if not folder:
+                raise
+            # one of a step is reported when it is opened
             found += [folder] if step_of_name(folder) is not None else []
             continue
         folders = {name: real for name, real in children.items() if real is not None}
@@ -237,50 +241,25 @@ def checkpoints_below(root: Location, known: Collection[str] = ()) -> tuple[list
     return sorted(found, key=natural_order), beside
 
 
-def _children(root: Location, folder: str, reals: tuple[str, ...]) -> dict[str, str | None] | None:
-    """Names in a folder, of folders with where they really are; None if nobody may list it now."""
-    path = root.prefix + folder
-    try:
-        return dict(
-            _local_children(path, reals) if root.is_local else _remote_children(root.fs, path)
-        )
-    except (FileNotFoundError, PermissionError):
-        if not folder:
-            raise
-        return None
-
-
-def _local_children(folder: str, reals: tuple[str, ...]) -> Iterator[tuple[str, str | None]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir():
-                yield entry.name, None
-            elif not entry.is_symlink():
-                yield entry.name, f"{reals[-1]}/{entry.name}"
-            else:
-                real = os.path.realpath(entry.path)
-                # what lies below the place that was named is found there, by its own name; what
-                # lies around a folder on the way here are its neighbours
-                is_around = any(f"{on_way}/".startswith(f"{real}/") for on_way in reals)
-                if not f"{real}/".startswith(f"{reals[0]}/") and not is_around:
-                    yield entry.name, real
-
-
-def _remote_children(
-    fs: fsspec.AbstractFileSystem, folder: str
-) -> Iterator[tuple[str, str | None]]:
-    for info in fs.ls(folder.rstrip("/"), detail=True):
-        path = info["name"].rstrip("/")
-        if not path.startswith(folder) or path == folder.rstrip("/"):
-            continue  # some storages list the folder itself
-        is_link = info["type"] not in ("file", "directory") or info.get("islink")
-        is_folder = fs.isdir(path) if is_link else info["type"] == "directory"
-        yield path.removeprefix(folder), path if is_folder else None
+def _children(folder: Location, reals: tuple[str, ...]) -> dict[str, str | None]:
+    """Names in a folder, of folders with where they really are."""
+    found: dict[str, str | None] = {}
+    for name, is_folder, is_link in folder.children():
+        real = f"{reals[-1]}/{name}"
+        if is_folder and is_link:
+            real = os.path.realpath(f"{folder.prefix}{name}")
+            # what lies below the place that was named is found there, by its own name; what lies
+            # around a folder on the way here are its neighbours
+            is_around = any(f"{on_way}/".startswith(f"{real}/") for on_way in reals)
+            if f"{real}/".startswith(f"{reals[0]}/") or is_around:
+                continue
+        found[name] = real if is_folder else None
+    return found
 
 
 def _is_weights(name: str) -> bool:
     stem = without_temporary(name)
-    is_one = stem.endswith(_WEIGHT_SUFFIXES) and not is_inside(name)
+    is_one = stem.endswith(_WEIGHT_SUFFIXES) and not INSIDE.fullmatch(name)
     return is_one and not _BESIDE.search(name)
 
 

@@ -68,7 +68,7 @@ _KIND = re.compile(r"[A-Z][A-Z0-9_]{0,23}")
 Described = tuple[Entry, int, int]
 
 
-def read_safetensors(file: Location, _: object = None) -> Contents:
+def read_safetensors(file: Location) -> Contents:
     """One file; only its header is read."""
     source = file.open()
     length = int.from_bytes(source.read(0, 8), "little")
@@ -188,14 +188,10 @@ _ACCELERATE_MARK = "random_states_"
 
 
 _WEIGHTS = "|".join(map(re.escape, _WEIGHT_FILES))
-_INSIDE = re.compile(
+#: What belongs to a folder of transformers and is no checkpoint of its own.
+INSIDE = re.compile(
     rf"{_WEIGHTS}|adapter_model\.(?:safetensors|bin)|trainer_state\.json|{_OF_A_RANK.pattern}"
 )
-
-
-def is_inside(name: str) -> bool:
-    """Whether a file belongs to a folder of transformers and is no checkpoint of its own."""
-    return _INSIDE.fullmatch(name) is not None
 
 
 def _read_huggingface(place: Location, names: Collection[str]) -> Contents:
@@ -254,7 +250,7 @@ def _read_sharded(place: Location, index: str) -> dict[str, StoredTensor]:
     for file in dict.fromkeys(files.values()):
         tree = _read_file(place.inside(file)).tree
         with reading(place.inside(file).shown):
-            tensors = everything(tree.root, tree.look)
+            tensors = everything(tree)
             mine = {name: one for name, one in tensors.items() if files.get(name) == file}
             for name, one in tree.stored(mine).items():
                 # files of torch count their storages, each of them from 0 on
@@ -311,12 +307,9 @@ def _read_json(file: Location) -> dict[str, Any]:
 
 def _is_adapter(entries: Iterable[Entry]) -> bool:
     """Whether tensors are those of an adapter of PEFT alone, by the names that it gives them."""
-    has_adapter = False
-    for entry in entries:
-        if ".base_layer." in entry.name or not entry.name.startswith("base_model.model."):
-            return False
-        has_adapter |= ".lora_" in entry.name
-    return has_adapter
+    names = [entry.name for entry in entries]
+    is_own = all(n.startswith("base_model.model.") and ".base_layer." not in n for n in names)
+    return is_own and any(".lora_" in name for name in names)
 
 
 _ADAPTER = (
@@ -329,13 +322,10 @@ _ADAPTER = (
 # ------------------------------------------------------------------ what is not read
 
 
-def _refuse_nanotron(*_: object) -> Contents:
-    raise ReadingError(
-        "expected a checkpoint, got a folder of nanotron, which is not read. Convert it with "
-        "nanotron's examples/llama/convert_nanotron_to_hf.py and read the result."
-    )
-
-
+_NANOTRON = (
+    "expected a checkpoint, got a folder of nanotron, which is not read. Convert it with "
+    "nanotron's examples/llama/convert_nanotron_to_hf.py and read the result."
+)
 _LOAD = (
     "Load it with the library that wrote it, and save the weights with torch.save or as safetensors"
 )
@@ -374,7 +364,6 @@ def foreign(names: Iterable[str]) -> str:
 _READERS: Mapping[str, Callable[[Location, Collection[str]], Contents]] = {
     "distributed": read_distributed,
     "huggingface": _read_huggingface,
-    "nanotron": _refuse_nanotron,
     "deepspeed": read_deepspeed,
 }
 #: How a folder is known: by the first of which every pattern is the name of something in it.
@@ -388,7 +377,7 @@ _FOLDERS = tuple(
         ("deepspeed", r".*_(?:model|optim)_states\.pt"),
         ("deepspeed", "global_step.*", r"latest|zero_to_fp32\.py"),
         # whatever has come of its weights; shards come before the index that says which there are
-        ("huggingface", rf"{_INSIDE.pattern}|.*-\d+-of-\d+\.(?:safetensors|bin)"),
+        ("huggingface", rf"{INSIDE.pattern}|.*-\d+-of-\d+\.(?:safetensors|bin)"),
     )
 )
 
@@ -432,7 +421,7 @@ def open_checkpoint(
             contents = _read_folder(place.at(parent), [name])
         else:
             contents = _read_single(place, name)
-        checkpoint = Checkpoint(contents, choose(contents.tree.root, contents.tree.look, key))
+        checkpoint = Checkpoint(contents, choose(contents.tree, key))
         if _is_adapter(checkpoint.entries()):
             raise ReadingError(_ADAPTER)
         unless_open.pop_all()
@@ -441,6 +430,8 @@ def open_checkpoint(
 
 def _read_folder(place: Location, names: Collection[str]) -> Contents:
     kind = format_of(names)
+    if kind == "nanotron":
+        raise ReadingError(_NANOTRON)
     if kind is not None:
         return _READERS[kind](place, names)
     if found := foreign(names):

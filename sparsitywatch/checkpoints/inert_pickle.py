@@ -12,7 +12,7 @@ import pickletools
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,7 @@ class Call:
 
     function: Any
     arguments: tuple[Any, ...]
-    state: Any = None
-    items: list[Any] = field(default_factory=list)
-    pairs: dict[Any, Any] = field(default_factory=dict)
+    state: Any = None  # of one that is a list or a dictionary the items are not kept
 
 
 @dataclass(eq=False, repr=False)
@@ -118,12 +116,8 @@ class _Machine:
             count, change = _CHANGERS[name]
             items = self._take(count)
             change(self.stack[-1], items)
-        elif name in ("GLOBAL", "INST"):
-            made = Global(*argument.split(" ", 1))
-            made = made if name == "GLOBAL" else _called([made, *self._take(None)])
-            self.stack.append(made)
-        elif name == "PERSID":
-            self.stack.append(PersistentId(argument))
+        elif name == "GLOBAL":
+            self.stack.append(Global(*argument.split(" ", 1)))
         else:
             self._move(name, argument)
 
@@ -165,9 +159,10 @@ def _key(node: Any) -> Any:
 
 
 def _extend(target: Any, items: list[Any]) -> None:
-    if not isinstance(target, list | Call):
+    if isinstance(target, list):
+        target.extend(items)
+    elif not isinstance(target, Call):
         raise TypeError("expected a list")
-    (target.items if isinstance(target, Call) else target).extend(items)
 
 
 def _add(target: Any, items: list[Any]) -> None:
@@ -179,11 +174,12 @@ def _add(target: Any, items: list[Any]) -> None:
 def _set_items(target: Any, pairs: list[Any]) -> None:
     if not isinstance(target, dict | Call) or len(pairs) % 2:
         raise ValueError("a pickle that sets items of something that is no dictionary")
-    mapping = target.pairs if isinstance(target, Call) else target
+    if isinstance(target, Call):
+        return
     for key, value in zip(map(_key, pairs[::2]), pairs[1::2], strict=True):
-        if key in mapping:
+        if key in target:
             raise ValueError(f"a dictionary with the key {in_words(key)!r} twice")
-        mapping[key] = value
+        target[key] = value
 
 
 def _build(target: Any, items: list[Any]) -> None:
@@ -215,10 +211,6 @@ def _reduced(items: list[Any]) -> Any:
     return {} if is_dictionary else Call(function, arguments)
 
 
-def _called(items: list[Any]) -> Any:
-    return _reduced([items[0], tuple(items[1:])])
-
-
 #: Opcodes whose argument is the value.
 _LITERALS = frozenset(
     one.name
@@ -237,8 +229,7 @@ _MAKERS: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
     "STACK_GLOBAL": (2, _named),
     "REDUCE": (2, _reduced),
     "NEWOBJ": (2, _reduced),
-    "NEWOBJ_EX": (3, _called),
-    "OBJ": (None, _called),
+    "NEWOBJ_EX": (3, lambda items: _reduced([items[0], tuple(items[1:])])),
     "BINPERSID": (1, lambda items: PersistentId(*items)),
 }
 #: The same: what they do to the value before them.

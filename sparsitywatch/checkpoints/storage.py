@@ -117,7 +117,7 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) and status > 0 else None
 
 
-def _cause(error: BaseException) -> tuple[str, bool]:
+def cause_of(error: BaseException) -> tuple[str, bool]:
     """Why a storage gives nothing, if that is known, and whether it may pass."""
     for sign in _signs(error):
         if sign in _PASSING:
@@ -127,11 +127,6 @@ def _cause(error: BaseException) -> tuple[str, bool]:
         if isinstance(sign, int):  # a server has answered
             break
     return "", False
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether asking again may help: no answer, or a server that is out of order."""
-    return _cause(error)[1]
 
 
 def asked(
@@ -145,16 +140,16 @@ def asked(
         except CheckpointError:  # noqa: PERF203 asking again is what this is for
             raise
         except Exception as error:  # whatever a storage raises, such as botocore's own
-            pause_s = next(pauses_s, None)
-            if pause_s is None or not may_pass(error):
-                raise _explained(what, error) from error
+            why, may_pass = cause_of(error)
+            pause_s = next(pauses_s, None) if may_pass else None
+            if pause_s is None:
+                raise _explained(what, error, why, may_pass=may_pass) from error
             time.sleep(pause_s)
 
 
-def _explained(what: str, error: Exception) -> CheckpointError:
-    why, is_passing = _cause(error)
+def _explained(what: str, error: Exception, why: str, *, may_pass: bool) -> CheckpointError:
     is_missing = isinstance(error, FileNotFoundError)
-    if is_passing:
+    if may_pass:
         # what a storage made of a fault says less than the fault
         first = (error.__cause__ if is_missing else None) or error
         tries = f"{one_line(first)}, also when asked {len(_PAUSES_S)} more times"
@@ -555,7 +550,7 @@ class Location:
         try:
             info = self.fs.info(self.path)  # isdir and exists swallow refusals
         except (FileNotFoundError, NotADirectoryError) as error:
-            if _cause(error)[0]:
+            if cause_of(error)[0]:
                 raise
             return ""
         # over http a folder is a page of links; of a file that is none this would fetch it all
@@ -565,12 +560,22 @@ class Location:
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted."""
-        what = f"Cannot read {self.shown}"
-        if self.is_local:  # fsspec would ask for each file what it is
-            return sorted(asked(what, os.listdir, self.path))
         self.fs.invalidate_cache(self.path)
-        listed = asked(what, self.fs.ls, self.path, detail=False)
-        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
+        return sorted(name for name, *_ in asked(f"Cannot read {self.shown}", self.children))
+
+    def children(self) -> list[tuple[str, bool, bool]]:
+        """What is directly inside: its name, whether it is a folder, whether it is a local link."""
+        if self.is_local:  # fsspec would ask for each file what it is
+            with os.scandir(self.path) as entries:
+                return [(entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries]
+        found = []
+        for info in self.fs.ls(self.path, detail=True):
+            path = info["name"].rstrip("/")
+            if path.startswith(self.prefix) and path != self.path:  # some list the folder itself
+                is_link = info["type"] not in ("file", "directory") or info.get("islink")
+                is_folder = self.fs.isdir(path) if is_link else info["type"] == "directory"
+                found.append((path.removeprefix(self.prefix), is_folder, False))
+        return found
 
 
 def url_at(url: str, fs: fsspec.AbstractFileSystem, path: str, place: str) -> str:

@@ -42,7 +42,7 @@ from sparsitywatch.weights.layout import Entry
 OLD_START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
 
-def read_torch(file: Location, _: object = None) -> Contents:
+def read_torch(file: Location) -> Contents:
     """A file of torch.save: nanoGPT's, Lightning's, a bare state dict."""
     tree = Pickled(file.open())
     kind, words = "torch", tree.root if isinstance(tree.root, dict) else {}

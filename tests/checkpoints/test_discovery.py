@@ -164,18 +164,18 @@ def test_what_is_known_is_neither_listed_nor_opened_again(tmp_path: Path, monkey
     (tmp_path / "ckpt.pt").write_bytes(b"")  # its name tells no step: it may be another by now
     known[str(tmp_path / "ckpt.pt")] = known[str(tmp_path / "checkpoint-3")]
     opened, listed = [], []
-    plain_open, plain_children = discovery.open_checkpoint, discovery._local_children
+    plain_open, plain_children = discovery.open_checkpoint, discovery._children
 
     def opening(url: str, *options: object) -> object:
         opened.append(Path(url).name)
         return plain_open(url, *options)
 
-    def children(folder: str, reals: tuple[str, ...]) -> object:
-        listed.append(Path(folder).name)
+    def children(folder: Location, reals: tuple[str, ...]) -> object:
+        listed.append(Path(folder.path).name)
         return plain_children(folder, reals)
 
     monkeypatch.setattr(discovery, "open_checkpoint", opening)
-    monkeypatch.setattr(discovery, "_local_children", children)
+    monkeypatch.setattr(discovery, "_children", children)
     shutil.rmtree(tmp_path / "checkpoint-7")
     steps = [f.step for f in discover(tmp_path, known=known)]
     assert steps == [*range(7), *range(8, 21), None]

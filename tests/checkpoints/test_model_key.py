@@ -16,13 +16,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sparsitywatch as sw
-from sparsitywatch.checkpoints.base import choose
+from sparsitywatch.checkpoints import base
 from sparsitywatch.checkpoints.discovery import describe, discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.cli import main
 from sparsitywatch.errors import CheckpointError
 
 Tree = Mapping[str, object]
+
+
+class InMemory(base.Tree):
+    """Dictionaries whose ends are torch's tensors."""
+
+    def look(self, node: object) -> tuple[tuple[int, ...], bool] | None:
+        return (tuple(node.shape), True) if isinstance(node, torch.Tensor) else None
 
 
 def weights(seed: int = 0, scale: int = 1) -> dict[str, torch.Tensor]:
@@ -168,18 +175,15 @@ def test_several_are_never_one(dictionaries: list[tuple[str, int]], is_nested: b
     tree = {"state": inner, "optimizer": {"m": torch.ones(3, 3)}} if is_nested else inner
     before = "state." if is_nested else ""
 
-    def look(node: object) -> tuple[tuple[int, ...], bool] | None:
-        return (tuple(node.shape), True) if isinstance(node, torch.Tensor) else None
-
     if len(inner) == 1:
-        choice = choose(tree, look)
+        choice = base.choose(InMemory(tree))
         assert choice is not None
         assert choice.key == before + dictionaries[0][0]
     else:
         with pytest.raises(Exception, match="expected one dictionary of weights, got several"):
-            choose(tree, look)
+            base.choose(InMemory(tree))
     for name, scale in dictionaries:
-        choice = choose(tree, look, before + name)
+        choice = base.choose(InMemory(tree), before + name)
         assert [tuple(t.shape) for t in choice.tensors.values()] == [(scale, 2)]
 
 
@@ -265,10 +269,6 @@ def test_the_key_goes_all_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_thousands_of_heads_take_time_in_proportion() -> None:
     """Found before a release: each head was compared with all of them, for hours."""
     tensors = {f"ema_{i}.w": torch.empty(1, i) for i in range(20_000)}
-
-    def look(node: object) -> tuple[tuple[int, ...], bool] | None:
-        return (tuple(node.shape), True) if isinstance(node, torch.Tensor) else None
-
-    choice = choose(tensors, look)
+    choice = base.choose(InMemory(tensors))
     assert choice is not None
     assert len(choice.tensors) == 20_000

@@ -16,7 +16,7 @@ from contracts.clean_series import RECIPES, Recipe, trained
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.checkpoints.base import OptimizerState, optimizers_in
+from sparsitywatch.checkpoints.base import OptimizerState, Tree, optimizers_in
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.series import unlike_others
 from sparsitywatch.weights.layout import Entry
@@ -24,10 +24,19 @@ from sparsitywatch.weights.layout import Entry
 State = dict[str, Any]
 
 
+class InMemory(Tree):
+    """Dictionaries whose ends are torch's tensors."""
+
+    def look(self, node: object) -> tuple[tuple[int, ...], bool] | None:
+        return (tuple(node.shape), True) if isinstance(node, torch.Tensor) else None
+
+    def whole(self, node: Any) -> int:
+        return int(node)
+
+
 def looked_at(state: State, weights: State) -> dict[str, OptimizerState]:
     entries = [Entry(name=n, shape=tuple(v.shape), dtype=v.dtype) for n, v in weights.items()]
-    look = lambda node: (node.shape, True) if isinstance(node, torch.Tensor) else None  # noqa: E731
-    return optimizers_in({"optimizer": state}, look, int, entries)
+    return optimizers_in(InMemory({"optimizer": state}), entries)
 
 
 @pytest.mark.parametrize(

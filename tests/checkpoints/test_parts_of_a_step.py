@@ -14,6 +14,7 @@ import sparsitywatch as sw
 from sparsitywatch.checkpoints import discovery
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.checkpoints.storage import Location
 
 #: How ranks, pipeline stages and shards are saved, two files each.
 LAYOUTS = {
@@ -175,13 +176,13 @@ def test_whatever_one_file_does_the_others_are_found(tmp_path: Path, monkeypatch
 def test_a_folder_that_is_removed_while_it_is_listed(tmp_path: Path, monkeypatch) -> None:
     for step in (1, 2):
         saved(tmp_path, f"checkpoint-{step}/w.pt", 0)
-    plain = discovery._local_children
+    plain = Location.children
 
-    def children(folder: str, reals: tuple[str, ...]) -> object:
-        if folder.endswith("checkpoint-1/"):
-            shutil.rmtree(folder)
-        return plain(folder, reals)
+    def children(folder: Location) -> object:
+        if folder.path.endswith("checkpoint-1"):
+            shutil.rmtree(folder.path)
+        return plain(folder)
 
-    monkeypatch.setattr(discovery, "_local_children", children)
+    monkeypatch.setattr(Location, "children", children)
     found = discover(tmp_path)
     assert [(f.step, f.state) for f in found if f.state == "complete"] == [(2, "complete")]

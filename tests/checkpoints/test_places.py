@@ -23,7 +23,7 @@ import sparsitywatch as sw
 from sparsitywatch.checkpoints import storage
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.checkpoints.storage import may_pass, url_at
+from sparsitywatch.checkpoints.storage import cause_of, url_at
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
 WEIGHTS = {f"layers.{i}.weight": torch.randn(8, 8, generator=torch.Generator().manual_seed(i))
@@ -228,9 +228,9 @@ def test_what_never_passes_is_told_and_may_be_tried_later(flaky: list[float]) ->
 def test_a_cause_behind_a_missing_file_is_seen() -> None:
     missing = FileNotFoundError("http://host/a.pt")
     missing.__cause__ = answer(503)  # as fsspec tells every failure of a server
-    assert may_pass(missing)
+    assert cause_of(missing)[1]
     missing.__cause__ = answer(404)
-    assert not may_pass(missing)
+    assert not cause_of(missing)[1]
 
 
 # ------------------------------------------------------------------ http
