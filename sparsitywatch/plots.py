@@ -6,8 +6,7 @@ It needs matplotlib, which the extra ``plots`` installs. Importing this takes a 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from sparsitywatch.records import Event
 from sparsitywatch.series import describe
 
 try:
-    import matplotlib as mpl
+    import matplotlib.style
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 except ImportError as error:
@@ -59,16 +58,11 @@ _STYLE: dict[Any, object] = {
 }
 
 
-@contextmanager
-def _styled() -> Iterator[None]:
-    """The style of this package, for a function that draws; the user's is left untouched."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
-        yield
+#: The style of this package, for a function that draws; the user's is left untouched.
+_styled = matplotlib.style.context(_STYLE, after_reset=True)
 
 
-@_styled()
+@_styled
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure to a file, whose folder is made if need be; its ending says the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +161,7 @@ def _draw_allowed(axes: Any, run: Run) -> None:
 # ------------------------------------------------------------------ the picture
 
 
-@_styled()
+@_styled
 def overview_figure(run: Run, *, title: str = "Sparsity during training") -> Figure:
     """A run in stacked panels over the optimizer steps, with its events marked.
 
