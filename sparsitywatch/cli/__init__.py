@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sparsitywatch.cli import checkpoints, logs, replay
+from sparsitywatch.cli import checkpoints, logs
 from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import redacted
@@ -43,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sparsitywatch {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for part in (logs, checkpoints, replay):
-        part.add_to(commands)
+    logs.add_to(commands)
+    checkpoints.add_to(commands)
     return parser
