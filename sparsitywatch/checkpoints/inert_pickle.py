@@ -29,9 +29,6 @@ class Global:
     module: str
     name: str
 
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
 
 @dataclass(eq=False, repr=False)
 class Call:

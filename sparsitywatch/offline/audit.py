@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -82,7 +82,7 @@ def audit(
     }
     num_weight_bytes = sum(sizes.values())
     for begin in on_begin:
-        begin(len(listed), _num_bytes_read(kept.values()), num_weight_bytes)
+        begin(len(listed), sum(one.num_bytes_read for one in kept.values()), num_weight_bytes)
     facts = [Facts(step=n, problem=one.reason) for n, one in pending.items() if n not in kept]
     with ThreadPoolExecutor(8, "sparsitywatch-audit") as threads:
         facts += _read_all(kept, threads.map, on_progress, full=full)
@@ -101,13 +101,9 @@ def audit(
         num_audited=sum(not one.problem for one in facts),
         num_without_step=sum(one.step is None and one.state == "complete" for one in others),
         num_weight_bytes=num_weight_bytes,
-        num_bytes_read=_num_bytes_read(kept.values()),
+        num_bytes_read=sum(one.num_bytes_read for one in kept.values()),
         is_full=full,
     )
-
-
-def _num_bytes_read(kept: Iterable[Checkpoint]) -> int:
-    return sum(checkpoint.num_bytes_read for checkpoint in kept)
 
 
 # ------------------------------------------------------------------ reading

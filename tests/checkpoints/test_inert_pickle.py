@@ -93,7 +93,7 @@ def test_odd_escapes_in_a_pickle_warn_nobody() -> None:
 
 def test_a_call_is_named_and_never_made() -> None:
     call = read_inert(b"cposix\nsystem\n(S'rm -rf /'\ntR.")
-    assert (str(call.function), call.arguments) == ("posix.system", ("rm -rf /",))
+    assert (in_words(call.function), call.arguments) == ("posix.system", ("rm -rf /",))
 
 
 def test_any_node_is_said_in_a_few_words() -> None:
