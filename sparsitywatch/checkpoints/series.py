@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from bisect import bisect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -15,7 +16,7 @@ from sparsitywatch.checkpoints.addresses import path_parts, place_of_step, templ
 from sparsitywatch.checkpoints.base import Checkpoint, OptimizerState
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
-from sparsitywatch.redact import redacted_url
+from sparsitywatch.redact import printable, redacted_url
 from sparsitywatch.series import numbered
 from sparsitywatch.weights.layout import Entry, natural_order
 
@@ -44,6 +45,11 @@ class ListedCheckpoint:
     version: str = field(default="", repr=False, compare=False)
     #: Itself, closed, where it was to be kept: its description is not read again.
     checkpoint: Checkpoint | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        at = "an unknown step" if self.step is None else self.place
+        told = f": {printable(self.reason)[:150]}" if self.reason else ""
+        return f"<{self.state} checkpoint at {at}{told}>"
 
     @property
     def place(self) -> str:
@@ -389,9 +395,6 @@ def _off_the_line(counts: Mapping[int, int]) -> dict[int, list[int]]:
         line.append(before[line[-1]])
     if len(line) < max(3, _AGREEING * len(steps)):
         return {}  # such as where a name counts something else
-    return {step: _around(step, line) for step in steps if step not in line}
-
-
-def _around(step: int, line: Iterable[int]) -> list[int]:
-    line = sorted(line)
-    return [n for n in line if n < step][-1:] + [n for n in line if n > step][:1]
+    line.sort()
+    places = {step: bisect(line, step) for step in steps if step not in line}
+    return {step: line[max(0, at - 1) : at + 1] for step, at in places.items()}

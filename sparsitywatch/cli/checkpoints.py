@@ -40,7 +40,7 @@ from sparsitywatch.series import count, describe, size
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.analysis.audit import Audit
     from sparsitywatch.checkpoints.series import ListedCheckpoint
-    from sparsitywatch.offline.driver import Failure, Replayed
+    from sparsitywatch.offline.driver import Replayed
     from sparsitywatch.records import SparsityCurve
 
 #: Exit status when something in the list cannot be read, or not yet; when some checkpoints could
@@ -443,7 +443,7 @@ class _Reporter:
         fields = json.loads(to_json(event))
         self._say("event", self._before + event.describe(), event_kind=fields.pop("kind"), **fields)
 
-    def failure(self, failure: Failure) -> None:
+    def failure(self, failure: ListedCheckpoint) -> None:
         text = self._before + printable(failure.reason)
         self._say("failure", text, sys.stderr, **_fields(failure))
 
@@ -509,5 +509,6 @@ def _summary(replayed: Replayed, name: str) -> str:
     return words
 
 
-def _fields(failure: Failure) -> dict[str, Any]:
-    return {**asdict(failure), "url": redacted_url(failure.url)}
+def _fields(failure: ListedCheckpoint) -> dict[str, Any]:
+    said = {name: vars(failure)[name] for name in ("url", "step", "reason", "unit")}
+    return {**said, "url": redacted_url(failure.url)}

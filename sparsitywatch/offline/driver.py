@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections import deque
@@ -11,8 +12,10 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.checkpoints.addresses import part_of
+from sparsitywatch.checkpoints.addresses import part_of, templates
 from sparsitywatch.checkpoints.base import beyond
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import learning_rates
@@ -27,14 +30,7 @@ from sparsitywatch.errors import (
     expect,
     expect_number,
 )
-from sparsitywatch.offline.earlier_log import (
-    check_same,
-    check_same_rates,
-    logged_until,
-    read_log,
-    unlike_log,
-)
-from sparsitywatch.offline.jobs import Outcome, Plan, measure, sample_of
+from sparsitywatch.offline.jobs import Outcome, Plan, mark_at, measure, sample_of
 from sparsitywatch.offline.rates import Rates
 from sparsitywatch.pipeline.measure import Measured, RunContext, compared, not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
@@ -43,29 +39,10 @@ from sparsitywatch.records import Detail, Event, Record, RunInfo, Source, html_o
 from sparsitywatch.records.event import some_of
 from sparsitywatch.redact import logger, printable, redacted_url
 from sparsitywatch.series import numbered
-from sparsitywatch.sinks.jsonl import read_spectrum
+from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
 from sparsitywatch.weights.scope import Scope, ScopeLike
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A checkpoint that could not be measured, or not in full."""
-
-    url: str  # where it lies, as it can be opened: logins and signatures included
-    step: int | None  # optimizer steps done; None if that is not known
-    reason: str  # one line that names the file, the tensor where there is one, and the cause
-    unit: str = "step"  # what its step counts: "step", "epoch" or "save"
-
-    @classmethod
-    def of(cls, one: ListedCheckpoint, reason: str = "") -> Failure:
-        """A checkpoint of a list, by default with the reason that stands there."""
-        return cls(one.url, one.step, reason or one.reason, one.unit)
-
-    def __repr__(self) -> str:
-        at = "an unknown step" if self.step is None else numbered(self.unit, self.step)
-        return f"<Failure at {at}: {printable(self.reason)[:150]}>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +53,12 @@ class Replayed:
     #: the latest hundred only, the log has them all.
     records: list[Record]
     events: list[Event]  # in the order in which they were seen
-    failures: list[Failure]  # what could not be measured; with a step it has an invalid record too
+    #: What could not be measured, or not in full, with the ``url`` that opens it, logins and
+    #: signatures included, and the ``reason``. With a step it has an invalid record, too.
+    failures: list[ListedCheckpoint]
     #: What was passed over on purpose, and why: another one of the same step was taken, or no step
     #: is known.
-    left_out: list[Failure]
+    left_out: list[ListedCheckpoint]
     num_snapshots: int  # checkpoints that were measured now; the others were in the log already
     directory: Path | None  # where the log lies
     #: Worth a word of what was measured, such as a name that says another step than the contents.
@@ -116,7 +95,7 @@ class Replayer:
     executor: Executor | None  # None to measure in this process
     window: int  # checkpoints under way at once, at most
     steps_per_epoch: int | None  # where checkpoints are numbered by epochs
-    on_failure: Sequence[Callable[[Failure], object]]
+    on_failure: Sequence[Callable[[ListedCheckpoint], object]]
     on_progress: Sequence[Callable[[int, int], object]]  # how many are done, and of how many
     on_waiting: Sequence[Callable[[str], object]]  # why nothing can be listed yet
     listed: Sequence[ListedCheckpoint] | None = None  # what is there; None to look under the URLs
@@ -124,7 +103,7 @@ class Replayer:
     def __post_init__(self) -> None:
         self._motion = MotionTracker.of(self.plan.settings.dormant_samples)
         self._has_begun = False  # not before a checkpoint could be opened
-        self._kept: Run | None = None  # what stays of the log of an earlier replay
+        self._last_kept: Record | None = None  # of what stays of the log of an earlier replay
         self._run: RunContext | None = None  # not before the sinks are open
         self._known: dict[str, ListedCheckpoint] = {}  # by URL, as of the last listing
         self._held: list[tuple[int, ListedCheckpoint, Outcome]] = []  # what failed before
@@ -133,8 +112,8 @@ class Replayer:
         self._unlike_log = ""  # why the log that is there is not gone on with
         self._set_aside = ""
         self._done: set[int] = set()  # steps
-        self._failures: dict[str, Failure] = {}
-        self._left_out: dict[str, Failure] = {}
+        self._failures: dict[str, ListedCheckpoint] = {}
+        self._left_out: dict[str, ListedCheckpoint] = {}
         self._num_snapshots = 0
         self._measured_urls: set[str] = set()
         self._waited_for: set[str] = set()  # reasons why nothing could be listed
@@ -179,7 +158,7 @@ class Replayer:
         pending, others = select(listed)
         for one in others:
             if one.error is None:
-                self._left_out[one.url] = Failure.of(one)
+                self._left_out[one.url] = one
             elif is_final:
                 self._fail(one, one.reason)
         return pending
@@ -271,7 +250,7 @@ class Replayer:
     def _close(self) -> None:
         """Finish the log."""
         try:
-            if self._kept and self._run is None and self.pipeline.lacks_events:
+            if self._last_kept and self._run is None and self.pipeline.lacks_events:
                 self._open()
             if self._run is not None:
                 self.pipeline.close()
@@ -304,15 +283,17 @@ class Replayer:
         check_same_rates(log, self.rates)
         given_rms = self.plan.initial_rms
         self.plan = replace(self.plan, initial_rms=log.info.initial_rms)
-        kept = logged_until(log, self._kept_until(log.records, pending))
-        if not kept.records:  # the very first one is new
+        until = self._kept_until(log.records, pending)
+        records = [record for record in log.records if record.step <= until]
+        events = [event for event in log.events if event.reported_step <= until]
+        if not records:  # the very first one is new
             self.plan = replace(self.plan, initial_rms=given_rms)
             return
-        self._kept = kept
-        self.pipeline.history.restore(kept.records, kept.events, log.info.initial_rms)
-        self._done |= {record.step for record in kept.records}
+        self._last_kept = records[-1]
+        self.pipeline.history.restore(records, events, log.info.initial_rms)
+        self._done |= {record.step for record in records}
         if not is_final or not pending.keys() <= self._done:
-            self._remember(kept.records, pending)
+            self._remember(records, pending)
 
     def _kept_until(
         self, records: Sequence[Record], pending: Mapping[int, ListedCheckpoint]
@@ -405,7 +386,7 @@ class Replayer:
         if measured is not None and not self.plan.initial_rms:
             self.plan = replace(self.plan, initial_rms=measured.initial_rms)
         self._held.append((step, one, outcome))
-        if self._run is None and (measured or self._kept):
+        if self._run is None and (measured or self._last_kept):
             # before, nothing can be said of the run
             self._open(measured.said["provenance"].dtypes if measured else ())
         if self._run is not None:
@@ -426,7 +407,7 @@ class Replayer:
             if self._unlike_log:
                 aside = claim.set_aside(self._unlike_log)
                 self._set_aside = f"The log in {claim.directory} is now {aside}: {self._unlike_log}"
-        last = self._kept.records[-1] if self._kept else None
+        last = self._last_kept
         run = replace(self.plan.run, dtypes=last.provenance.dtypes if last else dtypes)
         addresses = self.urls.values() if isinstance(self.urls, Mapping) else self.urls
         info = RunInfo(
@@ -477,8 +458,8 @@ class Replayer:
     def _fail(self, one: ListedCheckpoint, reason: str) -> None:
         if one.url in self._failures:
             return
-        failure = self._failures[one.url] = Failure.of(one, reason)
-        logger.warning("%s", failure.reason)
+        failure = self._failures[one.url] = replace(one, reason=reason)
+        logger.warning("%s", reason)
         for function in self.on_failure:
             function(failure)
 
@@ -534,6 +515,88 @@ def _too_late(one: ListedCheckpoint) -> str:
         f"{one.unit}s, but {numbered(one.unit, one.step or 0)} came after later ones had been "
         "measured. Replay once more, while they are all there, to take it in."
     )
+
+
+# ------------------------------------------------------------------ the log of an earlier replay
+
+
+def read_log(directory: Path | None) -> Run | None:
+    """What an earlier replay has left in ``directory``; None if there is no record in it."""
+    if directory is None:
+        return None
+    info, records = read_manifest(directory), read_records(directory)
+    is_live = not info.replayed_from if info is not None else bool(records)
+    if is_live:
+        raise ConfigurationError(
+            f"Expected `logdir` to be new or of an earlier replay, but {str(directory)!r} holds "
+            "the log of a live watch. Give another one."
+        )
+    return Run(records, read_events(directory), info) if info is not None and records else None
+
+
+def check_same(log: Run, plan: Plan) -> None:
+    """Refuse to go on with other settings than those of the log; the message says which."""
+    assert log.info is not None  # noqa: S101 for the type checker
+    then, now = log.info.provenance.settings(), plan.run.provenance.settings()
+    pairs = {name: (then[name], value) for name, value in now.items()}
+    rules = plan.settings.near_zero
+    logged = next((tuple(r.near_zero) for r in log.records if r.near_zero), rules)
+    pairs["near_zero"] = (sorted(logged), sorted(rules))
+    if log.records[-1].step:  # zero is zero in any unit
+        pairs["steps that count"] = (f"{log.unit}s", f"{plan.unit}s")
+    wrong = [f"{name} {then!r}, now {now!r}" for name, (then, now) in pairs.items() if then != now]
+    if plan.initial_rms is not None and dict(plan.initial_rms) != dict(log.info.initial_rms):
+        wrong.append("another initial_rms")
+    if wrong:
+        raise ConfigurationError(
+            "Expected `logdir` to be new or of a replay with the same settings, but it was written "
+            f"with {'; '.join(wrong)}. Give another one."
+        )
+
+
+#: Checkpoints whose marks are read at once: each waits for a storage several times.
+_MARKED_AT_ONCE = 8
+
+
+def unlike_log(
+    records: Sequence[Record], pending: Mapping[int, ListedCheckpoint], plan: Plan
+) -> str:
+    """Why these checkpoints are not those of a log, by some bytes or else by their addresses."""
+    logged = {record.step: record.source for record in records if record.source is not None}
+    there = {step: one for step, one in pending.items() if one.error is None}
+    both = {step: there[step] for step, source in logged.items() if source.mark and step in there}
+    with ThreadPoolExecutor(_MARKED_AT_ONCE, "sparsitywatch-marks") as pool:
+        marks = pool.map(lambda one: mark_at(plan, one.url), both.values())
+        for (step, one), mark in zip(both.items(), marks, strict=True):
+            if mark and mark != logged[step].mark:
+                shown = redacted_url(one.url)
+                where = "there" if shown == logged[step].address else f"at {logged[step].address}"
+                at = numbered(plan.unit, step)
+                return f"other weights of {at} than {shown} holds now lay {where}"
+    if both or not logged:
+        return ""
+    steps = {source.address: step for step, source in logged.items()}
+    steps |= {redacted_url(one.url): step for step, one in there.items()}
+    series = sorted(set(templates(steps).values()))
+    return f"it is of another series: {' and '.join(series)}" if len(series) > 1 else ""
+
+
+def check_same_rates(log: Run, rates: Rates) -> None:
+    """Refuse to go on with another schedule: the clocks of the log's last record are others."""
+    last = next((record for record in reversed(log.records) if record.was_read), None)
+    if last is None:
+        return
+    now = rates.reading(last.step, ()) if rates.is_known else None
+    clocks = {"decay_clock": (last.decay_clock, now.decay_clock if now else math.nan)}
+    if not (rates.is_logged and math.isnan(last.lr_clock)):  # else logged for the first time since
+        clocks["lr_clock"] = (last.lr_clock, now.lr_clock if now else math.nan)
+    for name, (then, known) in clocks.items():
+        if not np.isclose(then, known, rtol=1e-6, atol=0.0, equal_nan=True):
+            raise ConfigurationError(
+                "Expected `logdir` to be new or of a replay with the same `lr` and "
+                f"`weight_decay`, but its {name} at {last.place} is {then:g}, now {known:g}. "
+                "Give another one."
+            )
 
 
 # ------------------------------------------------------------------ when to measure

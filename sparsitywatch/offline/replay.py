@@ -30,7 +30,7 @@ from sparsitywatch.errors import (
     is_number,
     listed,
 )
-from sparsitywatch.offline.driver import Failure, Patience, Replayed, Replayer
+from sparsitywatch.offline.driver import Patience, Replayed, Replayer
 from sparsitywatch.offline.jobs import ModelFactory, Plan, window_of, without_weights
 from sparsitywatch.offline.rates import Rate, Rates
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks
@@ -63,7 +63,7 @@ def replay(
     detectors: Mapping[str, Detector] | None = None,
     on_event: Sequence[Callable[[Event], object]] = (log_event,),
     on_record: Sequence[Callable[[Record], object]] = (),
-    on_failure: Sequence[Callable[[Failure], object]] = (),
+    on_failure: Sequence[Callable[[ListedCheckpoint], object]] = (),
     on_progress: Sequence[Callable[[int, int], object]] = (),
     on_waiting: Sequence[Callable[[str], object]] = (),
     on_series: Sequence[Callable[[str], object]] = (),
@@ -77,7 +77,6 @@ def replay(
     until: Callable[[], bool] | None = None,
     keep_spectra: int = 1,
     each: bool = False,
-    strict: bool = False,
     **fields: Unpack[SettingsFields],
 ) -> Replayed:
     """Measure saved checkpoints: the same records, events and files as from a live watch.
@@ -139,7 +138,6 @@ def replay(
         keep_spectra: as of ``watch``.
         each: measure every series that is there, such as the runs of a sweep, into a log of its
             own, ``<logdir>/<name>``; see ``Replayed.each``. Not with ``follow`` or ``sinks``.
-        strict: let what goes wrong in a measurement out, for tests.
         fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``,
             ``scope="layers"`` or ``levels=[0.5, 0.9]``.
 
@@ -174,7 +172,6 @@ def replay(
         factory=factory,
         proxy=proxy,
         num_threads=None if executor is None else 1,
-        strict=strict,
     )
     sinks = as_sinks(sinks)
 
@@ -220,7 +217,7 @@ def _replay_each(
     replayer: Callable[..., Replayer],
     logdir: str | os.PathLike[str] | None,
     listed: Sequence[ListedCheckpoint],
-    on_failure: Sequence[Callable[[Failure], object]],
+    on_failure: Sequence[Callable[[ListedCheckpoint], object]],
     on_series: Sequence[Callable[[str], object]],
 ) -> Replayed:
     """Measure every series, one after the other; what is of none of them cannot be measured."""
@@ -230,7 +227,7 @@ def _replay_each(
     names, found = short_names(list(every)), {}
     pending, others = select([one for one in listed if one.series not in names])
     rest = [*pending.values(), *others]
-    failed = [Failure.of(one) for one in rest if one.error is not None]
+    failed = [one for one in rest if one.error is not None]
     for failure in failed:
         for function in on_failure:
             function(failure)
@@ -243,7 +240,7 @@ def _replay_each(
             found[name] = replayer(directory, own).run(None)
         except (ConfigurationError, StateError) as error:
             raise type(error)(f"In the series {name}: {error}") from error
-    passed_over = [Failure.of(one) for one in rest if one.error is None]
+    passed_over = [one for one in rest if one.error is None]
     return Replayed(
         records=[],
         events=[],
