@@ -26,14 +26,11 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.histogram import metadata as histogram_plugin
 from tensorboard.plugins.scalar import metadata as scalar_plugin
 from tensorboard.plugins.text import metadata as text_plugin
 from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 
 from sparsitywatch.records import (
     Detail,
@@ -329,34 +326,24 @@ _OF_THE_VALUE = ("How much could be thrown away?", "What the model needs")
 
 def _layout(provenance: Provenance) -> Any:
     """The page "Custom Scalars"; without a proxy it has the charts of weights alone."""
-    layout = layout_pb2.Layout()
-    for title, charts in CHARTS.items():
-        if title in _OF_THE_VALUE and not provenance.proxy_hash:
-            continue
-        category = layout.category.add(title=title)
-        for name, tags in charts.items():
-            chart = category.chart.add(title=name)
-            if tags is _BAND:
-                value, lower, upper = tags
-                chart.margin.series.add(value=value, lower=lower, upper=upper)
-            else:
-                chart.multiline.tag.extend(tags)
-    metadata = custom_scalar.create_summary_metadata()
-    return _of_bytes(custom_scalar.CONFIG_SUMMARY_TAG, metadata, layout.SerializeToString(), [])
+    from torch.utils.tensorboard.summary import custom_scalars  # takes long to import
 
-
-def _of_bytes(tag: str, metadata: Any, content: bytes, shape: Sequence[int]) -> Any:
-    dimensions = [TensorShapeProto.Dim(size=size) for size in shape]
-    tensor_shape = TensorShapeProto(dim=dimensions)
-    tensor = TensorProto(dtype="DT_STRING", string_val=[content], tensor_shape=tensor_shape)
-    return _Value(tag=tag, metadata=metadata, tensor=tensor)
+    shown = {
+        title: {
+            name: ("Margin" if tags is _BAND else "Multiline", tags) for name, tags in own.items()
+        }
+        for title, own in CHARTS.items()
+        if provenance.proxy_hash or title not in _OF_THE_VALUE
+    }
+    return custom_scalars(shown).value[0]  # type: ignore[no-untyped-call]
 
 
 # ------------------------------------------------------------------ texts, as Markdown
 
 
 def _text(tag: str, markdown: str) -> Any:
-    return _of_bytes(tag, text_plugin.create_summary_metadata(tag, ""), markdown.encode(), [1])
+    metadata = text_plugin.create_summary_metadata(tag, "")
+    return _Value(tag=tag, metadata=metadata, tensor=make_tensor_proto([markdown], np.object_))
 
 
 def _explanation(provenance: Provenance) -> str:
