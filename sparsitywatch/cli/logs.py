@@ -20,7 +20,7 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import moment
 from sparsitywatch.cli.options import add_command, add_json, align, write_page
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.pipeline.rundir import load
+from sparsitywatch.page.render import load
 from sparsitywatch.records import ledger_in_short, to_json
 from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import count

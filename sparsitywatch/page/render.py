@@ -16,8 +16,10 @@ import json
 import math
 import os
 import re
+import time
 import unicodedata
 import zlib
+from functools import partial
 from html import escape
 from importlib import resources
 from typing import Any
@@ -25,11 +27,13 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.page.data import column, details_of, page_data
-from sparsitywatch.pipeline import rundir
+from sparsitywatch.pipeline.rundir import holds_run, place
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import printable
 from sparsitywatch.series import Series, describe
+from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest, read_spectrum
 
 #: The modules of the page in an order in which each comes after those that it imports.
 _MODULES = ("format", "data", "charts", "tensors", "view", "main")
@@ -112,7 +116,28 @@ def load(logdir: str | os.PathLike[str], *, name: str | None = None) -> Run:
     Raises:
         ConfigurationError: there is no run; runs that are near are named.
     """
-    return rundir.load(logdir, name=name, kind=_PageRun)
+    given = place(logdir).parent
+    directory = given / "sparsitywatch" if (given / "sparsitywatch").is_dir() else given
+    if not holds_run(directory):
+        near = sorted(str(path.parents[1]) for path in given.glob("*/sparsitywatch/run.json"))
+        hint = f"Watched runs in there: {', '.join(near)}" if near else "Is it the run's `logdir`?"
+        found = "neither records.jsonl nor run.json" if directory.is_dir() else "no directory"
+        raise ConfigurationError(
+            f"Expected `logdir` to hold the log of a watched run, found {found} in "
+            f"{str(logdir)!r}. {hint}"
+        )
+    own = directory.absolute()
+    own = own.parent if own.name == "sparsitywatch" else own
+    reader = JsonlReader(directory)
+    return _PageRun(
+        reader.records,
+        reader.events,
+        partial(read_manifest, directory),
+        partial(read_spectrum, directory),
+        name=(own.name or str(logdir)) if name is None else name,
+        directory=directory,
+        now=time.time(),
+    )
 
 
 def as_json(value: Any) -> bytes:
@@ -140,14 +165,9 @@ def tab_module() -> str:
 
 
 def html_text(text: str) -> str:
-    """Text of others inside a page."""
-    return escape(xml_text(text))
-
-
-def xml_text(text: str) -> str:
-    """Text that XML takes, no browser warns of and that moves no other; the rest is escaped."""
+    """Text of others inside a page: XML takes it, no browser warns of it, and it moves no other."""
     is_odd = {c: c not in "\t\n\r" and unicodedata.category(c) in _NOT_ALLOWED for c in text}
-    return "".join(printable(c) if is_odd[c] else c for c in text)
+    return escape("".join(printable(c) if is_odd[c] else c for c in text))
 
 
 # ------------------------------------------------------------------ without script, on paper

@@ -28,8 +28,7 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import verdict
 from sparsitywatch.errors import ConfigurationError, SparsityWatchError
 from sparsitywatch.page.data import details_of, page_data
-from sparsitywatch.page.render import as_json, asset, tab_module
-from sparsitywatch.pipeline.rundir import load
+from sparsitywatch.page.render import as_json, asset, load, tab_module
 from sparsitywatch.redact import printable, redacted
 
 _FILES = ("records.jsonl", "events.jsonl", "run.json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import logging
@@ -17,42 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
 from sparsitywatch.locks import try_lock, unlock
 from sparsitywatch.redact import logger
-from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest, read_spectrum
 
 #: Names the writer of a directory, who keeps it locked while it lives.
 _WRITER = ".writer"
 #: How long to wait for another writer to finish what it has begun.
 _WAIT_S = 30.0
-
-
-def load(logdir: str | os.PathLike[str], *, name: str | None = None, kind: type[Run] = Run) -> Run:
-    """A run, of a ``kind``, from its log, as ``page.render.load`` says, which is ``sw.load``."""
-    given = place(logdir).parent
-    directory = given / "sparsitywatch" if (given / "sparsitywatch").is_dir() else given
-    if not _holds_run(directory):
-        near = sorted(str(path.parents[1]) for path in given.glob("*/sparsitywatch/run.json"))
-        hint = f"Watched runs in there: {', '.join(near)}" if near else "Is it the run's `logdir`?"
-        found = "neither records.jsonl nor run.json" if directory.is_dir() else "no directory"
-        raise ConfigurationError(
-            f"Expected `logdir` to hold the log of a watched run, found {found} in "
-            f"{str(logdir)!r}. {hint}"
-        )
-    own = directory.absolute()
-    own = own.parent if own.name == "sparsitywatch" else own
-    reader = JsonlReader(directory)
-    return kind(
-        reader.records,
-        reader.events,
-        functools.partial(read_manifest, directory),
-        functools.partial(read_spectrum, directory),
-        name=(own.name or str(logdir)) if name is None else name,
-        directory=directory,
-        now=time.time(),
-    )
 
 
 def place(logdir: str | os.PathLike[str]) -> Path:
@@ -80,7 +51,8 @@ def prepare(directory: Path) -> None:
         ) from error
 
 
-def _holds_run(directory: Path) -> bool:
+def holds_run(directory: Path) -> bool:
+    """Whether a run was logged there."""
     return (directory / "records.jsonl").exists() or (directory / "run.json").exists()
 
 
@@ -145,7 +117,7 @@ class Claim:
         if directory is None:
             return None
         with self.writing():
-            if _holds_run(directory):
+            if holds_run(directory):
                 places = (f"{directory.name}-earlier-{n}" for n in itertools.count(1))
                 target = next(t for t in map(directory.with_name, places) if not t.exists())
                 directory.rename(target)
@@ -162,7 +134,7 @@ class Claim:
         if self._first is None or not name.startswith(self._first.name):
             return
         logged = self._first.with_name(name)
-        if not self._token and _holds_run(logged):
+        if not self._token and holds_run(logged):
             self.directory = logged
 
     def use_sibling(self) -> None:
@@ -171,7 +143,7 @@ class Claim:
         while True:
             self._number += 1
             beside = self._first.with_name(f"{self._first.name}-{self._number}")
-            if not _holds_run(beside):
+            if not holds_run(beside):
                 beside.mkdir(exist_ok=True)
                 self.directory = beside
                 return
