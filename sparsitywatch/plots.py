@@ -124,7 +124,7 @@ def _panels(run: Run) -> list[_Panel]:
                more=_draw_allowed),
     )
     # fmt: on
-    return [panel for panel in panels if any(run.has(line.series) for line in panel.lines)]
+    return [panel for panel in panels if any(line.series in run.names for line in panel.lines)]
 
 
 def _draw_essential(axes: Any, run: Run) -> None:
@@ -198,7 +198,7 @@ def overview_figure(run: Run, *, title: str = "Sparsity during training") -> Fig
 
 def _draw_panel(axes: Any, panel: _Panel, run: Run) -> None:
     for line in panel.lines:
-        if run.has(line.series):
+        if line.series in run.names:
             steps, values = run.series(line.series)
             axes.plot(
                 steps, values, color=line.colour, linestyle=line.dashes, linewidth=line.width,

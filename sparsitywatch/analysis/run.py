@@ -55,7 +55,6 @@ class Run:
         self.directory = directory
         self._sources = records, events, info, spectrum
         self._now = now
-        self._columns: dict[str, np.ndarray] = {}
         self._known: list[tuple[Record, dict[str, float]]] = []  # records, and what they measured
 
     def again(self, *, now: float | None = None) -> Run:
@@ -145,24 +144,12 @@ class Run:
             raise ConfigurationError(
                 f"Expected the name of a series, got {name!r}. Those of run {self.name!r}: {known}."
             )
-        asked = self.asked(name)
+        asked = np.array([record.was_asked(name) for record in self.records], dtype=bool)
         return self.steps[asked], self.column(name)[asked]
 
     def column(self, name: str) -> np.ndarray:
         """One series at every snapshot, float [T]; NaN where it was not measured."""
-        if name not in self._columns:
-            values = [series.get(name, math.nan) for series in self._measured]
-            self._columns[name] = np.array(values, dtype=float)
-            self._columns[name].flags.writeable = False
-        return self._columns[name]
-
-    def asked(self, name: str) -> np.ndarray:
-        """Which snapshots could have had a series, bool [T]: not those without an evaluation."""
-        return np.array([record.was_asked(name) for record in self.records], dtype=bool)
-
-    def has(self, name: str) -> bool:
-        """Whether a series was measured at any snapshot."""
-        return name in self.names
+        return np.array([series.get(name, math.nan) for series in self._measured], dtype=float)
 
     def spectrum(self, step: int) -> Mapping[str, np.ndarray]:
         """The arrays of the spectrum of a snapshot; a StateError if the log has none of it."""

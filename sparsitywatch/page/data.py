@@ -130,7 +130,7 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
         name = series.format(rule=rule)
         why = _why_unknown(run) if name == "motion/dormant" else ""
         tile = {"series": name, "label": label.format(kind=kind), "why": why}
-        if not run.has(name):
+        if name not in run.names:
             if why:
                 tiles.append(tile | {"value": "unknown", "step": int(run.steps[-1]), "was": ""})
             continue
