@@ -311,7 +311,7 @@ class Replayer:
                 self._fail(one, _too_late(one))
                 continue
             outcome = self._submitted(self.executor, step, one).result()
-            if isinstance(outcome, Measured) and not outcome.failure:
+            if isinstance(outcome, Measured) and not outcome.record.reason:
                 return max((known for known in logged if known < step), default=-1)
             self._fail(one, _why_failed(one, outcome))
         return records[-1].step
@@ -381,14 +381,14 @@ class Replayer:
     def _take(self, step: int, one: ListedCheckpoint, outcome: Outcome) -> None:
         """Record what came of a checkpoint; steps rise from call to call."""
         measured = outcome if isinstance(outcome, Measured) else None
-        if measured is None or measured.failure:
+        if measured is None or measured.record.reason:
             self._fail(one, _why_failed(one, outcome))
         if measured is not None and not self.plan.initial_rms:
             self.plan = replace(self.plan, initial_rms=measured.initial_rms)
         self._held.append((step, one, outcome))
         if self._run is None and (measured or self._last_kept):
             # before, nothing can be said of the run
-            self._open(measured.said["provenance"].dtypes if measured else ())
+            self._open(measured.record.provenance.dtypes if measured else ())
         if self._run is not None:
             for held in self._held:
                 record, detail = self._record_of(*held, self._run)
@@ -434,7 +434,7 @@ class Replayer:
         else:
             measured = not_measured(step, str(outcome), run)
             source = Source(address=redacted_url(one.url))
-            measured = replace(measured, said={**measured.said, "source": source})
+            measured = replace(measured, record=replace(measured.record, source=source))
         record = record_of(measured, reading, moved, publish_s=self.pipeline.publish_s)
         return record, measured.detail
 
@@ -504,7 +504,7 @@ def _first_with_scope(
 
 def _why_failed(one: ListedCheckpoint, outcome: Outcome) -> str:
     if isinstance(outcome, Measured):
-        cause = " ".join(outcome.failure.split())
+        cause = " ".join(outcome.record.reason.split())
         return f"Cannot evaluate {redacted_url(one.url)}: {cause}"
     return str(outcome)
 

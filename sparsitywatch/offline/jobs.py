@@ -103,8 +103,8 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
                 key=checkpoint.key,
                 mark=mark_of(checkpoint, run.scope.names),
             )
-            said = {**measured.said, "source": source}
-            return replace(measured, said=said, sample=_Sample(measured.sample))
+            record = replace(measured.record, source=source)
+            return replace(measured, record=record, sample=_Sample(measured.sample))
     except CheckpointError as error:
         return type(error)(str(error))  # a new one, which holds no frame with what was read
     except Exception as error:  # noqa: BLE001 whatever a model and a proxy raise

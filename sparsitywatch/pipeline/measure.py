@@ -126,19 +126,13 @@ class RunContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a snapshot says by itself; ``record_of`` makes the record."""
+    """What a snapshot says by itself; ``record_of`` completes the record."""
 
-    said: Mapping[str, Any]  # fields of the record
-    seconds: Mapping[str, float]  # fields of its cost
+    record: Record
     detail: Detail = field(default_factory=Detail)  # what is too large for a record
     sample: Mapping[str, torch.Tensor] = field(default_factory=dict)  # by name, on the CPU
     mask_thresholds: Sequence[float] = ()  # below which a weight would go, by ``MASK_LEVELS``
     initial_rms: Mapping[str, float] = field(default_factory=dict)  # as "initial" rules had it
-
-    @property
-    def failure(self) -> str:
-        """Why the record is not valid; empty if it is."""
-        return str(self.said["reason"])
 
 
 def measure_snapshot(
@@ -165,35 +159,36 @@ def measure_snapshot(
     largest, *mask_thresholds = spectrum.thresholds([1.0, *MASK_LEVELS])
     near_zero, near_zero_of = spectrum.near_zero_by_rule(run.settings.rules, initial_rms)
     return Measured(
-        said={
-            "step": snapshot.step,
-            "wall_time": time.time(),
-            "valid": not reason,
-            "reason": reason,
-            "scope": run.scope.summary,
-            "num_nan": spectrum.num_nan,
-            "num_inf": spectrum.num_inf,
-            "num_zero": spectrum.num_zero,
-            "largest": math.nan if spectrum.num_nan else largest,
-            "near_zero": near_zero,
-            "fingerprint": mark,
-            "replicas": replicas,
-            "vital": examined(spectrum),
-            "curve": curve,
-            "controls": {name: control.curve for name, control in controls.items()},
-            "reliance": curve.reliance if curve else math.nan,
-            "reliance_low": reliance[0],
-            "reliance_high": reliance[1],
-            "essential_sparsity": None if curve is None else _estimate(curve, controls, run),
-            "not_evaluated": not_evaluated,
-            "layers": _layers(spectrum, rms, near_zero_of, result),
-            "provenance": run.provenance,
-        },
-        seconds={
-            "spectrum_s": counted_at - started,
-            "evaluation_s": time.perf_counter() - counted_at if result or reason else 0.0,
-            "num_forwards": sum(r.num_forwards for r in (result, *controls.values()) if r),
-        },
+        record=Record(
+            step=snapshot.step,
+            wall_time=time.time(),
+            valid=not reason,
+            reason=reason,
+            scope=run.scope.summary,
+            num_nan=spectrum.num_nan,
+            num_inf=spectrum.num_inf,
+            num_zero=spectrum.num_zero,
+            largest=math.nan if spectrum.num_nan else largest,
+            near_zero=near_zero,
+            fingerprint=mark,
+            replicas=replicas,
+            vital=examined(spectrum),
+            curve=curve,
+            controls={name: control.curve for name, control in controls.items()},
+            reliance=curve.reliance if curve else math.nan,
+            reliance_low=reliance[0],
+            reliance_high=reliance[1],
+            essential_sparsity=None if curve is None else _estimate(curve, controls, run),
+            not_evaluated=not_evaluated,
+            layers=_layers(spectrum, rms, near_zero_of, result),
+            provenance=run.provenance,
+            cost=Cost(
+                stall_s=0.0,
+                spectrum_s=counted_at - started,
+                evaluation_s=time.perf_counter() - counted_at if result or reason else 0.0,
+                num_forwards=sum(r.num_forwards for r in (result, *controls.values()) if r),
+            ),
+        ),
         detail=Detail(make_histograms=partial(_histograms, arrays), spectrum=arrays),
         sample=sample,
         mask_thresholds=mask_thresholds if sample else (),
@@ -204,20 +199,20 @@ def measure_snapshot(
 def not_measured(step: int, reason: str, run: RunContext, not_evaluated: str = "") -> Measured:
     """What is said of a snapshot that could not even read the weights."""
     return Measured(
-        said={
-            "step": step,
-            "wall_time": time.time(),
-            "valid": False,
-            "reason": reason,
-            "scope": run.scope.summary,
-            "num_nan": -1,
-            "num_inf": -1,
-            "num_zero": -1,
-            "near_zero": {},
-            "provenance": run.provenance,
-            "not_evaluated": not_evaluated,
-        },
-        seconds={"spectrum_s": 0.0, "evaluation_s": 0.0, "num_forwards": 0},
+        record=Record(
+            step=step,
+            wall_time=time.time(),
+            valid=False,
+            reason=reason,
+            scope=run.scope.summary,
+            num_nan=-1,
+            num_inf=-1,
+            num_zero=-1,
+            near_zero={},
+            provenance=run.provenance,
+            not_evaluated=not_evaluated,
+            cost=Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0),
+        )
     )
 
 
@@ -229,7 +224,7 @@ def compared(
     if optimizer is not None:
         rule = next(iter(run.settings.rules.values()))
         near_zero = rule.fixed_thresholds(measured.initial_rms)
-    step, thresholds = measured.said["step"], measured.mask_thresholds
+    step, thresholds = measured.record.step, measured.mask_thresholds
     return motion.compare(step, measured.sample, thresholds, optimizer, near_zero)
 
 
@@ -237,24 +232,24 @@ def record_of(
     measured: Measured,
     optimizer: OptimizerReading | None = None,
     moved: Moved | None = None,
-    **cost: float,
+    **cost: Any,
 ) -> Record:
     """The record: what a snapshot says, what the optimizer did, what has moved, what it cost."""
-    said = dict(measured.said)
+    found = measured.record
     if optimizer is not None:
         names = ("decay_clock", "why_no_clock", "lr_clock", "lr", "trained")
-        said.update((name, getattr(optimizer, name)) for name in names)
+        found = replace(found, **{name: getattr(optimizer, name) for name in names})
     if moved is not None:
-        columns = said["layers"].columns
+        columns = Layers.of(found.layers).columns
         dormant = np.array([moved.layers.get(name, math.nan) for name in columns.names])
-        said.update(
+        found = replace(
+            found,
             dormant=moved.dormant,
             movement=moved.movement,
             masks=moved.masks,
             layers=Layers(replace(columns, dormant=dormant)),
         )
-    spent: dict[str, Any] = {"stall_s": 0.0, **measured.seconds, **cost}
-    return Record(**said, cost=Cost(**spent))
+    return replace(found, cost=replace(found.cost, **cost))
 
 
 def measure(
