@@ -97,7 +97,7 @@ class SparsityWatchCallback(TrainerCallback):
         **trainer: Any,
     ) -> None:
         """Attach to the Trainer's model and optimizer."""
-        self._close()
+        self.on_train_end()
         self.watcher = None
         is_resumed = state.global_step > 0
         try:
@@ -184,9 +184,6 @@ class SparsityWatchCallback(TrainerCallback):
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Detach."""
-        self._close()
-
-    def _close(self) -> None:
         if self.watcher is not None:
             with self._contained("closing the watch"):
                 self.watcher.close()

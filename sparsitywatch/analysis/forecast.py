@@ -82,8 +82,8 @@ class _Past:
 
     step: int = -1  # the latest with a known decay clock, ...
     clock: float = math.nan  # ... and that clock
-    latest: deque[float] = field(default_factory=lambda: deque(maxlen=_FLOOR_SNAPSHOTS))
-    floor: float = math.nan  # see ``running_floor``
+    latest: deque[float] = field(default_factory=lambda: deque(maxlen=_FLOOR_SNAPSHOTS - 1))
+    floor: float = math.nan  # smallest median of five snapshots in a row; NaN before the fifth one
     #: decay clock, and dormant weights above what passes by chance, as far back as growth is taken
     dormant: list[tuple[float, float]] = field(default_factory=list)
 
@@ -99,7 +99,9 @@ class _Past:
 
     def floor_with(self, fraction: float) -> float:
         """The floor of the snapshots so far and one with this fraction."""
-        return float(np.fmin(self.floor, running_floor([*self.latest, fraction])))
+        if len(self.latest) < _FLOOR_SNAPSHOTS - 1:
+            return math.nan
+        return float(np.fmin(self.floor, np.median([*self.latest, fraction])))
 
 
 def _dormant(record: Record) -> list[tuple[float, float]]:
@@ -151,14 +153,6 @@ def crossing(advance: Array, fraction: Array, target: float) -> float:
     k = int(reached[0])
     share = (target - fraction[k - 1]) / (fraction[k] - fraction[k - 1])
     return float(advance[k - 1] + share * (advance[k] - advance[k - 1]))
-
-
-def running_floor(values: Sequence[float]) -> float:
-    """The smallest median of five snapshots in a row; NaN before the fifth one."""
-    if len(values) < _FLOOR_SNAPSHOTS:
-        return math.nan
-    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(values), _FLOOR_SNAPSHOTS)
-    return float(np.median(windows, axis=1).min())
 
 
 def _rounded(values: Array) -> tuple[float, ...]:

@@ -29,6 +29,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.records import Detail, Event, Record, RunInfo, Vital, WatchState
+from sparsitywatch.records.event import latest_versions
 from sparsitywatch.redact import logger
 from sparsitywatch.sinks.base import Sink
 
@@ -180,12 +181,7 @@ class History:
             for event in seen
         ]
         changes = self._tracker.update(step, series, known, logged)
-        places = {event.id: i for i, event in enumerate(self.events)}
-        for event in (*changes.new, *changes.revised):
-            if event.id in places:
-                self.events[places[event.id]] = event
-            else:
-                self.events.append(event)
+        self.events[:] = latest_versions([*self.events, *changes.new, *changes.revised])
         return changes
 
     def _remember(self, record: Record) -> None:

@@ -234,8 +234,6 @@ class ShardedReader:
 
     def sample(self, sampler: Sampler, snapshot: Snapshot) -> dict[str, torch.Tensor]:
         """The weights that ``sampler`` would take of the whole model."""
-        if self._shards.is_whole:
-            return sampler.take(snapshot)
         return self.gather_sample(snapshot.tensors, sampler.chosen(snapshot.scope.sizes))
 
     def gather_sample(

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from sparsitywatch.analysis.forecast import (
     Forecaster,
+    _Past,
     crossing,
     growth_of,
     near_zero_ahead,
-    running_floor,
 )
 from sparsitywatch.records import DecayProjection, Dormant, Record
 
@@ -110,7 +110,8 @@ def test_the_step_of_doubling() -> None:
     population = Population(share=0.3)
     records = run(population, 40)
     values = np.array([r.near_zero["initial_0.1"] for r in records])
-    actual = records[int(np.argmax(values >= 2 * running_floor(values)))].step
+    floor = min(np.median(values[i : i + 5]) for i in range(len(values) - 4))
+    actual = records[int(np.argmax(values >= 2 * floor))].step
     foretold = {r.step: r.forecast.doubling_step for r in records if r.forecast}
     for ahead in (1000, 500, 200):
         assert foretold[actual - ahead] == pytest.approx(actual, rel=0.03, abs=100)
@@ -196,8 +197,12 @@ def test_the_crossing_is_where_the_line_is(values, target) -> None:
 
 
 def test_the_floor_needs_five_snapshots() -> None:
-    assert math.isnan(running_floor(np.array([1.0, 1.0, 1.0, 1.0])))
-    assert running_floor(np.array([9.0, 1.0, 9.0, 9.0, 2.0, 2.0, 2.0])) == 2.0
+    past = _Past()
+    record = run(Population(share=0.0), 1)[0]
+    for fraction, floor in ((9.0, math.nan), (1.0, math.nan), (9.0, math.nan), (9.0, math.nan),
+                            (2.0, 9.0), (2.0, 2.0), (8.0, 2.0), (8.0, 2.0)):  # fmt: skip
+        assert past.floor_with(fraction) == pytest.approx(floor, nan_ok=True)
+        past.add(record, fraction)
 
 
 def test_weights_that_were_nan_are_not_the_floor() -> None:
