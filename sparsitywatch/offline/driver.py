@@ -250,7 +250,8 @@ class Replayer:
     def _close(self) -> None:
         """Finish the log."""
         try:
-            if self._last_kept and self._run is None and self.pipeline.lacks_events:
+            late = self.pipeline.history.late
+            if self._last_kept and self._run is None and (late.new or late.revised):
                 self._open()
             if self._run is not None:
                 self.pipeline.close()
@@ -392,7 +393,7 @@ class Replayer:
         if self._run is not None:
             for held in self._held:
                 record, detail = self._record_of(*held, self._run)
-                self.pipeline.publish(record, detail)
+                self.pipeline.act(*self.pipeline.take(record, detail))
             self._held.clear()
         self._done.add(step)
         self._measured_urls.add(one.url)

@@ -245,11 +245,6 @@ class Pipeline:
         self._at_exit: Finalize | None = None  # not called in a forked child
         self.publish_s = 0.0  # what the last record took to be detected in and written
 
-    @property
-    def lacks_events(self) -> bool:
-        """Whether the log that was restored lacks events of its last record."""
-        return bool(self.history.late.new or self.history.late.revised)
-
     def open(
         self, run: RunInfo, detail_of: Callable[[Record], Detail] = lambda _: Detail()
     ) -> None:
@@ -268,12 +263,6 @@ class Pipeline:
         self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
         self._at_exit = Finalize(None, self._end, exitpriority=0)
-
-    def publish(self, record: Record, detail: Detail) -> list[Event]:
-        """Take a record and act on it at once; returns the events seen."""
-        record, events = self.take(record, detail)
-        self.act(record, events)
-        return events
 
     def take(self, record: Record, detail: Detail) -> tuple[Record, list[Event]]:
         """Complete a record, detect, remember, write to the sinks; gives what ``act`` is to say."""

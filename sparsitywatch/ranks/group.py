@@ -6,7 +6,6 @@ import contextlib
 import datetime as dt
 import gc
 import hashlib
-import itertools
 import sys
 import zlib
 from collections import Counter
@@ -150,9 +149,6 @@ class RankGroup(Ranks):
         with self._exchanged():
             distributed.all_gather_object(found, thing, group=self._group)
         return found
-
-    def merged(self, own: dict[int, Any]) -> dict[int, Any]:
-        return dict(itertools.chain.from_iterable(each.items() for each in self.gather(own)))
 
     def of_first(self, thing: T) -> T:
         found: list[Any] = [thing]

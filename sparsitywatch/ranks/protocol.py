@@ -34,8 +34,6 @@ class Ranks:
     all_or_none: Callable[[str], AbstractContextManager[Any]] = contextlib.nullcontext
     #: Around a forward: where it fails on one rank, the others can still end theirs.
     followed: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-    #: Of a part that each rank has of a mapping, all of it; plain data.
-    merged: Callable[[dict[int, Any]], dict[int, Any]] = dict
 
     def __init__(self) -> None:
         self.behind = self  # the same ranks, for the thread behind the training
@@ -79,6 +77,10 @@ class Ranks:
     def gather(self, thing: T) -> list[T]:
         """What each rank gives, by rank; plain data."""
         return [thing]
+
+    def merged(self, own: dict[int, Any]) -> dict[int, Any]:
+        """Of a part that each rank has of a mapping, all of it; plain data."""
+        return {key: value for part in self.gather(own) for key, value in part.items()}
 
     def of_first(self, thing: T) -> T:
         """What rank 0 gives; plain data."""

@@ -458,7 +458,7 @@ class VitalReviewer(Reviewer):
             known = [event.value for event in told if event.kind == finding.kind]
             if before and finding.num < 2 * (known[-1] if known else max(before)):
                 continue
-            event = _event(
+            event = event_at(
                 record,
                 finding.since_step,
                 kind=finding.kind,
@@ -478,7 +478,7 @@ def _disagreement(record: Record, before: Record | None) -> list[Event]:
     now, then = record.replicas, None if before is None else before.replicas
     if now is None or not now.ranks or (then is not None and then.ranks == now.ranks):
         return []
-    event = _event(
+    event = event_at(
         record,
         -1 if before is None else before.step,
         kind="replicas",
@@ -492,7 +492,7 @@ def _disagreement(record: Record, before: Record | None) -> list[Event]:
     return [event]
 
 
-def _event(record: Record, since: int, **fields: Any) -> Event:
+def event_at(record: Record, since: int, **fields: Any) -> Event:
     """What is so at a record, and was not at the step ``since``."""
     step = record.step
     return Event(onset_step=step, onset_low=since, detected_step=step, before_step=since, **fields)

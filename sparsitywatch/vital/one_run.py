@@ -18,6 +18,7 @@ import numpy as np
 from sparsitywatch.pipeline.pipeline import Reviewer
 from sparsitywatch.records import Event, Record
 from sparsitywatch.series import numbered
+from sparsitywatch.vital.judgement import event_at
 
 #: Sign flips from which on little is in common: a correlation of 0.31, if the weights were normal.
 _FLIPPED = 0.4
@@ -47,16 +48,14 @@ class OneRunReviewer(Reviewer):
         kind, why = _judged(before, record, earlier)
         if not kind or any(event.kind in ("another_run", kind) for event in told):
             return []
-        event = Event(
+        event = event_at(
+            record,
+            before.step,
             series="motion/sign_flips",
             direction="up",
             kind=kind,
             baseline=math.nan if before.movement is None else before.movement.sign_flips,
             value=moved.sign_flips,
-            onset_step=record.step,
-            onset_low=before.step,
-            detected_step=record.step,
-            before_step=before.step,
             reason=f"{moved.sign_flips:.0%} of the signs differ, as between two runs{why}",
         )
         return [event]

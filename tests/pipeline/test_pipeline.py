@@ -43,12 +43,19 @@ def watched(*sinks: MemorySink, **options) -> Pipeline:
     return found
 
 
+def publish(pipeline: Pipeline, record: Record) -> list[Event]:
+    """What is seen in a record that is taken and acted on."""
+    record, events = pipeline.take(record, Detail())
+    pipeline.act(record, events)
+    return events
+
+
 def test_an_event_carries_its_series_its_layers_and_the_clock() -> None:
     sink, told = MemorySink(), []
     actions = {"on_event": [told.append], "on_record": [lambda r: told.append(r.step)]}
     pipeline = watched(sink, **actions)
     for step, value in enumerate([0.1, 0.1, 0.45], start=1):
-        pipeline.publish(record(step, value), Detail())
+        publish(pipeline, record(step, value))
     (event,) = sink.events
     assert event.series == "near_zero/initial_0.1"
     assert event.layers == ("sparse",)
@@ -66,11 +73,11 @@ def test_a_detector_is_told_what_is_known_of_the_optimizer() -> None:
             contexts.append(context)
 
     pipeline = Pipeline(detectors={"near_zero/initial_0.1": Noting()})
-    pipeline.publish(dataclasses.replace(record(1, 0.1), lr=0.5, lr_clock=2.0), Detail())
+    publish(pipeline, dataclasses.replace(record(1, 0.1), lr=0.5, lr_clock=2.0))
     unknown = dataclasses.replace(record(2, 0.1), decay_clock=float("nan"))
     dormant = Dormant(fraction=0.1, num_sampled=9, since_step=2, estimated_advance=0.02)
-    pipeline.publish(unknown, Detail())
-    pipeline.publish(dataclasses.replace(unknown, step=3, dormant=dormant), Detail())
+    publish(pipeline, unknown)
+    publish(pipeline, dataclasses.replace(unknown, step=3, dormant=dormant))
     known = {"decay_clock": 0.01, "lr": 0.5, "lr_clock": 2.0}
     assert contexts == [known, {}, {"estimated_advance": 0.02}]
 
@@ -79,7 +86,7 @@ def test_a_broken_sink_harms_nobody_and_is_given_up(caplog) -> None:
     broken, good = Broken(), MemorySink()
     pipeline = watched(broken, good)
     for step in range(1, 7):
-        pipeline.publish(record(step, 0.1), Detail())
+        publish(pipeline, record(step, 0.1))
     assert broken.calls == 3
     assert len(good.records) == 6
     assert "no space left" in caplog.text
@@ -97,7 +104,7 @@ def test_a_sink_that_recovers_is_kept() -> None:
     flaky = Flaky()
     pipeline = watched(flaky)
     for step in range(1, 9):
-        pipeline.publish(record(step, 0.1), Detail())
+        publish(pipeline, record(step, 0.1))
     assert flaky.calls == 8
 
 
@@ -108,7 +115,7 @@ def test_an_action_that_fails_is_logged_and_the_next_one_runs(caplog) -> None:
         raise RuntimeError("webhook down")
 
     pipeline = watched(on_event=[fails, told.append])
-    pipeline.publish(record(1, 0.5), Detail())
+    publish(pipeline, record(1, 0.5))
     assert len(told) == 1
     assert "webhook down" in caplog.text
 
@@ -116,7 +123,7 @@ def test_an_action_that_fails_is_logged_and_the_next_one_runs(caplog) -> None:
 def test_strict_lets_faults_out() -> None:
     pipeline = watched(Broken(), strict=True)
     with pytest.raises(OSError, match="no space left"):
-        pipeline.publish(record(1, 0.1), Detail())
+        publish(pipeline, record(1, 0.1))
 
 
 def test_an_earlier_process_is_recalled_without_telling_anyone_again() -> None:
@@ -131,15 +138,15 @@ def test_an_earlier_process_is_recalled_without_telling_anyone_again() -> None:
     assert pipeline.records == earlier
     assert pipeline.events == [event]
     assert not hasattr(sink, "run") or not sink.records
-    assert pipeline.publish(record(3, 0.6), Detail()) == []  # the detector has seen it already
+    assert publish(pipeline, record(3, 0.6)) == []  # the detector has seen it already
 
 
 def test_detector_state_goes_round_and_a_missing_one_is_named() -> None:
     pipeline = watched()
-    pipeline.publish(record(1, 0.5), Detail())
+    publish(pipeline, record(1, 0.5))
     other = watched()
     other.history.load_state_dict(pipeline.history.state_dict())
-    assert other.publish(record(2, 0.6), Detail()) == []
+    assert publish(other, record(2, 0.6)) == []
     with pytest.raises(StateError, match=r"detectors \['near_zero/initial_0.1'\]"):
         other.history.load_state_dict({**pipeline.history.state_dict(), "detectors": {}})
     with pytest.raises(
@@ -151,7 +158,7 @@ def test_detector_state_goes_round_and_a_missing_one_is_named() -> None:
 def test_old_records_give_up_their_layers() -> None:
     pipeline = watched()
     for step in range(1, 131):
-        pipeline.publish(record(step, 0.1), Detail())
+        publish(pipeline, record(step, 0.1))
     assert [bool(r.layers) for r in pipeline.records] == [False] * 30 + [True] * 100
     assert dataclasses.replace(record(1, 0.1), layers=()) == pipeline.records[0]
 
