@@ -152,7 +152,8 @@ class Pattern:
         score: what a weight is worth: "magnitude", "normalised" (over the root mean square of its
             tensor), "wanda", "ria", "sparsegpt" (kept weights make up for what goes), "random".
         structure: "global", "layer" (each tensor), "row" (each output), "2:4" (2 of 4 along the
-            inputs are kept), or "n:8": a curve over N. None: that of the score's authors.
+            inputs are kept; with an allocation on average, a whole number in each tensor), or
+            "n:8": a curve over N. None: that of the score's authors.
         allocation: "uniform", "erk", "owl", or sparsities by name of the tensor: exactly these at
             the level that they come to, elsewhere all of them higher or lower by the same.
         name: what it is called in the provenance; by default what it is, such as "wanda:2:4".
@@ -212,7 +213,7 @@ class Pattern:
         self.outlier, self.spread = outlier, spread
         self.spec = _spec(score, self.structure, self.allocation, given)
         keep, _, of = self.structure.partition(":")
-        by_magnitude = re.sub(r"magnitude:(\d+):(\d+)", r"keep_\1_of_\2", self.spec)
+        by_magnitude = re.sub(r"magnitude:(\d+):(\d+)$", r"keep_\1_of_\2", self.spec)
         self.name = name or _NAMES.get(self.spec, by_magnitude)
         self.needs_inputs = _SCORES[score][1] or ("squares" if allocation == "owl" else "")
         self.is_nested = score != "sparsegpt"
@@ -268,7 +269,8 @@ class Pattern:
                 f"Expected the inputs of the layers for the pattern {self.name!r}, got none. Give "
                 "a proxy: they are those of its batches."
             )
-        shares = shares_of(self, weights, levels)
+        at = levels if self.levels is None else [self.levels[0]] * len(levels)
+        shares = shares_of(self, weights, at)
         if self.score == "sparsegpt":
             return updating_cuts(self, weights, levels, shares)
         scores = scores_of(self, weights)
@@ -276,7 +278,7 @@ class Pattern:
             return threshold_cuts(self, weights, levels, shares, scores)
         if self.structure == "row":
             return row_cuts(weights, levels, shares, scores)
-        return group_cuts(self, weights, levels, scores)
+        return group_cuts(self, weights, levels, shares, scores)
 
 
 def _checked(score: str, structure: str | None, allocation: Any) -> str:
@@ -304,11 +306,11 @@ def _checked(score: str, structure: str | None, allocation: Any) -> str:
         raise ConfigurationError(
             f"Expected another `structure` than {structure!r} with the score {score!r}, {why}."
         )
-    if allocation != "uniform" and kind in ("global", "N:M"):
-        does = "has one threshold for all" if kind == "global" else "removes as many of each group"
+    if allocation != "uniform" and (kind == "global" or structure.startswith("n:")):
+        does = "has one threshold for all" if kind == "global" else "is a curve over one N for all"
         raise ConfigurationError(
             f"Expected no `allocation` with the structure {structure!r}, which {does}, got "
-            f"{allocation if is_named else 'sparsities by name'!r}. Choose 'layer' or 'row'."
+            f"{allocation if is_named else 'sparsities by name'!r}. Choose 'layer', 'row' or '2:4'."
         )
     return structure
 

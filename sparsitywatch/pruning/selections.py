@@ -11,6 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -177,30 +178,48 @@ def group_cuts(
     pattern: Pattern,
     weights: Weights,
     levels: Sequence[float],
+    shares: Sequence[Mapping[str, float]],
     scores: Callable[[str], Score] | None,
 ) -> list[Cut]:
-    """Cuts that keep as many of each group along the inputs, of the highest scores."""
+    """Cuts that keep as many of each group of a tensor, along the inputs, of highest scores."""
     return [
         _GroupCut.counted(level, weights, removed, lost=lost, of=of, scores=scores)
-        for level in levels
-        for lost, of, removed in [groups_at(pattern, weights, level)]
+        for level, share in zip(levels, shares, strict=True)
+        for lost, of, removed in [groups_at(pattern, weights, level, share)]
     ]
 
 
-def groups_at(pattern: Pattern, weights: Weights, level: float) -> tuple[int, int, dict[str, int]]:
-    """How many go of each group, of how many, and how many of each tensor.
+def groups_at(
+    pattern: Pattern, weights: Weights, level: float, share: Mapping[str, float]
+) -> tuple[dict[str, int], int, dict[str, int]]:
+    """How many go of each group of each tensor, of how many, and how many of each tensor.
 
     Between 0 and 1 as many at every level, or, of N:M as a curve, what is nearest to the level.
     """
     keep, _, text = pattern.structure.partition(":")
-    of = int(text)
-    lost = num_pruned(of, level) if keep == "n" else of - int(keep)
-    removed = {}
+    of, groups = int(text), {}
     for name, shape in weights.shapes.items():
-        size, inputs = math.prod(shape), shape[weights.input_axis(name)] if shape else 1
-        groups = inputs // of * (size // max(inputs, 1))
-        removed[name] = size if level >= 1.0 else groups * lost if level > 0.0 else 0
-    return lost, of, removed
+        inputs = shape[weights.input_axis(name)] if shape else 1
+        groups[name] = inputs // of * (math.prod(shape) // max(inputs, 1))
+    if pattern.allocation == "uniform":
+        lost = dict.fromkeys(groups, num_pruned(of, level) if keep == "n" else of - int(keep))
+    else:
+        lost = _in_whole({name: of * share[name] for name in groups}, groups)
+    if level <= 0.0 or level >= 1.0:
+        sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
+        return lost, of, sizes if level >= 1.0 else dict.fromkeys(sizes, 0)
+    return lost, of, {name: num * lost[name] for name, num in groups.items()}
+
+
+def _in_whole(wanted: Mapping[str, float], groups: Mapping[str, int]) -> dict[str, int]:
+    """Whole numbers that in all groups come nearest to what is wanted: up where most is missing."""
+    found = {name: math.floor(number + 1e-9) for name, number in wanted.items()}
+    left = sum((wanted[name] - found[name]) * groups[name] for name in found)
+    # in whatever order tensors come: a tie falls by the name
+    for name in sorted(found, key=lambda name: (round(found[name] - wanted[name], 9), name)):
+        if found[name] + 1e-9 < wanted[name] and groups[name] <= 2.0 * left:
+            found[name], left = found[name] + 1, left - groups[name]
+    return found
 
 
 def _largest(sizes: np.ndarray, keep: int, of: int) -> np.ndarray:
@@ -238,7 +257,7 @@ def _num_exceeded(sizes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 class _GroupCut(CountedCut):
     """Selects along the axis of each tensor that runs over inputs."""
 
-    lost: int
+    lost: Mapping[str, int]  # of each group, by name of the tensor
     of: int
     scores: Callable[[str], Score] | None
 
@@ -251,7 +270,7 @@ class _GroupCut(CountedCut):
         last, by, into = (tensor.movedim(axis, -1) for tensor in (weights, worth, out))
         whole = last.shape[-1] // self.of * self.of
         if self.of not in _PACKED or not weights.is_cpu or whole == 0:
-            keep_bits(last, self._stays(by, whole), into)
+            keep_bits(last, self._stays(by, whole, self.lost[name]), into)
             return
         words, sizes = (
             tensor[..., :whole].contiguous().view(WORDS[tensor.dtype.itemsize]).view(-1)
@@ -260,25 +279,28 @@ class _GroupCut(CountedCut):
         is_in_place = whole == into.shape[-1] and into.is_contiguous()
         kept = into.view(words.dtype).view(-1) if is_in_place else torch.empty_like(words)
         pieces = (torch.split(tensor, _GROUPS_AT_ONCE) for tensor in (words, sizes, kept))
-        map_threads(self._prune_piece, [*zip(*pieces, strict=True)], torch.get_num_threads())
+        prune = partial(self._prune_piece, self.of - self.lost[name])
+        map_threads(prune, [*zip(*pieces, strict=True)], torch.get_num_threads())
         if not is_in_place:
             into[..., :whole] = kept.view(weights.dtype).view(*last.shape[:-1], whole)
             into[..., whole:] = last[..., whole:]
 
-    def _stays(self, worth: torch.Tensor, whole: int) -> torch.Tensor:
+    def _stays(self, worth: torch.Tensor, whole: int, lost: int) -> torch.Tensor:
         """Which stay of groups along the last axis, bool; of equal ones the last."""
         stays = torch.ones(worth.shape, dtype=torch.bool, device=worth.device)
         lanes = stays[..., :whole].view(*worth.shape[:-1], -1, self.of)
         groups = sizes_of(worth[..., :whole]).view(lanes.shape).unbind(-1)
         for place, num_exceeded in enumerate(_num_exceeded(groups)):
-            lanes[..., place] = num_exceeded >= self.lost
+            lanes[..., place] = num_exceeded >= lost
         return stays
 
-    def _prune_piece(self, piece: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    def _prune_piece(
+        self, keep: int, piece: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    ) -> None:
         """Prune whole groups; as integers: a removed weight is +0, were it infinite."""
         words, by, out = (tensor.numpy() for tensor in piece)
         # all in the memory of ``out``: that of a new array is mapped for each piece anew
         space = out if by.dtype == out.dtype else None
         sizes = np.bitwise_and(by, by.dtype.type(np.iinfo(by.dtype).max), out=space)
-        out[:] = _largest(sizes, self.of - self.lost, self.of)
+        out[:] = _largest(sizes, keep, self.of)
         out *= words

@@ -63,15 +63,15 @@ def updating_cuts(
     cuts: list[Cut] = []
     for level, share in zip(levels, shares, strict=True):
         if is_grouped:
-            lost, of, removed = groups_at(pattern, weights, level)
+            lost, of, removed = groups_at(pattern, weights, level, share)
         else:
             sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
             removed = {name: num_pruned(size, share[name]) for name, size in sizes.items()}
-            lost, of = 0, 0
+            lost, of = {}, 0
         known = {"to_remove": removed, "moments": moments, "orders": orders}
         width = max(pattern.block // of, 1) * of if of else pattern.block
         cuts.append(
-            _UpdatingCut.counted(level, weights, removed, group=(lost, of), width=width, **known)
+            _UpdatingCut.counted(level, weights, removed, lost=lost, of=of, width=width, **known)
         )
     return cuts
 
@@ -91,7 +91,8 @@ class _UpdatingCut(CountedCut):
     """Removes weights of a tensor block by block and changes those that follow."""
 
     to_remove: Mapping[str, int]
-    group: tuple[int, int]  # how many go of how many; 0 of 0 where there are no groups
+    lost: Mapping[str, int]  # of each group, by name of the tensor
+    of: int  # weights of a group; 0 where there are none
     width: int  # of a block, whole groups
     moments: Callable[[str], Moments]
     orders: Mapping[str, torch.Tensor]
@@ -105,11 +106,11 @@ class _UpdatingCut(CountedCut):
         order = self.orders[name].to(weights.device)
         rows = to_output_rows(weights, self.axes[name]).float()[:, order.reshape(-1)]
         work = _Work(rows, Moments(*(one.to(weights.device) for one in self.moments(name))))
-        if not self.group[1]:
+        if not self.of:
             work.prune_dead(num)
         for start, end in self._blocks(*order.shape):
-            if self.group[1]:
-                work.prune_groups(start, end, *self.group)
+            if self.of:
+                work.prune_groups(start, end, self.lost[name], self.of)
             else:
                 work.prune_block(start, end)
         pruned = torch.empty_like(rows)

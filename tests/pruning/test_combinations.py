@@ -28,9 +28,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import sparsitywatch as sw
+from sparsitywatch.pruning.allocations import shares_of
 from sparsitywatch.pruning.criteria import input_axes, inputs_on
 from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.pruning.patterns import Inputs, Pattern, Weights, as_pattern
+from sparsitywatch.pruning.selections import _in_whole
 from sparsitywatch.ranks.reading import ShardBox, ShardedReader, Shards
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
@@ -49,7 +51,8 @@ def combinations() -> dict[str, Pattern]:
     every = [
         ("global", "uniform"),
         *itertools.product(*whole),
-        ("2:4", "uniform"),
+        *itertools.product(["2:4"], ("uniform", "owl", BUDGETS)),
+        ("4:8", "owl"),
         ("n:8", "uniform"),
     ]
     found = [sw.patterns.Pattern("normalised")]
@@ -212,6 +215,8 @@ def counted(pattern: Pattern) -> bool:
             "layer": len(sizes) / 2,
             "row": sum(sizes[n] / rows[n] for n in sizes) / 2,
         }
+        if pattern.levels is not None and pattern.allocation != "uniform":
+            may[pattern.structure] = max(sizes.values()) / of / 2
         if abs(sum(gone.values()) - asked) > may.get(pattern.structure, 0) + 1e-6:
             return False
         if abs(cut.sparsity * total - sum(gone.values())) > 1e-6:
@@ -302,7 +307,7 @@ def test_the_checks_can_fail() -> None:
 
 
 def test_every_combination_has_a_name_of_its_own_that_gives_it() -> None:
-    assert len(COMBINATIONS) == 51
+    assert len(COMBINATIONS) == 66
     for name, pattern in COMBINATIONS.items():
         if "budgets" not in name:
             assert as_pattern(name) == pattern
@@ -322,7 +327,7 @@ def test_every_combination_has_a_name_of_its_own_that_gives_it() -> None:
 def test_the_combinations_of_the_manual_are_what_they_say() -> None:
     manual = (Path(__file__).parents[2] / "docs" / "patterns.md").read_text()
     lines = [line for line in manual.splitlines() if line.startswith("| `Pattern(")]
-    assert len(lines) == 10
+    assert len(lines) == 11
     for line in lines:
         code, *texts = re.findall(r"`([^`]+)`", line.split(" | ")[0])
         made = eval(code.replace(", ...}", "}"), {"Pattern": sw.patterns.Pattern})
@@ -343,9 +348,9 @@ def test_the_combinations_of_the_manual_are_what_they_say() -> None:
         ({"structure": "global", "allocation": "erk"}, "'global', which has one threshold for all"),
         (
             {"structure": "global", "allocation": "owl"},
-            "got 'owl'. Choose 'layer' or 'row'",
+            "got 'owl'. Choose 'layer', 'row' or '2:4'",
         ),
-        ({"structure": "2:4", "allocation": "owl"}, "'2:4', which removes as many of each group"),
+        ({"structure": "n:4", "allocation": "owl"}, "'n:4', which is a curve over one N for all"),
         ({"structure": "global", "allocation": {"w": 0.5}}, "got 'sparsities by name'"),
         (
             {"score": "sparsegpt", "structure": "row"},
@@ -360,6 +365,42 @@ def test_the_combinations_of_the_manual_are_what_they_say() -> None:
 def test_what_makes_no_sense_is_refused_by_name(given: dict[str, Any], words: str) -> None:
     with pytest.raises(sw.ConfigurationError, match=words):
         sw.patterns.Pattern(**given)
+
+
+def test_n_of_m_with_an_allocation_removes_a_whole_number_of_each_group() -> None:
+    eighths = dict(zip(NAMES, (2, 6, 4, 3, 1, 8), strict=True))
+    pattern = sw.patterns.Pattern("magnitude", "4:8", {n: k / 8 for n, k in eighths.items()})
+    (cut,) = pattern.cuts(told(filled()), [0.5])
+    assert cut.shares == {name: number / 8 for name, number in eighths.items()}
+    for name, tensor in filled().items():
+        cut.prune(name, tensor, out := torch.full_like(tensor, 7))
+        groups = tensor.abs().movedim(1 if "up" in name else 0, -1).reshape(-1, 8)
+        gone = (out == 0).movedim(1 if "up" in name else 0, -1).reshape(-1, 8)
+        assert gone.sum(1).tolist() == [eighths[name]] * len(groups)
+        assert (groups.sort(1).values.gather(1, gone.sum(1, keepdim=True) - 1)
+                >= groups.masked_fill(~gone, 0).amax(1, keepdim=True)).all()  # fmt: skip
+
+
+def test_owl_keeps_more_of_a_group_where_there_are_more_outliers() -> None:
+    known = told(dense())
+    (shares,) = shares_of(sw.patterns.Pattern("wanda", "row", "owl", spread=0.3), known, [0.5])
+    (cut,) = sw.patterns.Pattern("wanda", "4:8", "owl", spread=0.3).cuts(known, [0.5])
+    assert len(set(cut.shares.values())) > 1
+    for name, share in cut.shares.items():
+        assert abs(8 * share - 8 * shares[name]) < 1
+        assert round(8 * share) == 8 * share
+    assert cut.sparsity == pytest.approx(0.5, abs=1 / 16)
+
+
+@given(st.dictionaries(st.text(min_size=1), st.tuples(st.floats(0, 8), st.integers(1, 10**6)),
+                       min_size=1, max_size=12))  # fmt: skip
+def test_whole_numbers_come_as_near_to_what_is_wanted_as_the_largest_tensor_allows(drawn) -> None:
+    wanted, groups = ({name: pair[i] for name, pair in drawn.items()} for i in (0, 1))
+    found = _in_whole(wanted, groups)
+    off = sum((found[name] - wanted[name]) * groups[name] for name in drawn)
+    assert abs(off) <= max(groups.values()) / 2 + 1e-3
+    assert all(abs(found[name] - wanted[name]) < 1 + 1e-6 for name in drawn)
+    assert _in_whole(dict(reversed(wanted.items())), groups) == found
 
 
 def test_budgets_of_other_tensors_are_refused() -> None:
