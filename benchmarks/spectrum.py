@@ -61,7 +61,7 @@ def prepare_spectrum(weights: Weights) -> Callable[[], object]:
         spectrum.near_zero(rms=0.1)
         spectrum.near_zero(abs=1e-3)
         spectrum.near_zero(abs=0.0)
-        spectrum.cuts(LEVELS)
+        spectrum.thresholds(LEVELS)
         spectrum.log10_histograms()
 
     return run

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from operator import attrgetter
 
 import numpy as np
@@ -21,8 +21,8 @@ import torch
 
 from sparsitywatch.records import LogHistogram
 
-#: Which bin of log10|w| zeros are in.
-NO_DECADE = np.iinfo(np.int32).min
+#: Bins of log10|w| in each decade, and which one zeros are in.
+BINS_PER_DECADE, NO_DECADE = 5, np.iinfo(np.int32).min
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,6 @@ class Bins:
     """The bins of one family of magnitudes."""
 
     name: str  # of the dtype that defines them
-    float_bits: int
     exponent_bias: int
     significand_bits: int  # explicit ones that a key keeps
     shift: int  # low bits of the magnitude that a key drops; 0 where a bin is one value
@@ -79,15 +78,15 @@ class Bins:
         return exponents.astype(np.int16), factors
 
 
-@lru_cache(maxsize=8)
-def decades(bins: Bins, bins_per_decade: int) -> np.ndarray:
+@cache
+def decades(bins: Bins) -> np.ndarray:
     """Which bin of log10|w| each bin lies in by its geometric middle, int32; zeros: NO_DECADE."""
     # the bin next to zero, which has no middle, counts as its end
     smallest = bins.edges[bins.edges > 0.0][0]  # the first, unless denormals are flushed
     logs: np.ndarray = np.log10(np.maximum(bins.edges, smallest))
     if not bins.is_exact:
         logs[2:] = (logs[1:-1] + logs[2:]) / 2
-    found: np.ndarray = np.floor(logs * bins_per_decade).astype(np.int32)
+    found: np.ndarray = np.floor(logs * BINS_PER_DECADE).astype(np.int32)
     found[0] = NO_DECADE
     return found
 
@@ -128,10 +127,10 @@ class Storage:
 
 def _storages() -> dict[torch.dtype, Storage]:
     kinds = (
-        Bins("bfloat16", 16, 127, 7, 0),
-        Bins("float16", 16, 15, 10, 0),
-        Bins("float32", 32, 127, 8, 15),
-        Bins("float64", 64, 1023, 8, 44),
+        Bins("bfloat16", 127, 7, 0),
+        Bins("float16", 15, 10, 0),
+        Bins("float32", 127, 8, 15),
+        Bins("float64", 1023, 8, 44),
     )
     bins_of = {bins.name: bins for bins in kinds}
     # every float8 value is a float16 value, but for the powers of two in e8m0
@@ -167,8 +166,6 @@ class Histogram:
             np.add.at(counts, place, of_bytes)
         keys = keys.astype(np.int32, copy=False)
         inf_key = storage.bins.inf_key
-        if not len(keys) or keys[-1] < inf_key:  # as of most tensors
-            return cls(storage.dtype, keys, counts)
         end, nan = keys.searchsorted([inf_key, inf_key + storage.bins.is_exact]).tolist()
         num_inf, num_nan = int(counts[end:nan].sum()), int(counts[nan:].sum())
         return cls(storage.dtype, keys[:end], counts[:end], num_inf, num_nan)
@@ -271,15 +268,29 @@ class Rows:
             found[inside] += counts * ((t[inside] - begins) / (ends - begins))
         return found + np.where(t == math.inf, self._num_inf, 0)
 
-    def log10_histograms(self, bins_per_decade: int) -> list[LogHistogram]:
+    def log10_histograms(self) -> list[LogHistogram]:
         """Counts of the finite non-zero weights by decade fraction, trimmed to what is there."""
-        places, counts = self.by_class(decades(self.bins, bins_per_decade))
+        places, counts = self.by_class(decades(self.bins))
         found = []
         for own in counts:
             occupied = np.flatnonzero(own)
             here = slice(occupied[0], occupied[-1] + 1) if len(occupied) else slice(0)
             ends = np.append(places[here], places[here][-1:] + 1)
-            found.append(LogHistogram(edges=ends / bins_per_decade, counts=own[here]))
+            found.append(LogHistogram(edges=ends / BINS_PER_DECADE, counts=own[here]))
+        return found
+
+    def root_mean_squares(self) -> np.ndarray:
+        """Of the finite weights of each row, [T]; NaN without any."""
+        # one correctly rounded sum of whole numbers: the same counts give the same bits, in
+        # whatever order they were added
+        powers, sums = self.by_class(*self.bins.squares)
+        least = powers.min(initial=0)
+        tops = np.where(sums > 0, powers, least).max(axis=1, initial=least)
+        terms = np.ldexp(sums, 2 * (powers - tops[:, None])).tolist()
+        means = list(map(math.fsum, terms)) / np.where(
+            self.num_finite, 3.0 * self.num_finite, math.nan
+        )
+        found: np.ndarray = np.ldexp(np.sqrt(means), tops)
         return found
 
     def by_class(
@@ -301,19 +312,3 @@ class Rows:
         products[:-1] *= factor_of_key.take(keys.astype(np.intp))  # three times as fast as of int32
         sums = np.add.reduceat(products, index.ravel()).reshape(index.shape)
         return classes[:-1], np.where(index[:, :-1] < index[:, 1:], sums[:, :-1], 0)
-
-
-def root_mean_squares(kinds: Sequence[Rows]) -> np.ndarray:
-    """Of the finite weights of each row, in bins of all these kinds, [T]; NaN without any."""
-    # one correctly rounded sum of whole numbers: the same counts give the same bits, in whatever
-    # order they were added
-    squares = [rows.by_class(*rows.bins.squares) for rows in kinds]
-    powers = np.concatenate([own for own, _ in squares])
-    sums = np.concatenate([own for _, own in squares], axis=1)
-    num_finite = np.sum([rows.num_finite for rows in kinds], axis=0)
-    least = powers.min(initial=0)
-    tops = np.where(sums > 0, powers, least).max(axis=1, initial=least)
-    terms = np.ldexp(sums, 2 * (powers - tops[:, None])).tolist()
-    means = list(map(math.fsum, terms)) / np.where(num_finite, 3.0 * num_finite, math.nan)
-    found: np.ndarray = np.ldexp(np.sqrt(means), tops)
-    return found

@@ -28,14 +28,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.records import LogHistogram
 from sparsitywatch.weights.spectrum.counting import count
-from sparsitywatch.weights.spectrum.histogram import (
-    STORAGES,
-    Histogram,
-    Rows,
-    common_edges,
-    root_mean_squares,
-    summed,
-)
+from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Rows, common_edges, summed
 
 #: The first one is what pages and forecasts show.
 DEFAULT_RULES = ("initial_0.1", "rms_0.1", "abs_0.001", "zero")
@@ -46,15 +39,15 @@ class NearZeroRule:
     """``|w| <= threshold``, where the threshold is relative to something, or absolute."""
 
     #: "initial": relative to the tensor's root mean square when the watch first saw it; "rms": to
-    #: its root mean square now; "abs": absolute; "zero": exactly zero.
+    #: its root mean square now; "abs": absolute.
     kind: str
-    factor: float  # 0 for "zero"
+    factor: float
 
     @classmethod
     def parse(cls, name: str) -> NearZeroRule:
         """A rule from its name: "initial_0.1", "rms_0.1", "abs_0.001", "zero"."""
         if name == "zero":
-            return cls("zero", 0.0)
+            return cls("abs", 0.0)
         kind, _, number = name.partition("_") if isinstance(name, str) else ("", "", "")
         try:
             factor = float(number)
@@ -68,7 +61,7 @@ class NearZeroRule:
         return cls(kind, factor)
 
     def fixed_thresholds(self, initial_rms: Mapping[str, float]) -> dict[str, float] | None:
-        """The threshold of each tensor; None where it moves with the weights, or is 0."""
+        """The threshold of each tensor; None where it moves with the weights."""
         if self.kind == "initial":
             return {name: self.factor * rms for name, rms in initial_rms.items()}
         return dict.fromkeys(initial_rms, self.factor) if self.kind == "abs" else None
@@ -233,14 +226,6 @@ class MagnitudeSpectrum:
         """Names of the dtypes that occur, sorted, such as "float32"."""
         return tuple(sorted({STORAGES[h.dtype].name for h in self.histograms.values()}))
 
-    @property
-    def rms(self) -> float:
-        """Root mean square of the finite weights; NaN without any.
-
-        Computed from the counts alone, so that shards, chunks and stored spectra give the same.
-        """
-        return float(root_mean_squares(self._totals)[0]) if self._totals else math.nan
-
     def thresholds(self, levels: Sequence[float]) -> list[float]:
         """A threshold t per sparsity level: the weights with |w| <= t are removed.
 
@@ -260,12 +245,9 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: a level lies outside [0, 1].
         """
-        return self._thresholds(expect_numbers("levels", levels, "a list of sparsities in [0, 1]"))
-
-    def _thresholds(self, levels: Sequence[float]) -> list[float]:
         found = []
         magnitudes, cumulative = self.steps
-        for level in levels:
+        for level in expect_numbers("levels", levels, "a list of sparsities in [0, 1]"):
             num_removed = num_pruned(self.num_weights, level)
             step = cumulative.searchsorted(num_removed)
             if num_removed == 0:
@@ -333,36 +315,22 @@ class MagnitudeSpectrum:
     ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """Fractions of all weights that are near zero, by rule; and of each tensor's, by name."""
         # a ConfigurationError if a rule asks for an initial scale that a tensor has not
-        near = self._near_zero([*rules.values()], initial_rms)
+        thresholds = np.empty((len(self.names), len(rules)))
+        for i, rule in enumerate(rules.values()):
+            thresholds[:, i] = rule.factor * self._scales(rule.kind, initial_rms)
+        # a tensor without a scale has no finite weights, so none near zero
+        thresholds[np.isnan(thresholds)] = -1.0
+        near = np.empty(thresholds.shape)
+        for rows, table in self._tables:
+            near[rows] = table.at_most(thresholds[rows])
         in_all = self._at_most(np.array([rule.factor for rule in rules.values()])).tolist()
         whole = {}
         for i, (name, rule) in enumerate(rules.items()):
-            num = in_all[i] if rule.kind in ("abs", "zero") else math.fsum(near[:, i].tolist())
+            num = in_all[i] if rule.kind == "abs" else math.fsum(near[:, i].tolist())
             whole[name] = num / (self.num_weights or math.nan)
-        of_each = zip(self.names, (near / self._sizes).tolist(), strict=True)
+        sizes = np.array([h.num_weights or math.nan for h in self.histograms.values()])
+        of_each = zip(self.names, (near / sizes[:, None]).tolist(), strict=True)
         return whole, {name: dict(zip(rules, own, strict=True)) for name, own in of_each}
-
-    def _near_zero(
-        self, rules: Sequence[NearZeroRule], initial_rms: Mapping[str, float] | None
-    ) -> np.ndarray:
-        """Weights of each tensor that are near zero by each rule, float64 [T, R]."""
-        thresholds = np.empty((len(self.names), len(rules)))
-        for i, rule in enumerate(rules):
-            thresholds[:, i] = rule.factor * self._scales(rule.kind, initial_rms)
-        # a tensor without a scale has no finite weights, so none near zero
-        return self._at_most_of_each(np.where(np.isnan(thresholds), -1.0, thresholds))
-
-    def _at_most_of_each(self, thresholds: np.ndarray) -> np.ndarray:
-        """Weights of each tensor with |w| <= t, for thresholds of its own: both float64 [T, K]."""
-        nums = np.empty(thresholds.shape)
-        for rows, table in self._tables:
-            nums[rows] = table.at_most(thresholds[rows])
-        return nums
-
-    @cached_property
-    def _sizes(self) -> np.ndarray:
-        """How many weights each tensor has, float64 [T, 1]; NaN for none."""
-        return np.array([h.num_weights or math.nan for h in self.histograms.values()])[:, None]
 
     def _scales(self, kind: str, initial_rms: Mapping[str, float] | None) -> np.ndarray:
         """What the thresholds of a kind of rule are relative to, float64 [T]."""
@@ -419,38 +387,25 @@ class MagnitudeSpectrum:
     def _rms(self) -> np.ndarray:
         found = np.empty(len(self.names))
         for rows, table in self._tables:
-            found[rows] = root_mean_squares([table])
+            found[rows] = table.root_mean_squares()
         return found
 
     def layer_rms(self) -> dict[str, float]:
-        """``rms`` of each layer, by name, in order."""
+        """Root mean square of the finite weights of each layer, by name, in order; NaN of none.
+
+        Computed from the counts alone, so that shards, chunks and stored spectra give the same.
+        """
         return dict(zip(self.names, self._rms.tolist(), strict=True))
 
-    def cuts(self, levels: Sequence[float]) -> list[tuple[float, float, dict[str, float]]]:
-        """For each level its threshold, and ``sparsity_at`` it: of all, and of each layer."""
-        thresholds = self._thresholds(levels)
-        nums = self._at_most_of_each(np.tile(thresholds, (len(self.names), 1)))
-        # at a threshold counts are whole numbers, so their sum is that of all
-        of_all = (nums.sum(axis=0) / (self.num_weights or math.nan)).tolist()
-        of_each = [
-            dict(zip(self.names, own, strict=True)) for own in (nums / self._sizes).T.tolist()
-        ]
-        return list(zip(thresholds, of_all, of_each, strict=True))
-
-    def log10_histograms(self, bins_per_decade: int = 5) -> dict[str, LogHistogram]:
+    def log10_histograms(self) -> dict[str, LogHistogram]:
         """A histogram of log10|w| per tensor, finite non-zero weights only.
 
-        Args:
-            bins_per_decade: edges are multiples of ``1 / bins_per_decade`` decades. A bin of
-                the spectrum goes where its geometric middle lies.
-
-        Raises:
-            ConfigurationError: ``bins_per_decade`` is less than 1.
+        Edges are multiples of a fifth of a decade; a bin of the spectrum goes where its geometric
+        middle lies.
         """
-        expect_whole("bins_per_decade", bins_per_decade, 1)
         found: dict[int, LogHistogram] = {}
         for rows, table in self._tables:
-            found |= zip(rows, table.log10_histograms(bins_per_decade), strict=True)
+            found |= zip(rows, table.log10_histograms(), strict=True)
         return {name: found[row] for row, name in enumerate(self.names)}
 
 
