@@ -19,13 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sparsitywatch.errors import MeasurementError, ProxyError, TrainingChangedError
-from sparsitywatch.pruning.evaluation import (
-    InShards,
-    Masks,
-    OnCopies,
-    finish_despite_interrupt,
-    undisturbed,
-)
+from sparsitywatch.pruning.batches import finish_despite_interrupt
+from sparsitywatch.pruning.evaluation import InShards, Masks, OnCopies, undisturbed
 from sparsitywatch.pruning.model_copy import ModelCopy, Runnable
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import Ranks

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError, TrainingChangedError, is_out_of_memory
-from sparsitywatch.pruning.batches import ROUNDING, ExampleSubset, preserve_rng
+from sparsitywatch.pruning.batches import ROUNDING, finish_despite_interrupt, preserve_rng
 from sparsitywatch.pruning.model_copy import (
     ModelCopy,
     Runnable,
@@ -28,18 +28,12 @@ from sparsitywatch.pruning.model_copy import (
     version_of,
 )
 from sparsitywatch.pruning.patterns import Cut, Numbers, Pattern, Weights, of_this_rank
-from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweeps import (
-    Allowed,
-    Array,
-    PairedDifferences,
-    Sweep,
-    largest_step,
-    shares_of,
-)
+from sparsitywatch.pruning.proxy import ExampleSubset, Proxy
+from sparsitywatch.pruning.sweeps import Allowed, PairedDifferences, Sweep, largest_step, shares_of
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import SparsityCurve
+from sparsitywatch.records.curve import Array
 from sparsitywatch.redact import logger, printable
 from sparsitywatch.weights.layout import clean_name, unwrap_model
 from sparsitywatch.weights.scope import Scope
@@ -170,7 +164,7 @@ class Evaluation:
         self.differences = PairedDifferences(
             len(self._dense), tolerated, sign=-1.0 if self._proxy.higher_is_better else 1.0
         )
-        self._cut({0.0, 1.0, *sweep.candidates()})
+        self._cut({0.0, 1.0, *map(float, sweep.levels)})  # what they remove is found in one go
         among = self._dense_of[0] if self._subsets else self._dense
         started = time.perf_counter()
         self._check_nothing_removed(among, self._evaluate(0.0, 1))
@@ -383,15 +377,6 @@ class MaskedModel:
         masks, self._open = self._open, None
         if masks is not None:
             finish_despite_interrupt(masks.put_back)
-
-
-def finish_despite_interrupt(put_back: Callable[[], object]) -> None:
-    """Put something back; a second Ctrl-C in the middle waits until that is done."""
-    try:
-        put_back()
-    except BaseException:
-        put_back()
-        raise
 
 
 class Masks(ABC):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils.rnn import pad_sequence
 
 from sparsitywatch.errors import ProxyError, expect, expect_whole
 
@@ -97,11 +98,10 @@ def causal_batches(
 
 def _padded(rows: Sequence[Row], tokenizer: Any) -> dict[str, torch.Tensor]:
     """Ids, labels and attention mask, int64 [N, L], of sequences of different lengths."""
-    length = max(len(ids) for ids, _ in rows)
     pad = getattr(tokenizer, "pad_token_id", None) or 0
 
     def filled(parts: Iterable[list[int]], value: int) -> torch.Tensor:
-        return torch.tensor([part + [value] * (length - len(part)) for part in parts])
+        return pad_sequence([*map(torch.tensor, parts)], batch_first=True, padding_value=value)
 
     return {
         "input_ids": filled((ids for ids, _ in rows), pad),
@@ -113,11 +113,8 @@ def _padded(rows: Sequence[Row], tokenizer: Any) -> dict[str, torch.Tensor]:
 def _split(batch: dict[str, torch.Tensor], *, has_padding: bool) -> list[dict[str, torch.Tensor]]:
     if not has_padding:
         del batch["attention_mask"]
-    num = len(batch["input_ids"])
-    return [
-        {name: tensor[start : start + _EXAMPLES_PER_BATCH] for name, tensor in batch.items()}
-        for start in range(0, num, _EXAMPLES_PER_BATCH)
-    ]
+    parts = [torch.split(tensor, _EXAMPLES_PER_BATCH) for tensor in batch.values()]
+    return [dict(zip(batch, some, strict=True)) for some in zip(*parts, strict=True)]
 
 
 # ------------------------------------------------------------------ rows of a dataset

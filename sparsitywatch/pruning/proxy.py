@@ -8,25 +8,27 @@ import itertools
 import math
 import pickle
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from sparsitywatch.errors import ProxyError, expect, expect_whole
 from sparsitywatch.pruning.batches import (
     ROUNDING,
     Batch,
-    FrozenBatches,
     ValueFunction,
     device_of,
     digest,
+    drawn_parts,
     packed,
     preserve_rng,
     seed_generators,
+    unit_of,
     unpacked,
 )
 from sparsitywatch.pruning.language import (
@@ -37,14 +39,14 @@ from sparsitywatch.pruning.language import (
     rows_of,
 )
 from sparsitywatch.pruning.model_copy import Runnable
-from sparsitywatch.ranks.protocol import Ranks, Turns
-from sparsitywatch.redact import printable, redacted_error
+from sparsitywatch.ranks.protocol import ALONE, Ranks, Turns
+from sparsitywatch.redact import logger, printable, redacted_error
 
 #: What a batch calls the masks of the positions that are no padding.
 _MASKS = ("attention_mask", "decoder_attention_mask")
 
 
-class Proxy(FrozenBatches):
+class Proxy:
     """A quick stand-in for how well the model does, always on the same examples.
 
     The batches are copied and hashed here, once, so that every later number is about the
@@ -110,9 +112,15 @@ class Proxy(FrozenBatches):
             if seed is not None:
                 seed_generators(seed)
             some = itertools.islice(batches, max_batches)
-            super().__init__([Batch(batch, f"batches[{i}]") for i, batch in enumerate(some)])
+            self._batches = [Batch(batch, f"batches[{i}]") for i, batch in enumerate(some)]
         if not self._batches:
             raise ProxyError("Expected `batches` with at least one batch, got none.")
+        self.ranks: Ranks = ALONE
+        self.unit = ""  # what a number is of: "example", "token" or "batch"; known once evaluated
+        self._num_examples: int | None = None
+        self._sizes: list[int] = []  # numbers of each batch
+        self._subsets: dict[tuple[float, ...], tuple[ExampleSubset, ...]] = {}  # by their shares
+        self._is_kept_whole = False
         self._identify()
 
     @classmethod
@@ -252,6 +260,126 @@ class Proxy(FrozenBatches):
     def __repr__(self) -> str:
         return f"<Proxy {printable(self.name)[:80]}: {self.num_batches} batches, {self.hash}>"
 
+    # ------------------------------------------------------------------ the numbers of batches
+
+    def _plan(self) -> None:
+        """Who evaluates which batches."""
+        sizes = [batch.sizes() for batch in self._batches]
+        # num_batches: calls of the value function per evaluation that count, on all ranks
+        self._turns, self.num_batches = self.ranks.turns(sizes, is_same=self._is_same)
+
+    def values(self, model: nn.Module, value: ValueFunction) -> np.ndarray:
+        """The value of every example, float64 [N]; of each batch, where that is what it gives."""
+        return self.examples(self.by_batch(model, value))
+
+    def by_batch(self, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
+        """The numbers of each batch, by its place."""
+        return self.ranks.merged(self._own(self._turns, model, value))
+
+    def examples(self, every: Mapping[int, np.ndarray]) -> np.ndarray:
+        """The values of ``by_batch`` in one; one for each batch, where they are not of examples."""
+        values = [every[place] for place in sorted(every)]
+        if not self.unit:  # as the tensors of the batches have it, on all ranks
+            own = {place: self._batches[i].dims() for i, place in self._turns if place is not None}
+            dims = self.ranks.merged(own)
+            self.unit = unit_of([dims[place] for place in sorted(dims)], values)
+        num = sum(map(len, values))
+        if self.unit == "example":
+            examples = np.concatenate(values)
+        else:  # their mean is that of all numbers
+            examples = np.array([of_batch.sum() * len(values) / num for of_batch in values])
+        if self._num_examples not in (None, len(examples)):
+            raise ProxyError(
+                f"Expected `value` to return {self._num_examples} examples over all batches as "
+                f"before, got {len(examples)}."
+            )
+        self._num_examples, self._sizes = len(examples), [*map(len, values)]
+        return examples
+
+    def _own(self, turns: Any, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
+        """The values of the batches that this rank evaluates, by their places."""
+        own: dict[int, np.ndarray] = {}
+        for index, place in turns:
+            seed_generators(place or 0)
+            with self.ranks.all_or_none("evaluating a batch"), self.ranks.followed():
+                of_batch = self._of_batch(index, model, value)
+            if place is not None:
+                own[place] = of_batch
+        return own
+
+    def _of_batch(
+        self, index: int, model: nn.Module, value: ValueFunction, batch: Batch | None = None
+    ) -> np.ndarray:
+        result = value(model, (batch or self._batches[index]).on(device_of(model)))
+        came = type(result).__name__
+        if isinstance(result, torch.Tensor):
+            came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
+            # none of a batch is possible: examples without a label have no loss
+            if result.ndim == 1 and result.is_floating_point():
+                found: np.ndarray = result.detach().to("cpu", torch.float64).numpy()
+                return found
+        raise ProxyError(
+            "Expected `value(model, batch)` to return a floating-point tensor of shape [N], one "
+            f"number per example, got {came} for batch {index}. Do not average over the batch: use "
+            "reduction='none' and average over each example's own positions."
+        )
+
+    def subsets(self, shares: Sequence[float]) -> tuple[ExampleSubset, ...]:
+        """The examples up to the first share of them, from there to the second, and so on."""
+        # batches that are alike in all but their examples are one population. Its examples are put
+        # into a random order, the same one always, so that those up to a share are a simple random
+        # sample of it, without replacement, in batches no larger than the ones given. Batches of
+        # other shapes, such as those padded to their longest sequence, are populations of their
+        # own, of which each part has its share. There are none where nobody knows what an example
+        # is, where one would be empty, and after keep_whole.
+        if self._is_kept_whole or self.unit not in ("", "example"):
+            return ()
+        key = tuple(shares)
+        if key not in self._subsets:
+            self._subsets[key] = self._subsets_of(key)
+        return self._subsets[key]
+
+    def keep_whole(self, why: str) -> None:
+        """Draw no parts from here on, since they would tell something else."""
+        self._is_kept_whole = True
+        words = "every level is evaluated on all examples, which takes some four times as long: %s."
+        logger.warning(words, why)
+
+    def _subsets_of(self, shares: Sequence[float]) -> tuple[ExampleSubset, ...]:
+        """The parts of all ranks together; each draws its share of its own batches."""
+        drawn = drawn_parts(self._batches, shares)
+        own = [places for _, places in drawn]
+        num_own = sum(size for batch in self._batches for size in batch.sizes()[:1])
+        every = self.ranks.gather((own, num_own))
+        # every rank has to run what the others run, so it needs something to run
+        if not all(of_rank and all(map(len, of_rank)) for of_rank, _ in every):
+            return ()
+        if not self._is_same:
+            first = np.cumsum([0, *(number for _, number in every)])
+            placed = [[p + first[r] for p in of_rank] for r, (of_rank, _) in enumerate(every)]
+            own = [np.concatenate(places) for places in zip(*placed, strict=True)]
+        subsets = zip(drawn, own, strict=True)
+        found = [ExampleSubset(self._of(batches), places) for (batches, _), places in subsets]
+        return tuple(found)
+
+    def _of(self, batches: list[Batch]) -> Proxy:
+        """One like this, of other batches."""
+        other = copy.copy(self)
+        other._batches, other._num_examples, other._subsets = batches, None, {}
+        other._plan()
+        return other
+
+    def halve(self) -> bool:
+        """Split every batch in two, to need less memory, if that can be done; whether it was."""
+        # values may differ in the last digits, so a sweep that has begun must begin again
+        if self.unit not in ("", "example"):
+            return False
+        num_before = len(self._batches)
+        self._batches = [half for batch in self._batches for half in batch.halves()]
+        self._subsets = {}
+        self._plan()
+        return any(self.ranks.gather(len(self._batches) > num_before))
+
     def evaluate(self, model: nn.Module, value: ValueFunction | None = None) -> np.ndarray:
         """The value of every example, float64 [N], of a model as it is; of a batch if that is it.
 
@@ -349,6 +477,13 @@ class Proxy(FrozenBatches):
             "leave out examples without a label. If the model has broken down, there is nothing "
             "to evaluate: leave out `proxy`."
         )
+
+
+class ExampleSubset(NamedTuple):
+    """Some examples, in batches of their own, and where each is among all, int64 [n]."""
+
+    proxy: Proxy
+    places: NDArray[np.int64]
 
 
 def _apart(before: np.ndarray, again: np.ndarray, model: nn.Module) -> float:

@@ -14,13 +14,10 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparsitywatch.errors import ConfigurationError, expect_number, expect_whole, is_number, listed
 from sparsitywatch.records import SparsityCurve
-from sparsitywatch.records.curve import ROUNDED, first_beyond, standard_error
-
-Array = NDArray[np.float64]
+from sparsitywatch.records.curve import ROUNDED, Array, first_beyond, standard_error
 
 #: Racing's levels around the crossing and the lower end of its interval are no farther apart than
 #: so many widths of the interval, those around the upper end than so many, or so many times the
@@ -72,10 +69,6 @@ class Sweep(ABC):
 
     levels: Sequence[float] = ()
     examples: int | None = None
-
-    def candidates(self) -> list[float]:
-        """Levels that it may ask for; what they remove is found in one go."""
-        return [float(level) for level in self.levels]
 
     def expected(self, num_examples: int, *, divided: bool) -> tuple[float, float]:  # noqa: ARG002
         """About how many levels it evaluates on the smallest share, and passes over all examples.
@@ -305,10 +298,7 @@ class SameLevels(Sweep):
 def missing(levels: Sequence[float], points: Sequence[Point], share: float) -> Step | None:
     """The first of some levels that was not evaluated yet."""
     known = {point.level for point in points}
-    for level in map(float, levels):
-        if level not in known:
-            return level, share
-    return None
+    return next(((level, share) for level in map(float, levels) if level not in known), None)
 
 
 def check_levels(levels: Sequence[float]) -> None:
