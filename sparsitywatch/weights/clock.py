@@ -265,20 +265,12 @@ class Account:
         parameters: Mapping[str, torch.Tensor],
         sizes: Mapping[str, int],  # of the weights in scope, by name
     ) -> None:
-        """Take up what its ``optimizer`` holds now, and what the model calls that."""
+        """Take up what its ``optimizer`` holds now, and its names; rows of the past stay."""
         unknown = {name: one for name, one in parameters.items() if name not in self.copied}
         copies = masters_of(optimizer, unknown)
         self.copied |= {name: weakref.ref(copy) for name, copy in copies.items()}
         known = {name: one for name, ref in self.copied.items() if (one := ref()) is not None}
-        self.hold(names_of(parameters) | names_of(known))
-        names = (name for row in self._rows.tolist() for name in self.names[row])
-        self.num_in_scope = sum(sizes.get(name, 0) for name in names)
-
-    def hold(self, names: Mapping[int, tuple[str, ...]]) -> None:
-        """Take up what its optimizer holds now, and its names, by id; rows of the past stay."""
-        optimizer = self.optimizer()
-        if optimizer is None:
-            return
+        names = names_of(parameters) | names_of(known)
         self._add_up()
         tensors = _held_by(optimizer)
         for tensor in tensors:
@@ -294,6 +286,8 @@ class Account:
         self._held = list(map(id, tensors))
         self._rows = np.array([self._row_of[tensor] for tensor in tensors], int)
         self._groups = np.repeat(np.arange(len(groups)), [len(g["params"]) for g in groups])
+        held = (name for row in self._rows.tolist() for name in self.names[row])
+        self.num_in_scope = sum(sizes.get(name, 0) for name in held)
 
     def advance(self, reached: Collection[int] = (), *, is_seen: bool = True) -> None:
         """One step; tensors whose ids optimizers inside it have ``reached`` are left out."""

@@ -58,8 +58,6 @@ _EXPONENT = np.uint64(0x7FF << 52)
 
 #: Sparsities whose masks are compared: a sparse structure is there once they stay the same.
 MASK_LEVELS = (0.5, 0.7, 0.9)
-#: Bits that are set in each byte; numpy counts them itself from version 2 on.
-_NUM_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
 
 ROUNDED = "rounding to the weights' own precision can hold them still"
 COARSE = "the weights' precision is too coarse for updates of this size"
@@ -412,8 +410,8 @@ def removed(magnitudes: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
 
 def overlap(before: np.ndarray, now: np.ndarray) -> float:
     """Of the packed bits that were set before, the fraction that is set now; NaN of none."""
-    num_before = int(_NUM_BITS[before].sum())
-    return int(_NUM_BITS[before & now].sum()) / num_before if num_before else math.nan
+    num_before, num_both = (np.count_nonzero(np.unpackbits(x)) for x in (before, before & now))
+    return num_both / num_before if num_before else math.nan
 
 
 @np.errstate(all="ignore")  # a weight of exactly zero has been near zero for ever

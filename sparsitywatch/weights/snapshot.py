@@ -191,9 +191,22 @@ class Sampler:
     num_samples: int | None  # None, or more than there are: every in-scope weight
     seed: int = 0
 
+    # of the same model again and again, in a replay by samplers made anew
+    @lru_cache(maxsize=8)  # noqa: B019  what it keeps alive is two numbers
     def chosen(self, sizes: tuple[tuple[str, int], ...]) -> Mapping[str, SampleIndex]:
         """Which weights are sampled of tensors of these names and sizes, in natural order."""
-        return _choose(sizes, self.num_samples, self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
+        total = sum(size for _, size in sizes)
+        share = 1.0 if self.num_samples is None else min(1.0, self.num_samples / total)
+        chosen = {}
+        for name, size in sorted(sizes, key=lambda item: natural_order(item[0])):
+            num, where = math.ceil(share * size), None
+            if num < size:
+                # With replacement: no permutation of a large tensor is ever built.
+                drawn = torch.randint(size, (num,), generator=generator, device="cpu")
+                where = np.sort(drawn.numpy())
+            chosen[name] = SampleIndex(num, where)
+        return MappingProxyType(chosen)
 
     def take(self, snapshot: Snapshot) -> dict[str, torch.Tensor]:
         """The sampled weights by name, in the natural order of the names, on the CPU."""
@@ -220,23 +233,6 @@ class Sampler:
                 own[begin:end] = bits[where[begin:end] - first]
 
         return replace(snapshot, tensors=lazy.observed(observe))
-
-
-@lru_cache(maxsize=8)  # of the same model again and again, in a replay by samplers made anew
-def _choose(
-    sizes: tuple[tuple[str, int], ...], num_samples: int | None, seed: int
-) -> Mapping[str, SampleIndex]:
-    generator = torch.Generator().manual_seed(seed)
-    total = sum(size for _, size in sizes)
-    share = 1.0 if num_samples is None else min(1.0, num_samples / total)
-    chosen = {}
-    for name, size in sorted(sizes, key=lambda item: natural_order(item[0])):
-        num, where = math.ceil(share * size), None
-        if num < size:
-            # With replacement: no permutation of a large tensor is ever built.
-            where = np.sort(torch.randint(size, (num,), generator=generator, device="cpu").numpy())
-        chosen[name] = SampleIndex(num, where)
-    return MappingProxyType(chosen)
 
 
 #: Whose bits are in a fingerprint, however many weights are compared between snapshots.

@@ -24,7 +24,7 @@ from sparsitywatch.weights.clock import (
 
 def account_of(optimizer: optim.Optimizer, **tensors: torch.Tensor) -> Account:
     account = Account(optimizer)
-    account.hold({id(tensor): (name,) for name, tensor in tensors.items()})
+    account.identify(optimizer, tensors, {})
     return account
 
 
@@ -227,7 +227,7 @@ def test_clocks_go_by_tensor_whatever_becomes_of_groups() -> None:
             expected[name] += lrs.get(name, 0.0)
         optimizer.step()
         if not account.is_current:
-            account.hold({id(a): ("a",), id(b): ("b",), id(c): ("c",)})
+            account.identify(optimizer, {"a": a, "b": b, "c": c}, {})
         account.advance()
 
     step(a=0.1, b=0.1)
