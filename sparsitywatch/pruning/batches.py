@@ -304,26 +304,20 @@ def drawn_parts(
     for stratum, indices in enumerate(alike.values()):
         places = np.concatenate([np.arange(first[i], first[i + 1]) for i in indices])
         keys = np.random.Generator(np.random.PCG64([_ORDER_SEED, stratum])).random(len(places))
-        orders.append((places[keys.argsort()], max(sizes[i][0] for i in indices)))
+        whole, most = Batch.joined([batches[i] for i in indices]), max(sizes[i][0] for i in indices)
+        orders.append((whole, places, keys.argsort(), most))
     drawn = []
     for start, stop in zip([0.0, *shares], shares, strict=False):
         of_part: list[Batch] = []
         found: list[NDArray[np.int64]] = []
-        for order, most in orders:
+        for whole, places, order, most in orders:
             begin, end = (math.ceil(share * len(order) - 1e-9) for share in (start, stop))
             for few in range(begin, end, most):
-                found.append(np.sort(order[few : min(few + most, end)]))
-                of_part.append(_rows(batches, first, found[-1]))
+                some = np.sort(order[few : min(few + most, end)])
+                of_part.append(whole.some(some))
+                found.append(places[some])
         drawn.append((of_part, np.concatenate(found or [np.zeros(0, np.int64)])))
     return drawn
-
-
-def _rows(batches: Sequence[Batch], first: NDArray[np.int64], places: NDArray[np.int64]) -> Batch:
-    """The examples that stand at rising ``places``; batch i begins at ``first[i]``."""
-    of_batch = np.searchsorted(first, places, side="right") - 1
-    return Batch.joined(
-        [batches[i].some(places[of_batch == i] - first[i]) for i in np.unique(of_batch)]
-    )
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -241,18 +241,6 @@ def _largest(sizes: np.ndarray, keep: int, of: int) -> np.ndarray:
     return np.greater_equal(ranks.view(np.uint8), of - keep, out=kept)
 
 
-def _num_exceeded(sizes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """How many of its group each weight exceeds, int8, for each place in a group."""
-    ranks = [torch.zeros_like(lane, dtype=torch.int8) for lane in sizes]
-    for i in range(len(sizes)):
-        for j in range(i):
-            first_is_larger = (sizes[j] > sizes[i]).view(torch.int8)
-            ranks[j] += first_is_larger
-            ranks[i] += 1
-            ranks[i] -= first_is_larger
-    return ranks
-
-
 @dataclass(frozen=True, repr=False)
 class _GroupCut(CountedCut):
     """Selects along the axis of each tensor that runs over inputs."""
@@ -290,8 +278,16 @@ class _GroupCut(CountedCut):
         stays = torch.ones(worth.shape, dtype=torch.bool, device=worth.device)
         lanes = stays[..., :whole].view(*worth.shape[:-1], -1, self.of)
         groups = sizes_of(worth[..., :whole]).view(lanes.shape).unbind(-1)
-        for place, num_exceeded in enumerate(_num_exceeded(groups)):
-            lanes[..., place] = num_exceeded >= lost
+        # how many of its group each weight exceeds, for each place in a group
+        ranks = [torch.zeros_like(lane, dtype=torch.int8) for lane in groups]
+        for i in range(self.of):
+            for j in range(i):
+                first_is_larger = (groups[j] > groups[i]).view(torch.int8)
+                ranks[j] += first_is_larger
+                ranks[i] += 1
+                ranks[i] -= first_is_larger
+        for place, rank in enumerate(ranks):
+            lanes[..., place] = rank >= lost
         return stays
 
     def _prune_piece(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsitywatch.errors import ConfigurationError, expect_number, expect_whole, is_number, listed
+from sparsitywatch.errors import expect, expect_number, expect_whole, listed
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.records.curve import ROUNDED, Array, first_beyond, standard_error
 
@@ -214,7 +214,7 @@ class Racing(Sweep):
         whole = [p for p in points if p.share == 1.0 or not math.isfinite(p.harm)]
         errors = -NormalDist().inv_cdf(self.risk / 2)
         numbers = (0.0, errors, -errors)
-        crossings = _crossings([(some, number) for some in (whole, points) for number in numbers])
+        crossings = [_crossing(some, number) for some in (whole, points) for number in numbers]
         value, low, high, *of_all = crossings
         width, nearest = high.level - low.level, _RESOLUTIONS * self.resolution
         near, near_above = max(nearest, _WIDTHS * width), max(nearest, _WIDTHS_ABOVE * width)
@@ -244,22 +244,18 @@ class _Crossing(NamedTuple):
     stderr: float
 
 
-def _crossings(cases: Sequence[tuple[Sequence[Point], float]]) -> list[_Crossing]:
+def _crossing(points: Sequence[Point], number: float) -> _Crossing:
     """Where the best curve that only rises crosses, of the harm at points and so many errors."""
-    curves = [_harm_with_errors(points, number) for points, number in cases]
-    firsts = [first_beyond(harm, stderr, 1.0) for harm, stderr in curves]
-    found = []
-    for (points, _), (harm, _), first in zip(cases, curves, firsts, strict=True):
-        beyond = min(max(first, 1), len(points) - 1)
-        below, above = points[beyond - 1], points[beyond]
-        start, end = harm[beyond - 1 : beyond + 1].tolist()
-        # infinite where the model breaks down, anywhere between
-        rise = end - start
-        share = min(max((1.0 - start) / rise, 0.0), 1.0) if 0.0 < rise < math.inf else 0.5
-        level = below.level + share * (above.level - below.level)
-        error = below.stderr + share * (above.stderr - below.stderr)
-        found.append(_Crossing(below.level, above.level, level, error))
-    return found
+    harm, stderr = _harm_with_errors(points, number)
+    beyond = min(max(first_beyond(harm, stderr, 1.0), 1), len(points) - 1)
+    below, above = points[beyond - 1], points[beyond]
+    start, end = harm[beyond - 1 : beyond + 1].tolist()
+    # infinite where the model breaks down, anywhere between
+    rise = end - start
+    share = min(max((1.0 - start) / rise, 0.0), 1.0) if 0.0 < rise < math.inf else 0.5
+    level = below.level + share * (above.level - below.level)
+    error = below.stderr + share * (above.stderr - below.stderr)
+    return _Crossing(below.level, above.level, level, error)
 
 
 def _harm_with_errors(points: Sequence[Point], number: float) -> tuple[Array, Array]:
@@ -303,17 +299,11 @@ def missing(levels: Sequence[float], points: Sequence[Point], share: float) -> S
 
 def check_levels(levels: Sequence[float]) -> None:
     """Refuse levels that no sweep can measure: outside [0, 1), or none at all."""
-    levels = listed("levels", levels, "a list of sparsities in [0, 1)")
-    if len(levels) == 0:
-        raise ConfigurationError(
-            "Expected `levels` with at least one sparsity in [0, 1), got none."
-        )
-    for index, level in enumerate(levels):
-        if not is_number(level) or not 0.0 <= level < 1.0:
-            raise ConfigurationError(
-                f"Expected `levels[{index}]` to be a sparsity in [0, 1), got {level!r}. "
-                "The level 1, everything removed, is always measured."
-            )
+    found = listed("levels", levels, "a list of sparsities in [0, 1)")
+    expect(found, "levels", "at least one sparsity in [0, 1)", levels)
+    what = "a sparsity in [0, 1) (the level 1, everything removed, is always measured)"
+    for index, level in enumerate(found):
+        expect_number(f"levels[{index}]", level, lambda x: 0.0 <= x < 1.0, what)
 
 
 # ------------------------------------------------------------------ what levels have cost

@@ -410,7 +410,8 @@ def removed(magnitudes: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
 
 def overlap(before: np.ndarray, now: np.ndarray) -> float:
     """Of the packed bits that were set before, the fraction that is set now; NaN of none."""
-    num_before, num_both = (np.count_nonzero(np.unpackbits(x)) for x in (before, before & now))
+    masks = (np.unpackbits(x).view(np.bool_) for x in (before, before & now))
+    num_before, num_both = map(np.count_nonzero, masks)
     return num_both / num_before if num_before else math.nan
 
 

@@ -480,7 +480,7 @@ def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
         ({"tolerance": -0.1}, "`tolerance`.*got -0.1"),
         ({"tolerance": float("nan")}, "`tolerance`.*got nan"),
         ({"tolerance_mode": "percent"}, "mode.*got 'percent'"),
-        ({"near_zero": ["small"]}, "`near_zero` rules.*got 'small'"),
+        ({"near_zero": ["small"]}, "`near_zero` to be rules.*got 'small'"),
         ({"near_zero": []}, "`near_zero` with at least one"),
         ({"on_event": print}, "`on_event` to be a sequence"),
         ({"initial_step": -1}, "`initial_step` to be a whole number >= 0, got -1"),

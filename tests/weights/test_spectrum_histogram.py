@@ -215,7 +215,7 @@ def test_near_zero_wants_exactly_one_rule(tensors):
 
 @pytest.mark.parametrize("name", ["small", "rms", "rms_", "rms_-1", "rms_inf", "abs_0", "zero_1"])
 def test_a_name_that_is_no_rule_is_refused(name):
-    with pytest.raises(ConfigurationError, match=f"`near_zero` rules such as .* got '{name}'"):
+    with pytest.raises(ConfigurationError, match=f"`near_zero` to be rules such .* got '{name}'"):
         near_zero_rules([*DEFAULT_RULES, name])
     with pytest.raises(ConfigurationError, match="`near_zero` to be a list of rules"):
         near_zero_rules(name)

@@ -166,6 +166,8 @@ class Histogram:
             np.add.at(counts, place, of_bytes)
         keys = keys.astype(np.int32, copy=False)
         inf_key = storage.bins.inf_key
+        if not len(keys) or keys[-1] < inf_key:  # as of most tensors
+            return cls(storage.dtype, keys, counts)
         end, nan = keys.searchsorted([inf_key, inf_key + storage.bins.is_exact]).tolist()
         num_inf, num_nan = int(counts[end:nan].sum()), int(counts[nan:].sum())
         return cls(storage.dtype, keys[:end], counts[:end], num_inf, num_nan)

@@ -53,11 +53,9 @@ class NearZeroRule:
             factor = float(number)
         except ValueError:
             factor = math.nan
-        if kind not in ("initial", "rms", "abs") or not 0.0 < factor < math.inf:
-            raise ConfigurationError(
-                "Expected `near_zero` rules such as 'initial_0.1', 'rms_0.1', 'abs_0.001' or "
-                f"'zero', got {name!r}."
-            )
+        is_rule = kind in ("initial", "rms", "abs") and 0.0 < factor < math.inf
+        what = "rules such as 'initial_0.1', 'rms_0.1', 'abs_0.001' or 'zero'"
+        expect(is_rule, "near_zero", what, name)
         return cls(kind, factor)
 
     def fixed_thresholds(self, initial_rms: Mapping[str, float]) -> dict[str, float] | None:
