@@ -36,8 +36,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 import sparsitywatch as sw
 from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.named import GlobalMagnitude
-from sparsitywatch.pruning.patterns import Weights
+from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 from sparsitywatch.records import WatchState
 from sparsitywatch.sinks.jsonl import read_manifest
 from sparsitywatch.weights.scope import Scope

@@ -33,8 +33,7 @@ from recording.tasks import build, drawn_digits
 from reporting import HERE
 
 from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.named import GlobalMagnitude
-from sparsitywatch.pruning.patterns import Weights
+from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot

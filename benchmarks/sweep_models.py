@@ -16,8 +16,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.named import GlobalMagnitude
-from sparsitywatch.pruning.patterns import Weights
+from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot

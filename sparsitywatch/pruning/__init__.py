@@ -1,7 +1,7 @@
 """What happens when weights go: patterns, masked evaluation, sweeps."""
 
-#: Every pattern that has a name: the combination that it is, its class in ``named.py``, and which
-#: weights go. Errors, the settings' docstring, ``--help`` and docs/patterns.md say what is here.
+#: Every pattern that has a name: the combination that it is, its class, and which weights go.
+#: Errors, the settings' docstring, ``--help`` and docs/patterns.md say what is here.
 PATTERNS = {
     "global": ("magnitude:global", "GlobalMagnitude",
                "the smallest |w| of all in-scope weights: one threshold, as in the paper"),

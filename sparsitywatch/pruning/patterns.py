@@ -2,14 +2,13 @@
 
 A pattern makes cuts, a cut removes weights. A pattern combines a score (what a weight is worth),
 a structure (among which weights those of the lowest score go) and an allocation (which share each
-tensor loses). ``criteria.py`` has the scores, ``allocations.py`` the shares; ``thresholds.py`` cuts
-whole tensors, ``selections.py`` rows and groups of M, ``sparsegpt.py`` makes up for what goes.
+tensor loses). ``criteria.py`` has scores and shares; ``thresholds.py`` cuts whole tensors,
+``selections.py`` rows and groups of M, ``sparsegpt.py`` makes up for what goes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
 import math
@@ -49,6 +48,8 @@ _ALLOCATIONS: Mapping[str, Sequence[str]] = {
 _USUAL = {"exponent": 0.5, "block": 128, "damping": 0.01, "outlier": 5.0, "spread": 0.08}
 #: Some numbers of each tensor, by its name.
 Numbers = dict[str, list[np.ndarray]]
+#: For each level what share of each tensor's weights goes, by name.
+Shares = Sequence[Mapping[str, float]]
 
 
 def of_this_rank(find: Callable[[], Numbers]) -> Numbers:
@@ -258,8 +259,7 @@ class Pattern:
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
         """One cut per level, in the order of ``levels``, each in [0, 1]."""
         # loaded where they are used; they know this module
-        from sparsitywatch.pruning.allocations import shares_of
-        from sparsitywatch.pruning.criteria import scores_of
+        from sparsitywatch.pruning.criteria import scores_of, shares_of
         from sparsitywatch.pruning.selections import group_cuts, row_cuts
         from sparsitywatch.pruning.sparsegpt import updating_cuts
         from sparsitywatch.pruning.thresholds import threshold_cuts
@@ -350,10 +350,77 @@ _COMBINATION = re.compile(
 )
 
 
-def as_parts(name: str) -> tuple[str, str | None, str] | None:
+def _parts(name: str) -> tuple[str, str | None, str] | None:
     """Score, structure and allocation of a combination's name; None where it is none."""
     words = _COMBINATION.fullmatch(name)
     return (words[1], words[2], words[3] or "uniform") if words else None
+
+
+def _named(name: str) -> type[Pattern]:
+    """The class of a combination that has a name, with the name as its only argument."""
+    spec, kind, words = PATTERNS[name]
+
+    def __init__(self: Pattern, name: str = name) -> None:  # noqa: N807 that of the class
+        Pattern.__init__(self, *(_parts(spec) or ()), name=name)
+
+    doc = f"Removes {words}.\n\n    Args:\n        name: what it is called in the provenance.\n    "
+    return type(kind, (Pattern,), {"__init__": __init__, "__doc__": doc, "__module__": __name__})
+
+
+GlobalMagnitude = _named("global")
+GlobalNormalised = _named("global_normalised")
+Layerwise = _named("layerwise")
+PerRow = _named("per_row")
+Random = _named("random")
+RandomERK = _named("erk")
+Wanda = _named("wanda")
+
+
+class KeepNM(Pattern):
+    """Of each M weights in a row along the inputs, the N largest are kept.
+
+    The paper's 2:4 keeps two of four; its text and its code differ on what 1:4 is, so the name says
+    what is kept. A rest of fewer than M inputs is left whole. It is one point, not a curve:
+    ``Pattern("magnitude", "n:4")`` is the curve.
+
+    Args:
+        keep: N, at least 0.
+        of: M, more than N.
+
+    Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 4 (N:M sparsity).
+
+    Raises:
+        ConfigurationError: not 0 <= N < M.
+
+    >>> KeepNM(2, 4).name
+    'keep_2_of_4'
+    """
+
+    def __init__(self, keep: int, of: int) -> None:
+        if not (type(keep) is int and type(of) is int and 0 <= keep < of):
+            raise ConfigurationError(
+                "Expected `keep` and `of` to be whole numbers, 0 <= keep < of, got "
+                f"{keep!r} and {of!r}. KeepNM(2, 4) keeps two of four."
+            )
+        super().__init__("magnitude", f"{keep}:{of}")
+
+
+class SparseGPT(Pattern):
+    """Weights go block by block, and those that follow make up for it.
+
+    Kept weights change, in the masked model only, so masks of rising levels are not nested.
+
+    Args:
+        block: input features that are decided on together.
+        damping: added to the diagonal of the moments, as a share of its mean.
+        name: what it is called in the provenance; by default with what is not as usual.
+
+    Raises:
+        ConfigurationError: ``block`` is less than 1 or ``damping`` not above 0.
+    """
+
+    def __init__(self, block: int = 128, damping: float = 0.01, name: str | None = None) -> None:
+        super().__init__("sparsegpt", "layer", name=name, block=block, damping=damping)
 
 
 def as_pattern(pattern: str | Pattern | None, argument: str = "pattern") -> Pattern:
@@ -363,12 +430,10 @@ def as_pattern(pattern: str | Pattern | None, argument: str = "pattern") -> Patt
         numbers = re.fullmatch(r"keep_(\d+)_of_(\d+)", name)
         name = "keep_2_of_4" if numbers else name
         if name in PATTERNS:
-            kind = getattr(
-                importlib.import_module("sparsitywatch.pruning.named"), PATTERNS[name][1]
-            )
+            kind = globals()[PATTERNS[name][1]]
             made: Pattern = kind(*map(int, numbers.groups() if numbers else ()))
             return made
-        if parts := as_parts(name):
+        if parts := _parts(name):
             return Pattern(*parts)
     elif isinstance(pattern, Pattern):
         return pattern

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
+from sparsitywatch.pruning.patterns import Cut, Pattern, Shares, Weights
 from sparsitywatch.weights.spectrum.counting import map_threads
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
@@ -34,7 +34,7 @@ WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True, repr=False)
 class CountedCut(Cut):
-    """Removes of each tensor as many weights as its shape says."""
+    """Removes of each tensor a number of weights that is known beforehand."""
 
     axes: Mapping[str, int]  # of each tensor the one that runs over inputs
 
@@ -43,10 +43,10 @@ class CountedCut(Cut):
         cls, level: float, weights: Weights, num_removed: Mapping[str, int], **fields: Any
     ) -> CountedCut:
         """A cut from how many weights it removes of each tensor."""
-        sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
-        shares = {name: num_removed[name] / size if size else 0.0 for name, size in sizes.items()}
+        sizes = {name: own.num_weights for name, own in weights.spectrum.histograms.items()}
+        shares = {name: num_removed[name] / max(size, 1) for name, size in sizes.items()}
         sparsity = sum(num_removed.values()) / max(sum(sizes.values()), 1)
-        axes = {name: weights.input_axis(name) for name in sizes}
+        axes = {name: weights.input_axis(name) for name in weights.shapes}
         return cls(level, sparsity, shares, axes, **fields)
 
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
@@ -112,26 +112,20 @@ def sizes_of(weights: torch.Tensor) -> torch.Tensor:
 def row_cuts(
     weights: Weights,
     levels: Sequence[float],
-    shares: Sequence[Mapping[str, float]],
+    shares: Shares,
     scores: Callable[[str], Score] | None,
 ) -> list[Cut]:
     """Cuts that remove its tensor's share of each row, of the lowest scores; None: of ``|w|``."""
-    shapes = row_shapes(weights)
+    shapes = {
+        name: to_output_rows(torch.empty(shape, device="meta"), weights.input_axis(name)).shape
+        for name, shape in weights.shapes.items()
+    }
     cuts: list[Cut] = []
     for level, share in zip(levels, shares, strict=True):
         of_row = {name: num_pruned(width, share[name]) for name, (_, width) in shapes.items()}
         removed = {name: num * of_row[name] for name, (num, _) in shapes.items()}
         cuts.append(_RowCut.counted(level, weights, removed, of_row=of_row, scores=scores))
     return cuts
-
-
-def row_shapes(weights: Weights) -> dict[str, tuple[int, int]]:
-    """How many rows each tensor has, and of how many weights each."""
-    found = {}
-    for name, shape in weights.shapes.items():
-        rows = to_output_rows(torch.empty(shape, device="meta"), weights.input_axis(name))
-        found[name] = rows.shape[0], rows.shape[1]
-    return found
 
 
 @dataclass(frozen=True, repr=False)

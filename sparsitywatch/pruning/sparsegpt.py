@@ -16,8 +16,7 @@ from typing import NamedTuple, cast
 
 import torch
 
-from sparsitywatch.pruning.allocations import Shares
-from sparsitywatch.pruning.patterns import Cut, Inputs, Pattern, Weights
+from sparsitywatch.pruning.patterns import Cut, Inputs, Pattern, Shares, Weights
 from sparsitywatch.pruning.selections import (
     CountedCut,
     from_output_rows,

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sparsitywatch.pruning.allocations import Shares
 from sparsitywatch.pruning.criteria import scored
-from sparsitywatch.pruning.patterns import Cut, Numbers, Pattern, Weights
+from sparsitywatch.pruning.patterns import Cut, Numbers, Pattern, Shares, Weights
 from sparsitywatch.pruning.selections import (
     WORDS,
+    CountedCut,
     Score,
     from_output_rows,
     keep_bits,
@@ -34,30 +34,17 @@ _AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True, repr=False)
-class ThresholdCut(Cut):
-    """Removes every weight with ``|w| <= threshold``, ties together.
+class _ThresholdCut(CountedCut):
+    """Removes every weight with ``|w| <= threshold``, ties together."""
 
-    A level of 1 removes everything, NaN included; a level of 0 removes nothing.
+    thresholds: Mapping[str, float]  # of each tensor
+    scores: Callable[[str], Score] | None  # of the weights, where a threshold is one of theirs
 
-    Args:
-        threshold: one for all tensors; NaN where each has its own.
-        thresholds: of each tensor, by name.
-        scores: of the weights, where a threshold is one of theirs.
-        axes: of each tensor the one that runs over inputs.
-    """
-
-    threshold: float
-    thresholds: Mapping[str, float]
-    scores: Callable[[str], Score] | None
-    axes: Mapping[str, int]
-
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Write the weights, or those of scores, above the threshold to ``out``."""
         threshold = self.thresholds[name]
         if threshold == -math.inf:
             out.copy_(weights)
-        elif self.level >= 1.0:
-            out.zero_()
         elif self.scores is not None:
             found = self.scores(name)(to_output_rows(weights, self.axes[name]), slice(None))
             stays = (found <= threshold).logical_not_()  # NaN, too
@@ -111,18 +98,9 @@ def threshold_cuts(
         if level >= 1.0:  # NaN, too
             found = {name: (math.inf, size) for name, size in sizes.items()}
         of_each = {name: threshold for name, (threshold, _) in found.items()}
-        is_one = is_global and pattern.score != "normalised"
-        cuts.append(
-            ThresholdCut(
-                level=level,
-                sparsity=sum(num for _, num in found.values()) / max(sum(sizes.values()), 1),
-                shares={name: num / max(sizes[name], 1) for name, (_, num) in found.items()},
-                threshold=max(of_each.values(), default=math.nan) if is_one else math.nan,
-                thresholds=of_each,
-                scores=scores,
-                axes={name: weights.input_axis(name) for name in weights.shapes},
-            )
-        )
+        removed = {name: num for name, (_, num) in found.items()}
+        known = {"thresholds": of_each, "scores": scores}
+        cuts.append(_ThresholdCut.counted(level, weights, removed, **known))
     return cuts
 
 

@@ -586,8 +586,8 @@ def test_without_the_weights_a_threshold_is_that_of_the_spectrum() -> None:
     weights = {"a": torch.randn(300, 200)}
     spectrum = sw.MagnitudeSpectrum.of(weights)
     (cut,) = as_pattern("global").cuts(Weights(spectrum, {"a": (300, 200)}), [0.5])
-    assert [cut.threshold] == spectrum.thresholds([0.5])
-    assert cut.sparsity == spectrum.sparsity_at(cut.threshold) > 0.5
+    assert [cut.thresholds["a"]] == spectrum.thresholds([0.5])
+    assert cut.sparsity == spectrum.sparsity_at(cut.thresholds["a"]) > 0.5
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from sparsitywatch.errors import ConfigurationError, MeasurementError, ProxyErro
 from sparsitywatch.pipeline.measure import RunContext, _estimate
 from sparsitywatch.pruning.criteria import input_axes, inputs_of, inputs_on
 from sparsitywatch.pruning.model_copy import Runnable
-from sparsitywatch.pruning.named import SparseGPT, Wanda
-from sparsitywatch.pruning.patterns import Inputs, Pattern, Weights
+from sparsitywatch.pruning.patterns import Inputs, Pattern, SparseGPT, Wanda, Weights
 from sparsitywatch.pruning.sparsegpt import Moments
 from sparsitywatch.records import SparsityCurve
 

@@ -11,8 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 import sparsitywatch as sw
 from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.named import GlobalMagnitude
-from sparsitywatch.pruning.patterns import Weights
+from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 

@@ -17,7 +17,7 @@ import sparsitywatch as sw
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, run_sweep
-from sparsitywatch.pruning.named import GlobalMagnitude
+from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import (
     Bisection,

@@ -14,16 +14,17 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.pruning.named import (
+from sparsitywatch.pruning.patterns import (
     GlobalMagnitude,
     GlobalNormalised,
     KeepNM,
     Layerwise,
+    Pattern,
     PerRow,
     Random,
     RandomERK,
+    Weights,
 )
-from sparsitywatch.pruning.patterns import Pattern, Weights
 from sparsitywatch.pruning.selections import smallest, to_output_rows
 
 

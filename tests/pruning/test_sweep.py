@@ -17,7 +17,7 @@ from sparsitywatch.errors import ConfigurationError, MeasurementError, is_out_of
 from sparsitywatch.pruning.batches import Batch
 from sparsitywatch.pruning.checks import check_proxy
 from sparsitywatch.pruning.evaluation import MaskedModel, run_sweep
-from sparsitywatch.pruning.named import GlobalMagnitude
+from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import Bisection, Grid, Point, Sweep
 from sparsitywatch.weights.scope import Scope
@@ -60,7 +60,7 @@ def test_the_curve_against_pruning_by_hand() -> None:
     dense = mean_square(model, x).double().detach().numpy()
     magnitudes = model[0].weight.detach().abs()
     for index, cut in enumerate(result.cuts):
-        pruned = model[0].weight.detach() * (magnitudes > cut.threshold)
+        pruned = model[0].weight.detach() * (magnitudes > max(cut.thresholds.values()))
         hidden = torch.tanh(nn.functional.linear(x, pruned, model[0].bias))
         values = model[2](hidden).square().mean(dim=1).double().detach().numpy()
         assert result.curve.sparsity[index] == pytest.approx(float((pruned == 0).double().mean()))
