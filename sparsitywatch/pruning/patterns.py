@@ -363,7 +363,13 @@ def _named(name: str) -> type[Pattern]:
     def __init__(self: Pattern, name: str = name) -> None:  # noqa: N807 that of the class
         Pattern.__init__(self, *(_parts(spec) or ()), name=name)
 
-    doc = f"Removes {words}.\n\n    Args:\n        name: what it is called in the provenance.\n    "
+    doc = f"""Removes {words}.
+
+    Args:
+        name: what it is called in the provenance.
+
+    Reference: that of its score in ``Pattern``.
+    """
     return type(kind, (Pattern,), {"__init__": __init__, "__doc__": doc, "__module__": __name__})
 
 

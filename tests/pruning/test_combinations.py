@@ -28,8 +28,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.allocations import shares_of
-from sparsitywatch.pruning.criteria import input_axes, inputs_on
+from sparsitywatch.pruning.criteria import input_axes, inputs_on, shares_of
 from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.pruning.patterns import Inputs, Pattern, Weights, as_pattern
 from sparsitywatch.pruning.selections import _in_whole
