@@ -11,6 +11,7 @@ import contextlib
 import functools
 import math
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 _FINITE = "all_finite"
 _INFORMATIVE = "essential_sparsity.informative"
@@ -44,10 +45,10 @@ class Series:
         if math.isnan(x):
             return "unknown"
         if self.unit == "fraction":
-            return f"{100.0 * x:.3g} %"
+            return percent(x)
         if self.unit in ("count", "steps") and math.isfinite(x):
             return f"{round(x):,}"
-        return f"{x:.4g} s" if self.unit == "s" else f"{x:.4g}"
+        return significant(x) + (" s" if self.unit == "s" else "")
 
     @property
     def needs_proxy(self) -> bool:
@@ -217,6 +218,17 @@ SERIES = (
            "1 where the weights were read and the proxy was not evaluated, to save time."),
 )
 # fmt: on
+
+
+def percent(share: float) -> str:
+    """A share in per cent, with the three digits that count; the page has the same function."""
+    return f"{Decimal(f'{100.0 * share:.3g}'):,f} %"
+
+
+def significant(x: float, digits: int = 4) -> str:
+    """The digits that count; an exponent only of what is tiny."""
+    text = f"{x:.{digits}g}"
+    return f"{Decimal(text):,f}" if 1.0 <= abs(x) < math.inf else text
 
 
 def count(number: int, noun: str) -> str:

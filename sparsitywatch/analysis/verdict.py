@@ -18,7 +18,7 @@ from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS
 from sparsitywatch.records import Event, Record, RunInfo, WatchState
 from sparsitywatch.records.event import some_of
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import count, numbered
+from sparsitywatch.series import count, numbered, percent
 
 # ------------------------------------------------------------------ whether its watch sees
 
@@ -278,7 +278,7 @@ def _of_training(records: Sequence[Record], events: Sequence[Event]) -> Verdict 
         return _of_event(main_event(alarms), events, len(alarms))
     elif last is not None and share < most:
         state, badge = "look", "trained in part"
-        headline = f"Steps reach {share:.1%} of the weights in scope, and reached {most:.1%} before"
+        headline = f"Steps reach {percent(share)} of the weights in scope, and reached {percent(most)} before"
     else:
         return None
     return Verdict(
@@ -391,5 +391,5 @@ def _not_watched(records: Sequence[Record]) -> list[str]:
     if last.vital is not None and last.vital.reason:
         found.append(f"parameters out of scope: {redacted(last.vital.reason)}")
     if 0.0 < last.trained < 1.0:
-        found.append(f"{1.0 - last.trained:.1%} of the weights in scope: no step reaches them")
+        found.append(f"{percent(1.0 - last.trained)} of the weights in scope: no step reaches them")
     return found

@@ -284,7 +284,8 @@ class OverheadBudget:
         now, entered = self.now(), self._entered  # another thread may leave meanwhile
         elapsed = now - self._started
         inside = 0.0 if math.isnan(entered) else now - entered
-        return (self._spent_s + inside + beside_s) / elapsed if elapsed > 0.0 else math.nan
+        share = (self._spent_s + inside + beside_s) / elapsed if elapsed > 0.0 else math.nan
+        return min(share, 1.0)  # what is done beside the training may take longer than it
 
     def _counting_s(self) -> float:
         """What was spent beside snapshots."""

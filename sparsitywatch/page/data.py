@@ -29,7 +29,7 @@ from sparsitywatch.errors import StateError
 from sparsitywatch.records import Event, Layers, Record, ledger_in_short
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import count, describe, numbered
+from sparsitywatch.series import count, describe, numbered, percent
 
 #: Of more snapshots some are left out; the log has all.
 MAX_SNAPSHOTS = 2000
@@ -233,7 +233,7 @@ def watch_line(run: Run) -> list[str]:
     if state.coming and not is_lost:
         words.append(state.coming)
     if math.isfinite(state.overhead):
-        words.append(f"took {100 * state.overhead:.3g} % of the wall time")
+        words.append(f"took {percent(state.overhead)} of the wall time")
     return words
 
 
@@ -333,7 +333,7 @@ def _costs(run: Run, summary: Digest) -> list[Fact]:
     if math.isfinite(total.overhead):
         is_later = state is not None and math.isfinite(state.overhead)
         until = f"step {state.step:,}" if state is not None and is_later else "the last snapshot"
-        facts.append(("share of the wall time", f"{100 * total.overhead:.3g} %", f"up to {until}"))
+        facts.append(("share of the wall time", percent(total.overhead), f"up to {until}"))
     return facts
 
 

@@ -253,7 +253,7 @@ def _panel(
     for tick in ticks(low, high, 4):
         pieces.append(_line("rule", _LEFT, _RIGHT, y(tick), y(tick)))
         pieces.append(_label("end", _LEFT - 6, y(tick) + 4, row.shown(tick)))
-    pieces += [_label("middle", x(t), _HEIGHT - 6, f"{t:,.0f}") for t in ticks(first, last, 8)]
+    pieces += [_label("middle", x(t), _HEIGHT - 6, _at(t, last)) for t in ticks(first, last, 8)]
     for event in data["events"]:  # a band where it began, a line where it was seen, its number
         begun, seen = x(event["low"]), x(event["seen"])
         pieces.append(
@@ -269,6 +269,10 @@ def _panel(
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
         f"{''.join(pieces)}</svg>"
     )
+
+
+def _at(step: float, last: float) -> str:
+    return f"{step / 1e6:.6g} M" if step and last >= 1e6 else f"{step:,.0f}"
 
 
 def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> str:

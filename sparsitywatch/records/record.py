@@ -14,7 +14,7 @@ from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import VITAL_KINDS, Event
 from sparsitywatch.redact import html_table, printable
-from sparsitywatch.series import SERIES, count, describe, numbered
+from sparsitywatch.series import SERIES, count, describe, numbered, percent
 
 #: Version of the JSON form. Raised when a field changes its name or its sense, or disappears.
 SCHEMA_VERSION = 1
@@ -379,7 +379,7 @@ class Provenance:
     def tolerated(self) -> str:
         """The harm that counts as none, in words."""
         if self.tolerance_mode == "relative":
-            return f"{100 * self.tolerance:.3g} % of the dense value"
+            return f"{percent(self.tolerance)} of the dense value"
         return f"{self.tolerance:.4g} in units of the value"
 
     def settings(self) -> dict[str, Any]:

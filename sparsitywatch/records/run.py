@@ -12,7 +12,7 @@ import numpy as np
 
 from sparsitywatch.records.record import Provenance
 from sparsitywatch.redact import printable
-from sparsitywatch.series import numbered
+from sparsitywatch.series import numbered, percent
 
 #: Of the package, from its installed metadata; every run says which one wrote it.
 __version__ = version("sparsitywatch")
@@ -113,7 +113,7 @@ class WatchState:
         if self.coming:
             parts.append(self.coming.capitalize())
         if math.isfinite(self.overhead):
-            parts.append(f"The watch took {100 * self.overhead:.3g} % of the wall time")
+            parts.append(f"The watch took {percent(self.overhead)} of the wall time")
         return ". ".join(parts) + "."
 
 
@@ -149,7 +149,7 @@ def ledger_in_short(ledger: Sequence[LedgerEntry]) -> str:
     total = sum(entry.num_weights for entry in ledger)
     return (
         f"{len(watched):,} of {len(ledger):,} parameters in scope, {sum(watched):,} of {total:,} "
-        f"weights ({sum(watched) / max(total, 1):.1%})"
+        f"weights ({percent(sum(watched) / max(total, 1))})"
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from sparsitywatch.pipeline.measure import Examined
 from sparsitywatch.pipeline.pipeline import Reviewer
 from sparsitywatch.records import Event, Finding, Record, Vital
-from sparsitywatch.series import numbered
+from sparsitywatch.series import numbered, percent
 from sparsitywatch.vital.samples import FEW
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
@@ -337,7 +337,7 @@ def _rounding(facts: TensorFacts) -> _Found:
         return _NOTHING
     still = facts.num_still / facts.num
     share = np.average(still[is_losing], weights=facts.num_weights[is_losing])
-    bits = f"{share:.0%} of their weights have the bits of the snapshot before"
+    bits = f"{percent(share)} of their weights have the bits of the snapshot before"
     return _found({f"{bits}: updates are too small": is_losing}, still, facts.num_weights)
 
 
@@ -390,7 +390,7 @@ def _overwritten(facts: TensorFacts) -> _Found:
     share = facts.num_weights[is_so].sum() / facts.num_weights.sum()
     times = float(np.median((facts.update / facts.reach)[is_so]))
     why = (
-        f"{share:.0%} of the model's weights; in one interval they moved {times:.3g} times as far "
+        f"{percent(share)} of the model's weights; in one interval they moved {times:.3g} times as far "
         "as the optimizer's steps can take them"
     )
     return _found({why: is_so}, facts.num_weights)

@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsitywatch.pipeline.pipeline import Reviewer
 from sparsitywatch.records import Event, Record
-from sparsitywatch.series import numbered
+from sparsitywatch.series import numbered, percent
 from sparsitywatch.vital.judgement import event_at
 
 #: Sign flips from which on little is in common: a correlation of 0.31, if the weights were normal.
@@ -56,7 +56,7 @@ class OneRunReviewer(Reviewer):
             kind=kind,
             baseline=math.nan if before.movement is None else before.movement.sign_flips,
             value=moved.sign_flips,
-            reason=f"{moved.sign_flips:.0%} of the signs differ, as between two runs{why}",
+            reason=f"{percent(moved.sign_flips)} of the signs differ, as between two runs{why}",
         )
         return [event]
 
@@ -109,6 +109,6 @@ def _judged(before: Record, record: Record, earlier: Sequence[Record]) -> tuple[
         is_as_far = other.step - one.step >= record.step - before.step
         if is_as_far and moved.sign_flips < _OF_ONE:
             both = numbered(record.provenance.unit, one.step, other.step)
-            how = f"{moved.sign_flips:.2%} between {both}"
+            how = f"{percent(moved.sign_flips)} between {both}"
             return "another_run", f", and {how}"
     return "unlike", ", and it is not known how much the weights decayed"

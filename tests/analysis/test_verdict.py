@@ -89,7 +89,7 @@ def test_what_nobody_watches_is_said() -> None:
     assert found == (
         "essential sparsity and reliance: no proxy was given",
         "weight decay as a cause: Adam divides the decay by the size of the gradient",
-        "50.0% of the weights in scope: no step reaches them",
+        "50 % of the weights in scope: no step reaches them",
     )
     whole = [replace(r, trained=1.0) for r in records()]
     assert run_of(records=whole).verdict.not_watched == ()

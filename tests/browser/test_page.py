@@ -352,6 +352,46 @@ def test_two_hundred_tensors_over_two_thousand_snapshots(open_page: Open, tmp_pa
     expect_text(page, ".removal", re.compile(r"Step (9,9|10,0)\d\d:"))
 
 
+#: Texts that are drawn into canvases from now on: canvas, left, right, baseline.
+WRITTEN = """() => {
+  globalThis.written = [];
+  const { fillText } = CanvasRenderingContext2D.prototype;
+  CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+    const { a, e, f } = this.getTransform();
+    const width = a * this.measureText(text).width;
+    const left = a * x + e - { left: 0, center: 0.5, right: 1 }[this.textAlign] * width;
+    if (text) written.push({ text, canvas: [...document.querySelectorAll("canvas")]
+      .indexOf(this.canvas), left, right: left + width, y: a * y + f });
+    return fillText.apply(this, [text, x, y]);
+  };
+}"""
+
+
+@pytest.mark.parametrize("viewport", [WIDE, PHONE])
+def test_three_million_steps_have_ticks_beside_each_other(
+    open_page: Open, tmp_path: Path, viewport: dict[str, int]
+) -> None:
+    looks = fake_run.looks(range(0, 3_000_001, 100_000))
+    run = Run([record for record, _ in looks], fake_run.events(3_000_000))
+    page = open_page(saved(tmp_path, run), viewport=viewport)
+    expect_text(page, ".heat", "query")
+    page.evaluate(WRITTEN)
+    page.locator(".plots").focus()
+    for keys, seen in (("+0", "3.0 M"), ("Home" + "+" * 7, "20,000")):
+        page.evaluate("written.length = 0")
+        for key in re.findall("Home|.", keys):
+            page.keyboard.press(key)
+            page.wait_for_timeout(50)
+        written = page.evaluate("written.filter((one) => !/%|e-/.test(one.text))")
+        assert seen in {one["text"] for one in written}
+        last = {}
+        for one in written:  # in the order in which an axis writes them
+            before = last.get((one["canvas"], one["y"]))
+            if before and one["left"] > before["left"]:
+                assert one["left"] - before["right"] >= 6, (before, one)
+            last[one["canvas"], one["y"]] = one
+
+
 # ------------------------------------------------------------------ TensorBoard, and `show`
 
 

@@ -15,6 +15,7 @@ from contracts.reader_contract import small_bert
 from fsspec.implementations.memory import MemoryFileSystem
 
 from sparsitywatch.cli import main
+from sparsitywatch.series import percent
 from sparsitywatch.weights.scope import Scope
 
 
@@ -87,7 +88,7 @@ def test_the_page_for_people(run: Path, capsys) -> None:
     live = Scope.of(small_bert())
     share = live.summary.num_weights / sum(e.num_weights for e in live.ledger)
     assert lines[2].startswith(f"12 of {len(live.ledger)} tensors in scope, ")
-    assert f"({share:.1%})" in lines[2]
+    assert f"({percent(share)})" in lines[2]
     assert lines[2].endswith(f"scope {live.hash}")
     (line,) = (line for line in lines if " bert.encoder.layer.0.output.dense.weight " in line)
     assert line.split(maxsplit=7) == [

@@ -99,6 +99,7 @@ def test_the_share_includes_what_is_going_on() -> None:
     budget.clock += 2.0
     assert budget.overhead() == pytest.approx(4 / 10)
     assert budget.overhead(1.0) == pytest.approx(5 / 10)
+    assert budget.overhead(60.0) == 1.0  # read beside the training, in several threads
     budget.leave()
     budget.leave()
     assert budget.overhead() == pytest.approx(4 / 10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import json
 import re
 import subprocess
 import unicodedata
@@ -23,6 +24,7 @@ import sparsitywatch as sw
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.data import page_data
 from sparsitywatch.page.render import html_text, overview_svg, render, script, tab_module, ticks
+from sparsitywatch.series import Series, percent, significant
 
 
 @pytest.fixture(params=["page", "weights_page", "troubled_page"])
@@ -251,6 +253,58 @@ def test_a_module_is_javascript(name: str) -> None:
     text = (WEB / name).read_text()
     assert text.startswith("// @ts-check\n")
     is_javascript(text)
+
+
+@pytest.mark.slow
+@needs_node
+def test_a_number_is_written_alike_by_the_page_and_by_python() -> None:
+    draw = np.random.default_rng(0)
+    numbers = [
+        *(draw.normal(size=400) * 10.0 ** draw.integers(-9, 9, 400)).tolist(),
+        0.0,
+        1.0,
+        13.0,
+    ]
+    assert percent(0.37123) == "37.1 %"
+    assert percent(13.0) == "1,300 %"
+    assert significant(12345.6) == "12,350"
+    code = f"""
+    import {{ shown }} from "./format.js";
+    for (const x of {json.dumps(numbers)}) for (const unit of ["fraction", "s", "count", "none"])
+      console.log(shown(unit, x));
+    """
+    units = ("fraction", "s", "count", "none")
+    expected = [Series("", "", unit, "", "").shown(x) for x in numbers for unit in units]
+    # a half of a count is rounded to even in Python alone; there are no halves of counts
+    assert in_node(code).replace("-0\n", "0\n").splitlines() == [
+        "0" if text == "-0" else text for text in expected
+    ]
+
+
+@pytest.mark.slow
+@needs_node
+def test_ticks_differ_and_have_room() -> None:
+    code = """
+    import { tickSpace, tickTexts } from "./format.js";
+    const say = (...given) => console.log(tickTexts(...given).join("|"));
+    say("steps", [0, 500000, 1000000, 3000000], 500000);
+    say("steps", [2250000, 2500000], 250000);
+    say("steps", [3000020, 3000040], 20);
+    say("fraction", [0, 0.025, 0.05], 0.025);
+    say("fraction", [0.30001, 0.30002], 0.00001);
+    say("fraction", [12, 13], 1);
+    say("", [0, 0.00002, 0.00004], 0.00002);
+    say("", [2.5, 2.75, 3], 0.25);
+    say("", [0, 20000], 20000);
+    const spaces = [tickSpace(0, 3e6, 900), tickSpace(2999000, 3e6, 900), tickSpace(0, 300, 900)];
+    console.log(spaces.join());
+    """
+    *texts, spaces = in_node(code).splitlines()
+    assert texts == [
+        "0|0.5 M|1.0 M|3.0 M", "2.25 M|2.50 M", "3,000,020|3,000,040", "0 %|2.5 %|5 %",
+        "30.001 %|30.002 %", "1,200 %|1,300 %", "0|2e-5|4e-5", "2.5|2.75|3", "0|20,000",
+    ]  # fmt: skip
+    assert spaces == "60,87,45"
 
 
 def is_javascript(text: str) -> None:

@@ -301,7 +301,7 @@ def test_what_is_overwritten_has_not_blown_up() -> None:
     one = tensor("x", **{**BEYOND, "past_updates": (0.01, 0.01, 0.01)})
     (found,) = judged([one, *CALM], 0)
     assert found.kind == "overwritten"
-    assert found.reason.startswith("20% of the model's weights; in one interval they moved 14 ")
+    assert found.reason.startswith("20 % of the model's weights; in one interval they moved 14 ")
 
 
 ENDED = {"gradient": "none", "dead_for": 1, "dead_steps": 4, "alive_steps": 4, "has_moved": True}

@@ -2,7 +2,7 @@
 /** Charts over the optimizer steps with one cursor, by uPlot. */
 
 import { nearest } from "./data.js";
-import { colour, h, numbered, shown, significant, whole } from "./format.js";
+import { colour, h, numbered, shown, tickSpace, tickTexts } from "./format.js";
 
 /**
  * @typedef {import("./data.js").PageData} PageData
@@ -193,9 +193,10 @@ export class Charts {
       legend: { show: false },
       scales: { x: { time: false }, y: { range: (/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => limits(panel, low, high) } },
       axes: [
-        { ...axis, size: 26, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((x) => (Number.isInteger(x) ? whole(x) : "")) },
-        { ...axis, size: 52, space: 24, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((x) => tick(unit, x)) },
-        ...(right ? [{ ...axis, scale: "right", side: 1, size: 44, grid: { show: false }, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((x) => tick("", x)) }] : []),
+        { ...axis, size: 26, values: ticked("steps"),
+          space: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ low, /** @type {number} */ high, /** @type {number} */ width) => tickSpace(low, high, width) },
+        { ...axis, size: 56, space: 24, values: ticked(unit) },
+        ...(right ? [{ ...axis, scale: "right", side: 1, size: 52, grid: { show: false }, values: ticked("") }] : []),
       ],
       cursor: {
         sync: { key: "sparsitywatch", scales: ["x", null] }, y: false,
@@ -391,10 +392,12 @@ function limits(panel, low, high) {
   return [panel.fromZero && bottom === 0 ? 0 : bottom - room, high + room];
 }
 
-/** @param {string} unit @param {number} x */
-function tick(unit, x) {
-  if (unit === "fraction") return `${significant(100 * x, 3)} %`;
-  return Math.abs(x) >= 1e4 ? x.toExponential(0) : significant(x, 3);
+/** What an axis of uPlot writes; half a step is nothing. @param {string} unit */
+function ticked(unit) {
+  return (/** @type {any} */ _, /** @type {number[]} */ ticks, /** @type {number} */ __, /** @type {number} */ ___, /** @type {number} */ gap) => {
+    const texts = tickTexts(unit, ticks, gap);
+    return unit === "steps" ? texts.map((text, i) => (Number.isInteger(ticks[i]) ? text : "")) : texts;
+  };
 }
 
 /** @param {string} paint "#rrggbb" @param {number} alpha */

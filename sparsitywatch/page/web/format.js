@@ -13,15 +13,46 @@ export function shown(unit, x) {
   return significant(x, 4) + (unit === "s" ? " s" : "");
 }
 
-/** @param {number} x a fraction, as per cent with three digits */
+const PLAIN = new Intl.NumberFormat("en-US", { maximumFractionDigits: 15 });
+
+/** @param {number} x a share, in per cent with the three digits that count; as `percent` in series.py */
 export function percent(x) {
-  return `${significant(100 * x, 3)} %`;
+  return `${PLAIN.format(Number((100 * x).toPrecision(3)))} %`;
 }
 
-/** @param {number} x @param {number} digits */
+/** The digits that count; an exponent only of what is tiny; as `significant` in series.py. @param {number} x @param {number} digits */
 export function significant(x, digits) {
-  const text = x.toPrecision(digits);
-  return /e/.test(text) ? text.replace(/\.?0+e/, "e") : String(Number(text));
+  const rounded = Number(x.toPrecision(digits));
+  const isTiny = rounded !== 0 && Math.abs(rounded) < 1e-4;
+  return isTiny ? rounded.toExponential().replace(/-(\d)$/, "-0$1") : PLAIN.format(rounded);
+}
+
+/**
+ * What stands at the ticks of an axis: as many digits as tell one from the next.
+ * @param {string} unit @param {number[]} ticks @param {number} gap from tick to tick
+ */
+export function tickTexts(unit, ticks, gap) {
+  const high = Math.max(...ticks.map(Math.abs));
+  if (unit === "fraction") return ticks.map((x) => `${PLAIN.format(Number((100 * x).toFixed(decimals(100 * gap))))} %`);
+  if (high >= 1e6 && gap >= 1e4) {
+    const digits = Math.max(1, decimals(gap / 1e6));
+    return ticks.map((x) => (x ? `${(x / 1e6).toFixed(digits)} M` : "0"));
+  }
+  if (high < 1e-3) return ticks.map((x) => (x ? Number(x.toPrecision(3)).toExponential() : "0"));
+  return ticks.map((x) => PLAIN.format(Number(x.toFixed(decimals(gap)))));
+}
+
+/** Digits behind the point that a multiple of a number needs. @param {number} gap */
+function decimals(gap) {
+  let digits = 0;
+  while (digits < 12 && Math.abs(gap * 10 ** digits - Math.round(gap * 10 ** digits)) > 1e-6) digits += 1;
+  return digits;
+}
+
+/** Pixels that a tick of the steps needs, as many as the longest has. @param {number} low @param {number} high @param {number} width */
+export function tickSpace(low, high, width) {
+  const isShort = high >= 1e6 && (high - low) / (width / 60) >= 1e4; // then it is in millions
+  return isShort ? 60 : 24 + 7 * whole(Math.round(high)).length;
 }
 
 /** @param {number} n a whole number, such as a step */
@@ -41,7 +72,7 @@ export function capital(text) {
 
 /** @param {number} thousandths a share; below 0 where nothing was measured */
 export function share(thousandths) {
-  return thousandths < 0 ? "–" : `${(thousandths / 10).toFixed(1)} %`;
+  return thousandths < 0 ? "–" : percent(thousandths / 1000);
 }
 
 /** @param {number} seconds how long ago something was, in words */

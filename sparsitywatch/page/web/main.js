@@ -3,7 +3,7 @@
 
 import { Charts, panelsOf } from "./charts.js";
 import { csv, nearest } from "./data.js";
-import { h, significant } from "./format.js";
+import { h, percent, share } from "./format.js";
 import { Heatmap, KINDS, drawHistogram, power, rowsOf } from "./tensors.js";
 import { drawCost, events, foot, header, tiles } from "./view.js";
 
@@ -385,7 +385,7 @@ export class Page {
     this.heatmap = new Heatmap(place, {
       open: (i) => { this.tensor = data.tensors[i]; this.remember(); this.openTensor(); this.drawMap(); },
       pin: (step) => this.pin(step), hover: (step) => this.hover(step) });
-    const level = details.maps.level === null ? "" : ` when ${significant(100 * details.maps.level, 3)} % of all go`;
+    const level = details.maps.level === null ? "" : ` when ${percent(details.maps.level)} of all go`;
     map.replaceChildren(
       h("h2", {}, `Every tensor by ${data.unit} `, h("small", {}, "share of each tensor's own weights; click a name for the size of its weights")),
       h("div", { class: "tools" },
@@ -444,7 +444,7 @@ export class Page {
     heatmap.draw(steps, cells, rows, this.charts?.shownRange ?? [steps[0], steps[steps.length - 1]], this.tensor);
     const rule = this.choice.kind !== "near_zero" ? "" : byTau ? `, |w| ≤ ${power(Number(this.tau.slice(4)))}` : ` (${data.about[`near_zero/${data.rule}`]?.label.split(", ")[1] ?? ""})`;
     note.replaceChildren(`${KINDS[this.choice.kind]}${rule}: `, h("span", { class: "gradient", "aria-hidden": "true" }),
-      ` from 0 to ${(heatmap.high / 10).toFixed(1)} %; ${rows.filter((row) => !row.isGroup).length} of ${data.tensors.length} tensors, the number at the right is at the cursor`);
+      ` from 0 to ${share(heatmap.high)}; ${rows.filter((row) => !row.isGroup).length} of ${data.tensors.length} tensors, the number at the right is at the cursor`);
   }
 
   openTensor() {
