@@ -278,7 +278,8 @@ def _of_training(records: Sequence[Record], events: Sequence[Event]) -> Verdict 
         return _of_event(main_event(alarms), events, len(alarms))
     elif last is not None and share < most:
         state, badge = "look", "trained in part"
-        headline = f"Steps reach {percent(share)} of the weights in scope, and reached {percent(most)} before"
+        now, before = percent(share), percent(most)
+        headline = f"Steps reach {now} of the weights in scope, and reached {before} before"
     else:
         return None
     return Verdict(

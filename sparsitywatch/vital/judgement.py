@@ -390,8 +390,8 @@ def _overwritten(facts: TensorFacts) -> _Found:
     share = facts.num_weights[is_so].sum() / facts.num_weights.sum()
     times = float(np.median((facts.update / facts.reach)[is_so]))
     why = (
-        f"{percent(share)} of the model's weights; in one interval they moved {times:.3g} times as far "
-        "as the optimizer's steps can take them"
+        f"{percent(share)} of the model's weights; in one interval they moved {times:.3g} times as "
+        "far as the optimizer's steps can take them"
     )
     return _found({why: is_so}, facts.num_weights)
 

@@ -37,6 +37,7 @@ EVIL = (
 )
 #: .ci/run puts it there.
 AXE = next(ROOT.glob(".venv/axe-core/**/axe.min.js"), None)
+NARROW = {"width": 1000, "height": 900}
 PHONE = {"width": 390, "height": 844}
 #: TensorBoard's colours of runs, in the order in which it counts them.
 COLOURS = ("#425066", "#12b5cb", "#e52592", "#f9ab00")
@@ -259,7 +260,7 @@ def test_dark_and_phone(open_page: Open, report: Path) -> None:
     expect_text(page, ".heat", "query")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 26)"
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    order = ("h1", ".tiles", ".events h2", "[data-chart=sparse] h2", ".removal h2", "#tensors h2")
+    order = ("h1", ".tiles", "[data-chart=sparse] h2", ".events h2", ".removal h2", "#tensors h2")
     places = [page.locator(f"#app {place}").bounding_box()["y"] for place in order]
     assert places == sorted(places)
 
@@ -313,6 +314,29 @@ def test_axe_finds_nothing(open_page: Open, report: Path, scheme: str) -> None:
 
 
 # ------------------------------------------------------------------ unusual runs, large ones
+
+
+@pytest.mark.parametrize(("viewport", "highest"), [(WIDE, 450), (NARROW, 650), (PHONE, 800)])
+def test_sixty_events_leave_the_chart_where_it_was(
+    open_page: Open, tmp_path: Path, viewport: dict[str, int], highest: int
+) -> None:
+    records = [record for record, _ in fake_run.looks(range(0, 2001, 25))]
+    first, second = fake_run.events()
+    many = [replace(first, id=f"{i}", onset_step=i, detected_step=25 * i) for i in range(1, 59)]
+    page = open_page(saved(tmp_path, Run(records, [first, second, *many])), viewport=viewport)
+    expect_text(page, ".heat", "query")
+    assert page.locator(".chart canvas").first.bounding_box()["y"] < highest
+    assert page.locator("#app .events li").count() == 60
+    shown = page.locator("#app .events li:visible")
+    heights = [one.bounding_box()["height"] for one in shown.all()]
+    assert len(heights) == 8
+    assert max(heights[1:]) < 40 < heights[0]  # the headline's is open, the others are a line each
+    main = page.locator(".answers .number").inner_text()
+    assert shown.first.locator(".number").inner_text() == main
+    shown.nth(3).locator("summary").click()
+    assert shown.nth(3).bounding_box()["height"] > 60
+    page.locator("#more-events > summary").click()
+    assert shown.count() == 60
 
 
 def saved(folder: Path, run: Run) -> str:

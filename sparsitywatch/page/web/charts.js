@@ -335,17 +335,25 @@ export class Charts {
     ctx.lineWidth = dense;
     ctx.strokeStyle = colour(this.root, "ink");
     const inside = (/** @type {number} */ x) => x >= left - 1 && x <= right + 1;
-    let taken = -Infinity; // events of one step have their numbers side by side
-    for (const event of data.events) {
+    let taken = -Infinity; // events of one step have their numbers side by side, as far as they stay near it
+    const main = data.verdict.event;
+    const mine = main ? u.valToPos(data.events[main - 1].seen, "x", true) : -Infinity;
+    for (const event of [...data.events].sort((a, b) => a.seen - b.seen)) {
+      ctx.globalAlpha = event.number === main || isHome(panel, event.series) ? 1 : 0.35;
       const [onset, seen] = [event.onset, event.seen].map((step) => Math.round(u.valToPos(step, "x", true)));
       if (inside(seen)) path(ctx, [[seen, bbox.top], [seen, bbox.top + bbox.height]], []);
       if (isHome(panel, event.series) && inside(onset)) {
         path(ctx, [[onset, bbox.top + bbox.height], [onset, bbox.top], [Math.min(seen, right), bbox.top]], [2 * dense, 3 * dense]);
       }
       if (!inside(seen)) continue;
-      taken = Math.max(seen, taken + 17 * dense);
-      this.numbered(ctx, event.number, taken, bbox.top, dense);
+      const place = event.number === main ? seen : Math.max(seen, taken + 17 * dense);
+      const isClear = event.number === main || Math.abs(place - mine) > 16 * dense;
+      if (!isClear || place - seen > 40 * dense) continue;
+      taken = place;
+      ctx.globalAlpha = 1;
+      this.numbered(ctx, event.number, place, bbox.top, dense);
     }
+    ctx.globalAlpha = 1;
     ctx.fillStyle = colour(this.root, "red");
     ctx.font = `bold ${13 * dense}px system-ui, sans-serif`;
     ctx.textAlign = "center";

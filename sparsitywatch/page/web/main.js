@@ -51,6 +51,7 @@ export class Page {
     /** @type {Set<string> | null} */
     this.chosen = null;
     this.first = "";
+    this.built = "";
     /** @type {number | null} */
     this.pinned = null;
     /** @type {number | null} */
@@ -174,7 +175,8 @@ export class Page {
       return;
     }
     const scroll = document.documentElement.scrollTop;
-    const open = [...this.root.querySelectorAll("details[open]")].map((d) => d.id);
+    const folds = this.built === this.first ? [...this.root.querySelectorAll("details")] : []; // as they were left by hand
+    this.built = this.first;
     const top = header(data, this.source.live, this.selector(), (event) => this.pin(event.seen));
     const below = foot(data, this.source.live);
     if (!data.steps.length) {
@@ -190,7 +192,7 @@ export class Page {
     this.surface = h("section", { class: "tensors", id: "thresholds" });
     const left = h("div", { class: "left" }, this.tools(), plots);
     this.root.replaceChildren(top, h("main", {}, tiles(data), h("div", { class: "grid" }, side, left), this.map, this.surface, below));
-    for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+    for (const { id, open } of folds) document.getElementById(id)?.toggleAttribute("open", open);
     plots.addEventListener("zoomed", () => [this.heatmap, this.thresholds].forEach((map) => map?.zoom(/** @type {Charts} */ (this.charts).shownRange)));
     this.drawCharts();
     document.documentElement.scrollTop = scroll;

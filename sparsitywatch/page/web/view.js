@@ -11,6 +11,8 @@ import { parted } from "./tensors.js";
  * @typedef {import("./data.js").Curve} Curve
  */
 
+/** Events that are listed at once. */
+const FEW_EVENTS = 8;
 /** Names of tensors that an event says at once. */
 const FEW_NAMES = 4;
 
@@ -35,7 +37,7 @@ export function header(data, live, selector, pick) {
 
 /** @param {PageData} data */
 export function tiles(data) {
-  return h("ul", { class: "tiles", "aria-label": "Latest numbers" }, ...data.tiles.map((tile) =>
+  return h("ul", { class: "tiles", "aria-label": "Latest numbers", tabindex: "0" }, ...data.tiles.map((tile) =>
     h("li", { title: data.about[tile.series]?.sentence },
       h("span", { class: "label" }, tile.label),
       h("b", {}, tile.value), h("small", {}, tile.why || (tile.was ? `was ${tile.was}` : `at ${numbered(data, tile.step)}`)),
@@ -58,19 +60,25 @@ export function spark(steps, values) {
     s("polyline", { points: points.join(" ") }));
 }
 
-/** @param {PageData} data @param {(event: RunEvent) => void} pick */
+/** The headline's event in full, each other one in a line that opens. @param {PageData} data @param {(event: RunEvent) => void} pick */
 export function events(data, pick) {
-  const cards = [...data.events].reverse().map((event) =>
-    h("li", { id: `event-${event.number}`, class: event.reverted >= 0 ? "gone" : event.severity },
-      h("h3", {}, number(event, pick), " ", event.title),
-      h("p", {}, capital(event.when), "."),
-      event.where.length ? h("p", {}, ...where(data, event.where)) : null,
-      event.why.length ? h("p", {}, ...answer("Why", event.why.join("; "))) : null,
-      event.also.length ? h("p", {}, capital(event.also.join("; ")), ".") : null,
-      h("p", { class: "do" }, h("b", {}, "→ "), event.do)));
-  return h("section", { class: "events", id: "events" }, h("h2", {}, "Events", " ", h("small", {}, cards.length ? "newest first" : "")),
+  const isMain = (/** @type {RunEvent} */ event) => event.number === data.verdict.event;
+  const sorted = [...data.events.filter(isMain), ...[...data.events].reverse().filter((event) => !isMain(event))];
+  const cards = sorted.map((event) =>
+    h("li", { id: `event-${event.number}`, class: event.reverted >= 0 ? "gone" : event.severity }, number(event, pick),
+      h("details", { id: `told-${event.number}`, open: isMain(event) || sorted.length === 1 }, h("summary", { title: event.title }, event.title),
+        h("p", {}, capital(event.when), "."),
+        event.where.length ? h("p", {}, ...where(data, event.where)) : null,
+        event.why.length ? h("p", {}, ...answer("Why", event.why.join("; "))) : null,
+        event.also.length ? h("p", {}, capital(event.also.join("; ")), ".") : null,
+        h("p", { class: "do" }, h("b", {}, "→ "), event.do))));
+  const more = cards.splice(FEW_EVENTS);
+  const order = data.verdict.event ? "the headline's first, then newest first" : "newest first";
+  return h("section", { class: "events", id: "events" },
+    h("h2", {}, "Events", " ", h("small", {}, sorted.length > 1 ? `${sorted.length}, ${order}; click one to read it` : "")),
     cards.length ? h("ol", {}, ...cards) : h("p", { class: "none" }, data.steps.length
-      ? "None: no watched number jumped, took off, or rose steadily." : "None yet: nothing has been measured."));
+      ? "None: no watched number jumped, took off, or rose steadily." : "None yet: nothing has been measured."),
+    more.length ? fold("more-events", `${more.length} older event${more.length === 1 ? "" : "s"}`, h("ol", {}, ...more)) : null);
 }
 
 /** @param {RunEvent} event @param {(event: RunEvent) => void} pick */
