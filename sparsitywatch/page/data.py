@@ -82,6 +82,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "steps": [int(run.steps[i]) for i in kept],
         "failed": [t for t, i in enumerate(kept) if not run.records[i].valid],
         "unasked": [t for t, i in enumerate(kept) if run.records[i].not_evaluated],
+        "gaps": _gaps(run, kept),
         "series": {
             name: _rounded(run.column(name)[kept])
             for name in run.names
@@ -96,6 +97,23 @@ def page_data(run: Run) -> dict[str, Any]:
         "tensors": [printable(name) for name in run.tensors],
         "facts": _facts(run),
     }
+
+
+def _gaps(run: Run, kept: Sequence[int]) -> list[tuple[int, int, str]]:
+    """Why there is no essential sparsity: first and last of neighbouring snapshots, and why."""
+    found = []
+    for why, chunk in groupby(enumerate(kept), lambda pair: _why_none(run.records[pair[1]])):
+        places = [t for t, _ in chunk]
+        if why:
+            found.append((places[0], places[-1], why))
+    return found
+
+
+def _why_none(record: Record) -> str:
+    estimate = record.essential_sparsity
+    if record.valid:
+        return "" if estimate is None or estimate.informative else redacted(estimate.reason)
+    return f"the snapshot failed: {redacted(record.reason) or 'no reason given'}"
 
 
 def chosen(run: Run, most: int) -> list[int]:

@@ -218,7 +218,7 @@ def test_every_threshold_and_a_click_on_one(open_page: Open, report: Path) -> No
         "(c, y) => [...c.getContext('2d').getImageData(c.width - 1, y, 1, 1).data]",
         names.index("|w| ≤ 0.01"),
     )
-    assert seen == pytest.approx([*viridis(math.sqrt(share)), 255], abs=3)
+    assert seen == pytest.approx([*pale_to_dark(math.sqrt(share)), 255], abs=3)
     page.get_by_role("button", name="|w| ≤ 0.01", exact=True).click()
     expect_text(page, "[data-chart=sparse] .legend", f"{100 * share:.3g}")
     pressed = page.locator(".surface button[aria-pressed=true]")
@@ -227,10 +227,32 @@ def test_every_threshold_and_a_click_on_one(open_page: Open, report: Path) -> No
     sync_api.expect(page.locator(".surface .cursor")).to_have_attribute("style", "left: 50%;")
 
 
-def viridis(x: float) -> list[float]:
-    """By matplotlib, whose ten colours the page has."""
-    anchors = colormaps["viridis"](np.linspace(0, 1, 10))[:, :3] * 255
-    return [float(np.interp(x, np.linspace(0, 1, 10), column)) for column in anchors.T]
+def pale_to_dark(x: float) -> list[float]:
+    """By matplotlib, whose nine colours the page has."""
+    anchors = colormaps["YlGnBu"](np.linspace(0, 1, 9))[:, :3] * 255
+    return [float(np.interp(x, np.linspace(0, 1, 9), column)) for column in anchors.T]
+
+
+def test_a_gap_says_why_at_the_cursor(open_page: Open, report: Path) -> None:
+    page = open_page(report.as_uri())
+    expect_text(page, ".heat", "query")
+    why = page.locator("[data-chart=essential] .why")
+    sync_api.expect(why).to_be_hidden()
+    page.mouse.move(*over(page, "sparse", 0.1))
+    expect_text(page, "[data-chart=essential] .why", "No number at step 200: the model does not")
+    page.mouse.move(*over(page, "sparse", 0.15))
+    expect_text(page, "[data-chart=essential] .why", "at step 300: the snapshot failed: <img")
+    page.mouse.move(*over(page, "sparse", 0.5))
+    sync_api.expect(why).to_be_hidden()
+
+
+def test_the_scale_of_the_tensors_is_the_same_in_each_run(open_page: Open, report: Path) -> None:
+    for scheme, nothing in (("light", "rgb(255, 255, 217)"), ("dark", "rgb(8, 29, 88)")):
+        page = open_page(report.as_uri(), color_scheme=scheme)
+        expect_text(page, "#tensors .scale", "0 %1 %5 %25 %50 %100 %".replace(" ", "\xa0"))
+        swatch = page.locator("#tensors .scale i").first
+        sync_api.expect(swatch).to_have_css("background-color", nothing)
+    expect_text(page, ".heat .names", "layer 1, feed-forward out bert.encoder.layer.1")
 
 
 def test_a_log_without_spectra_says_so(open_page: Open, tmp_path: Path) -> None:

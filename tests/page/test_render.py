@@ -210,19 +210,88 @@ def test_rows_are_sorted_grouped_and_searched() -> None:
                    "m.layer.1.dense.weight"];
     const cells = [[1, 2], [1, 800], [1, -1], [3, 400]];
     const labels = (choice) => rowsOf(names, cells, 1, { search: "", ...choice })
-      .map((row) => row.label).join(" ");
+      .map((row) => row.label).join("|");
     console.log(labels({ group: "none", sort: "model" }));
     console.log(labels({ group: "none", sort: "largest" }));
     console.log(labels({ group: "none", sort: "rise", search: "DENSE" }));
     console.log(labels({ group: "kind", sort: "largest" }));
     console.log(labels({ group: "block", sort: "model" }));
+    console.log(labels({ group: "none", sort: "model", search: "layer 1, ATT" }));
     """
     assert in_node(code).splitlines() == [
-        "0.query 0.dense 1.query 1.dense",
-        "0.dense 1.dense 0.query 1.query",
-        "0.dense 1.dense",
-        "dense: mean of 2 0.dense 1.dense query: mean of 2 0.query 1.query",
-        "block 0: mean of 2 0.query 0.dense block 1: mean of 2 1.query 1.dense",
+        "layer 0, attention query|layer 0, dense|layer 1, attention query|layer 1, dense",
+        "layer 0, dense|layer 1, dense|layer 0, attention query|layer 1, attention query",
+        "layer 0, dense|layer 1, dense",
+        (
+            "dense: mean of 2|layer 0, dense|layer 1, dense|attention query: mean of 2"
+            "|layer 0, attention query|layer 1, attention query"
+        ),
+        (
+            "layer 0: mean of 2|layer 0, attention query|layer 0, dense"
+            "|layer 1: mean of 2|layer 1, attention query|layer 1, dense"
+        ),
+        "layer 1, attention query",
+    ]
+
+
+@pytest.mark.slow
+@needs_node
+def test_names_of_layers_mean_something() -> None:
+    families = [
+        fake_run.names(6),
+        ["transformer.h.3.attn.c_attn.weight", "transformer.h.3.attn.c_proj.weight",
+         "transformer.h.3.mlp.c_fc.weight", "transformer.h.3.mlp.c_proj.weight"],
+        ["model.layers.0.self_attn.o_proj.weight", "model.layers.0.mlp.gate_proj.weight",
+         "model.layers.0.mlp.down_proj.weight"],
+        ["0.weight", "2.weight", "5.weight"],
+        ["a.experts.0.w.weight", "a.experts.0.w.bias"],
+        ["encoder.layers.0.linear1.weight", "decoder.layers.0.linear1.weight"],
+    ]  # fmt: skip
+    shapes = [["0.weight", "in", "8 × 3 × 3 × 3", 1, ""], ["2.weight", "in", "8 × 9", 1, ""]]
+    code = f"""
+    import {{ parted }} from "./tensors.js";
+    for (const names of {json.dumps(families)})
+      console.log(parted(names, {json.dumps(shapes)}).map((part) => part.label).join("; "));
+    """
+    found = in_node(code).splitlines()
+    assert [line.replace("layer 0, ", "") for line in found[:3:2]] == [
+        (
+            "attention query; attention key; attention value; attention output; feed-forward in; "
+            "feed-forward out"
+        ),
+        "attention output; feed-forward gate; feed-forward out",
+    ]
+    assert found[1:2] + found[3:] == [
+        (
+            "layer 3, attention query/key/value; layer 3, attention output; "
+            "layer 3, feed-forward in; layer 3, feed-forward out"
+        ),
+        "convolution 1; linear 1; linear 2",
+        "layer 0, w.weight; layer 0, w.bias",
+        "encoder layer 0, feed-forward in; decoder layer 0, feed-forward in",
+    ]
+
+
+@pytest.mark.slow
+@needs_node
+def test_why_a_line_has_a_gap() -> None:
+    code = """
+    import { whyNone } from "./data.js";
+    const none = [null, null, null, null, 1];
+    const data = { failed: [1], unasked: [2], gaps: [[0, 0, "does not rely"], [1, 1, "failed: x"]],
+      series: { "weights/num_nan": [0, 0, 0, 1200, 0], "essential_sparsity/value": none,
+                "near_zero/zero": none, "value/dense": none, "motion/dormant": none } };
+    for (const name of ["essential_sparsity/value", "near_zero/zero", "value/dense"])
+      console.log([0, 1, 2, 3, 4].map((t) => whyNone(data, name, t)).join("|"));
+    console.log(whyNone(data, "motion/dormant", 0));
+    """
+    asked, given = "were not evaluated here, to save time", "gave no finite number"
+    asked, given = f"the held-out examples {asked}", f"the held-out examples {given}"
+    assert in_node(code).splitlines() == [
+        f"does not rely|failed: x|{asked}|1,200 weights are NaN|",
+        "it was not measured|failed: x|it was not measured|1,200 weights are NaN|",
+        f"{given}|failed: x|{asked}|{given}|",
+        "it needs a snapshot before this one",
     ]
 
 

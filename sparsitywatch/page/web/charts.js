@@ -1,7 +1,7 @@
 // @ts-check
 /** Charts over the optimizer steps with one cursor, by uPlot. */
 
-import { nearest } from "./data.js";
+import { nearest, whyNone } from "./data.js";
 import { colour, h, numbered, shown, tickSpace, tickTexts } from "./format.js";
 
 /**
@@ -11,7 +11,7 @@ import { colour, h, numbered, shown, tickSpace, tickTexts } from "./format.js";
  * @typedef {{key: string, title: string, note: string, lines: Line[], band?: [string, string],
  *   height: number, fromZero: boolean, top?: number}} Panel
  * @typedef {{name: string, data: PageData, colour: string}} Model
- * @typedef {{panel: Panel, plot: any, values: HTMLElement[], lines: {line: Line, model: Model}[]}} Drawn
+ * @typedef {{panel: Panel, plot: any, values: HTMLElement[], why: HTMLElement, lines: {line: Line, model: Model}[]}} Drawn
  */
 
 /** @type {any} */
@@ -40,7 +40,7 @@ export function panelsOf(data, nearZero, other) {
     },
     {
       key: "essential", title: "Essential sparsity",
-      note: "share of the weights you could remove now; band: its interval; grey: not measurable yet",
+      note: "share of the weights you could remove now; band: its interval; grey: not measurable, the cursor says why",
       height: 150, fromZero: true, top: 1,
       lines: [{ series: "essential_sparsity/value", label: "essential sparsity", colour: "green" }],
       band: ["essential_sparsity/low", "essential_sparsity/high"],
@@ -111,7 +111,7 @@ export class Charts {
     this.models = models;
     this.width = this.root.clientWidth;
     this.drawn = panels.map((panel) => this.chart(panel));
-    this.root.replaceChildren(...this.drawn.map(({ plot, panel, values, lines }) => {
+    this.root.replaceChildren(...this.drawn.map(({ plot, panel, values, why, lines }) => {
       const legend = lines.map(({ line, model }, i) =>
         h("span", { class: "key" },
           h("i", { class: (this.dashes(line)?.[0] ?? 9) < 3 ? "dotted" : this.dashes(line) ? "dashed" : "", style: `border-color:${this.paint(line, model)}`, "aria-hidden": "true" }),
@@ -119,7 +119,7 @@ export class Charts {
       const title = h("h2", {}, panel.title, " ", h("small", {}, panel.note));
       plot.root.setAttribute("role", "img");
       plot.root.setAttribute("aria-label", this.said(panel, lines));
-      return h("section", { class: "chart", "data-chart": panel.key }, title, h("p", { class: "legend" }, ...legend), plot.root);
+      return h("section", { class: "chart", "data-chart": panel.key }, title, h("p", { class: "legend" }, ...legend), plot.root, why);
     }));
     if (this.range) this.zoom(...this.range);
     requestAnimationFrame(() => this.show(this.pinned)); // a chart knows its scales a moment later
@@ -159,7 +159,7 @@ export class Charts {
     const data = tables.length > 1 ? uPlot.join(tables) : tables[0];
     const values = lines.map(() => h("b"));
     const plot = new uPlot(this.options(panel, lines), data, null);
-    return { panel, plot, values, lines };
+    return { panel, plot, values, lines, why: h("p", { class: "why" }) };
   }
 
   /** @param {Panel} panel @param {Drawn["lines"]} lines */
@@ -269,7 +269,9 @@ export class Charts {
   /** The cursor and the numbers beside the names. @param {number} step @param {boolean} [move] */
   show(step, move = true) {
     this.at = step;
-    for (const { plot, lines, values } of this.drawn) {
+    for (const { plot, lines, values, why } of this.drawn) {
+      const reason = this.missing(lines, step);
+      if (why.textContent !== reason) why.textContent = reason;
       if (move) plot.setCursor({ left: plot.valToPos(step, "x"), top: 5 }, false);
       lines.forEach(({ line, model }, i) => {
         const t = nearest(model.data.steps, step);
@@ -277,6 +279,21 @@ export class Charts {
         if (values[i].textContent !== text) values[i].textContent = text;
       });
     }
+  }
+
+  /** Why lines of the first run have no number. @param {Drawn["lines"]} lines @param {number} step */
+  missing(lines, step) {
+    const { data } = this.models[0];
+    const t = nearest(data.steps, step);
+    const own = lines.filter(({ line, model }) => model === this.models[0] && typeof column(data, line)[t] !== "number");
+    /** @type {Map<string, string[]>} */
+    const by = new Map();
+    for (const { line } of own) {
+      const reason = whyNone(data, line.series, t);
+      if (reason) by.set(reason, [...(by.get(reason) ?? []), line.label]);
+    }
+    const told = [...by].map(([reason, labels]) => (labels.length === lines.length ? reason : `${labels.join(", ")}: ${reason}`));
+    return told.length ? `No number at ${numbered(data, data.steps[t])}: ${told.join("; ")}.` : "";
   }
 
   resize() {

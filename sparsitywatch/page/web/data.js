@@ -21,7 +21,7 @@
  * @typedef {{version: string, name: string, verdict: Verdict,
  *   alive: number | null, watch: string[],
  *   taken: string, unit: string, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
- *   failed: number[], unasked: number[], series: Record<string, Values>,
+ *   failed: number[], unasked: number[], gaps: [number, number, string][], series: Record<string, Values>,
  *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[],
  *   facts: Facts}} PageData
  *
@@ -89,6 +89,27 @@ export function serverSource(base) {
     page: (run) => get("page", { run }),
     details: async (run) => decoded(await get("details", { run })),
   };
+}
+
+/**
+ * Why a series has no number at a snapshot; empty where it has one.
+ * @param {PageData} data @param {string} name @param {number} t
+ */
+export function whyNone(data, name, t) {
+  if (typeof data.series[name]?.[t] === "number") return "";
+  const room = name.split("/")[0];
+  const told = data.gaps.find(([first, last]) => first <= t && t <= last)?.[2] ?? "";
+  if (data.failed.includes(t)) return told;
+  for (const [kind, words] of [["nan", "NaN"], ["inf", "infinite"]]) {
+    const number = data.series[`weights/num_${kind}`]?.[t] ?? 0;
+    if (number && room !== "value") return `${number.toLocaleString("en-US")} weight${number === 1 ? " is" : "s are"} ${words}`;
+  }
+  if (room === "essential_sparsity" && told) return told;
+  if (room === "essential_sparsity" || room === "value") {
+    return data.unasked.includes(t) ? "the held-out examples were not evaluated here, to save time" : "the held-out examples gave no finite number";
+  }
+  if (room === "motion" && t === 0) return "it needs a snapshot before this one";
+  return room === "forecast" ? "it cannot be foreseen here" : "it was not measured";
 }
 
 /** Index of the number in rising numbers that is nearest. @param {number[]} sorted @param {number} x */

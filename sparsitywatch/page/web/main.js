@@ -3,8 +3,8 @@
 
 import { Charts, panelsOf } from "./charts.js";
 import { csv, nearest } from "./data.js";
-import { h, percent, share } from "./format.js";
-import { Heatmap, KINDS, drawHistogram, power, rowsOf } from "./tensors.js";
+import { h, percent } from "./format.js";
+import { Heatmap, KINDS, drawHistogram, power, rowsOf, scale } from "./tensors.js";
 import { drawCost, events, foot, header, tiles } from "./view.js";
 
 /**
@@ -411,14 +411,13 @@ export class Page {
     if (!details.magnitudes) return surface.replaceChildren(title, h("p", { class: "none" }, "This log has no spectra, which tell how many weights lie below any threshold."));
     const { columns, ends, all } = details.magnitudes;
     const names = ends.map((log) => `|w| ≤ ${power(log)}`);
-    const rows = names.map((label, b) => ({ label, key: label, member: [b], isGroup: false })).reverse();
+    const rows = names.map((label, b) => ({ label, real: label, key: label, member: [b], isGroup: false })).reverse();
     const steps = columns.map((t) => data.steps[t]);
     const place = h("div", {});
     this.thresholds = new Heatmap(place, {
       open: (b) => this.setTau(`abs:${ends[b]}`), pin: (step) => this.pin(step), hover: (step) => this.hover(step) },
-      { name: "surface", label: "Every threshold", exponent: 0.5 });
-    surface.replaceChildren(title, h("p", { class: "legend" }, "share: ", h("span", { class: "gradient", "aria-hidden": "true" }),
-      " from 0 to 100 %, colours even in its square root; the number at the right is at the cursor. ",
+      { name: "surface", label: "Every threshold" });
+    surface.replaceChildren(title, h("p", { class: "legend" }, "share:", scale(this.root), ". The number at the right is at the cursor. ",
       h("code", {}, "sparsitywatch emergence"), " says which thresholds turn abruptly, if any."), place);
     this.thresholds.step = this.step;
     this.thresholds.draw(steps, ends.map((_, b) => all.map((shares) => Math.round(shares[b] / 1000))), rows,
@@ -441,12 +440,12 @@ export class Page {
     const columns = byTau ? byTau.columns : details.maps.columns;
     const cells = byTau ? byTau.below.map((rows) => rows.map((row) => row[bin])) : details.maps.rows[this.choice.kind];
     const steps = columns.map((t) => data.steps[t] ?? 0);
-    const rows = rowsOf(data.tensors, cells, nearest(steps, this.step), this.choice);
+    const rows = rowsOf(data.tensors, cells, nearest(steps, this.step), this.choice, data.facts.ledger);
     heatmap.step = this.step;
     heatmap.draw(steps, cells, rows, this.charts?.shownRange ?? [steps[0], steps[steps.length - 1]], this.tensor);
     const rule = this.choice.kind !== "near_zero" ? "" : byTau ? `, |w| ≤ ${power(Number(this.tau.slice(4)))}` : ` (${data.about[`near_zero/${data.rule}`]?.label.split(", ")[1] ?? ""})`;
-    note.replaceChildren(`${KINDS[this.choice.kind]}${rule}: `, h("span", { class: "gradient", "aria-hidden": "true" }),
-      ` from 0 to ${share(heatmap.high)}; ${rows.filter((row) => !row.isGroup).length} of ${data.tensors.length} tensors, the number at the right is at the cursor`);
+    note.replaceChildren(`${KINDS[this.choice.kind]}${rule}:`, scale(this.root),
+      `. ${rows.filter((row) => !row.isGroup).length} of ${data.tensors.length} tensors; the number at the right is at the cursor`);
   }
 
   openTensor() {

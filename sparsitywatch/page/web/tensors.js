@@ -2,56 +2,97 @@
 /** Every tensor by step as a heatmap, and how large the weights of one of them are. */
 
 import { nearest } from "./data.js";
-import { capital, colour, h, numbered, s, share, significant, whole } from "./format.js";
+import { capital, colour, h, numbered, percent, s, share, significant, whole } from "./format.js";
 
 /**
  * @typedef {import("./data.js").PageData} PageData
  * @typedef {import("./data.js").Details} Details
- * @typedef {{label: string, key: string, member: number[], isGroup: boolean}} Row
+ * @typedef {{label: string, real: string, key: string, member: number[], isGroup: boolean}} Row
  * @typedef {{kind: string, group: string, sort: string, search: string}} Choice
  */
 
 const ROW = 18;
 const VALUES = 56;
-/** Colours of viridis, from nothing to the largest share. */
-const VIRIDIS = ["440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"]
+/** From nothing to everything on white; on black the other way round. Colours are even in the square root of a share. */
+const PALE_TO_DARK = ["ffffd9", "edf8b1", "c7e9b4", "7fcdbb", "41b6c4", "1d91c0", "225ea8", "253494", "081d58"]
   .map((text) => [0, 2, 4].map((i) => Number.parseInt(text.slice(i, i + 2), 16)));
+/** Shares whose colours are said. */
+const SAID = [0, 0.01, 0.05, 0.25, 0.5, 1];
 /** @type {Record<string, string>} */
 export const KINDS = { near_zero: "near zero", dormant: "dormant", removed: "removed" };
 
-/** @param {number} x in [0, 1] @returns {number[]} red, green, blue */
-export function viridis(x) {
-  const place = Math.min(Math.max(x, 0), 1) * (VIRIDIS.length - 1);
-  const left = Math.min(Math.floor(place), VIRIDIS.length - 2);
-  return VIRIDIS[left].map((c, i) => Math.round(c + (place - left) * (VIRIDIS[left + 1][i] - c)));
+/** @param {Element} root on which the colours are @returns {(share: number) => number[]} red, green, blue */
+function paintOf(root) {
+  const isDark = colour(root, "paper") !== "#ffffff";
+  return (share) => {
+    const x = Math.sqrt(Math.min(Math.max(share, 0), 1));
+    const place = (isDark ? 1 - x : x) * (PALE_TO_DARK.length - 1);
+    const left = Math.min(Math.floor(place), PALE_TO_DARK.length - 2);
+    return PALE_TO_DARK[left].map((c, i) => Math.round(c + (place - left) * (PALE_TO_DARK[left + 1][i] - c)));
+  };
 }
 
+/** What the colours mean. @param {Element} root */
+export function scale(root) {
+  const paint = paintOf(root);
+  return h("span", { class: "scale" }, ...SAID.flatMap((x) => [h("i", { style: `background:rgb(${paint(x).join()})`, "aria-hidden": "true" }), percent(x)]));
+}
+
+/** What the last parts of a name say, in the families of transformers. @type {[RegExp, string][]} */
+const ROLES = [
+  [/\b(query_key_value|c_attn|in_proj|in_proj_weight|qkv|qkv_proj|Wqkv)$/, "attention query/key/value"],
+  [/(\b(query|q_proj|q_lin|to_q)|att.*\.q)$/i, "attention query"],
+  [/(\b(key|k_proj|k_lin|to_k)|att.*\.k)$/i, "attention key"],
+  [/(\b(value|v_proj|v_lin|to_v)|att.*\.v)$/i, "attention value"],
+  [/att.*\.(dense|out_proj|o_proj|o|out_lin|c_proj|proj)$/i, "attention output"],
+  [/\b(gate_proj|wi_0)$/, "feed-forward gate"],
+  [/\b(intermediate\.dense|c_fc|up_proj|fc1|fc_in|lin1|linear1|wi|wi_1|dense_h_to_4h)$/, "feed-forward in"],
+  [/\b(output\.dense|c_proj|down_proj|fc2|fc_out|lin2|linear2|wo|dense_4h_to_h)$/, "feed-forward out"],
+];
+const isNumber = (/** @type {string} */ part) => /^\d+$/.test(part);
+
 /**
- * Names without what all have in common: the block, and the rest, which is the kind.
- * @param {string[]} names
+ * Names without what all have in common: the block, the rest, which is the kind, and both in words.
+ * @param {string[]} names @param {(string | number)[][]} [ledger] rows of the scope: the name first, its shape third
  */
-export function parted(names) {
+export function parted(names, ledger = []) {
   let parts = names.map((name) => name.split("."));
   const whole = () => parts.every((p) => p.length > 1);
   if (whole() && parts.every((p) => p[p.length - 1] === "weight")) parts = parts.map((p) => p.slice(0, -1));
-  while (names.length > 1 && whole() && parts.every((p) => p[0] === parts[0][0]) && !/^\d+$/.test(parts[0][0])) {
+  while (names.length > 1 && whole() && parts.every((p) => p[0] === parts[0][0]) && !isNumber(parts[0][0])) {
     parts = parts.map((p) => p.slice(1));
   }
-  return parts.map((p) => {
-    const block = p.slice(0, -1).findIndex((part) => /^\d+$/.test(part));
-    return { block: p.slice(0, block + 1).join("."), kind: p.slice(block + 1).join("."), label: p.join(".") };
+  const shapes = new Map(ledger.map((row) => [row[0], String(row[2])]));
+  /** @type {Map<string, number>} */
+  const counts = new Map();
+  const found = parts.map((p, i) => {
+    const block = p.slice(0, -1).findIndex(isNumber);
+    const [before, after] = [p.slice(0, block + 1), p.slice(block + 1)];
+    const layer = before.length ? [...before.slice(0, -1).filter((word) => !/^(layers?|h|blocks?)$/.test(word)), "layer", before[block]].join(" ") : "";
+    const kind = after.join(".");
+    let role = ROLES.find(([pattern]) => pattern.test(kind))?.[1] ?? kind;
+    if (isNumber(after[after.length - 1])) { // in a Sequential
+      const type = (shapes.get(names[i])?.match(/\d+/g)?.length ?? 2) > 2 ? "convolution" : "linear";
+      const key = [...p.slice(0, -1), type].join(".");
+      counts.set(key, (counts.get(key) ?? 0) + 1);
+      role = [...after.slice(0, -1), type, counts.get(key)].join(" ");
+    }
+    return { block: before.join("."), layer, kind, role, real: p.join("."), label: [layer, role].filter(Boolean).join(", ") };
   });
+  const labels = found.map((part) => part.label);
+  return found.map((part, i) => (labels.indexOf(part.label) === i && labels.lastIndexOf(part.label) === i ? part : { ...part, label: part.real }));
 }
 
 /**
  * Rows in the order that was asked for.
  * @param {string[]} names @param {number[][]} cells @param {number} column @param {Choice} choice
+ * @param {(string | number)[][]} [ledger]
  * @returns {Row[]}
  */
-export function rowsOf(names, cells, column, choice) {
-  const parts = parted(names);
+export function rowsOf(names, cells, column, choice, ledger) {
+  const parts = parted(names, ledger);
   const wanted = choice.search.toLowerCase();
-  const found = names.map((_, i) => i).filter((i) => names[i].toLowerCase().includes(wanted));
+  const found = names.map((_, i) => i).filter((i) => `${parts[i].label}\n${names[i]}`.toLowerCase().includes(wanted));
   const value = (/** @type {number} */ i) => cells[i][column] ?? -1;
   const rise = (/** @type {number} */ i) => {
     const known = cells[i].filter((x) => x >= 0);
@@ -59,7 +100,7 @@ export function rowsOf(names, cells, column, choice) {
   };
   /** @type {Record<string, (a: number, b: number) => number>} */
   const orders = { model: (a, b) => a - b, largest: (a, b) => value(b) - value(a) || a - b, rise: (a, b) => rise(b) - rise(a) || a - b };
-  const single = (/** @type {number} */ i) => ({ label: parts[i].label, key: names[i], member: [i], isGroup: false });
+  const single = (/** @type {number} */ i) => ({ label: parts[i].label, real: parts[i].real, key: names[i], member: [i], isGroup: false });
   if (choice.group === "none") return found.sort(orders[choice.sort]).map(single);
   /** @type {Map<string, number[]>} */
   const groups = new Map();
@@ -74,8 +115,9 @@ export function rowsOf(names, cells, column, choice) {
   }
   return keys.flatMap((key) => {
     const own = groups.get(key) ?? [];
-    const label = `${choice.group === "block" ? "block " : ""}${key}: mean of ${own.length}`;
-    return [{ label, key, member: own, isGroup: true }, ...[...own].sort(orders[choice.sort]).map(single)];
+    const first = parts[own[0]];
+    const label = `${(choice.group === "block" ? first.layer : first.role) || key}: mean of ${own.length}`;
+    return [{ label, real: label, key, member: own, isGroup: true }, ...[...own].sort(orders[choice.sort]).map(single)];
   });
 }
 
@@ -89,12 +131,11 @@ export function meanOf(shares) {
 export class Heatmap {
   /**
    * @param {HTMLElement} root @param {{open: (row: number) => void, pin: (step: number) => void, hover: (step: number | null) => void}} told
-   * @param {{name: string, label: string, exponent: number}} look its class, what it is, and the power of a share that its colours are even in
+   * @param {{name: string, label: string}} look its class, and what it is
    */
-  constructor(root, told, look = { name: "heat", label: "Every tensor", exponent: 1 }) {
+  constructor(root, told, look = { name: "heat", label: "Every tensor" }) {
     this.root = root;
     this.told = told;
-    this.exponent = look.exponent;
     this.canvas = /** @type {HTMLCanvasElement} */ (h("canvas", { "aria-hidden": "true" }));
     this.values = /** @type {HTMLCanvasElement} */ (h("canvas", { "aria-hidden": "true" }));
     this.cursor = h("div", { class: "cursor" });
@@ -114,7 +155,6 @@ export class Heatmap {
     this.steps = [];
     /** @type {[number, number]} */
     this.range = [0, 1];
-    this.high = 1000;
     this.step = 0;
     /** @type {{t: number, rows: Row[], dense: number}} of which column the numbers are that stand there */
     this.numbers = { t: -1, rows: [], dense: 1 };
@@ -123,10 +163,9 @@ export class Heatmap {
   /** @param {number[]} steps of the columns @param {number[][]} cells @param {Row[]} rows @param {[number, number]} range @param {string} open */
   draw(steps, cells, rows, range, open) {
     Object.assign(this, { steps, cells, rows, range });
-    this.high = Math.max(1, ...cells.map((row) => row.reduce((a, b) => Math.max(a, b), 0)));
     this.names.replaceChildren(...rows.map((row) =>
       h("li", { class: row.isGroup ? "group" : "" }, row.isGroup ? h("span", {}, row.label)
-        : h("button", { type: "button", title: row.key, "aria-pressed": String(row.key === open), onclick: () => this.told.open(row.member[0]) }, row.label))));
+        : h("button", { type: "button", title: row.key, "aria-pressed": String(row.key === open), onclick: () => this.told.open(row.member[0]) }, row.label, row.real === row.label ? null : h("small", {}, ` ${row.real}`)))));
     this.paint();
   }
 
@@ -145,7 +184,8 @@ export class Heatmap {
   /** The colour of each number of thousandths, as a pixel of four bytes. */
   paints() {
     const bytes = new Uint8ClampedArray(4 * 1001);
-    for (let n = 0; n <= 1000; n += 1) bytes.set([...viridis((n / this.high) ** this.exponent), 255], 4 * n);
+    const paint = paintOf(this.root);
+    for (let n = 0; n <= 1000; n += 1) bytes.set([...paint(n / 1000), 255], 4 * n);
     return new Uint32Array(bytes.buffer);
   }
 
@@ -215,8 +255,9 @@ export function drawHistogram(root, name, magnitudes, tensor, data, step, close)
     "aria-label": `log10 of the magnitudes of ${name} over the run` }));
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const image = context.createImageData(columns.length, ends.length);
+  const paint = paintOf(root);
   bins.forEach((row, x) => row.forEach((n, b) => {
-    if (n >= 0) image.data.set([...viridis(Math.sqrt(n / high)), 255], 4 * ((ends.length - 1 - b) * columns.length + x));
+    if (n >= 0) image.data.set([...paint(n / high), 255], 4 * ((ends.length - 1 - b) * columns.length + x));
   }));
   context.putImageData(image, 0, 0);
   Object.assign(canvas.style, { width: "100%", height: `${height}px` });
@@ -225,7 +266,7 @@ export function drawHistogram(root, name, magnitudes, tensor, data, step, close)
   root.replaceChildren(
     h("h3", {}, "How large its weights are: ", h("code", {}, name), " ", h("button", { type: "button", onclick: close }, "close")),
     h("div", { class: "pair" },
-      h("figure", {}, canvas, h("figcaption", {}, `${capital(numbered(data, own[0]))} to ${whole(own[last])} from left to right; from bottom to top |w| from ${power(ends[0])} to ${power(ends[ends.length - 1])}. Bright: many weights have that size.`)),
+      h("figure", {}, canvas, h("figcaption", {}, `${capital(numbered(data, own[0]))} to ${whole(own[last])} from left to right; from bottom to top |w| from ${power(ends[0])} to ${power(ends[ends.length - 1])}. The stronger the colour, the more weights have that size.`)),
       h("figure", {}, svg, h("figcaption", {}, `Shares of its weights by log10 |w|: at ${numbered(data, own[t])} (line), at ${numbered(data, own[0])} (dashed). Weights that move to the left shrink.`))),
   );
 }
