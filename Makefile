@@ -19,13 +19,14 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-fast check format lint types imports bench bench-detection paper clean
+.PHONY: help setup demo test test-fast check format lint types imports docs bench bench-detection paper clean
 
 help:
 	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
 	@echo "make test    run every test                          ARGS=\"-k spectrum\""
 	@echo "make test-fast   before a commit: some of every room, a minute"
 	@echo "make check   formatting, lint, types, import rules"
+	@echo "make docs    build the manual into build/manual"
 	@echo "make bench   time the library against the usual way"
 	@echo "make bench-detection   score the detector beside others; fifteen minutes, or ARGS=\"--small\""
 	@echo "make paper   the paper's experiments, an hour; goes on where it was"
@@ -57,6 +58,11 @@ types: $(VENV)/.ready-dev
 imports: $(VENV)/.ready-dev
 	$(BIN)/python $(BIN)/lint-imports --no-cache  # its cache overlooks added modules
 
+# docs/ is a folder, too; --strict: a warning, such as a link to nowhere, is an error
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
+	@echo "Open build/manual/index.html, or: $(BIN)/python -m mkdocs serve"
+
 bench: $(VENV)/.ready-dev
 	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python "$$script" $(ARGS); done
 
@@ -79,11 +85,15 @@ clean:
 # dev includes the others
 $(VENV)/.ready-dev: pyproject.toml
 	$(call install,dev)
-	@touch $(VENV)/.ready-demo $(VENV)/.ready-paper $@
+	@touch $(VENV)/.ready-demo $(VENV)/.ready-docs $(VENV)/.ready-paper $@
 
 $(VENV)/.ready-paper: pyproject.toml
 	$(call install,paper)
 	@touch $(VENV)/.ready-demo $@
+
+$(VENV)/.ready-docs: pyproject.toml
+	$(call install,docs)
+	@touch $@
 
 $(VENV)/.ready-demo: pyproject.toml
 	$(call install,demo)

@@ -1,0 +1,60 @@
+"""The manual: every page is in its menu, every public name in its reference."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import sparsitywatch as sw
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+MENU = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text().partition("nav:")[2], re.M)
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("griffe")  # of the group docs
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "hooks", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_page_is_in_the_menu_once() -> None:
+    assert sorted(MENU) == sorted(PAGES)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    told = set(re.findall(r"^::: sparsitywatch\.([\w.]+)", (DOCS / "api.md").read_text(), re.M))
+    modules = {name for name in sw.__all__ if isinstance(getattr(sw, name), ModuleType)}
+    errors = {name for name in sw.__all__ if name.endswith("Error")}  # a page of their own
+    assert set(sw.__all__) - modules - errors - {"__version__"} <= told
+    rooms = {name.partition(".")[0] for name in told}
+    assert modules - {"errors"} <= rooms
+
+
+def test_links_into_the_repository_are_words_and_broken_ones_stay(hooks: ModuleType) -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="costs.md"))
+    text = (
+        "[figures](../benchmarks/README.md#x), [gone](../gone.md), [costs](costs.md), "
+        "[a](../docs/costs.md)"
+    )
+    assert hooks.on_page_markdown(text, page=page) == (
+        "`benchmarks/README.md`, [gone](../gone.md), [costs](costs.md), [a](../docs/costs.md)"
+    )
+
+
+def test_docstrings_become_markdown(hooks: ModuleType) -> None:
+    docstring = "Of shape [S][K]::\n\n    code\n\n::\n\n    >>> 1 + 1\n    2\n\nThe end: no code."
+    assert hooks.as_markdown(docstring) == (
+        "Of shape [S]\\[K]:\n\n    code\n\n\n    ```pycon\n    >>> 1 + 1\n    2\n    ```\n\n"
+        "The end: no code."
+    )
