@@ -1,4 +1,6 @@
-"""What happened in runs of the demo: plateau, breakthrough, take-off. The table of docs/demo.md.
+"""What happened in runs of the demo: plateau, breakthrough, take-off.
+
+The table of docs/reports/demo.md.
 
 python benchmarks/milestones.py runs/demo runs/control
 

@@ -11,7 +11,7 @@ and the comparison is what is then exchanged. Times are of the slowest rank, by 
 the processor, which is steadier where others use the machine: medians, but of the curve and of the
 attach the shortest, since each process needs a core for it.
 
-``--model`` only prints what follows for large models, as docs/scaling.md shows it.
+``--model`` only prints what follows for large models, as docs/reports/scaling.md shows it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What a snapshot costs on many devices: a model from what is measured and what is public.
 
-Every number that goes in stands here once, with its source; docs/scaling.md shows what comes out.
+Every number that goes in stands here once, with its source; docs/reports/scaling.md shows what
+comes out.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ UTILISATION = 0.4
 
 # ------------------------------------------------------------------ measured here
 
-#: Seconds of one core: adding up, for each tensor; comparing the sample (docs/costs.md); the
-#: digest of a tensor's counts, for the replicas.
+#: Seconds of one core: adding up, for each tensor; comparing the sample (docs/reports/costs.md);
+#: the digest of a tensor's counts, for the replicas.
 SUM_S, COMPARE_S, DIGEST_S = 0.27e-3, 0.07, 0.015e-3
 #: Passes over all examples a snapshot, by sweep.
 EVALUATIONS = {"`Bisection`": 16, "`Racing`, the default": 7}

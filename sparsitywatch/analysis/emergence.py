@@ -213,7 +213,7 @@ def turns_of(
     seen: list[list[Event]] = [[] for _ in shares]
     for k in tested:
         # each is a chance to be fooled, though neighbours are correlated: at scores of 5 and more
-        # two of them with correlation 0.8 are hardly ever high together (docs/detection.md)
+        # two of them with correlation 0.8 are hardly ever high together (docs/reports/detection.md)
         detector = AbruptChange(_MIN_EFFECT, family=len(tested))
         each = zip(steps.tolist(), shares[k].tolist(), contexts, strict=True)
         found = [detector.update(step, value, context) for step, value, context in each]

@@ -43,8 +43,8 @@ def essential_sparsity(
 
     The interval inverts the pointwise test: it runs from the crossing of harm plus to that of harm
     minus the critical value times the standard error, each with the harm between points read both
-    as straight and as a monotone cubic, whichever is farther out. docs/estimate.md has its measured
-    coverage.
+    as straight and as a monotone cubic, whichever is farther out. docs/reports/estimate.md has
+    its measured coverage.
 
     Args:
         curve: points in any order, with one at sparsity 0 and, to prove reliance, at 1.

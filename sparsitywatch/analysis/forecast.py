@@ -2,8 +2,8 @@
 
 A dormant weight of magnitude m is near zero when the decay clock has advanced by ln(m / t). More
 weights go dormant meanwhile: as many again as in the window before, and no more than that. Living
-weights stay as they are; how far they drift is part of the band. docs/forecast.md has what was
-tried instead and predicts worse.
+weights stay as they are; how far they drift is part of the band. docs/reports/forecast.md has
+what was tried instead and predicts worse.
 """
 
 from __future__ import annotations

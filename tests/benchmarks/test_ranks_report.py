@@ -17,7 +17,7 @@ from sparsitywatch.ranks.reading import ShardBox, ShardedReader, Shards
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs/scaling.md"
+PAGE = ROOT / "docs/reports/scaling.md"
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ COMMANDS = sorted(
 )
 
 
-PAGES = [*ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"]
+PAGES = [*ROOT.glob("docs/**/*.md"), ROOT / "benchmarks" / "README.md"]
 MANUAL = sorted(set().union(*(commands_in(page.read_text()) for page in PAGES)) - set(COMMANDS))
 
 

@@ -2,7 +2,8 @@
 
 Stored weights are counted as they are read: each thread reads a little and counts it while it is
 still in that core's cache. They go through memory once less than if they were read first, and no
-page of it is ever fresh; reading whole tensors takes two to seven times as long (docs/costs.md).
+page of it is ever fresh; reading whole tensors takes two to seven times as long
+(docs/reports/costs.md).
 
 Counting is ``index_add_`` into integers. On CPU it is the fastest serial scatter that torch
 has; numpy takes the keys, since its loops are serial too and run outside of the interpreter
