@@ -1,0 +1,65 @@
+"""What the manual shows runs as it stands: the tutorial from an empty folder, and every block."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsitywatch import cli
+from sparsitywatch.sinks.jsonl import read_records
+
+DOCS = Path(__file__).parents[2] / "docs"
+FENCED = re.compile(r"^```python(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$", re.M | re.S)
+
+def run(code: str, folder: Path, *arguments: str) -> str:
+    """What it prints; a fault fails the test."""
+    done = subprocess.run(
+        [sys.executable, "-", *arguments], input=code, cwd=folder, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_tutorial_from_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With fewer steps; what it says of the first run is what that prints."""
+    text = (DOCS / "tutorial.md").read_text()
+    data, pretrain, mended = (found["code"] for found in FENCED.finditer(text))
+    wrong = pretrain[pretrain.index("def groups") : pretrain.index("\n\n\ndef pretrain")]
+    small = pretrain.replace("max_steps=100", "max_steps=20").replace(
+        "save_steps=20", "save_steps=5"
+    )
+    small = small.replace("every=10", "every=5")
+    assert {"max_steps=20", "save_steps=5", "every=5"} <= set(re.findall(r"\w+=\d+", small))
+    run(data, tmp_path)
+    first = run(small, tmp_path, "first")
+    alarm = re.search(r"```text\n(.*?) \[\.\.\.\]\n```", text, re.S)[1]
+    assert " ".join(alarm.split()).replace("step 10,", "step 5,") in first
+    assert wrong in small
+    second = run(small.replace(wrong, mended.rstrip()), tmp_path, "second")
+    assert "not trained" not in second
+
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    sparsitywatch (.*?)(?:  +#.*)?$", text, re.M)
+    names = [command.split()[0] for command in commands]
+    assert names == ["status", "summary", "report", "compare", "audit", "replay", "compare"]
+    for command in commands:
+        words = shlex.split(command.replace("checkpoint-20", "checkpoint-5"))
+        assert cli.main(words) == 0, command
+    assert cli.main(["status", "first/runs"]) == 2
+    assert "broken: 6 tensors not trained" in capsys.readouterr().out
+    live = {r.step: r for r in read_records(tmp_path / "second" / "runs" / "sparsitywatch")}
+    replayed = read_records(tmp_path / "replayed" / "sparsitywatch")
+    assert [record.step for record in replayed] == [5, 10, 15, 20]
+    for record in replayed:
+        assert record.curve is not None
+        assert record.near_zero["abs_0.001"] == live[record.step].near_zero["abs_0.001"]
