@@ -16,6 +16,22 @@ from sparsitywatch.sinks.jsonl import read_records
 
 DOCS = Path(__file__).parents[2] / "docs"
 FENCED = re.compile(r"^```python(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$", re.M | re.S)
+#: Pages whose blocks go on from those of the recipes' first one.
+PAGES = sorted(
+    page.name
+    for page in DOCS.glob("*.md")
+    if FENCED.search(page.read_text())
+    and page.name not in ("recipes.md", "start.md", "tutorial.md")
+)
+#: What blocks of other pages take for granted beside that.
+GIVEN = """
+proxy, held_out_batches = sw.Proxy([inputs[:64]], value), [inputs[:64]]
+"""
+
+
+def blocks(page: str) -> list[str]:
+    return [found["code"] for found in FENCED.finditer((DOCS / page).read_text())]
+
 
 def run(code: str, folder: Path, *arguments: str) -> str:
     """What it prints; a fault fails the test."""
@@ -25,6 +41,23 @@ def run(code: str, folder: Path, *arguments: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_recipes_run_in_their_order(tmp_path: Path) -> None:
+    assert len(blocks("recipes.md")) == 9
+    printed = run("\n".join(blocks("recipes.md")), tmp_path)
+    assert "<Record" in printed
+    assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"mine", "bert", "replayed"}
+
+
+@pytest.mark.slow
+def test_the_blocks_of_the_other_pages_run(tmp_path: Path) -> None:
+    """In one process, since most of the time goes to importing torch."""
+    assert len(PAGES) >= 5
+    code = [blocks("recipes.md")[0], GIVEN]
+    code += [block for page in PAGES for block in blocks(page)]
+    run("\n".join(code), tmp_path)
 
 
 @pytest.mark.slow

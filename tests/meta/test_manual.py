@@ -15,6 +15,12 @@ import sparsitywatch as sw
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+#: Beside reports, and what comes from docstrings and tables of the package.
+MANUAL = {
+    page
+    for page in PAGES - {"api.md", "tags.md", "data_volume.md", "paper.md", "paper-small-models.md"}
+    if not page.startswith("reports/")
+}
 MENU = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text().partition("nav:")[2], re.M)
 
 
@@ -30,6 +36,15 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_every_page_is_in_the_menu_once() -> None:
     assert sorted(MENU) == sorted(PAGES)
+
+
+def test_the_manual_is_short() -> None:
+    assert sum(len((DOCS / page).read_text().split()) for page in MANUAL) <= 18_000
+
+
+def test_every_page_of_the_manual_has_an_example() -> None:
+    for page in MANUAL - {"index.md"}:
+        assert re.search(r"^(```|    \S)", (DOCS / page).read_text(), re.M), page
 
 
 def test_every_public_name_is_in_the_reference() -> None:
