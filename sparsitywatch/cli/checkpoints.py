@@ -35,7 +35,7 @@ from sparsitywatch.errors import CheckpointError, ConfigurationError, Measuremen
 from sparsitywatch.progress import Progress
 from sparsitywatch.records import Event, Record, to_json
 from sparsitywatch.redact import printable, redacted, redacted_url
-from sparsitywatch.series import count, describe, size
+from sparsitywatch.series import count, describe, percent, size
 
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.analysis.audit import Audit
@@ -142,11 +142,11 @@ def _described(description: dict[str, Any]) -> list[str]:
     if chosen is None:
         counted = f"{num_tensors}, {whole['num_weights']:,} weights, {size(whole['num_bytes'])}"
     else:
+        share = percent(chosen["num_weights"] / whole["num_weights"])
         counted = (
             f"{chosen['num_tensors']:,} of {num_tensors} in scope, {chosen['num_weights']:,} of "
-            f"{whole['num_weights']:,} weights ({chosen['num_weights'] / whole['num_weights']:.1%})"
-            f", {size(chosen['num_bytes'])} of {size(whole['num_bytes'])}; scope "
-            f"{description['scope_hash']}"
+            f"{whole['num_weights']:,} weights ({share}), {size(chosen['num_bytes'])} of "
+            f"{size(whole['num_bytes'])}; scope {description['scope_hash']}"
         )
     rows = [("scope", "tensor", "shape", "dtype", "bytes", "why")]
     for tensor in description["tensors"]:

@@ -170,7 +170,7 @@ def test_the_inner_directory_is_taken_too(logdir: Path, tmp_path: Path, capsys) 
 
 def test_scope(logdir: Path, capsys) -> None:
     output = told(capsys, "scope", logdir)
-    assert output.startswith("12 of 13 parameters in scope, 49,152 of 54,272 weights (90.6%)\n")
+    assert output.startswith("12 of 13 parameters in scope, 49,152 of 54,272 weights (90.6 %)\n")
     for entry in fake_run.run_info().ledger:
         (line,) = (line for line in output.splitlines() if f" {entry.name} " in line)
         assert line.split()[0] == ("in" if entry.in_scope else "out")

@@ -71,8 +71,10 @@ def test_the_tutorial_from_an_empty_folder(
     small = pretrain.replace("max_steps=100", "max_steps=20").replace(
         "save_steps=20", "save_steps=5"
     )
-    small = small.replace("every=10", "every=5")
-    assert {"max_steps=20", "save_steps=5", "every=5"} <= set(re.findall(r"\w+=\d+", small))
+    small = small.replace("every=10", "every=5").replace("logging_steps=10", "logging_steps=5")
+    assert {"max_steps=20", "save_steps=5", "logging_steps=5", "every=5"} <= set(
+        re.findall(r"\w+=\d+", small)
+    )
     run(data, tmp_path)
     first = run(small, tmp_path, "first")
     alarm = re.search(r"```text\n(.*?) \[\.\.\.\]\n```", text, re.S)[1]
