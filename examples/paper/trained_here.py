@@ -226,6 +226,7 @@ def parsed(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, toy: Mapping[str, Any]
 ) -> argparse.Namespace:
     """The arguments; with ``--small`` those of a toy. Intervals over seeds need two."""
+    parser.set_defaults(threads=1)  # more of them wait for each other at each small step
     args = common.parsed(parser, argv, toy)
     if args.seeds < 2:
         parser.error("Expected two `--seeds` at least.")

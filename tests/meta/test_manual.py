@@ -17,9 +17,7 @@ DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
 #: Beside reports, and what comes from docstrings and tables of the package.
 MANUAL = {
-    page
-    for page in PAGES - {"api.md", "tags.md", "data_volume.md", "paper.md", "paper-small-models.md"}
-    if not page.startswith("reports/")
+    page for page in PAGES - {"api.md", "tags.md", "paper.md"} if not page.startswith("reports/")
 }
 MENU = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text().partition("nav:")[2], re.M)
 
