@@ -230,13 +230,12 @@ def measured() -> dict[str, dict[str, Table]]:
     """Of the live run and of its replays: a table for each file of the log."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    quiet = {"on_event": [], "strict": True}
     try:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
             checkpoints = place / "checkpoints"
             train(place / "live", checkpoints)
-            sw.replay(checkpoints, logdir=place / "weights", **quiet)
+            sw.replay(checkpoints, logdir=place / "weights", on_event=[])
             some = [checkpoints / f"ckpt-{step}.pt" for step in range(0, STEPS + 1, 3 * EVERY)]
             sw.replay(
                 some,
@@ -244,7 +243,7 @@ def measured() -> dict[str, dict[str, Table]]:
                 model=net(),
                 proxy=proxy(),
                 tolerance=TOLERANCE,
-                **quiet,
+                on_event=[],
             )
             runs = {"live": "live", "replay": "weights", "replay with model and proxy": "model"}
             found = {name: told_by(place / log) for name, log in runs.items()}

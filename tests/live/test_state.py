@@ -125,7 +125,8 @@ def test_a_watch_whose_evaluations_all_fail_is_blind(tmp_path: Path, capsys, mon
 
 def test_the_last_share_of_the_time_is_written_at_the_end(tmp_path: Path) -> None:
     run = Run()
-    with run.watch(tmp_path, every=3, proxy=None) as watcher:
+    # what is done behind so short a training takes longer than all of it: the share is 1 then
+    with run.watch(tmp_path, every=3, proxy=None, background=False) as watcher:
         run.train(10)
     state, records = state_of(tmp_path), watcher.records
     scalars = event_readers.scalars_of_plugin_accumulator(tmp_path / "sparsitywatch")

@@ -475,7 +475,7 @@ def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
         ({"scope": lambda n, p: False}, "`scope` to select at least one weight"),
         ({"every": 0}, "`every` to be a whole number.*got 0"),
         ({"levels": [0.5, 1.0]}, r"`levels\[1\]`.*got 1\.0"),
-        ({"levels": []}, "`levels` with at least one"),
+        ({"levels": []}, "`levels` to be at least one sparsity"),
         ({"levels": 5}, "`levels` to be a list of sparsities.*got 5"),
         ({"tolerance": -0.1}, "`tolerance`.*got -0.1"),
         ({"tolerance": float("nan")}, "`tolerance`.*got nan"),

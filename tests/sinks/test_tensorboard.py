@@ -458,7 +458,7 @@ def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
     assert list(found) == ["0_sparsity/events", "z_sparsity/about", "z_sparsity/scope"]
     ((step, scope),) = found["z_sparsity/scope"]
     assert step == 0
-    assert "12 of 13 parameters in scope, 49,152 of 54,272 weights (90.6%)" in scope
+    assert "12 of 13 parameters in scope, 49,152 of 54,272 weights (90.6 %)" in scope
     rows = [line for line in scope.splitlines() if line.startswith(("| **in**", "| out"))]
     assert len(rows) == len(run.ledger)
     for row, entry in zip(rows, run.ledger, strict=True):
