@@ -9,8 +9,10 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 # as many processes as tests/conftest.py says; a range of tests goes to each, and who is done takes
 # from the others
 TESTS  := --numprocesses=logical --maxprocesses=8 --dist=worksteal
-# in this order; those that are there
-PAPER := layers patterns finetuned_curve mask_similarity lottery_ticket decoder data_volume data_finetuned
+# each keeps all cores busy; then those of one core, two rows at a time
+PAPER := layers patterns finetuned_curve mask_similarity
+PAPER_ROWS := "data_volume data_finetuned" "lottery_ticket decoder"
+PAPER_RUN = for name; do echo "examples/paper/$$name.py"; $(BIN)/python "examples/paper/$$name.py" $(ARGS); done
 BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py benchmarks/replay.py \
 	benchmarks/ranks.py benchmarks/masks.py benchmarks/pages.py
 
@@ -71,10 +73,8 @@ bench-detection: $(VENV)/.ready-dev
 
 paper: $(VENV)/.ready-paper
 	$(BIN)/python examples/paper/fetch.py
-	@set -e; for name in $(PAPER); do \
-		script=examples/paper/$$name.py; [ -e $$script ] || continue; \
-		echo "$$script"; $(BIN)/python $$script $(ARGS); \
-	done
+	@set -e -- $(PAPER); $(PAPER_RUN)
+	@printf '%s\n' $(PAPER_ROWS) | xargs -P 2 -I{} sh -c 'set -e -- {}; $(PAPER_RUN)'
 
 setup: $(VENV)/.ready-dev
 

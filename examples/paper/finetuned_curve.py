@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             curves = {"global": omp, "random": random}
             if args.steps:
-                said.append(f"{task}: {tuning.remark(dense, executor)}")
+                said.append(f"{task}: {tuning.remark(omp, executor)}")
             lines += rows(task, dense, curves)
             said += estimates(task, curves)
             pairs += compared(tuning, curves)

@@ -403,7 +403,7 @@ def _encoded(texts: Sequence[tuple[str, int, int]], material: Path, length: int)
     file = _there(material / "minilm" / "tokenizer.json")
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token="[PAD]")  # noqa: S106
     found = tokenizer(
-        [text for text, _, _ in texts], truncation=True, max_length=length, padding="max_length",
+        [text for text, _, _ in texts], truncation=True, max_length=length, padding=True,
         return_tensors="pt",
     )  # fmt: skip
     return Examples(
