@@ -6,7 +6,7 @@ pretrains the small BERT of the demo on 100, 60 and 20 % of the text, over three
 under watch: nine runs of one to two minutes on one CPU core. Then it prints what each run showed,
 the mean and the spread over the seeds for each share, and whether the largest share differs from
 each other one, paired by seed.
-docs/paper.md has what came out.
+docs/reports/paper.md has what came out.
 
 The paper (arXiv:2306.03805, Figure 8) reports for BERT-base, with one run per share, that more
 data makes the model sparser, and earlier so. This is a small model with strong weight decay;

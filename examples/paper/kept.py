@@ -1,4 +1,4 @@
-"""What a claim of docs/paper*.md rests on, kept as small files that say where they are from.
+"""What a claim of docs/reports/paper.md rests on, kept as small files that say where they are from.
 
 ``tests/contracts/claims.py`` reads them back and computes the claims anew.
 """

@@ -1,4 +1,4 @@
-"""What docs/paper.md says of each figure is what the paper's commands have kept."""
+"""What docs/reports/paper.md says of each figure is what the paper's commands have kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contracts.claims import Claim, hold, section_of, words_of
 import sparsitywatch as sw
 from sparsitywatch.records.difference import Difference, Spread
 
-PAPER = (Path(__file__).parents[2] / "docs" / "paper.md").read_text("utf-8")
+PAPER = (Path(__file__).parents[2] / "docs" / "reports" / "paper.md").read_text("utf-8")
 Report = Mapping[str, Any]
 Said = list[tuple[str, sw.Conclusion]]
 

@@ -1,4 +1,4 @@
-"""The pretraining with BERT's settings, in tiny; and what docs/paper.md says of it in full."""
+"""The pretraining with BERT's settings, in tiny; what docs/reports/paper.md says of it in full."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsitywatch.analysis.emergence import turns_of
 
 SMALL = ["--small", "--steps", "12", "--every", "4"]
 KEPT = kept.kept(kept.FOLDER / "emergence")
-PAPER_MD = Path(__file__).parents[2] / "docs" / "paper.md"
+PAPER_MD = Path(__file__).parents[2] / "docs" / "reports" / "paper.md"
 PAPER = PAPER_MD.read_text("utf-8")
 
 
@@ -200,7 +200,7 @@ CLAIMS = [
         "each: {seeds}), trained at commit {commit}, the last on {date}. Each is asked for an "
         "abrupt turn at {thresholds} thresholds, absolute ones and those relative to the first "
         "and the present rms; the chance of finding one among so many is [corrected "
-        "for](detection.md#every-threshold-at-once). Of the thresholds the table has the number"
+        "for](../detection.md#every-threshold-at-once). Of the thresholds the table has the number"
         " that turn, of the rest the last value:",
         done,
     ),
@@ -265,7 +265,7 @@ ROW = Claim(
 README = Claim(
     "With GELU and decay 0.01, as in BERT, a model of the size of the demo makes no abrupt turn to "
     "sparse by any of {k} thresholds "
-    "([docs/paper.md](docs/paper.md#when-weights-turn-sparse-figure-8)).",
+    "([docs/reports/paper.md](docs/reports/paper.md#when-weights-turn-sparse-figure-8)).",
     lambda runs: {"k": len(runs["gelu-0.01-s0"]["thresholds"])} | by_decay(runs, "gelu"),
 )
 
@@ -274,7 +274,7 @@ def test_the_paper_says_what_the_series_say() -> None:
     hold(section_of(PAPER, "When weights turn sparse (figure 8)"), CLAIMS, KEPT)
     (row,) = (line for line in PAPER.splitlines() if line.startswith("| 8 (i)"))
     assert ROW.told(KEPT) in row
-    assert words_of(README.told(KEPT)) in words_of((PAPER_MD.parents[1] / "README.md").read_text())
+    assert words_of(README.told(KEPT)) in words_of((PAPER_MD.parents[2] / "README.md").read_text())
 
 
 def test_a_claim_that_is_not_said_or_not_computed_is_found() -> None:

@@ -16,9 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
 #: Beside reports, and what comes from docstrings and tables of the package.
-MANUAL = {
-    page for page in PAGES - {"api.md", "tags.md", "paper.md"} if not page.startswith("reports/")
-}
+MANUAL = {page for page in PAGES - {"api.md", "tags.md"} if not page.startswith("reports/")}
 MENU = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text().partition("nav:")[2], re.M)
 
 
