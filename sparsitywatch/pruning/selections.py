@@ -8,7 +8,6 @@ convolution's output channel.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,26 +39,24 @@ class CountedCut(Cut):
 
     @classmethod
     def counted(
-        cls, level: float, weights: Weights, num_removed: Mapping[str, int], **fields: Any
-    ) -> CountedCut:
-        """A cut from how many weights it removes of each tensor."""
+        cls, weights: Weights, levels: Sequence[float], each: Sequence[tuple[Any, ...]], **rest: Any
+    ) -> list[Cut]:
+        """A cut for each level, from how many weights of each tensor go, and further fields."""
         sizes = {name: own.num_weights for name, own in weights.spectrum.histograms.items()}
-        shares = {name: num_removed[name] / max(size, 1) for name, size in sizes.items()}
-        sparsity = sum(num_removed.values()) / max(sum(sizes.values()), 1)
         axes = {name: weights.input_axis(name) for name in weights.shapes}
-        return cls(level, sparsity, shares, axes, **fields)
+        cuts: list[Cut] = []
+        for level, (removed, *own) in zip(levels, each, strict=True):
+            shares = {name: removed[name] / max(size, 1) for name, size in sizes.items()}
+            sparsity = sum(removed.values()) / max(sum(sizes.values()), 1)
+            cuts.append(cls(level, sparsity, shares, axes, *own, **rest))
+        return cuts
 
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        if self.level <= 0.0:
-            out.copy_(weights)
-        elif self.level >= 1.0:
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:  # noqa: ARG002
+        """Remove all at level 1, else none: what is between is for those derived from this."""
+        if self.level >= 1.0:
             out.zero_()
         else:
-            self.remove(name, weights, out)
-
-    @abstractmethod
-    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """The same where neither all nor none are removed."""
+            out.copy_(weights)
 
 
 def to_output_rows(tensor: torch.Tensor, input_axis: int) -> torch.Tensor:
@@ -120,12 +117,11 @@ def row_cuts(
         name: to_output_rows(torch.empty(shape, device="meta"), weights.input_axis(name)).shape
         for name, shape in weights.shapes.items()
     }
-    cuts: list[Cut] = []
-    for level, share in zip(levels, shares, strict=True):
+    each = []
+    for share in shares:
         of_row = {name: num_pruned(width, share[name]) for name, (_, width) in shapes.items()}
-        removed = {name: num * of_row[name] for name, (num, _) in shapes.items()}
-        cuts.append(_RowCut.counted(level, weights, removed, of_row=of_row, scores=scores))
-    return cuts
+        each.append(({name: num * of_row[name] for name, (num, _) in shapes.items()}, of_row))
+    return _RowCut.counted(weights, levels, each, scores=scores)
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,8 +131,11 @@ class _RowCut(CountedCut):
     of_row: Mapping[str, int]  # how many of each row go
     scores: Callable[[str], Score] | None
 
-    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Along the rows, however the tensor has them."""
+        if not 0.0 < self.level < 1.0:
+            super().prune(name, weights, out)
+            return
         rows, into = (to_output_rows(tensor, self.axes[name]) for tensor in (weights, out))
         score = None if self.scores is None else self.scores(name)
         at_once = max(1, _ROWS_AT_ONCE // max(1, rows.shape[1]) if weights.is_cpu else len(rows))
@@ -176,17 +175,14 @@ def group_cuts(
     scores: Callable[[str], Score] | None,
 ) -> list[Cut]:
     """Cuts that keep as many of each group of a tensor, along the inputs, of highest scores."""
-    return [
-        _GroupCut.counted(level, weights, removed, lost=lost, of=of, scores=scores)
-        for level, share in zip(levels, shares, strict=True)
-        for lost, of, removed in [groups_at(pattern, weights, level, share)]
-    ]
+    each = [groups_at(pattern, weights, *one) for one in zip(levels, shares, strict=True)]
+    return _GroupCut.counted(weights, levels, each, scores=scores)
 
 
 def groups_at(
     pattern: Pattern, weights: Weights, level: float, share: Mapping[str, float]
-) -> tuple[dict[str, int], int, dict[str, int]]:
-    """How many go of each group of each tensor, of how many, and how many of each tensor.
+) -> tuple[dict[str, int], dict[str, int], int]:
+    """How many go of each tensor, and of each group of it, of how many.
 
     Between 0 and 1 as many at every level, or, of N:M as a curve, what is nearest to the level.
     """
@@ -201,8 +197,8 @@ def groups_at(
         lost = _in_whole({name: of * share[name] for name in groups}, groups)
     if level <= 0.0 or level >= 1.0:
         sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
-        return lost, of, sizes if level >= 1.0 else dict.fromkeys(sizes, 0)
-    return lost, of, {name: num * lost[name] for name, num in groups.items()}
+        return sizes if level >= 1.0 else dict.fromkeys(sizes, 0), lost, of
+    return {name: num * lost[name] for name, num in groups.items()}, lost, of
 
 
 def _in_whole(wanted: Mapping[str, float], groups: Mapping[str, int]) -> dict[str, int]:
@@ -243,8 +239,11 @@ class _GroupCut(CountedCut):
     of: int
     scores: Callable[[str], Score] | None
 
-    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Along the inputs; on the CPU whole groups at once where that can be done."""
+        if not 0.0 < self.level < 1.0:
+            super().prune(name, weights, out)
+            return
         axis, worth = self.axes[name], weights
         if self.scores is not None:
             found = self.scores(name)(to_output_rows(weights, axis), slice(None))

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -59,20 +59,17 @@ def updating_cuts(
         order = orders[name].reshape(-1).to(products[name].device)
         return Moments.of(products[name][order][:, order], pattern.damping)
 
-    cuts: list[Cut] = []
+    each: list[tuple[Any, ...]] = []
     for level, share in zip(levels, shares, strict=True):
         if is_grouped:
-            lost, of, removed = groups_at(pattern, weights, level, share)
+            removed, lost, of = groups_at(pattern, weights, level, share)
         else:
             sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
             removed = {name: num_pruned(size, share[name]) for name, size in sizes.items()}
             lost, of = {}, 0
-        known = {"to_remove": removed, "moments": moments, "orders": orders}
         width = max(pattern.block // of, 1) * of if of else pattern.block
-        cuts.append(
-            _UpdatingCut.counted(level, weights, removed, lost=lost, of=of, width=width, **known)
-        )
-    return cuts
+        each.append((removed, removed, lost, of, width))
+    return _UpdatingCut.counted(weights, levels, each, moments=moments, orders=orders)
 
 
 def _order(weights: Weights, name: str, *, is_grouped: bool) -> torch.Tensor:
@@ -96,7 +93,7 @@ class _UpdatingCut(CountedCut):
     moments: Callable[[str], Moments]
     orders: Mapping[str, torch.Tensor]
 
-    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Write the kept weights, changed, to ``out``."""
         num = self.to_remove[name]
         if num in (0, weights.numel()):

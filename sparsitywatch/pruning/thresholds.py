@@ -40,10 +40,12 @@ class _ThresholdCut(CountedCut):
     thresholds: Mapping[str, float]  # of each tensor
     scores: Callable[[str], Score] | None  # of the weights, where a threshold is one of theirs
 
-    def remove(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Write the weights, or those of scores, above the threshold to ``out``."""
         threshold = self.thresholds[name]
-        if threshold == -math.inf:
+        if self.level >= 1.0:
+            out.zero_()
+        elif threshold == -math.inf:
             out.copy_(weights)
         elif self.scores is not None:
             found = self.scores(name)(to_output_rows(weights, self.axes[name]), slice(None))
@@ -92,16 +94,14 @@ def threshold_cuts(
             else [({n: own}, sizes[n], [share[n] for share in shares]) for n, own in steps.items()]
         )
     ]
-    cuts: list[Cut] = []
+    each = []
     for index, level in enumerate(levels):
         found = {name: limit for group in groups for name, limit in group[index].items()}
         if level >= 1.0:  # NaN, too
             found = {name: (math.inf, size) for name, size in sizes.items()}
         of_each = {name: threshold for name, (threshold, _) in found.items()}
-        removed = {name: num for name, (_, num) in found.items()}
-        known = {"thresholds": of_each, "scores": scores}
-        cuts.append(_ThresholdCut.counted(level, weights, removed, **known))
-    return cuts
+        each.append(({name: num for name, (_, num) in found.items()}, of_each))
+    return _ThresholdCut.counted(weights, levels, each, scores=scores)
 
 
 class _Steps:
