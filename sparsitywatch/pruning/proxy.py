@@ -300,17 +300,17 @@ class Proxy:
         """The values of the batches that this rank evaluates, by their places."""
         own: dict[int, np.ndarray] = {}
         for index, place in turns:
-            seed_generators(place or 0)
             with self.ranks.all_or_none("evaluating a batch"), self.ranks.followed():
-                of_batch = self._of_batch(index, model, value)
+                of_batch = self._of_batch(self._batches[index], index, place or 0, model, value)
             if place is not None:
                 own[place] = of_batch
         return own
 
     def _of_batch(
-        self, index: int, model: nn.Module, value: ValueFunction, batch: Batch | None = None
+        self, batch: Batch, index: int, seed: int, model: nn.Module, value: ValueFunction
     ) -> np.ndarray:
-        result = value(model, (batch or self._batches[index]).on(device_of(model)))
+        seed_generators(seed)
+        result = value(model, batch.on(device_of(model)))
         came = type(result).__name__
         if isinstance(result, torch.Tensor):
             came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
@@ -455,7 +455,7 @@ class Proxy:
                 continue
             seed_generators(place)
             state = drawn_from()
-            turned = self._of_batch(index, model, value, batch)
+            turned = self._of_batch(batch, index, place, model, value)
             if drawn_from() == state and len(turned) == batch.sizes()[0]:
                 found[place] = turned[::-1]
         return found

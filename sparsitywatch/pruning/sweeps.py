@@ -214,8 +214,9 @@ class Racing(Sweep):
         whole = [p for p in points if p.share == 1.0 or not math.isfinite(p.harm)]
         errors = -NormalDist().inv_cdf(self.risk / 2)
         numbers = (0.0, errors, -errors)
-        crossings = [_crossing(some, number) for some in (whole, points) for number in numbers]
-        value, low, high, *of_all = crossings
+        cases = [(some, *_harm_with_errors(some, n)) for some in (whole, points) for n in numbers]
+        firsts = [first_beyond(harm, stderr, 1.0) for _, harm, stderr in cases]
+        value, low, high, *of_all = map(_crossing, cases, firsts)
         width, nearest = high.level - low.level, _RESOLUTIONS * self.resolution
         near, near_above = max(nearest, _WIDTHS * width), max(nearest, _WIDTHS_ABOVE * width)
         wanted = [(value, of_all[0], near)]
@@ -244,10 +245,10 @@ class _Crossing(NamedTuple):
     stderr: float
 
 
-def _crossing(points: Sequence[Point], number: float) -> _Crossing:
-    """Where the best curve that only rises crosses, of the harm at points and so many errors."""
-    harm, stderr = _harm_with_errors(points, number)
-    beyond = min(max(first_beyond(harm, stderr, 1.0), 1), len(points) - 1)
+def _crossing(case: tuple[Sequence[Point], Array, Array], first: int) -> _Crossing:
+    """Where harm at points crosses, before the first that is beyond on the curve that rises."""
+    points, harm, _ = case
+    beyond = min(max(first, 1), len(points) - 1)
     below, above = points[beyond - 1], points[beyond]
     start, end = harm[beyond - 1 : beyond + 1].tolist()
     # infinite where the model breaks down, anywhere between
