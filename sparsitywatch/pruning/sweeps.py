@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsitywatch.errors import expect, expect_number, expect_whole, listed
+from sparsitywatch.errors import expect, expect_number, expect_whole, is_number, listed
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.records.curve import ROUNDED, Array, first_beyond, standard_error
 
@@ -304,7 +304,7 @@ def check_levels(levels: Sequence[float]) -> None:
     expect(found, "levels", "at least one sparsity in [0, 1)", levels)
     what = "a sparsity in [0, 1) (the level 1, everything removed, is always measured)"
     for index, level in enumerate(found):
-        expect_number(f"levels[{index}]", level, lambda x: 0.0 <= x < 1.0, what)
+        expect(is_number(level) and 0.0 <= level < 1.0, f"levels[{index}]", what, level)
 
 
 # ------------------------------------------------------------------ what levels have cost
