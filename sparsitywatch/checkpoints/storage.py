@@ -209,9 +209,8 @@ class ByteSource:
 
     is_local = True  # on this machine's own file system, or in memory
 
-    def __init__(self, url: str, size: int) -> None:
-        self.url = url
-        self.size = size
+    url: str
+    size: int
 
     def read(self, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``; of what there is not, nothing is allocated."""
@@ -244,7 +243,7 @@ class Window(ByteSource):
     """A part of a file; of a remote one it is read at once and held in memory."""
 
     def __init__(self, source: ByteSource, start: int, length: int) -> None:
-        super().__init__(source.url, length)
+        self.url, self.size = source.url, length
         source.check_range(start, length)
         self._source = source
         self._start = start
@@ -266,9 +265,7 @@ class Source(ByteSource):
     """
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str) -> None:
-        super().__init__(url, 0)
-        self.fs = fs
-        self.path = path
+        self.fs, self.path, self.url = fs, path, url
         self._what = f"Cannot read {url}"
         #: Of all bytes, as the storage has it: files with the same are the same.
         self.stated_hash = ""

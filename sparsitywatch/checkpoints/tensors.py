@@ -92,7 +92,7 @@ class ArchiveRecord(ByteSource):
     """A record of a zip archive whose bytes lie as they are, checked against its contents."""
 
     def __init__(self, source: ByteSource, member: zipfile.ZipInfo) -> None:
-        super().__init__(source.url, member.file_size)
+        self.url, self.size = source.url, member.file_size
         self._source, self.member = source, member
         self._what = f"the record {member.filename[:80]!r}"
 
