@@ -152,6 +152,7 @@ class VitalTracker(Examiner):
         """Add what the snapshot before says."""
         facts.num_still = seen.num_still
         facts.num_still_since_start = seen.now.count(seen.start.words == seen.now.words)
+        is_zero = seen.now.count(seen.now.values == 0.0) == seen.now.num
         with np.errstate(all="ignore"):  # what is not finite is told beside
             facts.update, facts.rms = seen.update, seen.rms
             since_start = seen.before.values - seen.start.values
@@ -166,7 +167,6 @@ class VitalTracker(Examiner):
         facts.has_moved = last["has_moved"] | ~(seen.is_still | seen.is_shrinking)
         facts.still_for = np.where(seen.is_still, last["still_for"] + 1, 0)
         facts.shrinks_for = np.where(seen.is_shrinking, last["shrinks_for"] + 1, 0)
-        is_zero = seen.now.count(seen.now.values == 0.0) == seen.now.num
         moved = ~seen.is_still & ~is_zero  # reset to zero, such as one half of a LoRA
         for step, earlier in list(self._marks)[:-1]:
             facts.back_at[moved & (earlier == marks)] = step  # the latest one stays
@@ -317,7 +317,7 @@ class Gradients:
         with self._reader.ranks.all_or_none("gradients"):
             codes, parts = np.full(len(names), _NONE, np.int64), {}
             for i, name in enumerate(names):
-                held = self._gradient(name)
+                held = stepped_on(self._parameters[name]).grad
                 if held is not None:
                     part = kept_for(self._parameters[name], held)
                     codes[i] = _UNKNOWN
@@ -329,7 +329,7 @@ class Gradients:
 
     def values(self, names: Sequence[str]) -> Mapping[str, np.ndarray]:
         """Sampled weights' gradients, float64; of tensors that have some."""
-        return self._united("gradients", names, self._gradient)
+        return self._united("gradients", names, lambda n: stepped_on(self._parameters[n]).grad)
 
     def means(self, names: Sequence[str]) -> Mapping[str, np.ndarray]:
         """Optimizers' means of the gradients of sampled weights, float64; NaN if none is kept."""
@@ -355,9 +355,6 @@ class Gradients:
         keys = [" ".join(map(str, self._state(name))).lower() for name in names]
         own = np.array([any(part in key for part in _KEPT_APART) for key in keys], np.int64)
         return self._reader.ranks.highest(own) > 0
-
-    def _gradient(self, name: str) -> torch.Tensor | None:
-        return stepped_on(self._parameters[name]).grad
 
     def _mean(self, name: str) -> torch.Tensor | None:
         found = map(self._state(name).get, _MEANS)

@@ -56,7 +56,7 @@ class Sample:
 
     def marks(self) -> np.ndarray:
         """A checksum of each tensor's sample, int64 [T]."""
-        words = (bits_of(one).numpy().data for one in self.tensors.values())
+        words = [bits_of(one).numpy().data for one in self.tensors.values()]
         return np.array([*map(zlib.crc32, words)], int)
 
 
