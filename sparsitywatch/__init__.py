@@ -21,7 +21,7 @@ _HOME = {
     "MeasurementError": "errors",
     "Proxy": "pruning.proxy",
     "Record": "records",
-    "Run": "analysis.run",
+    "Run": "page.render",
     "Settings": "settings",
     "SparsityCurve": "records",
     "SparsityWatchError": "errors",
@@ -61,4 +61,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return __all__

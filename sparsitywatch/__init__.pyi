@@ -10,7 +10,6 @@ from .analysis.conclusion import Comparison as Comparison
 from .analysis.conclusion import Conclusion as Conclusion
 from .analysis.conclusion import verdicts as verdicts
 from .analysis.estimate import essential_sparsity as essential_sparsity
-from .analysis.run import Run as Run
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigurationError as ConfigurationError
 from .errors import MeasurementError as MeasurementError
@@ -21,6 +20,7 @@ from .live.watch import watch as watch
 from .live.watcher import Watcher as Watcher
 from .offline.audit import audit as audit
 from .offline.replay import replay as replay
+from .page.render import Run as Run
 from .page.render import load as load
 from .pipeline.measure import measure as measure
 from .pruning.finetuned import FinetunedCurve as FinetunedCurve

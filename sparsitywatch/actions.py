@@ -36,6 +36,11 @@ __all__ = [
     "payload",
 ]  # fmt: skip
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 #: Answers of a server that may differ next time: time-out, too early, too many requests.
 _WORTH_A_RETRY = (408, 425, 429)
 #: Longest pause between two tries, in seconds.

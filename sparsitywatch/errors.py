@@ -55,6 +55,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class SparsityWatchError(Exception):
     """Base of everything this library raises on purpose."""
 

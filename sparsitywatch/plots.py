@@ -17,6 +17,7 @@ from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import MissingExtraError
 from sparsitywatch.records import Event
+from sparsitywatch.redact import redacted
 from sparsitywatch.series import describe
 
 try:
@@ -162,8 +163,10 @@ def _draw_allowed(axes: Any, run: Run) -> None:
 
 
 @_styled
-def overview_figure(run: Run, *, title: str = "Sparsity during training") -> Figure:
+def overview_figure(run: Run, *, title: str = "") -> Figure:
     """A run in stacked panels over the optimizer steps, with its events marked.
+
+    By default the title says what is wrong with its watch, if anything is.
 
     Raises:
         ConfigurationError: the run has no record.
@@ -191,6 +194,8 @@ def overview_figure(run: Run, *, title: str = "Sparsity during training") -> Fig
         axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _add_clock(all_axes[0], run)
     _label_steps(all_axes[-1], run)
+    trouble = f"; {redacted(run.verdict.trouble)}" if run.verdict.trouble else ""
+    title = title or f"Sparsity during training{trouble}"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=13)
     figure.supxlabel("\n".join(captions), x=0.01, ha="left", fontsize=8.5, color=GREY)
     return figure

@@ -218,6 +218,18 @@ SERIES = (
            "1 where the weights were read and the proxy was not evaluated, to save time."),
 )
 # fmt: on
+#: Those that stand first, in this order; ``{rule}`` is the first near-zero rule of the run.
+LEADING = (
+    "near_zero/{rule}",
+    "motion/dormant",
+    "forecast/near_zero_in_1",
+    "essential_sparsity/value",
+    "value/dense",
+    "value/reliance",
+    "motion/decay_clock",
+    "motion/lr",
+    "motion/update_to_weight",
+)  # fmt: skip
 
 
 def percent(share: float) -> str:

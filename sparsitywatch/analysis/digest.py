@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.analysis.verdict import Verdict
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.analysis.verdict import Verdict, up_to_date
 from sparsitywatch.records import (
     Cost,
     EssentialSparsity,
@@ -44,6 +43,7 @@ class Digest:
     """A run in short."""
 
     name: str
+    is_whole: bool  # False where what depends on a proxy is left out
     num_records: int
     num_invalid: int  # snapshots whose measurement failed
     num_informative: int  # those with an informative essential sparsity
@@ -70,25 +70,26 @@ class Digest:
 def digest(run: Run, *, weights_only: bool = False) -> Digest:
     """A run in short; ``weights_only`` leaves out what depends on a proxy."""
     run.require_records()
-    records, info = run.records, run.info
-    last = records[-1]
+    records, last = run.records, run.records[-1]
+    state = up_to_date(None if run.info is None else run.info.state, records)
     estimated = [r for r in records if r.essential_sparsity is not None and not weights_only]
     events = _without_proxy(run.events) if weights_only else run.events
     return Digest(
         name=run.name,
+        is_whole=not weights_only,
         num_records=len(records),
         num_invalid=sum(not record.valid for record in records),
         num_informative=int(np.isfinite(run.column("essential_sparsity/value")).sum()),
         num_evaluated=sum(record.curve is not None for record in records),
         first_step=records[0].step,
         last_step=last.step,
-        cost=_total_cost(run),
+        cost=_total_cost(records, state),
         scope=last.scope,
         provenance=last.provenance,
         essential_sparsity=estimated[-1].essential_sparsity if estimated else None,
         estimated_step=estimated[-1].step if estimated else -1,
         verdict=run.verdict,
-        state=None if info is None else info.state,
+        state=state,
         series={
             name: _digest_series(run.steps, run.column(name))
             for name in run.names
@@ -116,10 +117,9 @@ def _digest_series(steps: np.ndarray, values: np.ndarray) -> SeriesDigest:
     return SeriesDigest(**found)
 
 
-def _total_cost(run: Run) -> Cost:
+def _total_cost(records: Sequence[Record], state: WatchState | None) -> Cost:
     """Sums of what the snapshots cost; the share of the time that was known last."""
-    costs = [vars(record.cost) for record in run.records]
-    state = None if run.info is None else run.info.state
+    costs = [vars(record.cost) for record in records]
     overheads = [cost["overhead"] for cost in costs] + ([] if state is None else [state.overhead])
     known = [x for x in overheads if math.isfinite(x)]
     sums = {name: sum(cost[name] for cost in costs) for name in costs[0]}
@@ -159,20 +159,33 @@ _CURVE_FIELDS = (
 )  # fmt: skip
 
 
-def mismatches(
-    runs: Sequence[Run], *, weights_only: bool = False
-) -> dict[str, dict[str, list[str]]]:
-    """What keeps runs from being compared: runs, and steps of changes, by field and value."""
-    found = {}
-    for field in _WEIGHT_FIELDS if weights_only else _CURVE_FIELDS:
+def alike(runs: Sequence[Run], *, weights_only: bool = False) -> list[list[Run]]:
+    """Runs that can be compared with each other, the largest group first."""
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        key = [tuple(_first_steps(run.records, field)) for field in _fields(weights_only)]
+        is_one = all(len(values) == 1 for values in key)  # else not even with itself
+        groups.setdefault(tuple(key) if is_one else id(run), []).append(run)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def differences(runs: Sequence[Run], *, weights_only: bool = False) -> list[str]:
+    """What keeps runs from being compared, a line a field: its values, and which runs have each."""
+    lines = []
+    for field in _fields(weights_only):
         by_value: dict[str, list[str]] = {}
         for run in runs:
             for value, step in _first_steps(run.records, field).items():
                 since = "" if step == run.records[0].step else f" from {run.unit} {step}"
                 by_value.setdefault(value, []).append(f"{run.name}{since}")
         if len(by_value) > 1:
-            found[field] = by_value
-    return found
+            values = [f"{value} in {', '.join(names)}" for value, names in by_value.items()]
+            lines.append(f"  {field}: {'; '.join(values)}")
+    return lines
+
+
+def _fields(weights_only: bool) -> tuple[str, ...]:
+    return _WEIGHT_FIELDS if weights_only else _CURVE_FIELDS
 
 
 def _first_steps(records: Sequence[Record], field: str) -> dict[str, int]:
@@ -183,20 +196,3 @@ def _first_steps(records: Sequence[Record], field: str) -> dict[str, int]:
         text = ", ".join(value) if isinstance(value, tuple) else f"{value}"
         steps.setdefault(text or "none", record.step)
     return steps
-
-
-def require_comparable(runs: Sequence[Run], *, weights_only: bool = False) -> None:
-    """Refuse runs that differ in what their numbers depend on, with a ConfigurationError."""
-    found = mismatches(runs, weights_only=weights_only)
-    if not found:
-        return
-    what = "watch the same weights" if weights_only else "measure the same thing"
-    lines = [f"Expected runs that {what}, got runs that differ in"]
-    for field, by_value in found.items():
-        values = [f"{value} in {', '.join(names)}" for value, names in by_value.items()]
-        lines.append(f"  {field}: {'; '.join(values)}")
-    if not weights_only and not found.keys() & set(_WEIGHT_FIELDS):
-        lines.append(
-            "Their scopes agree: near-zero and dormant weights can be compared with --weights-only."
-        )
-    raise ConfigurationError("\n".join(lines))

@@ -21,24 +21,11 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.records import Event, Layers, Record, RunInfo, html_of
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import describe
+from sparsitywatch.series import LEADING, describe
 
 
 class Run:
-    """A run: what was measured, what was detected, what was said once, and how its watch stands.
-
-    Nothing is read before it is asked for, and what was read is kept: ask ``again`` for news.
-
-    Args:
-        records: in the order of the steps, or a function that reads them.
-        events: each once, in the order in which they were seen, or a function that reads them.
-        info: the run's manifest (run.json), None if there is none, or a function that reads it.
-        spectrum: reads the arrays of the spectrum of a step, a StateError where there are none.
-        name: what the run is called.
-        directory: where its log lies; None if it has none.
-        now: seconds since the epoch, to see whether a watch that says that it is on still is; None
-            to take its word.
-    """
+    """What ``sparsitywatch.Run`` reads and knows; its page and its picture are drawn elsewhere."""
 
     def __init__(
         self,
@@ -114,8 +101,10 @@ class Run:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Every series that was measured at any snapshot."""
-        return tuple(dict.fromkeys(name for series in self._measured for name in series))
+        """Every series that was measured at any snapshot; what matters most is first."""
+        found = dict.fromkeys(name for series in self._measured for name in series)
+        leading = (name.format(rule=next(iter(self.rules), "")) for name in LEADING)
+        return tuple(dict.fromkeys([*(name for name in leading if name in found), *found]))
 
     @cached_property
     def _measured(self) -> list[dict[str, float]]:
@@ -175,6 +164,9 @@ class Run:
 
     def frame(self) -> Any:
         """All series as a ``pandas.DataFrame``: a row a step, a column a series, NaN for gaps.
+
+        The columns are as in ``names``: near-zero and dormant weights, the forecast, essential
+        sparsity, the value and the reliance are first.
 
         Raises:
             MissingExtraError: pandas is not installed.

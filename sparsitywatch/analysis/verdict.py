@@ -42,10 +42,9 @@ class _Trouble(NamedTuple):
 
 
 def _watched(
-    records: Sequence[Record], info: RunInfo | None, now: float | None
+    records: Sequence[Record], state: WatchState | None, now: float | None
 ) -> tuple[list[_Trouble], list[str]]:
     """What is wrong with the watch, the worst first, and sentences on how it is."""
-    state = None if info is None else up_to_date(info.state, records)
     found, own = [_blind(records)], ""
     if state is not None:
         lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))
@@ -63,6 +62,8 @@ def up_to_date(state: WatchState | None, records: Sequence[Record]) -> WatchStat
         return state
     last, new = records[-1].step, [r for r in records if r.step > state.last_step]
     evaluated = [r.step for r in new if r.curve is not None]
+    later = [r.cost.overhead for r in new if r.wall_time > state.wall_time]
+    shares = [x for x in later if math.isfinite(x)]
     return replace(
         state,
         step=max(state.step, last),
@@ -75,7 +76,21 @@ def up_to_date(state: WatchState | None, records: Sequence[Record]) -> WatchStat
         last_evaluated_step=max([state.last_evaluated_step, *evaluated]),
         next_due_step=-1 if state.next_due_step <= last else state.next_due_step,
         next_evaluation_step=-1,
+        overhead=shares[-1] if shares else state.overhead,
     )
+
+
+def _standing(
+    records: Sequence[Record], info: RunInfo | None, state: WatchState | None, lost: str
+) -> list[str]:
+    """How the watch is, in a few words each; ``lost`` is why it is not on though it says so."""
+    if state is not None:
+        return state.in_short(lost)
+    words = []
+    if info is not None and info.replayed_from:
+        by = "" if info.unit == "step" else f", numbered by {info.unit}s"
+        words = [f"replayed from saved checkpoints{by}"]
+    return words + [f"last snapshot at {last.place}" for last in records[-1:]]
 
 
 #: A new process that watches the same training goes on in the same log.
@@ -89,7 +104,7 @@ def _ended(state: WatchState) -> _Trouble | None:
         advice = "Mend what the reason names, and attach the watch again: it continues this log."
         return _Trouble("broken", "not watching", words, state.describe(), advice, is_end=True)
     if state.status == "ended":
-        words = f"the training was {state.end}"
+        words = state.how
         advice = f"If you did not stop it on purpose, mend the error and {_GOES_ON}"
         return _Trouble("look", "ended early", words, state.describe(), advice, is_end=True)
     return None
@@ -120,7 +135,7 @@ def _lost(state: WatchState, now: float | None, longest_s: float) -> _Trouble | 
         return None
     words = f"the watch was last heard of at step {state.step:,}"
     sentence = (
-        f"No step was seen for {_duration(silent_s)}: the training stands still, was killed, "
+        f"No step was seen for {duration(silent_s)}: the training stands still, was killed, "
         f"or steps with an optimizer that is not watched. {sign}."
     )
     advice = "Look whether the training still makes steps."
@@ -175,10 +190,10 @@ def _blind(records: Sequence[Record]) -> _Trouble | None:
     return _Trouble("broken", "not watching", words, sentence, _MEND)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time in words.
 
-    >>> _duration(200.0), _duration(7300.0), _duration(200_000.0)
+    >>> duration(200.0), duration(7300.0), duration(200_000.0)
     ('3 minutes', '2 hours', '2 days')
     """
     sizes = {"day": 86400.0, "hour": 3600.0, "minute": 60.0}
@@ -215,6 +230,11 @@ class Verdict:
     not_watched: tuple[str, ...] = ()  # what nobody watches here, and why, a few words each
     trouble: str = ""  # why the watch's silence means nothing, in a few words; empty if it is well
     watch: tuple[str, ...] = ()  # how the watch itself is, in sentences, the most important first
+    standing: tuple[str, ...] = ()  # the same in a few words each
+    numbers: tuple[str, ...] = ()  # the latest numbers, and how many events there are, likewise
+    last_step: int = -1  # of the last snapshot; -1 if there is none
+    heard: float = -1.0  # last sign of life, seconds since the epoch; -1 if there is none
+    num_events: int = 0
     event: int = 0  # number of the event that the headline is about, counted from 1; 0 if none
 
     @property
@@ -223,7 +243,7 @@ class Verdict:
         return STATES[self.state]
 
     def describe(self) -> str:
-        """All of it but the watch, a line each, for a terminal or a text."""
+        """All of it, a line each, for a terminal or a text."""
         lines = [
             f"{self.state}: {self.headline}",
             f"Why: {self.cause}" if self.cause else "",
@@ -231,6 +251,8 @@ class Verdict:
             f"How sure: {self.confidence}" if self.confidence else "",
             f"What to do: {self.advice}",
             f"Not watched: {'; '.join(self.not_watched)}" if self.not_watched else "",
+            f"Now: {'; '.join(self.numbers)}" if self.last_step >= 0 else "",
+            "; ".join(self.standing),
         ]
         return "\n".join(line for line in lines if line)
 
@@ -243,7 +265,8 @@ def verdict(
     now: float | None = None,
 ) -> Verdict:
     """The verdict on a run, also on one without a snapshot yet; ``now`` as of ``Run``."""
-    troubles, sentences = _watched(records, info, now)
+    state = None if info is None else up_to_date(info.state, records)
+    troubles, sentences = _watched(records, state, now)
     of_training = _of_training(records, events)
     found = of_training or _quiet(records)
     if troubles:
@@ -259,7 +282,50 @@ def verdict(
                 found, state=trouble.state, badge=trouble.badge, advice=trouble.advice,
                 cause=sentences[0].rstrip("."), confidence="",
             )  # fmt: skip
-    return replace(found, not_watched=tuple(_not_watched(records)), watch=tuple(sentences))
+    is_lost = state is not None and state.status == "on"
+    lost = next((one.words for one in troubles if is_lost and one.is_end), "")
+    signs = [*records[-1:], *filter(None, [state])]
+    return replace(
+        found,
+        not_watched=tuple(_not_watched(records)),
+        watch=tuple(sentences),
+        standing=tuple(_standing(records, info, state, lost)),
+        numbers=tuple(_numbers(records, events)),
+        last_step=records[-1].step if records else -1,
+        heard=max((sign.wall_time for sign in signs), default=-1.0),
+        num_events=len(events),
+    )
+
+
+def _numbers(records: Sequence[Record], events: Sequence[Event]) -> list[str]:
+    """The latest of what matters most, in a few words each; older than the last snapshot: where."""
+    found = []
+    for record in reversed(records):
+        share = next(iter(record.near_zero.values()), math.nan)
+        if record.all_finite and math.isfinite(share):
+            found.append(f"near zero {percent(share)}{_where(record, records)}")
+            break
+    value, why, seen = essential_sparsity_of(records)
+    if seen is not None:
+        reason = f": {why}" if why else ""
+        found.append(f"essential sparsity {value}{_where(seen, records)}{reason}")
+    return [*found, count(len(events), "event")]
+
+
+def _where(record: Record, records: Sequence[Record]) -> str:
+    return "" if record is records[-1] else f" at {record.place}"
+
+
+def essential_sparsity_of(records: Sequence[Record]) -> tuple[str, str, Record | None]:
+    """The latest essential sparsity with its interval, why there is none, and of which snapshot."""
+    for record in reversed(records):
+        estimate = record.essential_sparsity
+        if estimate is not None:
+            why = "" if estimate.informative else estimate.reason.removeprefix("cannot say: ")
+            return estimate.describe(percent), redacted(why), record
+    if records and records[-1].provenance.proxy_hash:
+        return "not known", "no evaluation has succeeded", records[-1]
+    return "", "", None
 
 
 def _of_training(records: Sequence[Record], events: Sequence[Event]) -> Verdict | None:
@@ -275,7 +341,7 @@ def _of_training(records: Sequence[Record], events: Sequence[Event]) -> Verdict 
         state, badge = "broken", "not trained"
         headline = f"No optimizer trains the weights in scope at {last.place}"
     elif alarms:
-        return _of_event(main_event(alarms), events, len(alarms))
+        return _of_event(main_event(alarms), events)
     elif last is not None and share < most:
         state, badge = "look", "trained in part"
         now, before = percent(share), percent(most)
@@ -297,7 +363,10 @@ def _not_finite(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
     good = max((r.step for r in records if r.was_read and not r.num_not_finite), default=-1)
     since = next(r.step for r in records if r.step > good and r.num_not_finite)
     signs = [event for event in events if event.kind == "not_finite" and event.reverted_step < 0]
-    back = f"of {numbered(last.provenance.unit, good)} or before" if good >= 0 else "before that"
+    unit, back, cause = last.provenance.unit, "before that", ""
+    if good >= 0:
+        back = f"of {numbered(unit, good)} or before"
+        cause = f"it began between {numbered(unit, good, since)}"
     advice = f"Stop the run and go on from a checkpoint {back}."
     return Verdict(
         state="broken",
@@ -307,13 +376,14 @@ def _not_finite(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
         onset_low=good,
         onset_high=since,
         where=signs[-1].layers if signs else (),
+        cause=cause,
         advice=signs[-1].advice if signs else advice,
         confidence=_PROVEN,
         event=events.index(signs[-1]) + 1 if signs else 0,
     )
 
 
-def _of_event(event: Event, events: Sequence[Event], number: int) -> Verdict:
+def _of_event(event: Event, events: Sequence[Event]) -> Verdict:
     is_over = event.reverted_step >= 0
     back = numbered(event.unit, event.reverted_step) if is_over else ""
     seen_in = f"seen in {len(event.related) + 1} series" if event.related else ""
@@ -325,7 +395,7 @@ def _of_event(event: Event, events: Sequence[Event], number: int) -> Verdict:
         causes.append("many weights become tiny, yet the model needs more of the rest")
     return Verdict(
         state="broken" if event.severity == "act" and not is_over else "look",
-        badge=count(number, "event"),
+        badge=count(len(events), "event"),
         headline=event.headline + (f", and was back by half at {back}" if is_over else ""),
         since=event.onset_step,
         onset_low=event.onset_low,

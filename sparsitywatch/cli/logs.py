@@ -6,24 +6,28 @@ import argparse
 import json
 import math
 import os
+import shutil
 import socketserver
+import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from sparsitywatch.analysis.digest import Digest, digest, mismatches, require_comparable
+from sparsitywatch.analysis.digest import Digest, SeriesDigest, alike, differences, digest
 from sparsitywatch.analysis.emergence import Emergence
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.analysis.verdict import moment
+from sparsitywatch.analysis.verdict import Verdict, duration, moment
 from sparsitywatch.cli.options import add_command, add_json, align, write_page
-from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.page.render import load
-from sparsitywatch.records import ledger_in_short, to_json
+from sparsitywatch.errors import ConfigurationError, SparsityWatchError
+from sparsitywatch.page.render import load, render
+from sparsitywatch.pipeline.rundir import log_of, logs_below
+from sparsitywatch.records import Event, ledger_in_short, to_json
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import count
+from sparsitywatch.series import LEADING, count, describe, numbered, percent
 
 #: Of a run that has begun, in the order in which their times say when.
 _FILES = ("records.jsonl", "run.json")
@@ -44,7 +48,9 @@ def add_to(commands: Any) -> None:
         parser.add_argument("logdir", metavar="LOGDIR", type=Path, help=logdir)
         return parser
 
-    add_json(add("summary", _summary, "what happened so far"))
+    parser = add("summary", _summary, "what happened so far")
+    parser.add_argument("--all", action="store_true", help="every series, not the leading ones")
+    add_json(parser)
     add("scope", _scope, "which parameters are watched")
     words = "which threshold of near zero makes an abrupt turn, if any"
     add_json(add("emergence", _emergence, words))
@@ -57,11 +63,13 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--port", type=int, default=6020, help="of this machine alone (default: 6020; 0: any)"
     )
-    words = "healthy or too early, look, broken: exit status 0, 1, 2 for schedulers"
-    add_json(add("status", _status, words))
-    words = "runs side by side, if they can be compared"
+    words = "healthy or too early, look, broken: exit status 0, 1, 2, of several runs the worst"
+    add_json(add("status", _status, words, "a run's log, or a folder of them"))
+    words = "runs side by side, as far as they can be compared"
     parser = add_command(commands, "compare", _compare, words)
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="where a run logs to")
+    parser.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="where a run logs to, or a folder of runs"
+    )
     parser.add_argument(
         "--weights-only", action="store_true",
         help="compare only what the weights tell by themselves, whatever the proxies were",
@@ -97,59 +105,66 @@ def _read(logdir: Path, name: str | None = None) -> Run:
 
 def _summary(arguments: argparse.Namespace) -> None:
     summary = digest(_read(arguments.logdir))
-    print(to_json(summary) if arguments.json else "\n".join(_in_lines(summary)))
+    if arguments.json:
+        print(to_json(summary))
+        return
+    print("\n".join(_in_lines(summary, every_series=arguments.all)))
 
 
-def _in_lines(summary: Digest) -> list[str]:
+def _in_lines(summary: Digest, *, every_series: bool) -> list[str]:
+    unit, provenance = summary.provenance.unit, summary.provenance
     snapshots = count(summary.num_records, "snapshot")
-    unit = summary.provenance.unit
-    steps = f"{unit}s {summary.first_step} to {summary.last_step}"
-    stall = f"stall {summary.cost.stall_s:.1f} s"
-    pattern, evaluation = summary.provenance.pattern, summary.provenance.evaluation
+    steps = f"{unit}s {summary.first_step:,} to {summary.last_step:,}"
+    stall = f"{summary.cost.stall_s:.1f} s"
+    header = ("series", "first", "last", "lowest", f"at {unit}", "highest", f"at {unit}")
+    shown = [name for name in summary.series if every_series or _is_leading(summary, name)]
+    left = len(summary.series) - len(shown)
     lines = [
         *map(redacted, summary.verdict.describe().splitlines()),
-        *map(redacted, summary.verdict.watch),
         "",
-        f"{snapshots} at {steps}, {summary.num_invalid} invalid; {stall}",
-        f"{summary.scope.describe()}; pattern {pattern}, {evaluation}",
+        f"{snapshots} at {steps}, {summary.num_invalid} invalid; stall {stall}",
+        f"{summary.scope.describe()}; pattern {provenance.pattern}, {provenance.evaluation}",
+        *_evaluated(summary),
         "",
-    ]
-    header = ("series", "first", "last", "lowest", f"at {unit}", "highest", f"at {unit}")
-    rows = []
-    for name, one in sorted(summary.series.items()):
-        # counts of broken weights are worth a line only where there are any
-        if not name.startswith("weights/") or one.highest > 0:
-            ends = f"{one.first:.4g}", f"{one.last:.4g}"
-            lowest = f"{one.lowest:.4g}", str(one.lowest_step)
-            highest = f"{one.highest:.4g}", str(one.highest_step)
-            rows.append((name, *ends, *lowest, *highest))
-    lines += [*align([header, *rows], right=set(range(1, 7))), ""]
-    lines += [*_estimate_lines(summary), "", f"{count(len(summary.events), 'event')}"]
+        *align([header, *(_series_row(name, summary.series[name]) for name in shown)],
+               right=set(range(1, 7))),
+        *([f"and {left} more: --all"] if left else []),
+        "",
+        count(len(summary.events), "event"),
+    ]  # fmt: skip
     for event in summary.events:
         lines += [f"  {event.describe()}", f"    {event.advice}"]
-    notes = [f"  {unit} {step}: {text}" for step, texts in summary.notes.items() for text in texts]
+    notes = [
+        f"  {numbered(unit, step)}: {text}"
+        for step, texts in summary.notes.items()
+        for text in texts
+    ]
     return lines + (["", count(len(notes), "note"), *notes] if notes else [])
 
 
-def _estimate_lines(summary: Digest) -> list[str]:
-    estimate = summary.essential_sparsity
-    if estimate is None and summary.provenance.proxy_hash:
-        return ["essential sparsity: not known, no evaluation has succeeded"]
-    if estimate is None:
-        return ["essential sparsity: not measured, there was no proxy"]
-    here = f"essential sparsity at {summary.provenance.unit} {summary.estimated_step}:"
-    seen = (
-        f"evaluated at {summary.num_evaluated}, informative at {summary.num_informative} of "
-        f"{count(summary.num_records, 'snapshot')}"
+def _is_leading(summary: Digest, name: str) -> bool:
+    """Whether a series is among the few that matter most, or counts weights that are broken."""
+    rule = next((one[10:] for one in summary.series if one.startswith("near_zero/")), "")
+    leading = [one.format(rule=rule) for one in LEADING]
+    is_broken = name in ("weights/num_nan", "weights/num_inf") and summary.series[name].highest > 0
+    return name in leading or is_broken
+
+
+def _series_row(name: str, one: SeriesDigest) -> tuple[str, ...]:
+    first, last, lowest, highest = map(
+        describe(name).shown, (one.first, one.last, one.lowest, one.highest)
     )
-    if not estimate.informative:
-        told = "" if estimate.reason.startswith("cannot say") else "not informative; "
-        return [f"{here} {told}{estimate.reason}", seen]
-    interval = f"at {estimate.confidence:.0%}"
-    if math.isnan(estimate.low):
-        interval = "without an interval"
-    tolerance = f"tolerance {estimate.tolerance:g} {estimate.mode}"
-    return [f"{here} {estimate.describe()} {interval}, {tolerance}", seen]
+    return name, first, last, lowest, f"{one.lowest_step:,}", highest, f"{one.highest_step:,}"
+
+
+def _evaluated(summary: Digest) -> list[str]:
+    """How often the proxy was evaluated, and with which tolerance; nothing without one."""
+    if not summary.provenance.proxy_hash:
+        return []
+    of_all = f"of {count(summary.num_records, 'snapshot')}"
+    informative = f"informative at {summary.num_informative} {of_all}"
+    tolerance = f"tolerance {summary.provenance.tolerated}"
+    return [f"evaluated at {summary.num_evaluated}, {informative}; {tolerance}"]
 
 
 def _scope(arguments: argparse.Namespace) -> None:
@@ -170,12 +185,9 @@ def _scope(arguments: argparse.Namespace) -> None:
 
 def _plot(arguments: argparse.Namespace) -> None:
     # drawing takes a second to import; the other commands should not wait for it
-    from sparsitywatch.plots import overview_figure, save_figure
+    from sparsitywatch.plots import save_figure
 
-    run = _read(arguments.logdir)
-    trouble = run.verdict.trouble
-    title = "Sparsity during training" + (f"; {redacted(trouble)}" if trouble else "")
-    figure, path = overview_figure(run, title=title), arguments.output
+    figure, path = _read(arguments.logdir).plot(), arguments.output
     try:
         save_figure(figure, path)
     except (OSError, ValueError) as error:  # it cannot be, there or in this format
@@ -186,8 +198,6 @@ def _plot(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from sparsitywatch.page.render import render
-
     write_page(arguments.output, render(load(arguments.logdir)), "--output")
     print(arguments.output)
 
@@ -243,24 +253,55 @@ def server_of(logdir: Path, port: int) -> WSGIServer:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from sparsitywatch.page.data import watch_line
-
-    run = load(arguments.logdir)
-    verdict, watch = run.verdict, watch_line(run)
+    logdir = arguments.logdir
+    below = [] if log_of(logdir) else list(logs_below(logdir))
+    if len(below) > 1:
+        return _status_of_several([_read_status(*one) for one in below], as_json=arguments.json)
+    run = load(below[0][1] if below else logdir)
     if arguments.json:
-        told = {
-            **asdict(verdict),
-            "last_step": run.records[-1].step if run.records else None,
-            "events": [
-                {"id": e.id, "severity": e.severity, "headline": e.headline, "advice": e.advice}
-                for e in run.events
-            ],
-        }
-        print(json.dumps(told))
+        print(json.dumps(_as_told(run.name, run.verdict, run.events)))
     else:
-        lines = [*verdict.describe().splitlines(), "; ".join(watch)]
-        print("\n".join(redacted(line) for line in lines if line))
-    return verdict.exit_code
+        print("\n".join(map(redacted, run.verdict.describe().splitlines())))
+    return run.verdict.exit_code
+
+
+def _read_status(name: str, place: Path) -> tuple[str, Verdict, Sequence[Event]]:
+    """How a run stands; one that cannot be read is broken."""
+    run = load(place, name=name)
+    try:
+        return name, run.verdict, run.events
+    except (SparsityWatchError, OSError) as error:
+        words = {"headline": f"The log cannot be read: {error}", "trouble": "it cannot be read"}
+        advice = "Mend the file that is named, or take the folder away."
+        return name, Verdict(state="broken", badge="cannot be read", advice=advice, **words), ()
+
+
+def _as_told(name: str, verdict: Verdict, events: Sequence[Event]) -> dict[str, Any]:
+    """How a run stands, for programs."""
+    told = [
+        {"id": e.id, "severity": e.severity, "headline": e.headline, "advice": e.advice}
+        for e in events
+    ]
+    last = verdict.last_step if verdict.last_step >= 0 else None
+    return {"name": name, **asdict(verdict), "last_step": last, "events": told}
+
+
+def _status_of_several(runs: list[tuple[str, Verdict, Sequence[Event]]], *, as_json: bool) -> int:
+    """A line for each run, the worst first; returns the exit status of the worst."""
+    runs.sort(key=lambda one: -one[1].exit_code)
+    if as_json:
+        print(json.dumps({"runs": [_as_told(*one) for one in runs]}))
+    else:
+        rows = [("run", "state", "last", "age", "events", "headline")]
+        for name, verdict, _ in runs:
+            last = f"{verdict.last_step:,}" if verdict.last_step >= 0 else "none"
+            age = duration(time.time() - verdict.heard) if verdict.heard >= 0.0 else "unknown"
+            few = (name, verdict.state, last, age, f"{verdict.num_events:,}")
+            rows.append((*few, redacted(verdict.headline)))
+        # in a terminal each is one line; who reads further down the pipe gets all of it
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print("\n".join(line[:width] for line in align(rows, right={2, 3, 4})))
+    return max(verdict.exit_code for _, verdict, _ in runs)
 
 
 # ------------------------------------------------------------------ every threshold
@@ -304,20 +345,39 @@ def _threshold_rows(found: Emergence, k: int) -> list[tuple[str, ...]]:
 
 def _compare(arguments: argparse.Namespace) -> None:
     runs = _read_all(arguments.runs)
-    weights_only: bool = arguments.weights_only
-    require_comparable(runs, weights_only=weights_only)
-    digests = [digest(run, weights_only=weights_only) for run in runs]
-    notes = _notes(digests, mismatches(runs) if weights_only else None)
+    groups = [group for group in alike(runs, weights_only=True) if len(group) > 1]
+    if not groups:
+        raise ConfigurationError(
+            "Expected runs that watch the same weights, got runs that differ in\n"
+            + "\n".join(differences(runs, weights_only=True))
+        )
+    notes, compared = [], [run for group in groups for run in group]
+    if len(groups) > 1 or len(compared) < len(runs):
+        notes += ["Runs of different weights are not compared:"]
+        notes += differences(runs, weights_only=True)
+    digests = []
+    for group in groups:
+        whole = [] if arguments.weights_only else alike(group)[0]
+        whole = whole if len(whole) > 1 else []
+        digests.append([digest(run, weights_only=run not in whole) for run in group])
+        notes += _notes(digests[-1]) + _left_out(group, whole, asked=arguments.weights_only)
     if arguments.json:
-        print(to_json({"weights_only": weights_only, "notes": notes, "runs": digests}))
+        every = [one for group in digests for one in group]
+        told = {"weights_only": arguments.weights_only, "notes": notes, "runs": every}
+        print(to_json({**told, "groups": [[one.name for one in group] for group in digests]}))
         return
-    lines = [*notes, *([""] if notes else []), *_table(digests, weights_only=weights_only)]
-    print("\n".join(lines))
+    print("\n".join(notes + [line for group in digests for line in ["", *_table(group)]]).lstrip())
 
 
 def _read_all(logdirs: Sequence[Path]) -> list[Run]:
-    """Every run by a short name of its own, in the order of the call."""
-    places = [Path(os.path.normpath(logdir.absolute())) for logdir in logdirs]
+    """Every run by a short name of its own, in the order of the call; a folder is its runs."""
+    given = [Path(os.path.normpath(logdir.absolute())) for logdir in logdirs]
+    logs = [[place] if log_of(place) else [log for _, log in logs_below(place)] for place in given]
+    places = [
+        log.parent if log.name == "sparsitywatch" else log
+        for place, below in zip(given, logs, strict=True)
+        for log in below or [place]
+    ]
     if len(places) < 2 or len(set(places)) < len(places):
         raise ConfigurationError(
             "Expected RUN to be two or more different runs, got "
@@ -325,35 +385,47 @@ def _read_all(logdirs: Sequence[Path]) -> list[Run]:
         )
     common = Path(os.path.commonpath(places))
     return [
-        _read(logdir, str(place.relative_to(common) if place != common else place))
-        for place, logdir in zip(places, logdirs, strict=True)
+        _read(place, str(place.relative_to(common) if place != common else place))
+        for place in places
     ]
 
 
-def _notes(runs: Sequence[Digest], ignored: Collection[str] | None) -> list[str]:
-    """What to know of the numbers; ``ignored`` are differences where only weights are compared."""
+def _notes(runs: Sequence[Digest]) -> list[str]:
+    """What to know of the numbers of runs that are compared."""
     # that a run is quiet says nothing where its watch did not see to the end
     notes = [redacted(f"{run.name}: {run.verdict.trouble}.") for run in runs if run.verdict.trouble]
     if len({run.provenance.unit for run in runs}) > 1:
         words = ", ".join(f"{printable(run.name)} by {run.provenance.unit}s" for run in runs)
         notes.append(f"The runs are numbered by different things: {words}.")
-    if ignored is not None:
+    return notes
+
+
+def _left_out(group: Sequence[Run], whole: Sequence[Run], *, asked: bool) -> list[str]:
+    """What is not compared of runs that watch the same weights, and why."""
+    notes, lines = [], differences(group)
+    if asked:
         notes.append("Weights only: what depends on a proxy is left out.")
-    if ignored:
-        notes.append(f"The runs differ in {', '.join(ignored)}.")
-    if ignored and "dtypes" in ignored:
+    elif lines:
+        names = ", ".join(printable(run.name) for run in whole)
+        shown = f"It is shown of {names}" if whole else "It is left out"
+        notes.append(f"What depends on a proxy cannot be compared between all runs. {shown}.")
+    if lines:
+        notes += ["The runs differ in", *lines]
+    if any(line.startswith("  dtypes:") for line in lines):
         notes.append("Rounding to another dtype changes which weights pass as dormant.")
     return notes
 
 
-def _table(runs: Sequence[Digest], *, weights_only: bool) -> list[str]:
+def _table(runs: Sequence[Digest]) -> list[str]:
     units = "/".join(sorted({run.provenance.unit for run in runs}))
     header = ("run", "snapshots", f"last {units}", "near zero", "dormant", "decay clock")
-    estimates = () if weights_only else ("essential sparsity",)
-    rows = [_row(run, weights_only=weights_only) for run in runs]
+    estimates = ("essential sparsity",) if any(one.is_whole for one in runs) else ()
+    rules = (name for name in runs[0].series if name.startswith("near_zero/"))
+    rule = next((name for name in rules if all(name in run.series for run in runs)), "")
+    rows = [_row(run, rule)[: len(header) + len(estimates)] for run in runs]
     lines = ["At the end", *align([(*header, *estimates), *rows], right=set(range(1, 6))), ""]
     events = [
-        (run.name, event.series, event.direction, str(event.onset_step), str(event.detected_step),
+        (run.name, event.series, event.direction, event.onset, f"{event.detected_step:,}",
          _number(run.onset_clock[event.id]))
         for run in runs for event in run.events
     ]  # fmt: skip
@@ -364,13 +436,14 @@ def _table(runs: Sequence[Digest], *, weights_only: bool) -> list[str]:
     return [*lines, "Events", *align([header, *events, *quiet], right={3, 4, 5})]
 
 
-def _row(run: Digest, *, weights_only: bool) -> tuple[str, ...]:
+def _row(run: Digest, rule: str) -> tuple[str, ...]:
     snapshots = f"{run.num_records}" + (f" ({run.num_invalid} invalid)" if run.num_invalid else "")
-    watched = ("near_zero/initial_0.1", "motion/dormant", "motion/decay_clock")
-    cells = (run.name, snapshots, str(run.last_step), *(_number(run.last(s)) for s in watched))
+    shown = [describe(name).shown(run.last(name)) for name in (rule, "motion/dormant")]
     estimate = run.essential_sparsity
-    essential = "not measured" if estimate is None else estimate.describe()
-    return cells if weights_only else (*cells, essential)
+    essential = "not measured" if estimate is None else estimate.describe(percent)
+    essential = essential if run.is_whole else "not compared"
+    clock = _number(run.last("motion/decay_clock"))
+    return (run.name, snapshots, f"{run.last_step:,}", *shown, clock, essential)
 
 
 def _number(x: float) -> str:

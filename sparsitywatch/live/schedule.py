@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from sparsitywatch.errors import StateError, expect, expect_number, expect_whole, listed
 from sparsitywatch.records import Record, WatchState
+from sparsitywatch.series import percent
 
 __all__ = ["Schedule", "adaptive", "at", "every", "geometric"]
 
@@ -287,6 +288,17 @@ class OverheadBudget:
         share = (self._spent_s + inside + beside_s) / elapsed if elapsed > 0.0 else math.nan
         return min(share, 1.0)  # what is done beside the training may take longer than it
 
+    def why_over(self) -> str:
+        """Why its share of the time is above the limit, in a few words; empty if it is not."""
+        if self.max_overhead is None:
+            return "without a limit (`max_overhead` is None)"
+        if not self.overhead() > self.max_overhead:
+            return ""
+        spent_s = self.weights.spent_s, self.evaluations.spent_s, self._counting_s()
+        most = ("the weights", "evaluations", "counting and logging")[spent_s.index(max(spent_s))]
+        limit, all_s = percent(self.max_overhead), f"{self.elapsed_s():.2g} s"
+        return f"above `max_overhead` ({limit}): {self._spent_s:.2g} s of {all_s}, most for {most}"
+
     def _counting_s(self) -> float:
         """What was spent beside snapshots."""
         return max(self._spent_s - self.weights.spent_s - self.evaluations.spent_s, 0.0)
@@ -426,6 +438,7 @@ class BudgetedSchedule:
             next_due_step=self.next_step(Due.WEIGHTS, step),
             next_evaluation_step=self.next_step(Due.EVERYTHING, step),
             overhead=self.budget.overhead(),
+            why_overhead=self.budget.why_over(),
             step_s=self.step_s,
             pid=os.getpid(),
             host=socket.gethostname(),

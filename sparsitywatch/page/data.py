@@ -24,7 +24,7 @@ from sparsitywatch.analysis.digest import Digest, digest
 from sparsitywatch.analysis.emergence import bin_ends, counted, is_counted
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.analysis.verdict import moment, up_to_date
+from sparsitywatch.analysis.verdict import essential_sparsity_of, moment
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import Event, Layers, Record, ledger_in_short
 from sparsitywatch.records.run import __version__
@@ -71,8 +71,8 @@ def page_data(run: Run) -> dict[str, Any]:
         "version": __version__,
         "name": printable(run.name),
         "verdict": asdict(verdict),
-        "alive": _number(state.wall_time, ".13g") if state is not None and is_on else None,
-        "watch": watch_line(run),
+        "alive": _number(verdict.heard, ".13g") if is_on else None,
+        "watch": list(verdict.standing),
         "taken": _taken(run),
         "tiles": _tiles(run, first_rule, verdict.event),
         "unit": run.unit,
@@ -146,11 +146,15 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
     tiles = []
     for series, label in _TILES.items():
         name = series.format(rule=rule)
-        why = _why_unknown(run) if name == "motion/dormant" else ""
+        value, why = "", _why_unknown(run) if name == "motion/dormant" else ""
+        if name == "essential_sparsity/value":
+            value, why, _ = essential_sparsity_of(run.records)
         tile = {"series": name, "label": label.format(kind=kind), "why": why}
         if name not in run.names:
             if why:
-                tiles.append(tile | {"value": "unknown", "step": int(run.steps[-1]), "was": ""})
+                tiles.append(
+                    tile | {"value": value or "unknown", "step": int(run.steps[-1]), "was": ""}
+                )
             continue
         values, row = run.column(name), describe(name)
         known = np.flatnonzero(np.isfinite(values))
@@ -162,7 +166,8 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
         level = main.baseline if main is not None and is_own else values[then]
         was = f"{row.shown(level)} at {numbered(run.unit, then_step)}" if then != last else ""
         tiles.append(
-            tile | {"value": row.shown(values[last]), "step": int(run.steps[last]), "was": was}
+            tile
+            | {"value": value or row.shown(values[last]), "step": int(run.steps[last]), "was": was}
         )
     return tiles
 
@@ -234,25 +239,6 @@ def _curve(record: Record) -> dict[str, Any] | None:
 
 
 # ------------------------------------------------------------------ how the watch is, and when
-
-
-def watch_line(run: Run) -> list[str]:
-    """How the watch is, in a few words each; empty of a replay."""
-    state = up_to_date(None if run.info is None else run.info.state, run.records)
-    if state is None:
-        by = "" if run.unit == "step" else f", numbered by {run.unit}s"
-        return [f"replayed from saved checkpoints{by}"] if run.replayed_from else []
-    trouble = run.verdict.trouble
-    is_lost = state.status == "on" and trouble != ""
-    words = [trouble if is_lost else f"watch {state.end or 'on'}"]
-    words.append(f"watched: {state.watched}")
-    if run.records:
-        words.append(f"last snapshot {run.records[-1].step:,}")
-    if state.coming and not is_lost:
-        words.append(state.coming)
-    if math.isfinite(state.overhead):
-        words.append(f"took {percent(state.overhead)} of the wall time")
-    return words
 
 
 def _taken(run: Run) -> str:

@@ -22,29 +22,36 @@ import zlib
 from functools import partial
 from html import escape
 from importlib import resources
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsitywatch.analysis.run import Run
+from sparsitywatch.analysis.run import Run as _Run
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.page.data import column, details_of, page_data
-from sparsitywatch.pipeline.rundir import holds_run, place
+from sparsitywatch.pipeline.rundir import log_of, logs_below, place
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import printable
 from sparsitywatch.series import Series, describe
-from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest, read_spectrum
+from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest, read_spectrum, replace_file
+
+if TYPE_CHECKING:  # of an extra
+    from matplotlib.figure import Figure
 
 #: The modules of the page in an order in which each comes after those that it imports.
 _MODULES = ("format", "data", "charts", "tensors", "view", "main")
 #: Level of zlib; the largest saves a hundredth more, and takes three times as long.
 _PACKING = 7
 _FRAME_HEIGHT = 900
+#: Who gives a folder that is no run is told of so many in it, of so many folders.
+_FEW_RUNS, _MOST_FOLDERS = 8, 1000
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 _NOT_ALLOWED = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")
 
 
-def render(run: Run) -> str:
+def render(run: _Run) -> str:
     """The page of a run, also of one without a snapshot: one HTML document, to write in UTF-8."""
     data = page_data(run)
     packed = zlib.compress(
@@ -88,8 +95,43 @@ style-src 'unsafe-inline'; script-src {scripts}">
 """
 
 
-class _PageRun(Run):
-    """A run that a notebook shows as its page, in a frame of its own."""
+class Run(_Run):
+    """A run: what was measured, what was detected, what was said once, and how its watch stands.
+
+    Nothing is read before it is asked for, and what was read is kept: ask ``again`` for news.
+
+    Args:
+        records: in the order of the steps, or a function that reads them.
+        events: each once, in the order in which they were seen, or a function that reads them.
+        info: the run's manifest (run.json), None if there is none, or a function that reads it.
+        spectrum: reads the arrays of the spectrum of a step, a StateError where there are none.
+        name: what the run is called.
+        directory: where its log lies; None if it has none.
+        now: seconds since the epoch, to see whether a watch that says that it is on still is; None
+            to take its word.
+    """
+
+    def report(self, path: str | os.PathLike[str] = "report.html") -> Path:
+        """Write the page of the run as one file, and return where it is.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, render(self).encode())  # a browser never sees half of it
+        return target
+
+    def plot(self) -> Figure:
+        """Draw the run over its steps: a figure of matplotlib, with its events in words.
+
+        Raises:
+            ConfigurationError: there is no snapshot yet.
+            MissingExtraError: matplotlib is not installed.
+        """
+        from sparsitywatch.plots import overview_figure  # it takes a second to import
+
+        return overview_figure(self)
 
     def _repr_html_(self) -> str:
         # a frame without the notebook's origin: the page cannot touch the notebook, nor it the page
@@ -117,11 +159,12 @@ def load(logdir: str | os.PathLike[str], *, name: str | None = None) -> Run:
         ConfigurationError: there is no run; runs that are near are named.
     """
     given = place(logdir).parent
-    directory = given / "sparsitywatch" if (given / "sparsitywatch").is_dir() else given
-    if not holds_run(directory):
-        near = sorted(str(path.parents[1]) for path in given.glob("*/sparsitywatch/run.json"))
+    directory = log_of(given)
+    if directory is None:
+        below = (log for _, log in islice(logs_below(given, most=_MOST_FOLDERS), _FEW_RUNS))
+        near = [str(log.parent if log.name == "sparsitywatch" else log) for log in below]
         hint = f"Watched runs in there: {', '.join(near)}" if near else "Is it the run's `logdir`?"
-        found = "neither records.jsonl nor run.json" if directory.is_dir() else "no directory"
+        found = "neither records.jsonl nor run.json" if given.is_dir() else "no directory"
         raise ConfigurationError(
             f"Expected `logdir` to hold the log of a watched run, found {found} in "
             f"{str(logdir)!r}. {hint}"
@@ -129,7 +172,7 @@ def load(logdir: str | os.PathLike[str], *, name: str | None = None) -> Run:
     own = directory.absolute()
     own = own.parent if own.name == "sparsitywatch" else own
     reader = JsonlReader(directory)
-    return _PageRun(
+    return Run(
         reader.records,
         reader.events,
         partial(read_manifest, directory),
@@ -173,7 +216,7 @@ def html_text(text: str) -> str:
 # ------------------------------------------------------------------ without script, on paper
 
 
-def _static(run: Run, data: dict[str, Any]) -> str:
+def _static(run: _Run, data: dict[str, Any]) -> str:
     """What is printed, and what is seen where no script runs: words, events, an overview."""
     verdict = run.verdict
     told = [*verdict.describe().splitlines()[1:], *verdict.watch, data["taken"]]

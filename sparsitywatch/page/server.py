@@ -16,7 +16,6 @@ import contextlib
 import functools
 import gzip
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +28,7 @@ from sparsitywatch.analysis.verdict import verdict
 from sparsitywatch.errors import ConfigurationError, SparsityWatchError
 from sparsitywatch.page.data import details_of, page_data
 from sparsitywatch.page.render import as_json, asset, load, tab_module
+from sparsitywatch.pipeline.rundir import logs_below
 from sparsitywatch.redact import printable, redacted
 
 _FILES = ("records.jsonl", "events.jsonl", "run.json")
@@ -102,7 +102,8 @@ class Runs:
         """Directory of each log, by the name of its run."""
         with self._lock:
             if time.monotonic() - self._walked >= _WALK_S:
-                found = [pair for root in self._roots.items() for pair in _logs(*root)]
+                roots = self._roots.items()
+                found = (pair for prefix, root in roots for pair in logs_below(root, prefix))
                 self._places = dict(sorted(found))
                 self._walked = time.monotonic()
             return self._places
@@ -138,19 +139,6 @@ class Runs:
 
 def _trouble(run: Run) -> str:
     return verdict(run.records, run.events, run.info, now=time.time()).trouble
-
-
-def _logs(prefix: str, root: Path) -> Iterable[tuple[str, Path]]:
-    """Each log below a directory; the folders that a log itself has are left out."""
-    for folder, folders, files in os.walk(root):
-        place = Path(folder)
-        if "run.json" in files or "records.jsonl" in files:
-            folders.clear()
-            own = place.parent if place.name == "sparsitywatch" else place
-            parts = [prefix, *(own.relative_to(root).parts if own.is_relative_to(root) else ())]
-            yield "/".join(filter(None, parts)) or own.absolute().name, place
-        else:
-            folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 def _stamp(place: Path) -> str:

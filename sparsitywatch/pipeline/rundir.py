@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -52,8 +53,41 @@ def prepare(directory: Path) -> None:
 
 
 def holds_run(directory: Path) -> bool:
-    """Whether a run was logged there."""
-    return (directory / "records.jsonl").exists() or (directory / "run.json").exists()
+    """Whether a run was logged there; elsewhere others, too, call a file run.json."""
+    if (directory / "records.jsonl").exists():
+        return True
+    try:
+        manifest = (directory / "run.json").read_bytes()
+        return directory.name.startswith("sparsitywatch") or "ledger" in json.loads(manifest)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def log_of(logdir: Path) -> Path | None:
+    """The folder of the log that a ``logdir`` has, or is; None if there is none."""
+    return next(filter(holds_run, (logdir / "sparsitywatch", logdir)), None)
+
+
+def logs_below(root: Path, prefix: str = "", most: float = math.inf) -> Iterator[tuple[str, Path]]:
+    """Each log in a folder, after the name of its run, as TensorBoard would call it.
+
+    Links are followed, each folder is entered once, and not more than ``most`` of them.
+    """
+    entered: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real, place = os.path.realpath(folder), Path(folder)
+        if real in entered or len(entered) >= most:
+            folders.clear()
+            continue
+        entered.add(real)
+        is_log = not {"records.jsonl", "run.json"}.isdisjoint(files) and holds_run(place)
+        if is_log:
+            own = place.parent if place.name == "sparsitywatch" else place
+            parts = [prefix, *(own.relative_to(root).parts if own.is_relative_to(root) else ())]
+            yield "/".join(filter(None, parts)) or own.absolute().name, place
+        # its spectra are many files; what others link to has its own name first
+        names = [name for name in folders if name[0] != "." and not (is_log and name == "spectra")]
+        folders[:] = sorted(names, key=lambda name: ((place / name).is_symlink(), name))
 
 
 class Claim:

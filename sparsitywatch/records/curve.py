@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -180,16 +180,16 @@ class EssentialSparsity:
     def __repr__(self) -> str:
         return f"<EssentialSparsity {self.describe()}, tolerance {self.tolerance:g} {self.mode}>"
 
-    def describe(self) -> str:
-        """The estimate with its interval, or that there is none."""
+    def describe(self, shown: Callable[[float], str] = "{:.3f}".format) -> str:
+        """The estimate with its interval, or that there is none; ``shown`` writes a share."""
         if self.examples_needed is not None:
             return f"cannot say below about {self.examples_needed:,} {units(self.unit)}"
         if not self.informative:
             return "not informative"
         if math.isnan(self.low):
-            return f"{self.value:.3f}"
+            return shown(self.value)
         by = "" if self.unit == "example" else f" by {units(self.unit)}"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{by}"
+        return f"{shown(self.value)} [{shown(self.low)}, {shown(self.high)}]{by}"
 
 
 def units(unit: str) -> str:

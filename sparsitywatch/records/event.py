@@ -179,11 +179,8 @@ class Event:
         top = self.value if math.isnan(self.peak) else self.peak
         if not (math.isnan(self.baseline) and math.isnan(self.value)):
             text += f" from {series.shown(self.baseline)} to {series.shown(top)}{self._times(top)}"
-        since = f"after {self._numbered(self.onset_step)}"
-        if self.onset_low < self.onset_high:
-            since = f"between {self._numbered(self.onset_low, self.onset_high)}"
         now = "" if math.isnan(self.peak) else f", and is back at {series.shown(self.value)}"
-        return f"{text} {since}{now}"
+        return f"{text} {self._since}{now}"
 
     def _numbered(self, *steps: int) -> str:
         return numbered(self.unit, *steps)
@@ -219,9 +216,23 @@ class Event:
         return self.kind, f"{room} {way} {self.kind}", f"{self.series} {way}", f"{room} {way}"
 
     @property
+    def onset(self) -> str:
+        """The step at which it began, or the two between which it did."""
+        ends = dict.fromkeys((self.onset_low, self.onset_high))
+        return " to ".join(f"{step:,}" for step in ends)
+
+    @property
+    def _since(self) -> str:
+        """Between which steps it began, as far as that can be said."""
+        if self.onset_low < self.onset_high:
+            return f"between {self._numbered(self.onset_low, self.onset_high)}"
+        return f"after {self._numbered(self.onset_step)}"
+
+    @property
     def when(self) -> str:
-        """When it began, as far as that can be said, and when it was seen."""
-        return f"began at about {self._numbered(self.onset_step)}, {self._seen}"
+        """Between which steps it began, if that is known, and when it was seen."""
+        is_known = self.is_of_series or self.onset_low < self.onset_high
+        return f"began {self._since}, {self._seen}" if is_known else self._seen
 
     @property
     def _seen(self) -> str:
@@ -304,8 +315,7 @@ class Event:
         if self.kind in SERIES_KINDS:
             return f"{self.headline}: {self.reason}"
         names = some_of(self.layers, max(int(self.value), len(self.layers)))
-        not_yet = f", not yet so at {before}" if before else ""
-        text = f"{self.headline}: {names}; {self.reason}; {self._seen}{not_yet}"
+        text = f"{self.headline}: {names}; {self.reason}; {self.when}"
         return text + (f"; over {over}" if over else "")
 
     def report(self) -> str:

@@ -481,12 +481,13 @@ class Record:
     def _brief(self) -> list[tuple[str, str]]:
         """What a person asks first, by name."""
         estimate = self.essential_sparsity
-        essential = "not measured" if estimate is None else estimate.describe()
+        essential = "not measured" if estimate is None else estimate.describe(percent)
         rule, fraction = next(iter(self.near_zero.items()), ("", _NAN))
+        near_zero = describe("near_zero/zero").shown(fraction if self.all_finite else _NAN)
         reliance = f"{self.reliance:.3g} [{self.reliance_low:.3g}, {self.reliance_high:.3g}]"
         relied = [] if self.curve is None else [("reliance", reliance)]
         return [
-            (f"near zero ({rule})" if rule else "near zero", f"{fraction:.3g}"),
+            (f"near zero ({rule})" if rule else "near zero", near_zero),
             ("essential sparsity", essential),
             *relied,
             ("valid", "yes" if self.valid else f"no: {printable(self.reason)[:80]}"),

@@ -63,19 +63,21 @@ class WatchState:
     next_due_step: int = -1  # at which one is due next, and paid for; -1 if that is not known
     next_evaluation_step: int = -1  # the same of one with its evaluation
     overhead: float = math.nan  # share of the wall time that the watch has taken; NaN if unknown
+    why_overhead: str = ""  # why it is above its limit, or has none; empty if it is within it
     step_s: float = math.nan  # wall time of a step, on average; NaN before the second one
     pid: int = -1  # the process that trains
     host: str = ""
 
     @property
-    def end(self) -> str:
-        """How it ended, in a few words; empty if it is on."""
+    def how(self) -> str:
+        """Whether it is on, or how it ended, in a few words; its process is another question."""
         at = f"at step {self.step:,}"
+        when = f", when {self.reason}" if self.reason else ""
         return {
-            "off": f"switched itself off {at}: {self.reason}",
-            "ended": f"ended by {self.reason} {at}",
-            "closed": f"closed {at}{f', when {self.reason}' if self.reason else ''}",
-        }.get(self.status, "")
+            "off": f"the watch switched itself off {at}: {self.reason.rstrip('.')}",
+            "ended": f"the training was ended by {self.reason} {at}",
+            "closed": f"the watch was closed {at}{when}",
+        }.get(self.status, f"the watch is on, {at}")
 
     @property
     def watched(self) -> str:
@@ -100,21 +102,29 @@ class WatchState:
             steps["evaluation"] = self.next_evaluation_step
         return ", ".join(f"next {what} about step {n:,}" for what, n in steps.items() if n >= 0)
 
+    @property
+    def share(self) -> str:
+        """The share of the time that it took, and why so much, in a few words; empty if unknown."""
+        if not math.isfinite(self.overhead):
+            return ""
+        why = f", {self.why_overhead}" if self.why_overhead else ""
+        return f"the watch took {percent(min(self.overhead, 1.0))} of the wall time{why}"
+
     def describe(self) -> str:
-        """A few sentences for a person; whether its process still lives is another question."""
-        began = f"The watch is on, at step {self.step:,}"
-        if self.end:
-            subject = "The training was" if self.status == "ended" else "The watch"
-            verb = "was " if self.status == "closed" else ""
-            began = f"{subject} {verb}{self.end}".rstrip(".")
-        parts = [began, f"Watched: {self.watched}"]
-        if self.left_out:
-            parts.append(f"Left out: {self.left_out}")
-        if self.coming:
-            parts.append(self.coming.capitalize())
-        if math.isfinite(self.overhead):
-            parts.append(f"The watch took {percent(self.overhead)} of the wall time")
-        return ". ".join(parts) + "."
+        """The same as ``in_short``, in sentences."""
+        return "".join(f"{part[0].upper()}{part[1:]}. " for part in self.in_short()).rstrip()
+
+    def in_short(self, lost: str = "") -> list[str]:
+        """All of it, in a few words each; ``lost`` is why it is not on though it says so."""
+        parts = [
+            lost or self.how,
+            f"watched: {self.watched}",
+            f"left out: {self.left_out}" if self.left_out else "",
+            f"last snapshot at step {self.last_step:,}" if self.last_step >= 0 else "",
+            "" if lost else self.coming,
+            self.share,
+        ]
+        return [part for part in parts if part]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,3 +20,7 @@ def __getattr__(name: str) -> object:
     from sparsitywatch.sinks.tensorboard import TensorBoardSink
 
     return TensorBoardSink
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -44,7 +44,7 @@ from sparsitywatch.records import (
     ledger_in_short,
 )
 from sparsitywatch.redact import printable
-from sparsitywatch.series import Series, describe, numbered
+from sparsitywatch.series import LEADING, Series, describe, numbered
 from sparsitywatch.sinks.base import AppendingFile, GuardedSink, first_lost_step, local_directory
 
 #: Histograms are written with every tenth record.
@@ -163,11 +163,6 @@ class TensorBoardSink(GuardedSink):
 FIRST, LAST = "0_sparsity", "z_sparsity"
 EVENTS, IN_EVERY_RECORD = f"{FIRST}/events", f"{LAST}/watch/valid"
 _MAGNITUDES = f"{LAST}/log10_magnitude"
-#: Series that stand first, in this order; ``{rule}`` is the first near-zero rule of the run.
-LEADING = (
-    "near_zero/{rule}", "motion/dormant", "forecast/near_zero_in_1", "essential_sparsity/value",
-    "value/dense", "value/reliance", "motion/decay_clock", "motion/lr", "motion/update_to_weight",
-)  # fmt: skip
 #: Of all other series those that are charts, and as many more near-zero rules.
 REST = (
     "essential_sparsity/low", "essential_sparsity/high", "essential_sparsity/last_crossing",

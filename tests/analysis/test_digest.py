@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from contracts import fake_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.digest import decay_clock_at, digest, mismatches, require_comparable
+from sparsitywatch.analysis.digest import alike, decay_clock_at, differences, digest
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Record, WatchState
@@ -87,7 +88,7 @@ def test_what_all_snapshots_cost_is_the_sum_and_the_share_the_last_one_known() -
     assert found.num_forwards == sum(cost.num_forwards for cost in costs)
     info = replace(fake_run.run_info(), state=WatchState(status="closed", step=9, wall_time=0.0))
     assert digest(Run(records, (), info)).cost.overhead == 0.03
-    state = replace(info.state, overhead=0.04)
+    state = replace(info.state, overhead=0.04, wall_time=2e9)
     assert digest(Run(records, (), replace(info, state=state))).cost.overhead == 0.04
 
 
@@ -149,26 +150,27 @@ def named(records: dict[str, list[Record]]) -> list[Run]:
     return [Run(found, name=name) for name, found in records.items()]
 
 
+def grouped(runs: dict[str, list[Record]], **how: bool) -> list[list[str]]:
+    return [[run.name for run in group] for group in alike(named(runs), **how)]
+
+
 def test_the_same_provenance_can_be_compared() -> None:
-    runs = {"a": RECORDS, "b": RECORDS[:3]}
-    assert mismatches(named(runs)) == {}
-    require_comparable(named(runs))
     # versions, and what steps count, are in the provenance, too, and forbid nothing
-    require_comparable(
-        named({**runs, "c": with_provenance(RECORDS, sparsitywatch="0.2", torch="3", unit="epoch")})
-    )
+    other = with_provenance(RECORDS, sparsitywatch="0.2", torch="3", unit="epoch")
+    runs = {"a": RECORDS, "b": RECORDS[:3], "c": other}
+    assert differences(named(runs)) == []
+    assert grouped(runs) == [["a", "b", "c"]]
 
 
 @pytest.mark.parametrize(("field", "value"), FIELDS.items(), ids=FIELDS)
-def test_each_field_that_differs_is_refused_with_the_runs(field: str, value: object) -> None:
-    runs = {"a": RECORDS, "b": with_provenance(RECORDS, **{field: value}), "c": RECORDS}
-    found = mismatches(named(runs))
-    assert list(found) == [field]
-    assert sorted(found[field].values()) == [["a", "c"], ["b"]]
-    with pytest.raises(ConfigurationError, match=rf"differ in\n  {field}: .* in a, c; .* in b"):
-        require_comparable(named(runs))
+def test_each_field_that_differs_parts_the_runs(field: str, value: object) -> None:
+    runs = {"b": with_provenance(RECORDS, **{field: value}), "a": RECORDS, "c": RECORDS}
+    (line,) = differences(named(runs))
+    assert re.fullmatch(rf"  {field}: .* in b; .* in a, c", line)
+    assert grouped(runs) == [["a", "c"], ["b"]]
     # among them the scope alone matters to what only weights tell
-    assert bool(mismatches(named(runs), weights_only=True)) == (field == "scope_hash")
+    assert bool(differences(named(runs), weights_only=True)) == (field == "scope_hash")
+    assert len(grouped(runs, weights_only=True)) == 1 + (field == "scope_hash")
 
 
 def test_every_field_of_the_provenance_is_thought_of() -> None:
@@ -176,23 +178,10 @@ def test_every_field_of_the_provenance_is_thought_of() -> None:
     assert fields - {"sparsitywatch", "torch", "unit"} == set(FIELDS)
 
 
-def test_what_helps_is_said_only_where_it_helps() -> None:
-    other_proxy = {"a": RECORDS, "b": with_provenance(RECORDS, proxy_hash="")}
-    with pytest.raises(ConfigurationError, match=r"9r0xy in a; none in b\n.*--weights-only"):
-        require_comparable(named(other_proxy))
-    require_comparable(named(other_proxy), weights_only=True)
-    other_scope = {"a": RECORDS, "b": with_provenance(RECORDS, scope_hash="07her")}
-    with pytest.raises(ConfigurationError) as caught:
-        require_comparable(named(other_scope))
-    assert "--weights-only" not in str(caught.value)
-    with pytest.raises(ConfigurationError, match="watch the same weights"):
-        require_comparable(named(other_scope), weights_only=True)
-
-
 def test_a_run_that_changed_on_its_way_is_told_with_the_step() -> None:
     changed = [*RECORDS[:4], *with_provenance(RECORDS[4:], proxy_hash="07her")]
-    found = mismatches(named({"a": RECORDS, "b": changed}))
-    assert found == {"proxy_hash": {"9r0xy": ["a", "b"], "07her": ["b from step 800"]}}
-    with pytest.raises(ConfigurationError, match="proxy_hash: 9r0xy in a, b; 07her in b from step"):
-        require_comparable(named({"a": RECORDS, "b": changed}))
-    assert mismatches(named({"b": changed}))
+    runs = {"a": RECORDS, "b": changed, "c": changed}
+    assert differences(named(runs)) == [
+        "  proxy_hash: 9r0xy in a, b, c; 07her in b from step 800, c from step 800"
+    ]
+    assert grouped(runs) == [["a"], ["b"], ["c"]]  # nor is one comparable with itself

@@ -54,8 +54,8 @@ def test_a_watch_that_is_on_is_no_trouble() -> None:
     assert found.trouble == ""
     (sentence,) = found.watch
     assert sentence == (
-        "The watch is on, at step 340. Watched: weights 2 of 3. Next snapshot about step 400. The "
-        "watch took 0.79 % of the wall time."
+        "The watch is on, at step 340. Watched: weights 2 of 3. Last snapshot at step 300. Next "
+        "snapshot about step 400. The watch took 0.79 % of the wall time."
     )
 
 
@@ -119,7 +119,9 @@ def test_what_the_budget_has_left_out_is_no_trouble() -> None:
 def test_a_record_that_is_newer_than_the_state_counts() -> None:
     found = standing(looks(100, 300, 400, 500), info(step=450), now=NOW)
     assert found.trouble == ""
-    assert found.watch == ("The watch is on, at step 500. Watched: weights 4 of 5.",)
+    assert found.watch == (
+        "The watch is on, at step 500. Watched: weights 4 of 5. Last snapshot at step 500.",
+    )
 
 
 @pytest.mark.parametrize(

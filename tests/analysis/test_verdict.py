@@ -103,7 +103,7 @@ def test_a_run_says_its_verdict() -> None:
 
 def test_an_event_is_worth_a_look_and_says_what_to_do() -> None:
     verdict = run_of([RELIANCE, TAKE_OFF]).verdict
-    assert (verdict.state, verdict.badge, verdict.event) == ("look", "1 event", 2)
+    assert (verdict.state, verdict.badge, verdict.event) == ("look", "2 events", 2)
     assert verdict.headline == TAKE_OFF.headline
     assert verdict.advice == TAKE_OFF.advice
     assert (verdict.onset_low, verdict.onset_high) == (TAKE_OFF.onset_low, TAKE_OFF.onset_high)
@@ -237,7 +237,7 @@ def test_a_state_says_how_much_of_what_was_due_was_measured(fields, told: str) -
     assert one.watched == told
     assert one.describe() == (
         f"The watch was closed at step 2,100. Watched: {told}. Left out: 4 to keep within "
-        "`max_overhead`. The watch took 0.8 % of the wall time."
+        "`max_overhead`. Last snapshot at step 2,000. The watch took 0.8 % of the wall time."
     )
 
 

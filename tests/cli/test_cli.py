@@ -19,6 +19,7 @@ from contracts.page import inside_of, parse
 
 import sparsitywatch as sw
 from sparsitywatch.cli import main
+from sparsitywatch.series import LEADING, percent
 
 STEPS = range(0, 2001, 200)
 
@@ -62,7 +63,7 @@ def told(capsys, *arguments: object, status: int = 0) -> str:
 def row(output: str, name: str) -> list[str]:
     """The cells of the line of the table that begins with ``name``."""
     (line,) = (line for line in output.splitlines() if line.startswith(f"{name} "))
-    return line.split()[1:]
+    return re.split(r" {2,}", line)[1:]
 
 
 def test_summary_table(logdir: Path, capsys) -> None:
@@ -71,23 +72,28 @@ def test_summary_table(logdir: Path, capsys) -> None:
     near_zero = [record.near_zero["initial_0.1"] for record in records]
     lowest, highest = min(near_zero), max(near_zero)
     assert row(output, "near_zero/initial_0.1") == [
-        f"{near_zero[0]:.4g}", f"{near_zero[-1]:.4g}",
-        f"{lowest:.4g}", str(STEPS[near_zero.index(lowest)]),
-        f"{highest:.4g}", str(STEPS[near_zero.index(highest)]),
+        percent(near_zero[0]), percent(near_zero[-1]),
+        percent(lowest), f"{STEPS[near_zero.index(lowest)]:,}",
+        percent(highest), f"{STEPS[near_zero.index(highest)]:,}",
     ]  # fmt: skip
     assert row(output, "value/reliance")[1] == f"{records[-1].reliance:.4g}"
-    assert "11 snapshots at steps 0 to 2000, 0 invalid; stall 3.4 s" in output
+    assert "11 snapshots at steps 0 to 2,000, 0 invalid; stall 3.4 s" in output
     assert "49,152 weights in 12 tensors; pattern global, zero-shot" in output
     estimate = records[-1].essential_sparsity
-    interval = f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] at 90%"
-    assert f"essential sparsity at step 2000: {interval}, tolerance 0.01 relative" in output
+    low, high = percent(estimate.low), percent(estimate.high)
+    assert f"; essential sparsity {percent(estimate.value)} [{low}, {high}]; 2 events" in output
+    assert "tolerance 1 % of the dense value" in output
     num_informative = sum(record.essential_sparsity.informative for record in records)
     assert 0 < num_informative < len(records)
     assert f"informative at {num_informative} of 11 snapshots" in output
     assert output.count("began to rise") == 1 + len(fake_run.events())  # with the verdict
     assert "weights/num_nan" not in output  # nothing broken, no line
-    table = output[output.index("series ") : output.index("2 events")]
-    assert max(map(len, table.splitlines())) <= 100
+    table = output[output.index("series ") : output.index("\n2 events\n")]
+    assert max(map(len, table.splitlines())) <= 80  # columns of a terminal
+    leading = [line.split()[0] for line in table.splitlines()[1:10]]
+    assert leading == [name.format(rule="initial_0.1") for name in LEADING]
+    assert table.splitlines()[10] == "and 35 more: --all"
+    assert row(told(capsys, "summary", logdir, "--all"), "essential_sparsity/knee")
 
 
 def test_summary_as_json(logdir: Path, capsys) -> None:
@@ -119,7 +125,8 @@ def test_a_run_without_proxy_and_with_broken_weights(tmp_path: Path, capsys) -> 
     provenance = dataclasses.replace(record.provenance, proxy_hash="")
     record = dataclasses.replace(record, num_nan=7, provenance=provenance)
     output = told(capsys, "summary", fake_run.write_run(tmp_path, [(record, detail)]))
-    assert "essential sparsity: not measured, there was no proxy" in output
+    assert "Not watched: essential sparsity and reliance: no proxy was given" in output
+    assert "; essential sparsity" not in output
     assert "1 snapshot at steps 100 to 100" in output
     assert "0 events" in output
     assert row(output, "weights/num_nan")[0] == "7"
@@ -128,7 +135,7 @@ def test_a_run_without_proxy_and_with_broken_weights(tmp_path: Path, capsys) -> 
 
 def test_not_informative_is_said_with_its_reason(tmp_path: Path, capsys) -> None:
     output = told(capsys, "summary", fake_run.write_run(tmp_path, [fake_run.look(0)]))
-    assert "not informative; the model does not rely on these weights yet" in output
+    assert "not informative: the model does not rely on these weights yet" in output
     assert "informative at 0 of 1 snapshot" in output
 
 
@@ -142,11 +149,11 @@ def test_what_too_few_examples_cannot_say_and_what_an_interval_counts_is_said(
     )  # fmt: skip
     few = dataclasses.replace(record, essential_sparsity=estimate)
     output = told(capsys, "summary", fake_run.write_run(tmp_path / "few", [(few, detail)]))
-    assert "at step 2000: cannot say: the tolerance is below the noise; it would take" in output
+    assert "cannot say below about 1,200 examples: the tolerance is below the noise; it" in output
     by = dataclasses.replace(record.essential_sparsity, unit="token")
     tokens = dataclasses.replace(record, essential_sparsity=by)
     output = told(capsys, "summary", fake_run.write_run(tmp_path / "tokens", [(tokens, detail)]))
-    assert "] by batches at 90%" in output
+    assert "] by batches" in output
 
 
 def test_while_the_run_is_writing(logdir: Path, tmp_path: Path, capsys) -> None:
@@ -154,7 +161,7 @@ def test_while_the_run_is_writing(logdir: Path, tmp_path: Path, capsys) -> None:
     with records.open("a") as file:
         file.write('{"step":2200,"wall_ti')  # a line on its way to the disk
     before = records.read_bytes()
-    assert "11 snapshots at steps 0 to 2000" in told(capsys, "summary", logdir)
+    assert "11 snapshots at steps 0 to 2,000" in told(capsys, "summary", logdir)
     told(capsys, "report", logdir, "-o", tmp_path / "r.html")
     assert "11 snapshots of 49,152 weights" in parse((tmp_path / "r.html").read_text()).text()
     assert records.read_bytes() == before

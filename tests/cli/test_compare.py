@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from contracts import fake_run
 
 from sparsitywatch.cli import main
+from sparsitywatch.series import percent
 
 STEPS = range(0, 2001, 200)
 
@@ -30,7 +32,8 @@ def runs(tmp_path: Path) -> list[str]:
 
 
 def lines_of(output: str, name: str) -> list[list[str]]:
-    return [line.split() for line in output.splitlines() if line.startswith(f"{name} ")]
+    lines = [line for line in output.splitlines() if line.startswith(f"{name} ")]
+    return [re.split(r" {2,}", line) for line in lines]
 
 
 def test_the_table(runs: list[str], capsys) -> None:
@@ -40,11 +43,11 @@ def test_the_table(runs: list[str], capsys) -> None:
     estimate = last.essential_sparsity
     at_the_end, breakthrough, take_off = lines_of(output, "a")
     assert at_the_end[1:] == [
-        "11", "2000", f"{last.near_zero['initial_0.1']:.4g}", f"{last.dormant.fraction:.4g}", "6",
-        f"{estimate.value:.3f}", f"[{estimate.low:.3f},", f"{estimate.high:.3f}]",
+        "11", "2,000", percent(last.near_zero["initial_0.1"]), percent(last.dormant.fraction), "6",
+        f"{percent(estimate.value)} [{percent(estimate.low)}, {percent(estimate.high)}]",
     ]  # fmt: skip
     assert breakthrough[1:] == ["value/reliance", "up", "600", "650", "1.8"]
-    assert take_off[1:] == ["near_zero/initial_0.1", "up", "1050", "1125", "3.15"]
+    assert take_off[1:] == ["near_zero/initial_0.1", "up", "1,000 to 1,100", "1,125", "3.15"]
     assert lines_of(output, "b")[1][1:] == ["none"]
     assert max(map(len, output.splitlines())) <= 100
 
@@ -65,20 +68,34 @@ def test_as_json(runs: list[str], capsys) -> None:
 
 
 @pytest.mark.slow
-def test_runs_that_cannot_be_compared_are_refused(runs: list[str], tmp_path: Path, capsys) -> None:
+def test_what_can_be_compared_is_and_the_rest_is_said(
+    runs: list[str], tmp_path: Path, capsys
+) -> None:
     other = str(write(tmp_path / "two" / "c", proxy_hash="07her", tolerance=0.05))
-    for more in ([], ["--json"]):
-        assert main(["compare", *runs, other, *more]) == 2
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert "proxy_hash: 9r0xy in one/a, one/b; 07her in two/c" in told.err
-        assert "tolerance: 0.01 in one/a, one/b; 0.05 in two/c" in told.err
-        assert "--weights-only" in told.err
+    assert main(["compare", *runs, other]) == 0
+    output = capsys.readouterr().out
+    assert "between all runs. It is shown of one/a, one/b." in output
+    assert "proxy_hash: 9r0xy in one/a, one/b; 07her in two/c" in output
+    assert "tolerance: 0.01 in one/a, one/b; 0.05 in two/c" in output
+    whole, part = lines_of(output, "one/a")[0], lines_of(output, "two/c")[0]
+    assert "[" in whole[-1]
+    assert part[-1] == "not compared"
+    assert part[3].endswith(" %")  # near zero
+    assert [line[1] for line in lines_of(output, "two/c")[1:]] == ["near_zero/initial_0.1"]
+    assert main(["compare", *runs, other, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [run["is_whole"] for run in told["runs"]] == [True, True, False]
+    assert told["groups"] == [["one/a", "one/b", "two/c"]]
+    # of two alone nothing of a proxy is comparable
+    assert main(["compare", runs[0], other]) == 0
+    output = capsys.readouterr().out
+    assert "between all runs. It is left out." in output
+    assert "essential sparsity" not in output
 
     assert main(["compare", *runs, other, "--weights-only"]) == 0
     output = capsys.readouterr().out
     assert "Weights only: what depends on a proxy is left out." in output
-    assert "The runs differ in proxy_hash, tolerance." in output
+    assert "The runs differ in\n  proxy_hash: 9r0xy in one/a, one/b; 07her in two/c\n" in output
     assert "essential sparsity" not in output
     assert "value/reliance" not in output
     assert "near_zero/initial_0.1" in output
@@ -99,6 +116,19 @@ def test_another_scope_is_never_compared(runs: list[str], tmp_path: Path, capsys
     for more in ([], ["--weights-only"]):
         assert main(["compare", runs[0], other, *more]) == 2
         assert "scope_hash: 5c0pe in one/a; 07her in c" in capsys.readouterr().err
+    # what can be is, in a table of its own
+    more = str(write(tmp_path / "d", scope_hash="07her"))
+    lone = str(write(tmp_path / "e", scope_hash="l0ne"))
+    assert main(["compare", *runs, other, more, lone]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("Runs of different weights are not compared:\n  scope_hash: ")
+    assert output.count("At the end\n") == 2
+    assert lines_of(output, "e") == []
+
+
+def test_a_folder_of_runs_is_its_runs(runs: list[str], tmp_path: Path, capsys) -> None:
+    assert main(["compare", str(tmp_path), "--json"]) == 0
+    assert [run["name"] for run in json.loads(capsys.readouterr().out)["runs"]] == ["a", "b"]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -58,11 +59,12 @@ def test_a_watch_that_is_on_says_so(tmp_path: Path, capsys, monkeypatch) -> None
         lines = summary(tmp_path, capsys)
         assert lines[0] == "too early to tell: 1 of about 9 snapshots so far"
         words = (
-            "The watch is on, at step 4. Watched: weights 1 of 1. Next snapshot about step 6. The"
+            "the watch is on, at step 4; watched: weights 1 of 1; last snapshot at step 3; next "
+            "snapshot about step 6; the watch took"
         )
         assert any(line.startswith(words) for line in lines)
     lines = summary(tmp_path, capsys)
-    assert any(line.startswith("The watch was closed at step 4. ") for line in lines)
+    assert any(line.startswith("the watch was closed at step 4; ") for line in lines)
 
 
 @pytest.mark.slow
@@ -107,9 +109,8 @@ def test_a_failed_last_record_does_not_hide_the_last_estimate(
         run.train(3)
         monkeypatch.setattr("sparsitywatch.pipeline.measure.MagnitudeSpectrum.of", broken)
         run.train(3)
-    assert any(
-        line.startswith("essential sparsity at step 3:") for line in summary(tmp_path, capsys)
-    )
+    (line,) = (line for line in summary(tmp_path, capsys) if line.startswith("Now: "))
+    assert re.search(r"essential sparsity .* at step 3\b", line)
 
 
 def test_a_watch_whose_evaluations_all_fail_is_blind(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -120,7 +121,8 @@ def test_a_watch_whose_evaluations_all_fail_is_blind(tmp_path: Path, capsys, mon
     lines = summary(tmp_path, capsys)
     assert lines[0] == "broken: All snapshots failed"
     assert lines[1].startswith("Why: Blind: all snapshots failed")
-    assert "essential sparsity: not known, no evaluation has succeeded" in lines
+    (now,) = (line for line in lines if line.startswith("Now: "))
+    assert now.endswith("; essential sparsity not known: no evaluation has succeeded; 0 events")
 
 
 def test_the_last_share_of_the_time_is_written_at_the_end(tmp_path: Path) -> None:

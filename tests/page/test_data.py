@@ -103,7 +103,7 @@ def test_events_say_what_when_where_why_and_what_to_do(page: Page) -> None:
         "Near-zero weights began to rise from 6.3 % to 8.5 % (22 times the noise) between steps "
         "1,000 and 1,100"
     )
-    assert second["when"] == "began at about step 1,050, seen at step 1,125"
+    assert second["when"] == "began between steps 1,000 and 1,100, seen at step 1,125"
     assert second["where"] == page.events[1]["layers"]
     assert second["why"] == [
         "the shape of the weights' distribution changed",
@@ -160,7 +160,7 @@ def test_a_replay_says_so_and_what_was_estimated() -> None:
     info = replace(fake_run.run_info(), replayed_from=("s3://bucket/<b>run</b>", "runs/x"))
     data = page_data(Run(records, info=info))
     assert data["taken"].endswith("They are of saved checkpoints, read later.")
-    assert data["watch"] == ["replayed from saved checkpoints"]
+    assert data["watch"] == ["replayed from saved checkpoints", "last snapshot at step 2,000"]
     assert data["facts"]["replayed_from"] == ["s3://bucket/<b>run</b>", "runs/x"]
     assert [name for name, *_ in data["facts"]["costs"]] == ["reading weights", "evaluating"]
     told = [fact[:2] for fact in data["facts"]["provenance"][0]["facts"]]
