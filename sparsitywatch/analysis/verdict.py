@@ -284,7 +284,7 @@ def verdict(
             )  # fmt: skip
     is_lost = state is not None and state.status == "on"
     lost = next((one.words for one in troubles if is_lost and one.is_end), "")
-    signs = [*records[-1:], *filter(None, [state])]
+    times = [one.wall_time for one in records[-1:]] + ([] if state is None else [state.wall_time])
     return replace(
         found,
         not_watched=tuple(_not_watched(records)),
@@ -292,7 +292,7 @@ def verdict(
         standing=tuple(_standing(records, info, state, lost)),
         numbers=tuple(_numbers(records, events)),
         last_step=records[-1].step if records else -1,
-        heard=max((sign.wall_time for sign in signs), default=-1.0),
+        heard=max(times, default=-1.0),
         num_events=len(events),
     )
 

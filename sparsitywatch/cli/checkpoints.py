@@ -267,14 +267,14 @@ def _measured(record: Record) -> list[str]:
     estimate = record.essential_sparsity
     lines = [f"{record.place}: {record.scope.describe()}"]
     for rule, part in record.near_zero.items():
-        lines.append(f"{describe(f'near_zero/{rule}').label}: {part:.2%}")
+        lines.append(f"{describe(f'near_zero/{rule}').label}: {percent(part)}")
     if record.reason:
         lines.append(f"invalid: {printable(record.reason)}")
     if estimate is not None:
         why = f" ({printable(estimate.reason)})" if estimate.reason else ""
         lines.append(
             f"essential sparsity by {printable(record.provenance.pattern)}, zero-shot: "
-            f"{estimate.describe()}, tolerance {estimate.tolerance:g} {estimate.mode}{why}"
+            f"{estimate.describe(percent)}, tolerance {record.provenance.tolerated}{why}"
         )
     if record.curve is not None:
         lines += ["", *_points(record, record.curve)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from sparsitywatch.analysis.digest import Digest, SeriesDigest, alike, differences, digest
+from sparsitywatch.analysis.digest import Digest, alike, differences, digest
 from sparsitywatch.analysis.emergence import Emergence
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import Verdict, duration, moment
@@ -105,66 +105,49 @@ def _read(logdir: Path, name: str | None = None) -> Run:
 
 def _summary(arguments: argparse.Namespace) -> None:
     summary = digest(_read(arguments.logdir))
-    if arguments.json:
-        print(to_json(summary))
-        return
-    print("\n".join(_in_lines(summary, every_series=arguments.all)))
+    lines = [to_json(summary)] if arguments.json else _in_lines(summary, is_all=arguments.all)
+    print("\n".join(lines))
 
 
-def _in_lines(summary: Digest, *, every_series: bool) -> list[str]:
+def _in_lines(summary: Digest, *, is_all: bool) -> list[str]:
     unit, provenance = summary.provenance.unit, summary.provenance
     snapshots = count(summary.num_records, "snapshot")
     steps = f"{unit}s {summary.first_step:,} to {summary.last_step:,}"
-    stall = f"{summary.cost.stall_s:.1f} s"
-    header = ("series", "first", "last", "lowest", f"at {unit}", "highest", f"at {unit}")
-    shown = [name for name in summary.series if every_series or _is_leading(summary, name)]
-    left = len(summary.series) - len(shown)
+    invalid = f"{summary.num_invalid} invalid; stall {summary.cost.stall_s:.1f} s"
     lines = [
         *map(redacted, summary.verdict.describe().splitlines()),
         "",
-        f"{snapshots} at {steps}, {summary.num_invalid} invalid; stall {stall}",
+        f"{snapshots} at {steps}, {invalid}",
         f"{summary.scope.describe()}; pattern {provenance.pattern}, {provenance.evaluation}",
-        *_evaluated(summary),
-        "",
-        *align([header, *(_series_row(name, summary.series[name]) for name in shown)],
-               right=set(range(1, 7))),
-        *([f"and {left} more: --all"] if left else []),
-        "",
-        count(len(summary.events), "event"),
-    ]  # fmt: skip
+    ]
+    if provenance.proxy_hash:
+        informative = f"informative at {summary.num_informative} of {snapshots}"
+        lines.append(
+            f"evaluated at {summary.num_evaluated}, {informative}; tolerance {provenance.tolerated}"
+        )
+    lines += ["", *_series(summary, is_all=is_all), "", count(len(summary.events), "event")]
     for event in summary.events:
         lines += [f"  {event.describe()}", f"    {event.advice}"]
-    notes = [
-        f"  {numbered(unit, step)}: {text}"
-        for step, texts in summary.notes.items()
-        for text in texts
-    ]
+    each = ((step, text) for step, texts in summary.notes.items() for text in texts)
+    notes = [f"  {numbered(unit, step)}: {text}" for step, text in each]
     return lines + (["", count(len(notes), "note"), *notes] if notes else [])
 
 
-def _is_leading(summary: Digest, name: str) -> bool:
-    """Whether a series is among the few that matter most, or counts weights that are broken."""
-    rule = next((one[10:] for one in summary.series if one.startswith("near_zero/")), "")
-    leading = [one.format(rule=rule) for one in LEADING]
-    is_broken = name in ("weights/num_nan", "weights/num_inf") and summary.series[name].highest > 0
-    return name in leading or is_broken
-
-
-def _series_row(name: str, one: SeriesDigest) -> tuple[str, ...]:
-    first, last, lowest, highest = map(
-        describe(name).shown, (one.first, one.last, one.lowest, one.highest)
-    )
-    return name, first, last, lowest, f"{one.lowest_step:,}", highest, f"{one.highest_step:,}"
-
-
-def _evaluated(summary: Digest) -> list[str]:
-    """How often the proxy was evaluated, and with which tolerance; nothing without one."""
-    if not summary.provenance.proxy_hash:
-        return []
-    of_all = f"of {count(summary.num_records, 'snapshot')}"
-    informative = f"informative at {summary.num_informative} {of_all}"
-    tolerance = f"tolerance {summary.provenance.tolerated}"
-    return [f"evaluated at {summary.num_evaluated}, {informative}; {tolerance}"]
+def _series(summary: Digest, *, is_all: bool) -> list[str]:
+    """The table of the series that matter most, and of counts of weights that are broken."""
+    every, at = summary.series, f"at {summary.provenance.unit}"
+    rule = next((name.partition("/")[2] for name in every if name.startswith("near_zero/")), "")
+    shown = {name.format(rule=rule) for name in LEADING}
+    shown |= {name for name in ("weights/num_nan", "weights/num_inf") if summary.last(name) > 0}
+    rows = [("series", "first", "last", "lowest", at, "highest", at)]
+    for name, one in every.items():
+        if is_all or name in shown:
+            ends = map(describe(name).shown, (one.first, one.last, one.lowest, one.highest))
+            first, last, lowest, highest = ends
+            steps = f"{one.lowest_step:,}", f"{one.highest_step:,}"
+            rows.append((name, first, last, lowest, steps[0], highest, steps[1]))
+    left = len(every) + 1 - len(rows)
+    return align(rows, right=set(range(1, 7))) + ([f"and {left} more: --all"] if left else [])
 
 
 def _scope(arguments: argparse.Namespace) -> None:
@@ -271,9 +254,11 @@ def _read_status(name: str, place: Path) -> tuple[str, Verdict, Sequence[Event]]
     try:
         return name, run.verdict, run.events
     except (SparsityWatchError, OSError) as error:
-        words = {"headline": f"The log cannot be read: {error}", "trouble": "it cannot be read"}
-        advice = "Mend the file that is named, or take the folder away."
-        return name, Verdict(state="broken", badge="cannot be read", advice=advice, **words), ()
+        return name, Verdict(
+            state="broken", badge="cannot be read", trouble="the log cannot be read",
+            headline=f"The log cannot be read: {redacted(str(error))}",
+            advice="Mend the file that is named, or take the folder away.",
+        ), ()  # fmt: skip
 
 
 def _as_told(name: str, verdict: Verdict, events: Sequence[Event]) -> dict[str, Any]:
@@ -344,17 +329,15 @@ def _threshold_rows(found: Emergence, k: int) -> list[tuple[str, ...]]:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    runs = _read_all(arguments.runs)
+    runs, notes = _read_all(arguments.runs)
     groups = [group for group in alike(runs, weights_only=True) if len(group) > 1]
     if not groups:
         raise ConfigurationError(
             "Expected runs that watch the same weights, got runs that differ in\n"
             + "\n".join(differences(runs, weights_only=True))
         )
-    notes, compared = [], [run for group in groups for run in group]
-    if len(groups) > 1 or len(compared) < len(runs):
-        notes += ["Runs of different weights are not compared:"]
-        notes += differences(runs, weights_only=True)
+    if apart := differences(runs, weights_only=True):
+        notes += ["Runs of different weights are not compared:", *map(redacted, apart)]
     digests = []
     for group in groups:
         whole = [] if arguments.weights_only else alike(group)[0]
@@ -369,25 +352,30 @@ def _compare(arguments: argparse.Namespace) -> None:
     print("\n".join(notes + [line for group in digests for line in ["", *_table(group)]]).lstrip())
 
 
-def _read_all(logdirs: Sequence[Path]) -> list[Run]:
-    """Every run by a short name of its own, in the order of the call; a folder is its runs."""
+def _read_all(logdirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Every run by a short name of its own, a folder being its runs; and which are not read."""
     given = [Path(os.path.normpath(logdir.absolute())) for logdir in logdirs]
     logs = [[place] if log_of(place) else [log for _, log in logs_below(place)] for place in given]
-    places = [
-        log.parent if log.name == "sparsitywatch" else log
-        for place, below in zip(given, logs, strict=True)
-        for log in below or [place]
-    ]
-    if len(places) < 2 or len(set(places)) < len(places):
+    found = [log for place, below in zip(given, logs, strict=True) for log in below or [place]]
+    places = dict.fromkeys(log.parent if log.name == "sparsitywatch" else log for log in found)
+    if len(places) < 2:
         raise ConfigurationError(
             "Expected RUN to be two or more different runs, got "
             f"{', '.join(str(logdir) for logdir in logdirs)}."
         )
     common = Path(os.path.commonpath(places))
-    return [
-        _read(place, str(place.relative_to(common) if place != common else place))
-        for place in places
-    ]
+    runs, errors = [], {}
+    for place in places:
+        name = str(place.relative_to(common) if place != common else place)
+        try:
+            run = _read(place, name)
+            run.verdict  # noqa: B018 of which all is read
+            runs.append(run)
+        except SparsityWatchError as error:
+            errors[name] = error
+    if len(runs) < 2:
+        raise next(iter(errors.values()))
+    return runs, [redacted(f"{name} is not compared: {error}") for name, error in errors.items()]
 
 
 def _notes(runs: Sequence[Digest]) -> list[str]:
@@ -402,7 +390,7 @@ def _notes(runs: Sequence[Digest]) -> list[str]:
 
 def _left_out(group: Sequence[Run], whole: Sequence[Run], *, asked: bool) -> list[str]:
     """What is not compared of runs that watch the same weights, and why."""
-    notes, lines = [], differences(group)
+    notes, lines = [], [redacted(line) for line in differences(group)]
     if asked:
         notes.append("Weights only: what depends on a proxy is left out.")
     elif lines:

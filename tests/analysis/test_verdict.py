@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,6 +304,30 @@ def test_the_exit_status_says_it(watch, events, code: int, tmp_path: Path, capsy
     assert told["state"] == level
     assert told["last_step"] == 2000
     assert [event["id"] for event in told["events"]] == [event.id for event in events]
+
+
+def test_a_folder_is_a_table_with_the_worst_on_top(tmp_path: Path, capsys) -> None:
+    looks = fake_run.looks(range(0, 2001, 200))
+    for name, events, watch in [("a", [], state()), ("b", [TAKE_OFF], state()),
+                                ("c", [], state(status="off", reason="x"))]:  # fmt: skip
+        fake_run.write_run(tmp_path / "runs" / name, looks, events, state=watch)
+    assert main(["status", str(tmp_path)]) == 2
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "state", "last", "age", "events", "headline"]
+    cells = [re.split(r" {2,}", row) for row in rows]
+    assert [(name, level, last, events) for name, level, last, _, events, _ in cells] == [
+        ("runs/c", "broken", "2,000", "0"), ("runs/b", "look", "2,000", "1"),
+        ("runs/a", "healthy", "2,000", "0"),
+    ]  # fmt: skip
+    assert all(cell[3].endswith(" days") for cell in cells)
+    assert cells[0][5].startswith("The watch has been off since step 2,000; before that: no alarm")
+    (tmp_path / "runs" / "c" / "sparsitywatch" / "records.jsonl").write_text("{}\n")
+    assert main(["status", str(tmp_path), "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)["runs"]
+    assert [run["name"] for run in told] == ["runs/c", "runs/b", "runs/a"]
+    assert told[0]["headline"].startswith("The log cannot be read: ")
+    assert told[1]["advice"] == TAKE_OFF.advice
+    assert main(["status", str(tmp_path / "runs" / "a")]) == 0
 
 
 def test_what_cannot_be_read_is_broken(tmp_path: Path, capsys) -> None:

@@ -126,6 +126,15 @@ def test_another_scope_is_never_compared(runs: list[str], tmp_path: Path, capsys
     assert lines_of(output, "e") == []
 
 
+def test_a_run_without_a_snapshot_hides_no_other(runs: list[str], tmp_path: Path, capsys) -> None:
+    fake_run.write_run(tmp_path / "one" / "begun", [])
+    assert main(["compare", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("begun is not compared: Expected records of a watched run")
+    assert [lines_of(output, name)[0][1] for name in "ab"] == ["11", "11"]
+    assert main(["compare", runs[0], str(tmp_path / "one" / "begun")]) == 2
+
+
 def test_a_folder_of_runs_is_its_runs(runs: list[str], tmp_path: Path, capsys) -> None:
     assert main(["compare", str(tmp_path), "--json"]) == 0
     assert [run["name"] for run in json.loads(capsys.readouterr().out)["runs"]] == ["a", "b"]

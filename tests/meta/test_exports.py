@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -91,6 +92,29 @@ def test_type_checkers_read_the_same_names_from_the_same_modules() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         sparsitywatch.no_such_name  # noqa: B018
+
+
+def test_every_public_name_has_an_example_that_is_run() -> None:
+    """In the manual's blocks, or in a docstring: other tests run both."""
+    root = Path(__file__).resolve().parents[2]
+    pages = [path.read_text() for path in (root / "README.md", *root.glob("docs/*.md"))]
+    blocks = (
+        block for page in pages for block in re.findall(r"```python.*?\n(.*?)```", page, re.S)
+    )
+    sources = [*pages, *(path.read_text() for path in root.glob("sparsitywatch/**/*.py"))]
+    lines = (line for text in sources for line in re.findall(r"^ +(?:>>>|\.\.\.) (.*)", text, re.M))
+    words = set(re.findall(r"\w+", "\n".join([*blocks, *lines])))
+    assert [f"{face.__name__}.{name}" for face, name in NAMES if name not in words] == []
+
+
+def test_tab_completion_offers_what_is_public() -> None:
+    faces = [
+        sparsitywatch,
+        *(getattr(sparsitywatch, name) for name in (*FACES, "actions", "errors")),
+    ]
+    for face in faces:
+        assert {n for n in dir(face) if not n.startswith("_")} == {*face.__all__} - {"__version__"}
+    assert {"verdict", "report", "plot", "frame", "series"} <= set(dir(sparsitywatch.Run))
 
 
 @pytest.mark.parametrize(("face", "name"), NAMES, ids=lambda one: getattr(one, "__name__", one))

@@ -19,6 +19,7 @@ from wsgiref.validate import validator
 import pytest
 from contracts import fake_run
 
+import sparsitywatch as sw
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli import main
 from sparsitywatch.cli.logs import server_of
@@ -77,6 +78,22 @@ def test_runs_are_found_by_the_names_that_tensorboard_has(logs: Path) -> None:
     assert list(names(prefixed)) == ["x", "y/b"]
     assert names(apps_of(Runs({"": logs / "other"}))) == {}
     assert names(apps_of(Runs({"": logs / "nowhere"}))) == {}
+
+
+def test_links_are_followed_and_a_file_of_others_hides_no_run(
+    logs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    fake_run.write_run(elsewhere / "c", fake_run.looks(range(0, 1001, 500)))
+    (logs / "linked").symlink_to(elsewhere)
+    (logs / "deep" / "round").symlink_to(logs)  # each folder is entered once
+    for folder in (logs, logs / "deep", logs / "other"):
+        (folder / "run.json").write_text('{"name": "of another tool"}')
+    (logs / "other" / "run.json").write_text("no JSON")
+    assert list(names(apps_of(Runs({"": logs})))) == ["a", "deep/b", "linked/c"]
+    with pytest.raises(sw.ConfigurationError, match=r"in there: .*/a, .*b, .*linked/c"):
+        sw.load(logs)
+    assert sw.load(logs / "linked" / "c").name == "c"
 
 
 @pytest.mark.parametrize("packed", [True, False])

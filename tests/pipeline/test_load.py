@@ -15,7 +15,9 @@ from contracts import fake_run
 
 import sparsitywatch as sw
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.page.render import render
 from sparsitywatch.records import Record, WatchState
+from sparsitywatch.series import LEADING
 from sparsitywatch.sinks.jsonl import JsonlSink
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,9 +159,20 @@ def test_the_frame_has_every_series(logdir: Path) -> None:
     assert isinstance(frame, pd.DataFrame)
     assert frame.index.tolist() == list(STEPS)
     assert set(frame) == set().union(*(record.series() for record in run.records))
+    assert list(frame)[:9] == [name.format(rule="initial_0.1") for name in LEADING]
     for name in frame:
         expected = [record.series().get(name, np.nan) for record in run.records]
         np.testing.assert_array_equal(frame[name], expected)
+
+
+def test_a_run_writes_its_page_and_draws_itself(logdir: Path, tmp_path: Path) -> None:
+    run = sw.load(logdir)
+    page = run.report(tmp_path / "new" / "run.html")
+    assert page.read_text() == render(run)
+    figure = run.plot()
+    assert figure.get_suptitle().startswith("Sparsity during training")
+    run.plot().savefig(tmp_path / "run.png")
+    assert sw.Run(run.records).plot().axes
 
 
 def test_without_pandas_the_error_names_the_extra(logdir: Path, monkeypatch) -> None:
