@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
 from sparsitywatch.analysis.emergence import Emergence, emergence
 from sparsitywatch.analysis.verdict import Verdict, verdict
@@ -44,7 +45,7 @@ class Run:
         self._now = now
         self._known: list[tuple[Record, dict[str, float]]] = []  # records, and what they measured
 
-    def again(self, *, now: float | None = None) -> Run:
+    def again(self, *, now: float | None = None) -> Self:
         """The run as its log is by now, of which only what was appended is read; this one stays."""
         later = type(self)(*self._sources, name=self.name, directory=self.directory, now=now)
         if "_measured" in vars(self):

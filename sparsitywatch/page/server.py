@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import verdict
 from sparsitywatch.errors import ConfigurationError, SparsityWatchError
 from sparsitywatch.page.data import details_of, page_data
-from sparsitywatch.page.render import as_json, asset, load, tab_module
+from sparsitywatch.page.render import Run, as_json, asset, load, tab_module
 from sparsitywatch.pipeline.rundir import logs_below
 from sparsitywatch.redact import printable, redacted
 

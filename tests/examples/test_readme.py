@@ -90,7 +90,7 @@ def test_the_first_block_runs_as_it_is_pasted(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("<Record of step 600: near zero (initial_0.1) 0.")
+    assert done.stdout.startswith("<Record of step 600: near zero (initial_0.1) ")
     assert "sparsitywatch: Look: Dormant weights" in done.stderr
 
     # and so do the commands below it

@@ -105,7 +105,7 @@ def test_whatever_is_public_has_a_repr_of_one_short_line(watched: dict[str, Any]
 
 def test_the_repr_of_a_record_says_what_is_asked_first(watched: dict[str, Any]) -> None:
     told = repr(watched["record"])
-    assert told.startswith("<Record of step 3: near zero (initial_0.1) 0.")
+    assert told.startswith("<Record of step 3: near zero (initial_0.1) ")
     assert "essential sparsity" in told
     assert told.endswith("valid yes>")
     assert "valid no: \\x1b[2J no" in repr(watched["invalid"])
