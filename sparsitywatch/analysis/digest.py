@@ -154,7 +154,7 @@ def decay_clock_at(records: Sequence[Record], step: int) -> float:
 
 #: Fields of a record's provenance that all of it depends on, and those that its curve does, too.
 _WEIGHT_FIELDS = ("scope_hash",)
-_CURVE_FIELDS = (
+CURVE_FIELDS = (
     *_WEIGHT_FIELDS, "proxy_hash", "tolerance", "tolerance_mode", "pattern", "evaluation", "dtypes",
 )  # fmt: skip
 
@@ -163,7 +163,7 @@ def alike(runs: Sequence[Run], *, weights_only: bool = False) -> list[list[Run]]
     """Runs that can be compared with each other, the largest group first."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
-        key = [tuple(_first_steps(run.records, field)) for field in _fields(weights_only)]
+        key = [tuple(first_steps(run.records, field)) for field in _fields(weights_only)]
         is_one = all(len(values) == 1 for values in key)  # else not even with itself
         groups.setdefault(tuple(key) if is_one else id(run), []).append(run)
     return sorted(groups.values(), key=len, reverse=True)
@@ -175,7 +175,7 @@ def differences(runs: Sequence[Run], *, weights_only: bool = False) -> list[str]
     for field in _fields(weights_only):
         by_value: dict[str, list[str]] = {}
         for run in runs:
-            for value, step in _first_steps(run.records, field).items():
+            for value, step in first_steps(run.records, field).items():
                 since = "" if step == run.records[0].step else f" from {run.unit} {step}"
                 by_value.setdefault(value, []).append(f"{run.name}{since}")
         if len(by_value) > 1:
@@ -185,10 +185,10 @@ def differences(runs: Sequence[Run], *, weights_only: bool = False) -> list[str]
 
 
 def _fields(weights_only: bool) -> tuple[str, ...]:
-    return _WEIGHT_FIELDS if weights_only else _CURVE_FIELDS
+    return _WEIGHT_FIELDS if weights_only else CURVE_FIELDS
 
 
-def _first_steps(records: Sequence[Record], field: str) -> dict[str, int]:
+def first_steps(records: Sequence[Record], field: str) -> dict[str, int]:
     """Step of the first snapshot with each value of a field, by the value as text."""
     steps: dict[str, int] = {}
     for record in records:
