@@ -162,8 +162,9 @@ CURVE_FIELDS = (
 def alike(runs: Sequence[Run], *, weights_only: bool = False) -> list[list[Run]]:
     """Runs that can be compared with each other, the largest group first."""
     groups: dict[object, list[Run]] = {}
+    fields = _WEIGHT_FIELDS if weights_only else CURVE_FIELDS
     for run in runs:
-        key = [tuple(first_steps(run.records, field)) for field in _fields(weights_only)]
+        key = [tuple(first_steps(run.records, field)) for field in fields]
         is_one = all(len(values) == 1 for values in key)  # else not even with itself
         groups.setdefault(tuple(key) if is_one else id(run), []).append(run)
     return sorted(groups.values(), key=len, reverse=True)
@@ -172,7 +173,7 @@ def alike(runs: Sequence[Run], *, weights_only: bool = False) -> list[list[Run]]
 def differences(runs: Sequence[Run], *, weights_only: bool = False) -> list[str]:
     """What keeps runs from being compared, a line a field: its values, and which runs have each."""
     lines = []
-    for field in _fields(weights_only):
+    for field in _WEIGHT_FIELDS if weights_only else CURVE_FIELDS:
         by_value: dict[str, list[str]] = {}
         for run in runs:
             for value, step in first_steps(run.records, field).items():
@@ -182,10 +183,6 @@ def differences(runs: Sequence[Run], *, weights_only: bool = False) -> list[str]
             values = [f"{value} in {', '.join(names)}" for value, names in by_value.items()]
             lines.append(f"  {field}: {'; '.join(values)}")
     return lines
-
-
-def _fields(weights_only: bool) -> tuple[str, ...]:
-    return _WEIGHT_FIELDS if weights_only else CURVE_FIELDS
 
 
 def first_steps(records: Sequence[Record], field: str) -> dict[str, int]:

@@ -168,9 +168,9 @@ def _scope(arguments: argparse.Namespace) -> None:
 
 def _plot(arguments: argparse.Namespace) -> None:
     # drawing takes a second to import; the other commands should not wait for it
-    from sparsitywatch.plots import save_figure
+    from sparsitywatch.plots import overview_figure, save_figure
 
-    figure, path = _read(arguments.logdir).plot(), arguments.output
+    figure, path = overview_figure(_read(arguments.logdir)), arguments.output
     try:
         save_figure(figure, path)
     except (OSError, ValueError) as error:  # it cannot be, there or in this format
