@@ -99,6 +99,17 @@ def page_data(run: Run) -> dict[str, Any]:
     }
 
 
+def summary_of(run: Run) -> dict[str, Any]:
+    """How a run stands, for a table of several."""
+    verdict, last = run.verdict, run.records[-1] if run.records else None
+    return {
+        **{name: getattr(verdict, name) for name in ("state", "badge", "headline")},
+        "last": "" if last is None else last.place,
+        "time": None if last is None else _number(last.wall_time, ".13g"),
+        "events": len(run.events),
+    }
+
+
 def _gaps(run: Run, kept: Sequence[int]) -> list[tuple[int, int, str]]:
     """Why there is no essential sparsity: first and last of neighbouring snapshots, and why."""
     found = []

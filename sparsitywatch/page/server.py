@@ -5,6 +5,7 @@
     runs        name and version of each run; what has a new version is asked for again
     page        what ``page_data`` says of one run
     details     its maps and magnitudes, which are larger
+    summary     how it stands, for the table of runs
     *.js, *.css the page itself
 
 Logs are read where they lie, never written to, and once: of a file that has grown, what is new.
@@ -25,7 +26,7 @@ from urllib.parse import parse_qs
 
 from sparsitywatch.analysis.verdict import verdict
 from sparsitywatch.errors import ConfigurationError, SparsityWatchError
-from sparsitywatch.page.data import details_of, page_data
+from sparsitywatch.page.data import details_of, page_data, summary_of
 from sparsitywatch.page.render import Run, as_json, asset, load, tab_module
 from sparsitywatch.pipeline.rundir import logs_below
 from sparsitywatch.redact import printable, redacted
@@ -43,6 +44,7 @@ _ASSETS: dict[str, tuple[str, Callable[[], str]]] = {
 }
 _DATA: dict[str, Callable[[Run], dict[str, Any]]] = {
     "/page": page_data,
+    "/summary": summary_of,
     "/details": lambda run: details_of(run, for_file=False),
 }
 
@@ -57,6 +59,7 @@ class _Log:
         self._place = place
         self._read: tuple[str, Run] | None = None  # what was read, and the stamp of its files then
         self._answers: dict[str, bytes] = {}
+        self._silent = "", ""  # stamp, and what was wrong with the watch then
         self._lock = threading.Lock()
 
     def answer(self, route: str) -> bytes:
@@ -70,8 +73,16 @@ class _Log:
     def version(self) -> str:
         """Of the files, and of a watch fallen silent since; it waits for no answer."""
         stamp, read = _stamp(self._place), self._read
-        silent = _trouble(read[1]) if read is not None and read[0] == stamp else ""
+        if read is not None and read[0] == stamp:
+            self._silent = stamp, _trouble(read[1])
+        silent = self._silent[1] if self._silent[0] == stamp else ""
         return hashlib.sha256(f"{stamp} {silent}".encode()).hexdigest()[:16]
+
+    def forget(self) -> None:
+        """Let go of what was read, unless it is in use; the version stays what it was."""
+        if self._lock.acquire(blocking=False):
+            self._read, self._answers = None, {}
+            self._lock.release()
 
     def _current(self) -> Run:
         stamp = _stamp(self._place)
@@ -121,8 +132,8 @@ class Runs:
         with self._lock:
             log = self._logs.pop(key, None) or _Log(*key)
             self._logs[key] = log  # the latest is the last
-            for old in list(self._logs)[:-_MAX_KEPT]:
-                del self._logs[old]
+            for old in list(self._logs.values())[:-_MAX_KEPT]:
+                old.forget()
         return log.answer(route)
 
     def warm(self) -> None:

@@ -622,6 +622,44 @@ def test_new_snapshots_appear(open_page: Open, logs: Path, board: str) -> None:
     close(page)
 
 
+@pytest.fixture(scope="module")
+def many_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen runs, of which five are broken."""
+    folder = tmp_path_factory.mktemp("many")
+    off = WatchState(status="off", reason="the disk is full", step=2000, wall_time=1.7e9)
+    for i in range(14):
+        looks = fake_run.looks(range(0, 2001, 100), seed=i)
+        events = fake_run.events() if i % 4 == 1 else []
+        state = off if i % 3 == 2 or i == 9 else None
+        fake_run.write_run(folder / f"run-{i:02}", looks, events, state=state)
+    return folder
+
+
+@pytest.mark.skipif(AXE is None, reason="axe-core is not in .venv/axe-core; .ci/run fetches it")
+@pytest.mark.parametrize(("viewport", "scheme"), [(WIDE, "light"), (PHONE, "dark")])
+def test_broken_runs_are_on_top(
+    open_page: Open, many_logs: Path, viewport: dict[str, int], scheme: str
+) -> None:
+    with page_server(many_logs) as url:
+        page = open_page(url, viewport=viewport, color_scheme=scheme)
+        expect_text(page, ".runs h2", "14 runs 5 broken, 2 look, 7 healthy")
+        rows = page.locator(".run")
+        names = [f"run-{i:02}" for i in (2, 5, 8, 9, 11)]
+        assert [text.split()[0] for text in rows.all_inner_texts()[:5]] == names
+        expect_text(page, ".run:first-child", "The watch has been off since step 2,000")
+        expect_text(page, ".run:first-child", "step 2,000, ")
+        assert page.locator(".runs input:checked").count() == 4
+        rows.first.get_by_role("button", name="Show run-02 below").click()
+        expect_text(page, ".eyebrow", "run-02")
+        expect_text(page, ".run.first", "shown below")
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        assert page.locator(".runs").bounding_box()["height"] <= 310
+        page.add_script_tag(path=str(AXE))
+        found = page.evaluate("axe.run().then((r) => r.violations)")
+        assert [(v["id"], [n["html"][:120] for n in v["nodes"]]) for v in found] == []
+        close(page)
+
+
 def test_show(open_page: Open, logs: Path, tmp_path: Path) -> None:
     with page_server(logs) as url:
         page = open_page(url)

@@ -215,9 +215,29 @@ def test_names_of_a_logdir_spec() -> None:
 
 def test_few_runs_are_kept(logs: Path, monkeypatch) -> None:
     monkeypatch.setattr(server_module, "_MAX_KEPT", 1)
+    state = WatchState(status="on", step=2000, wall_time=1.7e9, last_step=2000)
+    fake_run.write_run(logs / "killed", fake_run.looks([1500, 2000]), state=state)
     server = apps_of(Runs({"": logs}))
     for name in ("a", "deep/b", "a"):
         assert json.loads(ask(server, "/page", f"run={name}")[2])["name"] == name
+    ask(server, "/page", "run=killed")
+    before = names(server)
+    ask(server, "/page", "run=a")  # the other one is let go of, and is not asked for again
+    assert names(server) == before
+
+
+def test_how_each_run_stands(logs: Path) -> None:
+    state = WatchState(status="off", reason="the disk is full", step=500, wall_time=1.7e9)
+    fake_run.write_run(logs / "off", fake_run.looks([0, 500]), state=state)
+    server = apps_of(Runs({"": logs}))
+    stands = {name: json.loads(ask(server, "/summary", f"run={name}")[2]) for name in names(server)}
+    assert stands["a"] | {"headline": ""} == {
+        "state": "look", "badge": "1 event", "headline": "", "last": "step 2,000",
+        "time": 1_700_002_000, "events": 2,
+    }  # fmt: skip
+    assert stands["a"]["headline"].startswith("Near-zero weights began to rise")
+    assert [stands[name]["state"] for name in ("deep/b", "off")] == ["too early to tell", "broken"]
+    assert stands["off"]["headline"].startswith("The watch has been off since step 500")
 
 
 # ------------------------------------------------------------------ show

@@ -32,8 +32,9 @@
  * @typedef {{columns: number[], ends: number[], below: number[][][], all: number[][]}} Magnitudes
  * @typedef {{maps: Maps, magnitudes: Magnitudes | null}} Details
  * @typedef {{name: string, version: string}} RunName
+ * @typedef {{state: string, badge: string, headline: string, last: string, time: number | null, events: number}} Summary
  * @typedef {{live: boolean, runs: () => Promise<RunName[]>,
- *   page: (name: string) => Promise<PageData>, details: (name: string) => Promise<Details>}} Source
+ *   page: (name: string) => Promise<PageData>, summary?: (name: string) => Promise<Summary>, details: (name: string) => Promise<Details>}} Source
  */
 
 /** @param {number[]} differences @returns {number[]} the numbers, the first difference from 0 */
@@ -87,6 +88,7 @@ export function serverSource(base) {
     live: true,
     runs: () => get("runs"),
     page: (run) => get("page", { run }),
+    summary: (run) => get("summary", { run }),
     details: async (run) => decoded(await get("details", { run })),
   };
 }

@@ -5,7 +5,7 @@ import { Charts, panelsOf } from "./charts.js";
 import { csv, nearest } from "./data.js";
 import { h, percent } from "./format.js";
 import { Heatmap, KINDS, drawHistogram, power, rowsOf, scale } from "./tensors.js";
-import { drawCost, events, foot, header, tiles } from "./view.js";
+import { drawCost, events, foot, header, runTable, tiles } from "./view.js";
 
 /**
  * @typedef {import("./data.js").PageData} PageData
@@ -45,6 +45,8 @@ export class Page {
     this.asked = new Map();
     /** @type {Map<string, {version: string, details: Details}>} */
     this.deep = new Map();
+    /** @type {Map<string, {version: string, summary: import("./data.js").Summary}>} how each run stands */
+    this.stands = new Map();
     /** @type {string[]} */
     this.names = [];
     this.looks = "";
@@ -62,6 +64,7 @@ export class Page {
     this.choice = { kind: "near_zero", group: "none", sort: "", search: "" };
     this.frame = 0;
     this.failure = "";
+    this.isAsking = false;
     this.restore();
     document.addEventListener("keydown", (e) => this.key(e));
   }
@@ -102,6 +105,7 @@ export class Page {
       changed ||= news.length > 0;
       this.failure = "";
       if (changed) this.build();
+      if (names.length > 1) this.summarise(runs);
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);
       if (text !== this.failure) this.root.prepend(h("p", { class: "warning", role: "alert" }, `No answer: ${text}. Trying again.`));
@@ -199,17 +203,36 @@ export class Page {
     this.deepen();
   }
 
-  /** Which runs are shown; nothing where there is one. */
+  /** Ask how runs stand that are not known to, one after the other. @param {import("./data.js").RunName[]} runs */
+  async summarise(runs) {
+    if (this.isAsking || !this.source.summary) return;
+    this.isAsking = true;
+    for (const { name, version } of runs) {
+      if (this.stands.get(name)?.version === version) continue;
+      try {
+        this.stands.set(name, { version, summary: await this.source.summary(name) });
+      } catch (error) {
+        const headline = error instanceof Error ? error.message : String(error);
+        this.stands.set(name, { version: "", summary: { state: "broken", badge: "not readable", headline, last: "", time: null, events: 0 } });
+      }
+    }
+    this.isAsking = false;
+    const [before, now] = [this.root.querySelector(".runs"), this.selector()];
+    if (!before || typeof now === "string" || before.outerHTML === now.outerHTML) return; // the same ages and all
+    const { id } = document.activeElement ?? {};
+    const top = before.scrollTop;
+    before.replaceWith(now);
+    now.scrollTop = top;
+    if (id) document.getElementById(id)?.focus();
+  }
+
+  /** How each run stands and which are shown, the broken ones first; nothing where there is one. */
   selector() {
     if (this.names.length < 2) return "";
     const colours = this.host.colours(this.names);
-    return h("fieldset", { class: "runs" }, h("legend", {}, "Runs"), ...this.names.map((name, i) => {
-      const id = `run-${i}`;
-      const box = h("input", { type: "checkbox", id, checked: this.chosen?.has(name), onchange: (/** @type {Event} */ e) => this.choose(name, /** @type {HTMLInputElement} */ (e.target).checked) });
-      return h("span", { class: name === this.first ? "run first" : "run" }, box,
-        h("label", { for: id }, h("i", { style: `background:${colours[i]}`, "aria-hidden": "true" }), name),
-        name === this.first ? h("small", {}, "shown in full") : h("button", { type: "button", onclick: () => this.turnTo(name), "aria-label": `Show ${name} in full` }, "show in full"));
-    }));
+    const runs = this.names.map((name, i) => ({ name, colour: colours[i], stands: this.stands.get(name)?.summary,
+      isShown: this.chosen?.has(name) ?? false, isFirst: name === this.first }));
+    return runTable(runs, (name, on) => this.choose(name, on), (name) => this.turnTo(name));
   }
 
   /** @param {string} name @param {boolean} on */
