@@ -66,7 +66,7 @@ def page_data(run: Run) -> dict[str, Any]:
     verdict, state = run.verdict, None if run.info is None else run.info.state
     is_on = state is not None and state.status == "on"
     kept = chosen(run, MAX_SNAPSHOTS)
-    first_rule = next(iter(run.rules), "")
+    first_rule = _first_rule(run)
     return {
         "version": __version__,
         "name": printable(run.name),
@@ -82,7 +82,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "steps": [int(run.steps[i]) for i in kept],
         "failed": [t for t, i in enumerate(kept) if not run.records[i].valid],
         "unasked": [t for t, i in enumerate(kept) if run.records[i].not_evaluated],
-        "gaps": _gaps(run, kept),
+        "gaps": [_why_none(run.records[i]) for i in kept],
         "series": {
             name: _rounded(run.column(name)[kept])
             for name in run.names
@@ -110,17 +110,18 @@ def summary_of(run: Run) -> dict[str, Any]:
     }
 
 
-def _gaps(run: Run, kept: Sequence[int]) -> list[tuple[int, int, str]]:
-    """Why there is no essential sparsity: first and last of neighbouring snapshots, and why."""
-    found = []
-    for why, chunk in groupby(enumerate(kept), lambda pair: _why_none(run.records[pair[1]])):
-        places = [t for t, _ in chunk]
-        if why:
-            found.append((places[0], places[-1], why))
-    return found
+def _first_rule(run: Run) -> str:
+    """The first near-zero rule; of the present rms where that of a first look is the same."""
+    rule = next(iter(run.rules), "")
+    name, twin = f"near_zero/{rule}", f"near_zero/{rule.replace('initial', 'rms')}"
+    if not {name, twin} <= {*run.names}:
+        return rule
+    is_same = np.array_equal(run.column(name), run.column(twin), equal_nan=True)
+    return twin.partition("/")[2] if is_same else rule
 
 
 def _why_none(record: Record) -> str:
+    """Why there is no essential sparsity; empty if there is."""
     estimate = record.essential_sparsity
     if record.valid:
         return "" if estimate is None or estimate.informative else redacted(estimate.reason)

@@ -367,6 +367,14 @@ def saved(folder: Path, run: Run) -> str:
     return path.as_uri()
 
 
+def test_first_rms_is_no_choice_where_there_was_no_first(open_page: Open, tmp_path: Path) -> None:
+    alone = fake_run.look(2000)[0]
+    alone = replace(alone, near_zero={**alone.near_zero, "initial_0.1": alone.near_zero["rms_0.1"]})
+    page = open_page(saved(tmp_path, Run([alone])))
+    expect_text(page, "[data-chart=sparse] .legend", "near zero (|w| ≤ 0.1 × present rms)")
+    assert "first rms" not in page.locator("#tau").inner_text()
+
+
 def test_a_watch_that_is_off_is_the_headline(open_page: Open, tmp_path: Path) -> None:
     off = WatchState(status="off", reason="the disk is full", step=900, wall_time=1.7e9)
     info = replace(fake_run.run_info(), state=off)

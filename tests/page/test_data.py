@@ -319,3 +319,23 @@ def test_many_tensors_have_fewer_columns_and_every_row() -> None:
 
 def test_it_is_strict_json(either: Page) -> None:
     json.dumps(either.data, allow_nan=False)
+
+
+def test_first_rms_is_left_out_where_there_was_no_first() -> None:
+    records = [fake_run.look(step)[0] for step in (0, 1000)]
+    assert page_data(Run(records))["rule"] == "initial_0.1"
+    alone = fake_run.look(0)[0]  # its own first look: both rules say the same
+    alone = replace(alone, near_zero={**alone.near_zero, "initial_0.1": alone.near_zero["rms_0.1"]})
+    data = page_data(Run([alone]))
+    assert data["rule"] == "rms_0.1"
+    assert data["tiles"][0]["series"] == "near_zero/rms_0.1"
+    only = replace(alone, near_zero={"initial_0.1": 0.1})
+    assert page_data(Run([only]))["rule"] == "initial_0.1"
+
+
+def test_why_there_is_no_essential_sparsity(troubled_page: Page) -> None:
+    gaps = troubled_page.data["gaps"]
+    assert gaps[0].startswith("the model does not rely on these weights yet")
+    assert gaps[5].startswith("the snapshot failed: ")
+    assert gaps[5].endswith("the value is NaN")
+    assert gaps[40] == ""

@@ -278,7 +278,7 @@ def test_why_a_line_has_a_gap() -> None:
     code = """
     import { whyNone } from "./data.js";
     const none = [null, null, null, null, 1];
-    const data = { failed: [1], unasked: [2], gaps: [[0, 0, "does not rely"], [1, 1, "failed: x"]],
+    const data = { failed: [1], unasked: [2], gaps: ["does not rely", "failed: x", "", "", ""],
       series: { "weights/num_nan": [0, 0, 0, 1200, 0], "essential_sparsity/value": none,
                 "near_zero/zero": none, "value/dense": none, "motion/dormant": none } };
     for (const name of ["essential_sparsity/value", "near_zero/zero", "value/dense"])

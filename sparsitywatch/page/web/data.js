@@ -21,7 +21,7 @@
  * @typedef {{version: string, name: string, verdict: Verdict,
  *   alive: number | null, watch: string[],
  *   taken: string, unit: string, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
- *   failed: number[], unasked: number[], gaps: [number, number, string][], series: Record<string, Values>,
+ *   failed: number[], unasked: number[], gaps: string[], series: Record<string, Values>,
  *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[],
  *   facts: Facts}} PageData
  *
@@ -100,7 +100,7 @@ export function serverSource(base) {
 export function whyNone(data, name, t) {
   if (typeof data.series[name]?.[t] === "number") return "";
   const room = name.split("/")[0];
-  const told = data.gaps.find(([first, last]) => first <= t && t <= last)?.[2] ?? "";
+  const told = data.gaps[t] ?? "";
   if (data.failed.includes(t)) return told;
   for (const [kind, words] of [["nan", "NaN"], ["inf", "infinite"]]) {
     const number = data.series[`weights/num_${kind}`]?.[t] ?? 0;

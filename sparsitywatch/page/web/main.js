@@ -258,7 +258,7 @@ export class Page {
   /** What near zero means, one more series, and every number as a file. */
   tools() {
     const data = /** @type {PageData} */ (this.data);
-    const rules = Object.keys(data.series).filter((name) => name.startsWith("near_zero/"));
+    const rules = nearZeroRules(data);
     const options = rules.map((name) => option(name, data.about[name].label.split(", ")[1] ?? name, this.tau || `near_zero/${data.rule}`));
     for (const log of this.details?.magnitudes?.ends ?? []) options.push(option(`abs:${log}`, `|w| ≤ ${power(log)}`, this.tau));
     const tau = h("select", { id: "tau", onchange: (/** @type {Event} */ e) => this.setTau(/** @type {HTMLSelectElement} */ (e.target).value) }, ...options);
@@ -484,6 +484,15 @@ export class Page {
       this.drawMap();
     });
   }
+}
+
+/** Of the first rms only where there was a first: else it is the present one. @param {PageData} data */
+function nearZeroRules(data) {
+  return Object.keys(data.series).filter((name) => {
+    const twin = data.series[name.replace("initial_", "rms_")];
+    const isTwin = name.includes("/initial_") && twin?.every((x, t) => x === data.series[name][t]);
+    return name.startsWith("near_zero/") && !isTwin;
+  });
 }
 
 /** Between known values a straight line. @param {number[]} steps @param {(number | null)[]} values */
