@@ -195,13 +195,32 @@ def test_another_threshold_is_counted_from_the_spectra(
 ) -> None:
     page = open_page(report.as_uri())
     expect_text(page, ".heat", "query")
-    page.locator("#tau").select_option("abs:-2")
+    assert page.locator("#tau option").count() == 5  # the rules, and a size of one's own
+    page.locator("#tau").select_option("abs")
+    ends = inside_of(report.read_text("utf-8"))["details"]["magnitudes"]["ends"]
+    near = float(page.locator("#tau-is").inner_text().split()[-1])
+    assert abs(math.log10(near) - ends[int(page.locator("#tau-at").input_value())]) < 0.01
+    page.locator("#tau-at").fill(str(ends.index(-2)))
+    sync_api.expect(page.locator("#tau-is")).to_have_text("|w| ≤ 0.01")
+    assert "tau=abs%3A-2" in page.url
     _, detail = fake_run.look(2000)
     ends = (detail.spectrum["keys"].astype("u4") << 15).view("f4")
     share = detail.spectrum["counts"][ends <= 0.01].sum() / detail.spectrum["counts"].sum()
     expect_text(page, "[data-chart=sparse] .legend", "|w| ≤ 0.01")
     expect_text(page, "[data-chart=sparse] .legend", f"{100 * share:.3g}")
     expect_text(page, "#tensors", "|w| ≤ 0.01")
+
+
+def test_one_more_chart_has_ten_choices_in_groups(open_page: Open, report: Path) -> None:
+    page = open_page(report.as_uri())
+    expect_text(page, ".heat", "query")
+    assert page.locator("#other option").count() <= 11  # with none
+    groups = page.locator("#other optgroup").evaluate_all("all => all.map((e) => e.label)")
+    assert groups == ["with an event", "the weights", "removing weights", "the watch"]
+    first = page.locator("#other optgroup").first.locator("option").all_inner_texts()
+    assert first == ["Reliance"]
+    page.locator("#other").select_option("motion/sign_flips")
+    expect_text(page, "[data-chart=other] h2", "Weights that changed sign")
 
 
 def test_every_threshold_and_a_click_on_one(open_page: Open, report: Path) -> None:

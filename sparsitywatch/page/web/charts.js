@@ -76,6 +76,34 @@ export function panelsOf(data, nearZero, other) {
     .filter((panel) => panel.lines.length > 0);
 }
 
+/** What one more chart may show beside what has an event; all else is in the table and the file. @type {Record<string, string[]>} */
+const MORE = {
+  "the weights": ["motion/update_to_weight", "motion/sign_flips", "motion/mask_overlap_0.9", "motion/still", "weights/largest"],
+  "removing weights": ["value/reliance", "essential_sparsity/knee", "essential_sparsity/last_crossing"],
+  "the watch": ["watch/overhead", "watch/stall_s"],
+};
+const MORE_AT_MOST = 10;
+
+/**
+ * Series for one more chart by group, ten at most, none that is drawn anyway.
+ * @param {PageData} data @param {string} nearZero @returns {[string, string[]][]}
+ */
+export function moreOf(data, nearZero) {
+  const drawn = new Set(panelsOf(data, nearZero, "").flatMap((panel) => panel.lines.map((line) => line.series)));
+  const groups = { "with an event": data.events.map((event) => event.series), ...MORE };
+  /** @type {[string, string[]][]} */
+  const found = [];
+  let left = MORE_AT_MOST;
+  for (const [group, names] of Object.entries(groups)) {
+    const own = names.filter((name, i) => names.indexOf(name) === i && !drawn.has(name) && data.series[name]?.some((x) => x !== null));
+    const some = own.slice(0, left);
+    left -= some.length;
+    for (const name of some) drawn.add(name);
+    if (some.length) found.push([group, some]);
+  }
+  return found;
+}
+
 /** Whether a chart is of what an event happened to: bands of all events in all charts would hide them. @param {Panel} panel @param {string} series */
 function isHome(panel, series) {
   const room = series.split("/")[0];

@@ -1,9 +1,9 @@
 // @ts-check
 /** The page: what is chosen, where the cursor is, and what follows from both. */
 
-import { Charts, panelsOf } from "./charts.js";
+import { Charts, moreOf, panelsOf } from "./charts.js";
 import { csv, nearest } from "./data.js";
-import { h, percent } from "./format.js";
+import { capital, h, percent } from "./format.js";
 import { Heatmap, KINDS, drawHistogram, power, rowsOf, scale } from "./tensors.js";
 import { drawCost, events, foot, header, runTable, tiles } from "./view.js";
 
@@ -259,26 +259,47 @@ export class Page {
   tools() {
     const data = /** @type {PageData} */ (this.data);
     const rules = nearZeroRules(data);
+    const ends = this.details?.magnitudes?.ends ?? [];
+    const at = this.tau.startsWith("abs:") ? ends.indexOf(Number(this.tau.slice(4))) : -1;
     const options = rules.map((name) => option(name, data.about[name].label.split(", ")[1] ?? name, this.tau || `near_zero/${data.rule}`));
-    for (const log of this.details?.magnitudes?.ends ?? []) options.push(option(`abs:${log}`, `|w| ≤ ${power(log)}`, this.tau));
-    const tau = h("select", { id: "tau", onchange: (/** @type {Event} */ e) => this.setTau(/** @type {HTMLSelectElement} */ (e.target).value) }, ...options);
-    const others = Object.keys(data.series).map((name) => option(name, data.about[name].label, this.other));
+    if (ends.length) options.push(option("abs", "|w| ≤ a size that you choose", at < 0 ? "" : "abs"));
+    const tau = h("select", { id: "tau", onchange: (/** @type {Event} */ e) => {
+      const { value } = /** @type {HTMLSelectElement} */ (e.target);
+      this.setTau(value === "abs" ? `abs:${ends[this.alike()]}` : value);
+    } }, ...options);
+    const slider = at < 0 ? null : h("label", {}, h("input", { type: "range", id: "tau-at", min: 0, max: ends.length - 1, value: at,
+      "aria-label": "Largest size of a weight that counts as near zero", oninput: (/** @type {Event} */ e) => this.setTau(`abs:${ends[Number(/** @type {HTMLInputElement} */ (e.target).value)]}`) }),
+      " ", h("output", { id: "tau-is", for: "tau-at" }, `|w| ≤ ${power(ends[at])}`));
     const other = h("select", { id: "other", onchange: (/** @type {Event} */ e) => {
       this.other = /** @type {HTMLSelectElement} */ (e.target).value;
       this.drawCharts();
-    } }, option("", "none", this.other), ...others);
+    } }, option("", "none", this.other), ...moreOf(data, `near_zero/${data.rule}`).map(([label, names]) =>
+      h("optgroup", { label }, ...names.map((name) => option(name, capital(data.about[name].label), this.other)))));
     return h("div", { class: "tools" },
-      h("label", {}, "near zero means ", tau), h("label", {}, "one more chart ", other),
+      h("label", {}, "near zero means ", tau), slider, h("label", {}, "one more chart ", other),
       h("button", { type: "button", onclick: () => this.charts?.reset(), title: "or double-click in a chart" }, "whole run"),
       h("button", { type: "button", onclick: () => download(`${data.name}.csv`, csv(data)) }, "numbers (CSV)"),
       h("small", {}, data.events.length ? "Number: where an event was seen; dotted: where it began; band: how sure that is. " : "",
         "Drag to zoom, click to hold the cursor, arrow keys to move it."));
   }
 
+  /** The threshold below which about as many weights are as by the first rule now: where the slider begins. */
+  alike() {
+    const { data, details } = this;
+    const all = details?.magnitudes?.all ?? [];
+    const now = data?.series[`near_zero/${data.rule}`]?.findLast((x) => x !== null) ?? 0.1;
+    return Math.max(0, all[all.length - 1]?.findIndex((x) => x >= 1e6 * now) ?? 0);
+  }
+
   /** @param {string} tau */
   setTau(tau) {
     this.tau = tau === `near_zero/${this.data?.rule}` ? "" : tau;
     this.remember();
+    const is = document.getElementById("tau-is");
+    const { id } = document.activeElement ?? {};
+    if (is && id === "tau-at") is.textContent = `|w| ≤ ${power(Number(tau.slice(4)))}`;
+    else this.root.querySelector(".left .tools")?.replaceWith(this.tools());
+    if (id === "tau") document.getElementById("tau")?.focus();
     this.drawCharts();
     this.drawMap();
     this.buildThresholds();
@@ -389,7 +410,7 @@ export class Page {
     if (this.deep.get(first)?.version !== version) {
       this.deep.set(first, { version, details: await this.source.details(first) });
       if (this.first !== first) return;
-      document.querySelector(".tools")?.replaceWith(this.tools());
+      this.root.querySelector(".left .tools")?.replaceWith(this.tools());
       if (this.tau.startsWith("abs:")) this.drawCharts();
     }
     this.buildMap();
