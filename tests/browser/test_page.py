@@ -172,6 +172,26 @@ def test_keys_and_links_lead_to_a_step(open_page: Open, report: Path) -> None:
     assert page.locator(".u-cursor-x").first.evaluate(where) == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_link_holds_zoom_threshold_and_search(open_page: Open, report: Path) -> None:
+    page = open_page(report.as_uri())
+    expect_text(page, ".heat", "query")
+    page.keyboard.press("Home")
+    page.keyboard.press("+")
+    page.locator("#tau").select_option("near_zero/abs_0.001")
+    page.locator("#tensors input").fill("layer 1, att")
+    names = page.locator(".heat .names li").all_inner_texts()
+    assert "zoom=0-500" in page.url
+    again = open_page(page.url)
+    expect_text(again, ".heat", "query")
+    assert again.locator(".heat .names li").all_inner_texts() == names
+    assert len(names) == 4
+    expect_text(again, "[data-chart=sparse] .legend", "near zero (|w| ≤ 0.001)")
+    again.mouse.move(*over(again, "value", 0.98))
+    expect_text(again, ".removal", re.compile(r"Step (475|500):"))
+    again.keyboard.press("0")
+    sync_api.expect(again).not_to_have_url(re.compile("zoom="))
+
+
 def test_every_tensor_and_the_size_of_its_weights(open_page: Open, report: Path) -> None:
     page = open_page(report.as_uri())
     expect_text(page, ".heat", "query")

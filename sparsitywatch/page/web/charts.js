@@ -114,7 +114,7 @@ function isHome(panel, series) {
 export class Charts {
   /**
    * @param {HTMLElement} root
-   * @param {{hover: (step: number | null) => void, pin: (step: number) => void}} told
+   * @param {{hover: (step: number | null) => void, pin: (step: number) => void, zoomed: (range: [number, number] | null) => void}} told
    */
   constructor(root, told) {
     this.root = root;
@@ -277,7 +277,7 @@ export class Charts {
     this.range = [min, max];
     for (const { plot } of this.drawn) plot.setScale("x", { min, max });
     requestAnimationFrame(() => this.show(this.at)); // the cursor stays at its step, not at its place
-    this.root.dispatchEvent(new CustomEvent("zoomed"));
+    this.told.zoomed(this.range);
   }
 
   /** All snapshots again. */
@@ -285,6 +285,7 @@ export class Charts {
     const steps = this.models.flatMap((m) => [m.data.steps[0], m.data.steps[m.data.steps.length - 1]]);
     this.zoom(Math.min(...steps), Math.max(...steps));
     this.range = null;
+    this.told.zoomed(null);
   }
 
   /** Steps that are shown. @returns {[number, number]} */

@@ -58,6 +58,8 @@ export class Page {
     this.pinned = null;
     /** @type {number | null} */
     this.hovered = null;
+    /** @type {[number, number] | null} */
+    this.range = null;
     this.tau = "";
     this.other = "";
     this.tensor = "";
@@ -77,6 +79,9 @@ export class Page {
     this.tensor = query.get("tensor") ?? "";
     this.tau = query.get("tau") ?? "";
     this.first = query.get("run") ?? "";
+    this.choice.search = query.get("search") ?? "";
+    const [low, high] = (query.get("zoom") ?? "").split("-").map(Number);
+    this.range = low < high ? [low, high] : null;
   }
 
   /** A link to what is seen now. */
@@ -85,6 +90,8 @@ export class Page {
     if (this.pinned !== null) query.set("step", String(this.pinned));
     if (this.tensor) query.set("tensor", this.tensor);
     if (this.tau) query.set("tau", this.tau);
+    if (this.range) query.set("zoom", this.range.map(Math.round).join("-"));
+    if (this.choice.search) query.set("search", this.choice.search);
     if (this.names.length > 1) query.set("run", this.first);
     this.host.write(query);
   }
@@ -189,7 +196,7 @@ export class Page {
     }
     const plots = h("div", { class: "plots", tabindex: "0", role: "group",
       "aria-label": "Charts. Left and right arrows move the cursor by a snapshot, Home and End to the ends, plus and minus zoom, 0 shows all, E goes to the next event." });
-    this.charts = new Charts(plots, { hover: (step) => this.hover(step), pin: (step) => this.pin(step) });
+    this.charts = new Charts(plots, { hover: (step) => this.hover(step), pin: (step) => this.pin(step), zoomed: (range) => this.zoomed(range) });
     this.cost = data.curves.length ? h("section", { class: "removal" }) : null;
     const side = h("aside", {}, events(data, (event) => this.pin(event.seen)), this.cost ?? "");
     this.map = h("section", { class: "tensors", id: "tensors" });
@@ -197,7 +204,6 @@ export class Page {
     const left = h("div", { class: "left" }, this.tools(), plots);
     this.root.replaceChildren(top, h("main", {}, tiles(data), h("div", { class: "grid" }, side, left), this.map, this.surface, below));
     for (const { id, open } of folds) document.getElementById(id)?.toggleAttribute("open", open);
-    plots.addEventListener("zoomed", () => [this.heatmap, this.thresholds].forEach((map) => map?.zoom(/** @type {Charts} */ (this.charts).shownRange)));
     this.drawCharts();
     document.documentElement.scrollTop = scroll;
     this.deepen();
@@ -314,6 +320,8 @@ export class Page {
     const nearZero = this.tau || `near_zero/${data.rule}`;
     const charts = /** @type {Charts} */ (this.charts);
     charts.pinned = this.step;
+    const [first, last] = [data.steps[0], data.steps[data.steps.length - 1]];
+    charts.range = this.range && this.range[0] < last && this.range[1] > first ? this.range : null; // a link of another run
     charts.draw(models, panelsOf(models[0].data, nearZero, this.other));
     this.update();
   }
@@ -356,6 +364,13 @@ export class Page {
     this.remember();
     this.later();
     if (this.tensor) this.openTensor();
+  }
+
+  /** Other steps are shown in the charts. @param {[number, number] | null} range */
+  zoomed(range) {
+    this.range = range;
+    for (const map of [this.heatmap, this.thresholds]) map?.zoom(/** @type {Charts} */ (this.charts).shownRange);
+    this.remember();
   }
 
   later() {
@@ -440,6 +455,7 @@ export class Page {
         this.select("sort by", "sort", [["model", "order in the model"], ["largest", "share at the cursor"], ["rise", "rise since the beginning"]]),
         h("label", {}, "search ", h("input", { type: "search", value: this.choice.search, oninput: (/** @type {Event} */ e) => {
           this.choice.search = /** @type {HTMLInputElement} */ (e.target).value;
+          this.remember();
           this.drawMap();
         } }))),
       this.note, this.histogram, place);
