@@ -237,8 +237,9 @@ def _tile(tile: dict[str, Any]) -> str:
     return f"{tile['label']} {tile['value']}{f' ({more})' if more else ''}"
 
 
-_WIDTH, _HEIGHT = 900, 170
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 876, 30, 148
+#: All drawings together are half a page; the fewer there are, the higher each is.
+_WIDTH, _HEIGHT = 900, 510
+_LEFT, _RIGHT, _TOP, _UNDER = 64, 876, 30, 22
 #: More points than this are finer than print.
 _MAX_POINTS = 300
 #: Title, whether it begins at zero, and its lines: series, name and colour of the page.
@@ -272,44 +273,46 @@ def overview_svg(data: dict[str, Any]) -> str:
         ]
         row = describe(lines[0][0].format(**names))
         if any(np.isfinite(values).any() for values, *_ in known):
-            drawn.append(_panel(title.format(**names), known, row, data, from_zero=from_zero))
-    return "\n".join(f"<figure>{svg}</figure>" for svg in drawn)
+            drawn.append((title.format(**names), known, row, from_zero))
+    height = _HEIGHT // max(len(drawn), 1)
+    figures = [f"<figure>{_panel(*panel, data, height)}</figure>" for panel in drawn]
+    return "\n".join(['<div class="overview">', *figures, "</div>"]) if figures else ""
 
 
 def _panel(
-    title: str, lines: list[Any], row: Series, data: dict[str, Any], *, from_zero: bool
+    title: str, lines: list[Any], row: Series, from_zero: bool, data: dict[str, Any], height: int
 ) -> str:
     steps = np.array(data["steps"], dtype=float)
     values = np.concatenate([line[np.isfinite(line)] for line, *_ in lines])
     low = min(0.0, values.min()) if from_zero else values.min()
     high = values.max() if values.max() > low else low + 1.0
-    first, last = steps[0], max(steps[-1], steps[0] + 1.0)
+    first, last, bottom = steps[0], max(steps[-1], steps[0] + 1.0), height - _UNDER
 
     def x(step: Any) -> Any:
         return _LEFT + (_RIGHT - _LEFT) * (step - first) / (last - first)
 
     def y(value: Any) -> Any:
-        return _BOTTOM - (_BOTTOM - _TOP) * (value - low) / (high - low)
+        return bottom - (bottom - _TOP) * (value - low) / (high - low)
 
     legend = "; ".join(f"{colour}: {label}" for _, label, colour in lines if label)
     pieces = [f'<text x="0" y="14">{escape(title)}{f" ({legend})" if ";" in legend else ""}</text>']
     for tick in ticks(low, high, 4):
         pieces.append(_line("rule", _LEFT, _RIGHT, y(tick), y(tick)))
         pieces.append(_label("end", _LEFT - 6, y(tick) + 4, row.shown(tick)))
-    pieces += [_label("middle", x(t), _HEIGHT - 6, _at(t, last)) for t in ticks(first, last, 8)]
+    pieces += [_label("middle", x(t), height - 6, _at(t, last)) for t in ticks(first, last, 8)]
     for event in data["events"]:  # a band where it began, a line where it was seen, its number
         begun, seen = x(event["low"]), x(event["seen"])
         pieces.append(
-            f'<rect class="span" x="{begun:.1f}" y="{_TOP}" height="{_BOTTOM - _TOP}" '
+            f'<rect class="span" x="{begun:.1f}" y="{_TOP}" height="{bottom - _TOP}" '
             f'width="{max(x(event["high"]) - begun, 1.0):.1f}"/>'
         )
-        pieces.append(_line("event", seen, seen, _TOP, _BOTTOM))
+        pieces.append(_line("event", seen, seen, _TOP, bottom))
         pieces.append(_label("middle", seen, _TOP - 3, event["number"]))
     for line, _, colour in lines:
         path = _path(x(steps), y(line))
         pieces.append(f'<path class="line" style="stroke:var(--{colour})" d="{path}"/>')
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">'
         f"{''.join(pieces)}</svg>"
     )
 

@@ -344,6 +344,43 @@ def test_on_paper_and_without_script_there_are_words_and_an_overview(
     )
 
 
+#: How full each page is where the words are set in columns of the size of a page.
+FILLED = """([width, height]) => {
+  const box = document.querySelector(".static");
+  box.style.cssText = `width: ${width}px; max-width: none; height: ${height}px; margin: 0;
+    column-width: ${width}px; column-gap: 0; column-fill: auto`;
+  const start = box.getBoundingClientRect();
+  const filled = [];
+  for (const element of box.querySelectorAll("p, li, h1, svg")) {
+    for (const { left, bottom } of element.getClientRects()) {
+      const page = Math.floor((left - start.left + 1) / width);
+      filled[page] = Math.max(filled[page] ?? 0, (bottom - start.top) / height);
+    }
+  }
+  return filled;
+}"""
+#: Of a sheet of A4 with margins of a centimetre, in pixels.
+SHEET = {"width": 718, "height": 1047}
+
+
+@pytest.mark.parametrize(("number", "pages"), [(1, 1), (2, 1), (3, 2), (20, 3)])
+def test_no_printed_page_is_less_than_half_full(
+    open_page: Open, tmp_path: Path, number: int, pages: int
+) -> None:
+    records = [record for record, _ in fake_run.looks(range(0, 2001, 50))]
+    told = fake_run.events()
+    many = [replace(told[i % 2], id=f"{i}", detected_step=25 * i + 1000) for i in range(18)]
+    run = Run(records, [*told, *many][:number], fake_run.run_info())
+    page = open_page(saved(tmp_path, run), viewport=SHEET)
+    expect_text(page, ".heat", "query")
+    page.emulate_media(media="print")
+    centimetre = dict.fromkeys(("top", "right", "bottom", "left"), "10mm")
+    assert page.pdf(format="A4", margin=centimetre).count(b"/Type /Page\n") == pages
+    filled = page.evaluate(FILLED, [SHEET["width"], SHEET["height"]])
+    assert len(filled) == pages
+    assert min(filled) >= 0.499
+
+
 @pytest.mark.skipif(
     "SPARSITYWATCH_PICTURES" not in os.environ, reason="SPARSITYWATCH_PICTURES is not set"
 )
