@@ -74,7 +74,8 @@ class _Log:
         """Of the files, and of a watch fallen silent since; it waits for no answer."""
         stamp, read = _stamp(self._place), self._read
         if read is not None and read[0] == stamp:
-            self._silent = stamp, _trouble(read[1])
+            with contextlib.suppress(SparsityWatchError, OSError):  # told to whoever asks for it
+                self._silent = stamp, _trouble(read[1])
         silent = self._silent[1] if self._silent[0] == stamp else ""
         return hashlib.sha256(f"{stamp} {silent}".encode()).hexdigest()[:16]
 

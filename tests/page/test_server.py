@@ -126,6 +126,21 @@ def test_a_damaged_log_is_an_answer_that_says_so(logs: Path) -> None:
     assert b"records.jsonl, line 1" in body
 
 
+def test_a_damaged_log_hides_no_other_run(logs: Path) -> None:
+    records = logs / "a" / "sparsitywatch" / "records.jsonl"
+    whole = records.read_bytes()
+    records.write_bytes(b"{}\n" + whole)
+    server = apps_of(Runs({"": logs}))
+    for route in ("/summary", "/page"):
+        assert ask(server, route, "run=a")[0] == "409 Conflict"
+        assert list(names(server)) == ["a", "deep/b"]
+    before = names(server)
+    assert names(server) == before
+    records.write_bytes(whole)  # mended
+    assert names(server)["a"] != before["a"]
+    assert ask(server, "/page", "run=a")[0] == "200 OK"
+
+
 def test_a_log_is_read_again_only_when_it_has_grown(logs: Path, monkeypatch) -> None:
     server = apps_of(Runs({"": logs}))
     reads = count_lines(monkeypatch)
