@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.digest import Digest, digest
+from sparsitywatch.analysis.digest import CURVE_FIELDS, Digest, digest, first_steps
 from sparsitywatch.analysis.emergence import bin_ends, counted, is_counted
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
@@ -76,6 +76,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "taken": _taken(run),
         "tiles": _tiles(run, first_rule, verdict.event),
         "unit": run.unit,
+        "measured": {name: [*first_steps(run.records, name)] for name in CURVE_FIELDS},
         "rule": first_rule,
         "better": _better(run),
         "num_snapshots": len(run.records),
@@ -102,22 +103,22 @@ def page_data(run: Run) -> dict[str, Any]:
 def summary_of(run: Run) -> dict[str, Any]:
     """How a run stands, for a table of several."""
     verdict, last = run.verdict, run.records[-1] if run.records else None
+    notes = sum(event.severity == "note" for event in run.events)
     return {
         **{name: getattr(verdict, name) for name in ("state", "badge", "headline")},
         "last": "" if last is None else last.place,
         "time": None if last is None else _number(last.wall_time, ".13g"),
-        "events": len(run.events),
+        "events": len(run.events) - notes,
+        "notes": notes,
     }
 
 
 def _first_rule(run: Run) -> str:
     """The first near-zero rule; of the present rms where that of a first look is the same."""
     rule = next(iter(run.rules), "")
-    name, twin = f"near_zero/{rule}", f"near_zero/{rule.replace('initial', 'rms')}"
-    if not {name, twin} <= {*run.names}:
-        return rule
-    is_same = np.array_equal(run.column(name), run.column(twin), equal_nan=True)
-    return twin.partition("/")[2] if is_same else rule
+    twin = rule.replace("initial", "rms")
+    first, now = (run.column(f"near_zero/{name}") for name in (rule, twin))
+    return twin if twin in run.rules and np.array_equal(first, now, equal_nan=True) else rule
 
 
 def _why_none(record: Record) -> str:

@@ -588,7 +588,7 @@ def test_the_tab(open_page: Open, other_board: str) -> None:
     # the run selector
     tab.locator(".runs input").nth(1).uncheck()
     expect_runs(tab, "demo")
-    tab.get_by_role("button", name="Show other in full").click()
+    tab.get_by_role("button", name="Show other below").click()
     expect_text(tab, "h1", "No alarm in 41 snapshots")
     # TensorBoard's dark mode, and a link
     page.evaluate("document.body.classList.add('dark-mode')")
@@ -737,10 +737,51 @@ def test_broken_runs_are_on_top(
         expect_text(page, ".eyebrow", "run-02")
         expect_text(page, ".run.first", "shown below")
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-        assert page.locator(".runs").bounding_box()["height"] <= 310
+        assert page.locator(".runs").bounding_box()["height"] <= 252
         page.add_script_tag(path=str(AXE))
         found = page.evaluate("axe.run().then((r) => r.violations)")
         assert [(v["id"], [n["html"][:120] for n in v["nodes"]]) for v in found] == []
+        close(page)
+
+
+def test_what_cannot_be_compared_is_left_out_by_name(open_page: Open, tmp_path: Path) -> None:
+    made = {"a": {}, "b": {"proxy_hash": "other", "tolerance": 0.05}, "c": {"scope_hash": "other"}}
+    for name, differs in made.items():
+        looks = [
+            (replace(record, provenance=replace(record.provenance, **differs)), detail)
+            for record, detail in fake_run.looks(range(0, 2001, 200))
+        ]
+        fake_run.write_run(tmp_path / name, looks)
+    fake_run.write_run(tmp_path / "d", fake_run.looks(range(0, 2001, 200)))
+    damaged = fake_run.write_run(tmp_path / "0-damaged", fake_run.looks(range(0, 401, 200)))
+    records = damaged / "sparsitywatch" / "records.jsonl"
+    records.write_bytes(b"{}\n" + records.read_bytes())
+    weights, examples = "c (other in-scope weights)", "b (other held-out examples and tolerance)"
+    with page_server(tmp_path) as url:
+        page = open_page(url)
+        expect_text(page, ".heat", "query")
+        page.get_by_label("d", exact=True).check()
+        expect_text(page, "[data-chart=sparse] .legend", "d: near zero")
+        for chart, apart, lines in (
+            ("sparse", weights, ["a", "b", "d"]), ("clock", None, ["a", "b", "c", "d"]),
+            ("essential", f"{examples}; {weights}", ["a", "d"]),
+            ("value", f"{examples}; {weights}", ["a", "d"]),
+        ):  # fmt: skip
+            place = f"[data-chart={chart}]"
+            drawn = page.locator(f"{place} .key").all_inner_texts()
+            assert sorted({text[0] for text in drawn}) == lines
+            assert page.locator(f"{place} .apart").count() == (apart is not None)
+            if apart:
+                told = f"Left out, as they cannot be compared with a: {apart}."
+                sync_api.expect(page.locator(f"{place} .apart")).to_have_text(told)
+        # a log that cannot be read is in the table, and hides nothing
+        expect_text(page, ".run:first-child", "Its log cannot be read")
+        assert page.locator(".run:first-child button").count() == 0
+        assert page.locator(".runs input:checked").count() == 4
+        # a threshold is counted of each run
+        page.locator("#tau").select_option("abs")
+        counted = re.compile(r"a: near zero \(\|w\| ≤ .*d: near zero")
+        expect_text(page, "[data-chart=sparse] .legend", counted)
         close(page)
 
 

@@ -1,17 +1,17 @@
 // @ts-check
 /** Charts over the optimizer steps with one cursor, by uPlot. */
 
-import { nearest, whyNone } from "./data.js";
+import { nearest, whyApart, whyNone } from "./data.js";
 import { colour, h, numbered, shown, tickSpace, tickTexts } from "./format.js";
 
 /**
  * @typedef {import("./data.js").PageData} PageData
  * @typedef {{series: string, label: string, colour: string, dash?: number[], width?: number,
- *   among?: number[], scale?: string, values?: (number | null | undefined)[]}} Line
+ *   among?: number[], alone?: boolean, scale?: string, values?: (number | null | undefined)[]}} Line
  * @typedef {{key: string, title: string, note: string, lines: Line[], band?: [string, string],
  *   height: number, fromZero: boolean, top?: number}} Panel
  * @typedef {{name: string, data: PageData, colour: string}} Model
- * @typedef {{panel: Panel, plot: any, values: HTMLElement[], why: HTMLElement, lines: {line: Line, model: Model}[]}} Drawn
+ * @typedef {{panel: Panel, plot: any, values: HTMLElement[], why: HTMLElement, apart: string[], lines: {line: Line, model: Model}[]}} Drawn
  */
 
 /** @type {any} */
@@ -35,7 +35,7 @@ export function panelsOf(data, nearZero, other) {
         { series: nearZero, label: `near zero (${rule})`, colour: "red", width: 2 },
         { series: "motion/dormant", label: "dormant: no gradient", colour: "blue", among: [2, 2] },
         { series: "forecast/near_zero_in_1", label: "forecast of near zero, one clock unit ahead",
-          colour: "orange", dash: [5, 3] },
+          colour: "orange", dash: [5, 3], alone: true },
       ],
     },
     {
@@ -51,7 +51,7 @@ export function panelsOf(data, nearZero, other) {
       lines: [
         { series: "value/dense", label: "as it is", colour: "blue" },
         { series: "value/all_removed", label: "without the in-scope weights", colour: "grey",
-          dash: [5, 3] },
+          dash: [5, 3], alone: true },
       ],
     },
     {
@@ -139,15 +139,16 @@ export class Charts {
     this.models = models;
     this.width = this.root.clientWidth;
     this.drawn = panels.map((panel) => this.chart(panel));
-    this.root.replaceChildren(...this.drawn.map(({ plot, panel, values, why, lines }) => {
+    this.root.replaceChildren(...this.drawn.map(({ plot, panel, values, why, apart, lines }) => {
       const legend = lines.map(({ line, model }, i) =>
         h("span", { class: "key" },
           h("i", { class: (this.dashes(line)?.[0] ?? 9) < 3 ? "dotted" : this.dashes(line) ? "dashed" : "", style: `border-color:${this.paint(line, model)}`, "aria-hidden": "true" }),
-          models.length > 1 ? `${model.name}: ${line.label} ` : `${line.label} `, values[i]));
+          models.length > 1 ? `${model.name}: ${model === models[0] ? line.label : line.label.split(/[:(,]/)[0].trim()} ` : `${line.label} `, values[i]));
       const title = h("h2", {}, panel.title, " ", h("small", {}, panel.note));
       plot.root.setAttribute("role", "img");
       plot.root.setAttribute("aria-label", this.said(panel, lines));
-      return h("section", { class: "chart", "data-chart": panel.key }, title, h("p", { class: "legend" }, ...legend), plot.root, why);
+      return h("section", { class: "chart", "data-chart": panel.key }, title, h("p", { class: "legend" }, ...legend),
+        apart.length ? h("p", { class: "apart" }, `Left out, as they cannot be compared with ${models[0].name}: ${apart.join("; ")}.`) : null, plot.root, why);
     }));
     if (this.range) this.zoom(...this.range);
     requestAnimationFrame(() => this.show(this.pinned)); // a chart knows its scales a moment later
@@ -177,28 +178,36 @@ export class Charts {
 
   /** @param {Panel} panel @returns {Drawn} */
   chart(panel) {
-    const lines = this.models.flatMap((model) =>
-      panel.lines.filter((line) => model.data.series[line.series]).map((line) => ({ line, model })));
-    const tables = this.models.map((model) => {
+    const [first] = this.models;
+    /** @type {string[]} */
+    const apart = [];
+    const models = this.models.filter((model) => {
+      const reason = model === first ? "" : whyApart(first.data, model.data, panel.lines[0].series);
+      if (reason) apart.push(`${model.name} (${reason})`);
+      return !reason;
+    });
+    const lines = models.flatMap((model) => panel.lines
+      .filter((line) => model.data.series[line.series] && (model === first || !line.alone)).map((line) => ({ line, model })));
+    const tables = models.map((model) => {
       const own = lines.filter((l) => l.model === model).map((l) => column(model.data, l.line));
       const ends = (panel.band ?? []).map((name) => column(model.data, { series: name, label: "", colour: "" }));
       return [model.data.steps, ...own, ...ends];
     });
     const data = tables.length > 1 ? uPlot.join(tables) : tables[0];
     const values = lines.map(() => h("b"));
-    const plot = new uPlot(this.options(panel, lines), data, null);
-    return { panel, plot, values, lines, why: h("p", { class: "why" }) };
+    const plot = new uPlot(this.options(panel, lines, models), data, null);
+    return { panel, plot, values, apart, lines, why: h("p", { class: "why" }) };
   }
 
-  /** @param {Panel} panel @param {Drawn["lines"]} lines */
-  options(panel, lines) {
+  /** @param {Panel} panel @param {Drawn["lines"]} lines @param {Model[]} models that are in this chart */
+  options(panel, lines, models) {
     const ink = colour(this.root, "grey");
     const rule = { stroke: colour(this.root, "rule"), width: 1 };
     /** @type {any[]} */
     const series = [{}];
     /** @type {any[]} */
     const bands = [];
-    for (const model of this.models) {
+    for (const model of models) {
       for (const { line } of lines.filter((l) => l.model === model)) {
         const points = { show: model.data.steps.length < 2 };
         series.push({ label: line.label, stroke: this.paint(line, model), width: line.width ?? 1.6,
@@ -312,17 +321,17 @@ export class Charts {
 
   /** Why lines of the first run have no number. @param {Drawn["lines"]} lines @param {number} step */
   missing(lines, step) {
-    const { data } = this.models[0];
+    const { data, name } = this.models[0];
     const t = nearest(data.steps, step);
-    const own = lines.filter(({ line, model }) => model === this.models[0] && typeof column(data, line)[t] !== "number");
+    const own = lines.filter(({ model }) => model === this.models[0]);
     /** @type {Map<string, string[]>} */
     const by = new Map();
-    for (const { line } of own) {
+    for (const { line } of own.filter((one) => typeof column(data, one.line)[t] !== "number")) {
       const reason = whyNone(data, line.series, t);
       if (reason) by.set(reason, [...(by.get(reason) ?? []), line.label]);
     }
-    const told = [...by].map(([reason, labels]) => (labels.length === lines.length ? reason : `${labels.join(", ")}: ${reason}`));
-    return told.length ? `No number at ${numbered(data, data.steps[t])}: ${told.join("; ")}.` : "";
+    const told = [...by].map(([reason, labels]) => (labels.length === own.length ? reason : `${labels.join(", ")}: ${reason}`));
+    return told.length ? `No number${this.models.length > 1 ? ` of ${name}` : ""} at ${numbered(data, data.steps[t])}: ${told.join("; ")}.` : "";
   }
 
   resize() {

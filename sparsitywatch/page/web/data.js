@@ -20,7 +20,7 @@
  *   not_watched: string[], trouble: string, watch: string[], event: number}} Verdict
  * @typedef {{version: string, name: string, verdict: Verdict,
  *   alive: number | null, watch: string[],
- *   taken: string, unit: string, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
+ *   taken: string, unit: string, measured: Record<string, string[]>, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
  *   failed: number[], unasked: number[], gaps: string[], series: Record<string, Values>,
  *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[],
  *   facts: Facts}} PageData
@@ -32,7 +32,7 @@
  * @typedef {{columns: number[], ends: number[], below: number[][][], all: number[][]}} Magnitudes
  * @typedef {{maps: Maps, magnitudes: Magnitudes | null}} Details
  * @typedef {{name: string, version: string}} RunName
- * @typedef {{state: string, badge: string, headline: string, last: string, time: number | null, events: number}} Summary
+ * @typedef {{state: string, badge: string, headline: string, last: string, time: number | null, events: number, notes: number}} Summary
  * @typedef {{live: boolean, runs: () => Promise<RunName[]>,
  *   page: (name: string) => Promise<PageData>, summary?: (name: string) => Promise<Summary>, details: (name: string) => Promise<Details>}} Source
  */
@@ -112,6 +112,22 @@ export function whyNone(data, name, t) {
   }
   if (room === "motion" && t === 0) return "it needs a snapshot before this one";
   return room === "forecast" ? "it cannot be foreseen here" : "it was not measured";
+}
+
+/** What has to agree where runs are compared, as `sparsitywatch compare` asks it. @type {Record<string, string>} */
+const AGREE = { scope_hash: "in-scope weights", proxy_hash: "held-out examples", tolerance: "tolerance", tolerance_mode: "tolerance",
+  pattern: "pattern", evaluation: "evaluation", dtypes: "dtypes" };
+
+/** Why a series of one run cannot stand beside that of another; empty if it can. @param {PageData} one @param {PageData} other @param {string} name */
+export function whyApart(one, other, name) {
+  if (one.unit !== other.unit) return `counts ${other.unit}s`;
+  const room = name.split("/")[0];
+  if (room === "watch" || /^motion\/(lr|decay_clock)$/.test(name)) return "";
+  const differs = (/** @type {string} */ field) => one.measured[field].length > 1 || one.measured[field].join() !== other.measured[field].join();
+  const fields = room !== "value" && room !== "essential_sparsity" || differs("scope_hash") ? ["scope_hash"] : Object.keys(AGREE);
+  const found = new Set(fields.filter(differs).map((field) => AGREE[field]));
+  if (found.size) return `other ${[...found].join(" and ")}`;
+  return other.series[name] ? "" : "not measured";
 }
 
 /** Index of the number in rising numbers that is nearest. @param {number[]} sorted @param {number} x */

@@ -47,7 +47,8 @@ export async function render() {
   document.body.append(root);
   document.documentElement.classList.add("live");
   document.documentElement.lang = "en";
-  const isDark = () => outer.document.body.classList.contains("dark-mode");
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (outer === window ? dark.matches : outer.document.body.classList.contains("dark-mode"));
   const dress = () => { document.documentElement.dataset.theme = outer === window ? "" : isDark() ? "dark" : "light"; };
   if (outer !== window) dress();
   const follower = new Follower();
@@ -70,7 +71,7 @@ export async function render() {
     outer.addEventListener("hashchange", () => page?.refresh());
     new MutationObserver(() => { dress(); page?.build(); }).observe(outer.document.body, { attributes: true, attributeFilter: ["class"] });
   } else {
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page?.build());
+    dark.addEventListener("change", () => page?.build());
   }
 }
 

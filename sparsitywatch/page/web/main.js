@@ -21,6 +21,8 @@ const POLL_MS = 3000;
 const FEW = 4;
 /** Runs that a choice around the page brings into it at most; more are loaded one by one, by hand. */
 const MANY = 12;
+/** State in words of a run whose log is damaged. */
+const UNREAD = "not readable";
 
 /**
  * Show the page, and keep it up to date where its source is live.
@@ -96,7 +98,7 @@ export class Page {
     this.host.write(query);
   }
 
-  /** Ask what is new, and draw if something is. */
+  /** Ask what is new, and draw if something is. @returns {Promise<void>} */
   async refresh() {
     try {
       const runs = await this.source.runs();
@@ -108,7 +110,11 @@ export class Page {
       let changed = followed || !this.root.childElementCount || looks !== this.looks || this.failure !== "";
       Object.assign(this, { names, looks });
       const news = runs.filter(({ name, version }) => this.chosen?.has(name) && this.loaded.get(name)?.version !== version);
-      await Promise.all(news.map(async (run) => this.loaded.set(run.name, { version: run.version, data: await this.ask(run) })));
+      await Promise.all(news.map(async (run) => {
+        const data = await this.ask(run).catch((error) => this.unread(run, error));
+        if (data) this.loaded.set(run.name, { version: run.version, data });
+      }));
+      if (!this.data && names.some((name) => !this.isUnread(name))) return this.refresh(); // others are there
       changed ||= news.length > 0;
       this.failure = "";
       if (changed) this.build();
@@ -130,10 +136,25 @@ export class Page {
     return data;
   }
 
+  /** A log that cannot be read takes nothing from the others. @param {import("./data.js").RunName} run @param {Error} error */
+  unread({ name, version }, error) {
+    if (error instanceof TypeError || this.names.length < 2) throw error; // there is no server, or nothing else
+    const headline = `Its log cannot be read: ${error.message}`;
+    this.stands.set(name, { version, summary: { state: "broken", badge: UNREAD, headline, last: "", time: null, events: 0, notes: 0 } });
+    this.chosen?.delete(name);
+    this.settle(this.names);
+  }
+
+  /** @param {string} name */
+  isUnread(name) {
+    return this.stands.get(name)?.summary.badge === UNREAD;
+  }
+
   /** Runs that are shown at first. @param {string[]} names @param {Set<string>} [hidden] */
   few(names, hidden = new Set()) {
-    const others = names.filter((name) => name !== this.first && !hidden.has(name));
-    return [...names.filter((name) => name === this.first), ...others].slice(0, FEW);
+    const found = names.filter((name) => !this.isUnread(name));
+    const others = found.filter((name) => name !== this.first && !hidden.has(name));
+    return [...found.filter((name) => name === this.first), ...others].slice(0, FEW);
   }
 
   /**
@@ -157,7 +178,8 @@ export class Page {
   /** The run that is shown in full is one of those that are shown. @param {string[]} names */
   settle(names) {
     if (this.chosen?.has(this.first) && names.includes(this.first)) return;
-    const next = names.find((name) => this.chosen?.has(name)) ?? (names.includes(this.first) ? this.first : names[0] ?? "");
+    const found = names.filter((name) => !this.isUnread(name));
+    const next = found.find((name) => this.chosen?.has(name)) ?? (found.includes(this.first) ? this.first : found[0] ?? "");
     if (next !== this.first && this.names.length) this.pinned = null;
     this.first = next;
     if (next) this.chosen?.add(next);
@@ -165,6 +187,11 @@ export class Page {
 
   get data() {
     return this.loaded.get(this.first)?.data;
+  }
+
+  /** What a title says where the charts above have several runs. */
+  get whose() {
+    return this.names.length > 1 ? ` of ${this.first}` : "";
   }
 
   /** Maps and magnitudes of the first run, once they are there. */
@@ -182,7 +209,8 @@ export class Page {
   build() {
     const { data } = this;
     if (!data) {
-      this.root.replaceChildren(h("p", { class: "none" }, "No watched run in this log directory yet. A run appears here as soon as its watch has begun."));
+      this.root.replaceChildren(this.selector(), h("p", { class: "none" }, this.names.length ? "None of these logs can be read."
+        : "No watched run in this log directory yet. A run appears here as soon as its watch has begun."));
       return;
     }
     const scroll = document.documentElement.scrollTop;
@@ -218,8 +246,8 @@ export class Page {
       try {
         this.stands.set(name, { version, summary: await this.source.summary(name) });
       } catch (error) {
-        const headline = error instanceof Error ? error.message : String(error);
-        this.stands.set(name, { version: "", summary: { state: "broken", badge: "not readable", headline, last: "", time: null, events: 0 } });
+        if (error instanceof TypeError) break; // the next refresh asks again
+        this.unread({ name, version }, /** @type {Error} */ (error));
       }
     }
     this.isAsking = false;
@@ -237,7 +265,7 @@ export class Page {
     if (this.names.length < 2) return "";
     const colours = this.host.colours(this.names);
     const runs = this.names.map((name, i) => ({ name, colour: colours[i], stands: this.stands.get(name)?.summary,
-      isShown: this.chosen?.has(name) ?? false, isFirst: name === this.first }));
+      isShown: this.chosen?.has(name) ?? false, isFirst: name === this.first, isUnread: this.isUnread(name) }));
     return runTable(runs, (name, on) => this.choose(name, on), (name) => this.turnTo(name));
   }
 
@@ -309,6 +337,7 @@ export class Page {
     this.drawCharts();
     this.drawMap();
     this.buildThresholds();
+    if (this.names.length > 1) this.deepen();
   }
 
   drawCharts() {
@@ -419,11 +448,16 @@ export class Page {
 
   // ---------------------------------------------------------------- by tensor
 
+  /** Maps and magnitudes of the first run; of all that are shown where their spectra are counted. */
   async deepen() {
-    const version = this.loaded.get(this.first)?.version ?? "";
     const { first } = this;
-    if (this.deep.get(first)?.version !== version) {
-      this.deep.set(first, { version, details: await this.source.details(first) });
+    const wanted = this.tau.startsWith("abs:") ? [first, ...(this.chosen ?? [])] : [first];
+    const lacking = [...new Set(wanted)].filter((name) => this.loaded.has(name) && this.deep.get(name)?.version !== this.loaded.get(name)?.version);
+    await Promise.all(lacking.map(async (name) => {
+      const version = this.loaded.get(name)?.version ?? "";
+      this.deep.set(name, { version, details: await this.source.details(name) });
+    }));
+    if (lacking.length) {
       if (this.first !== first) return;
       this.root.querySelector(".left .tools")?.replaceWith(this.tools());
       if (this.tau.startsWith("abs:")) this.drawCharts();
@@ -448,7 +482,7 @@ export class Page {
       pin: (step) => this.pin(step), hover: (step) => this.hover(step) });
     const level = details.maps.level === null ? "" : ` when ${percent(details.maps.level)} of all go`;
     map.replaceChildren(
-      h("h2", {}, `Every tensor by ${data.unit} `, h("small", {}, "share of each tensor's own weights; click a name for the size of its weights")),
+      h("h2", {}, `Every tensor${this.whose} by ${data.unit} `, h("small", {}, "share of each tensor's own weights; click a name for the size of its weights")),
       h("div", { class: "tools" },
         this.select("show", "kind", kinds.map((kind) => [kind, KINDS[kind] + (kind === "removed" ? level : "")])),
         this.select("group by", "group", [["none", "nothing"], ["block", "block"], ["kind", "kind"]]),
@@ -467,7 +501,7 @@ export class Page {
   buildThresholds() {
     const { data, details, surface } = this;
     if (!data || !details || !surface) return;
-    const title = h("h2", {}, `Near zero by every threshold and ${data.unit} `, h("small", {}, "share of all in-scope weights; click a threshold to see it in the charts"));
+    const title = h("h2", {}, `Near zero${this.whose} by every threshold and ${data.unit} `, h("small", {}, "share of all in-scope weights; click a threshold to see it in the charts"));
     if (!details.magnitudes) return surface.replaceChildren(title, h("p", { class: "none" }, "This log has no spectra, which tell how many weights lie below any threshold."));
     const { columns, ends, all } = details.magnitudes;
     const names = ends.map((log) => `|w| ≤ ${power(log)}`);

@@ -39,35 +39,36 @@ const STATES = ["broken", "look", "too early to tell", "healthy"];
 
 /**
  * How each run stands, the broken ones first.
- * @param {{name: string, colour: string, stands: import("./data.js").Summary | undefined, isShown: boolean, isFirst: boolean}[]} runs
+ * @param {{name: string, colour: string, stands: import("./data.js").Summary | undefined, isShown: boolean, isFirst: boolean, isUnread: boolean}[]} runs
  * @param {(name: string, on: boolean) => void} choose @param {(name: string) => void} turnTo
  */
 export function runTable(runs, choose, turnTo) {
   const rank = (/** @type {{stands?: {state: string}}} */ { stands }) => (stands ? STATES.indexOf(stands.state) : STATES.length);
   const sorted = runs.map((run, i) => ({ ...run, id: `run-${i}` })).sort((a, b) => rank(a) - rank(b));
   const counts = STATES.map((state) => [runs.filter((run) => run.stands?.state === state).length, state]).filter(([number]) => number);
-  const rows = sorted.map(({ name, id, colour, stands, isShown, isFirst }) => h("tr", { class: isFirst ? "run first" : "run" },
+  const rows = sorted.map(({ name, id, colour, stands, isShown, isFirst, isUnread }) => h("tr", { class: isFirst ? "run first" : "run" },
     h("th", { scope: "row" },
-      h("input", { type: "checkbox", id, checked: isShown, onchange: (/** @type {Event} */ e) => choose(name, /** @type {HTMLInputElement} */ (e.target).checked) }),
+      h("input", { type: "checkbox", id, checked: isShown, disabled: isUnread, onchange: (/** @type {Event} */ e) => choose(name, /** @type {HTMLInputElement} */ (e.target).checked) }),
       h("label", { for: id }, h("i", { style: `background:${colour}`, "aria-hidden": "true" }), name)),
     h("td", {}, stands ? h("span", { class: `badge ${stands.state.split(" ")[0]}` }, stands.badge) : "…"),
     h("td", {}, stands?.headline ?? ""),
-    h("td", {}, stands ? [stands.last || "no snapshot", stands.time ? ago(Date.now() / 1000 - stands.time) : ""].filter(Boolean).join(", ") : ""),
-    h("td", {}, stands ? String(stands.events) : ""),
-    h("td", {}, isFirst ? h("small", {}, "shown below")
+    h("td", {}, isUnread ? "" : stands ? [stands.last || "no snapshot", stands.time ? ago(Date.now() / 1000 - stands.time) : ""].filter(Boolean).join(", ") : ""),
+    h("td", {}, isUnread || !stands ? "" : `${stands.events}${stands.notes ? ` + ${stands.notes} note${stands.notes === 1 ? "" : "s"}` : ""}`),
+    h("td", {}, isUnread ? "" : isFirst ? h("small", {}, "shown below")
       : h("button", { type: "button", id: `full-${id}`, onclick: () => turnTo(name), "aria-label": `Show ${name} below` }, "show"))));
-  const titles = ["run (ticked: in the charts)", "state", "what happened", "last snapshot", "events", "details"];
-  return h("section", { class: "runs", tabindex: "0", role: "region", "aria-label": "Runs" },
-    h("h2", {}, `${runs.length} runs `, h("small", {}, counts.map(([number, state]) => `${number} ${state}`).join(", "))),
+  const titles = ["run", "state", "what happened", "last snapshot", "events", "details"];
+  return h("section", { class: runs.length > 5 ? "runs long" : "runs", tabindex: "0", role: "region", "aria-label": "Runs" },
+    h("h2", {}, `${runs.length} runs `, h("small", {}, `${counts.map(([number, state]) => `${number} ${state}`).join(", ")}; ticked: in the charts`)),
     h("table", {}, h("thead", {}, h("tr", {}, ...titles.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, ...rows)));
 }
 
 /** @param {PageData} data */
 export function tiles(data) {
+  const last = data.steps[data.steps.length - 1];
   return h("ul", { class: "tiles", "aria-label": "Latest numbers", tabindex: "0" }, ...data.tiles.map((tile) =>
     h("li", { title: data.about[tile.series]?.sentence },
       h("span", { class: "label" }, tile.label),
-      h("b", {}, tile.value), h("small", {}, tile.why || (tile.was ? `was ${tile.was}` : `at ${numbered(data, tile.step)}`)),
+      h("b", {}, tile.value), h("small", {}, tile.why || [tile.was && tile.step === last ? "" : `at ${numbered(data, tile.step)}`, tile.was ? `was ${tile.was}` : ""].filter(Boolean).join("; ")),
       tile.series in data.series ? spark(data.steps, data.series[tile.series]) : null)));
 }
 
