@@ -143,6 +143,7 @@ export class Page {
     this.stands.set(name, { version, summary: { state: "broken", badge: UNREAD, headline, last: "", time: null, events: 0, notes: 0 } });
     this.chosen?.delete(name);
     this.settle(this.names);
+    this.looks = ""; // all is drawn anew
   }
 
   /** @param {string} name */
