@@ -21,13 +21,13 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-fast check format lint types imports docs bench bench-detection paper clean
+.PHONY: help setup demo test test-fast check format lint types imports prose docs bench bench-detection paper clean
 
 help:
 	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
 	@echo "make test    run every test                          ARGS=\"-k spectrum\""
 	@echo "make test-fast   before a commit: some of every room, a minute"
-	@echo "make check   formatting, lint, types, import rules"
+	@echo "make check   formatting, lint, types, import rules, prose"
 	@echo "make docs    build the manual into build/manual"
 	@echo "make bench   time the library against the usual way"
 	@echo "make bench-detection   score the detector beside others; fifteen minutes, or ARGS=\"--small\""
@@ -46,7 +46,7 @@ test: $(VENV)/.ready-dev
 test-fast: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest $(TESTS) -m "not slow and not browser" $(ARGS)
 
-check: format lint types imports
+check: format lint types imports prose
 
 format: $(VENV)/.ready-dev
 	$(BIN)/python -m ruff format --check .
@@ -59,6 +59,10 @@ types: $(VENV)/.ready-dev
 
 imports: $(VENV)/.ready-dev
 	$(BIN)/python $(BIN)/lint-imports --no-cache  # its cache overlooks added modules
+
+# README and the manual: proselint's rules, how long sentences are, how many are passive
+prose: $(VENV)/.ready-dev
+	$(BIN)/python docs/prose.py
 
 # docs/ is a folder, too; --strict: a warning, such as a link to nowhere, is an error
 docs: $(VENV)/.ready-docs
