@@ -14,7 +14,8 @@ import pytest
 from sparsitywatch import cli
 from sparsitywatch.sinks.jsonl import read_records
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 FENCED = re.compile(r"^```python(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$", re.M | re.S)
 #: Pages whose blocks go on from those of the recipes' first one.
 PAGES = sorted(
@@ -27,6 +28,35 @@ PAGES = sorted(
 GIVEN = """
 proxy, held_out_batches = sw.Proxy([inputs[:64]], value), [inputs[:64]]
 """
+#: Blocks that no test runs, by how they begin.
+NOT_RUN = {
+    "dist.init_process_group()": "needs several ranks: tests run examples/pretrain_fsdp.py on them",
+    "client = dask.distributed": "needs a cluster of its own: tests/offline/test_dask.py runs one",
+}
+
+
+def indented(markdown: str) -> list[list[str]]:
+    """The lines of each block that is set in by four spaces."""
+    text = re.sub(r"^```.*?^```$", "", markdown, flags=re.M | re.S)
+    return [found[0].split("\n")[:-1] for found in re.finditer(r"(?<=\n\n)(?: {4}.*\n)+", text)]
+
+
+def test_every_block_is_run_or_it_is_said_why_not() -> None:
+    """Commands are parsed by tests/meta/test_commands.py: some serve, or go to a network."""
+    found = set()
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        text = page.read_text()
+        languages = set(re.findall(r"^```(.+)\n(?:.*\n)*?```$", text, re.M))
+        assert {name.partition(" ")[0] for name in languages} <= {"python", "text"}, page.name
+        for lines in indented(text):
+            (why,) = [start for start in NOT_RUN if start in lines[0]] or [""]
+            found.add(why)
+            command = r"    (make|pip|python|sparsitywatch|tensorboard) [\w.\"'-]"
+            if lines[0].startswith("    >>>"):
+                assert page.name == "python.md"  # tests/pipeline/test_load.py runs these
+            elif not why:
+                assert all(re.match(command, line) for line in lines), lines
+    assert found == {"", *NOT_RUN}
 
 
 def blocks(page: str) -> list[str]:
@@ -54,7 +84,7 @@ def test_the_recipes_run_in_their_order(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_blocks_of_the_other_pages_run(tmp_path: Path) -> None:
     """In one process, since most of the time goes to importing torch."""
-    assert len(PAGES) >= 5
+    assert len(PAGES) >= 11
     code = [blocks("recipes.md")[0], GIVEN]
     code += [block for page in PAGES for block in blocks(page)]
     run("\n".join(code), tmp_path)

@@ -78,11 +78,48 @@ def test_the_trainer_s_example_runs_as_it_is_pasted(tmp_path: Path) -> None:
     assert all(record.valid and record.curve is not None for record in records)
 
 
+#: What the shorter blocks of the README take for granted.
+GIVEN = """
+import torch
+from torch import nn
+
+import sparsitywatch as sw
+
+model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+held_out_batches = [torch.randn(64, 8)]
+
+
+def loss_of_each_example(model, batch):
+    return (model(batch) - batch[:, :1]).square().squeeze(1)
+
+
+def train(model, optimizer):
+    for _ in range(3):
+        loss_of_each_example(model, torch.randn(64, 8)).mean().backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.slow
+def test_the_other_blocks_run(tmp_path: Path) -> None:
+    _, *others = blocks(README)
+    assert [language for language, _ in others] == ["python", "python"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-"],
+        input="\n".join([GIVEN, *(block for _, block in others)]),
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("<Record of step 0: ")
+    assert (tmp_path / "runs" / "mine" / "sparsitywatch" / "records.jsonl").is_file()
+
+
 @pytest.mark.slow
 def test_the_first_block_runs_as_it_is_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    language, block = blocks(START)[0]
+    ((language, block),) = blocks(START)
     assert language == "python"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-"],

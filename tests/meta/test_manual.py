@@ -52,6 +52,21 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert modules - {"errors"} <= rooms
 
 
+def test_every_error_is_on_its_page_with_its_bases() -> None:
+    told = {}
+    for line in (DOCS / "errors.md").read_text().splitlines():
+        if found := re.match(r"\| `(?:errors\.)?(\w+Error)` \| (?:`(\w+)`)? ?\|", line):
+            told[found[1]] = found[2]
+    own = {
+        name: kind for name, kind in vars(sw.errors).items()
+        if isinstance(kind, type) and issubclass(kind, sw.errors.SparsityWatchError)
+    }  # fmt: skip
+    assert told.keys() == own.keys()
+    for name, kind in own.items():
+        bases = {base.__name__ for base in kind.__bases__} - {"SparsityWatchError", "Exception"}
+        assert {told[name]} - {None} == bases, name
+
+
 def test_links_into_the_repository_are_words_and_broken_ones_stay(hooks: ModuleType) -> None:
     page = SimpleNamespace(file=SimpleNamespace(src_uri="costs.md"))
     text = (
