@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,7 +98,11 @@ def test_packages_are_listed() -> None:
 
 
 def test_the_link_is_a_link() -> None:
-    assert (ROOT / LINK).readlink() == Path("..", "integrations")
+    if (ROOT / ".git").exists():
+        assert (ROOT / LINK).readlink() == Path("..", "integrations")
+    else:  # in a source distribution
+        files = sorted(path.name for path in (ROOT / "integrations").glob("*.py"))
+        assert sorted(path.name for path in (ROOT / LINK).glob("*.py")) == files
 
 
 def data_files() -> set[str]:
@@ -117,13 +122,87 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in info)
 
 
+#: Beside the rooms; tests read most of them.
+ALONE = {
+    ".ci/run", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff",
+    "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "SECURITY.md",
+    "mkdocs.yml", "pyproject.toml",
+}  # fmt: skip
+
+
+def repository_files(root: Path) -> set[str]:
+    """What is there of ``ALONE``, and in every room; what the link leads to counts once."""
+    rooms = ("benchmarks", "docs", "examples", "integrations", "sparsitywatch", "tests")
+    files = {
+        path.relative_to(root).as_posix()
+        for room in rooms
+        for path in (root / room).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    alone = {name for name in ALONE if (root / name).is_file()}
+    return {name for name in files if not name.startswith(LINK.as_posix())} | alone
+
+
+@pytest.mark.slow
+def test_the_source_distribution_has_everything_and_its_tests_run(tmp_path: Path) -> None:
+    sources = tmp_path / "sources"
+    ignore = shutil.ignore_patterns(
+        "__pycache__", ".git", ".venv", ".*_cache", ".hypothesis", "build", "dist", "runs",
+        "*.egg-info",
+    )  # fmt: skip
+    shutil.copytree(ROOT, sources, symlinks=True, ignore=ignore)
+    backend = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+    run(sys.executable, "-c", backend, cwd=sources)
+    (archive,) = (sources / "dist").glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    shutil.rmtree(sources / "dist")
+    assert repository_files(unpacked) == repository_files(sources)
+    assert repository_files(unpacked) >= ALONE
+    done = run(
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        *("tests/records/test_alarms_page.py", "tests/records/test_curve.py"),
+        f"{Path(__file__).relative_to(ROOT)}::test_the_link_is_a_link",
+        cwd=unpacked,
+    )
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+    with zipfile.ZipFile(build_wheel(unpacked)) as wheel:
+        assert package_files() | data_files() <= set(wheel.namelist())
+
+
 @pytest.mark.slow
 def test_wheel_without_links_is_the_same(wheel: Path, tmp_path: Path) -> None:
     sources = copy_sources(tmp_path / "sources")
+    if not (sources / LINK).is_symlink():
+        pytest.skip("a source distribution has no links")
     (sources / LINK).unlink()
     (sources / LINK).write_text("../integrations")  # what git writes where it cannot link
     with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(build_wheel(sources)) as other:
         assert sorted(one.namelist()) == sorted(other.namelist())
+
+
+def test_the_citation_is_of_this_version() -> None:
+    yaml = pytest.importorskip("yaml")  # of the group docs
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "type"} <= cited.keys()
+    assert [cited[key] for key in ("version", "license", "authors")] == [
+        project[key] for key in ("version", "license", "authors")
+    ]
+    assert cited["references"][0]["url"] in (ROOT / "README.md").read_text()
+
+
+def test_addresses_are_absolute_as_soon_as_the_repository_has_one() -> None:
+    """An index shows README without the files beside it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    source = project["urls"].get("Source")
+    targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())
+    beside = [target for target in targets if not target.startswith(("https://", "#"))]
+    if source:
+        assert beside == []
+    assert all((ROOT / target.partition("#")[0]).is_file() for target in beside)
+    assert all(address.startswith("https://") for address in project["urls"].values())
 
 
 @pytest.mark.slow
