@@ -78,6 +78,14 @@ def test_links_into_the_repository_are_words_and_broken_ones_stay(hooks: ModuleT
     )
 
 
+def test_the_search_has_a_name_and_an_empty_corner_is_no_heading(hooks: ModuleType) -> None:
+    page = '<div role="dialog"><th></th><th style="text-align: right;"></th><th>a</th></div>'
+    assert hooks.on_post_page(page, page=None, config=None) == (
+        '<div role="dialog" aria-label="Search"><td></td><td style="text-align: right;"></td>'
+        "<th>a</th></div>"
+    )
+
+
 def test_docstrings_become_markdown(hooks: ModuleType) -> None:
     docstring = "Of shape [S][K]::\n\n    code\n\n::\n\n    >>> 1 + 1\n    2\n\nThe end: no code."
     assert hooks.as_markdown(docstring) == (
