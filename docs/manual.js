@@ -1,4 +1,8 @@
-// The theme puts each button that copies code into a landmark without a name: a group, then.
+// The theme puts each button that copies code into a landmark without a name: number them.
+let num = 0;
 new MutationObserver(() => {
-  for (const nav of document.querySelectorAll("nav.md-code__nav:not([role])")) nav.setAttribute("role", "group");
+  for (const nav of document.querySelectorAll("nav.md-code__nav:not([aria-label])")) {
+    num += 1;
+    nav.setAttribute("aria-label", `Code ${num}`);
+  }
 }).observe(document.body, { childList: true, subtree: true });
