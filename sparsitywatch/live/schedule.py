@@ -252,10 +252,10 @@ class OverheadBudget:
             self._started, self._is_first_step = self.now(), True
             self._spent_s = self.weights.spent_s = self.evaluations.spent_s = 0.0
 
-    def enter(self) -> None:
-        """From here on the training is held up, until ``leave``; may be nested."""
+    def enter(self, since_s: float = 0.0) -> None:
+        """Since so many seconds the training is held up, until ``leave``; may be nested."""
         if self._depth == 0:
-            self._entered = self.now()
+            self._entered = self.now() - since_s
         self._depth += 1
 
     def leave(self) -> None:

@@ -48,7 +48,7 @@ class FinishedSnapshot:
     events: list[Event]
     evaluated: bool  # whether the proxy was
     front_s: float  # for which the training was held up
-    behind_s: float  # processor time behind it, as if all its threads had lost it alike
+    behind_s: float  # processor time of the thread behind it, as if no core were free
 
 
 #: What a snapshot says, what the optimizer did, and what has moved.
@@ -80,7 +80,7 @@ class SnapshotTaker:
         self._budget = budget
         self._marks: dict[str, tuple[int, int]] = {}  # what changes where weights are written
         self._pool: ThreadPoolExecutor | None = None
-        self._job: Future[FinishedSnapshot] | None = None
+        self.job: Future[FinishedSnapshot] | None = None  # on its way, or not collected yet
         self._is_on_cpu = False  # as of the latest read
         # an evaluation begins when nothing is on its way, so it may restore from the same buffers
         self._copy = model.spare = WarmCopy()
@@ -142,7 +142,7 @@ class SnapshotTaker:
         self, step: int, *, behind: bool = False, num_left_out: int = 0, not_evaluated: str = ""
     ) -> None:
         """Take a snapshot, ``behind`` the training as far as it can be; ``collect`` gives it."""
-        now, num_threads = self._budget.now, torch.get_num_threads()  # another thread has others
+        now = self._budget.now
         began = now()
         evaluated = self.run.proxy is not None and not not_evaluated
         is_later = behind and self._is_on_cpu and not evaluated
@@ -163,7 +163,7 @@ class SnapshotTaker:
                 return (released if behind else now()) - began
 
             def behind_s() -> float:
-                return (time.thread_time() - began_here) / num_threads if behind else 0.0
+                return time.thread_time() - began_here if behind else 0.0
 
             try:
                 with torch.no_grad():
@@ -183,27 +183,27 @@ class SnapshotTaker:
 
         if behind:
             self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="sparsitywatch")
-            self._job = self._pool.submit(finish)
+            self.job = self._pool.submit(finish)
         else:
             finished = finish()
-            self._job = Future()
-            self._job.set_result(finished)
+            self.job = Future()
+            self.job.set_result(finished)
 
     @property
     def is_busy(self) -> bool:
         """Whether a snapshot is still on its way behind the training."""
-        return self._job is not None and not self._job.done()
+        return self.job is not None and not self.job.done()
 
     def collect(self, *, wait: bool = False) -> FinishedSnapshot | None:
         """A finished snapshot, once, if there is one; LogTakenError: another watch has the log."""
-        job = self._job
+        job = self.job
         if job is None or not (wait or job.done()):
             return None
         try:
             finished = job.result()
         finally:
             if job.done():  # else a signal has interrupted the wait
-                self._job = None
+                self.job = None
         self._budget.charge(finished.behind_s)
         seconds = finished.front_s + finished.behind_s
         self._budget.attribute(seconds, evaluated=finished.evaluated)

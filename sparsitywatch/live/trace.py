@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -69,18 +70,12 @@ def _unwrap_optimizer(optimizer: object) -> Optimizer:
     return inner
 
 
-def step_was_skipped(optimizer: Optimizer) -> bool:
-    """Whether a gradient scaler skipped this update inside a fused one; others are not called."""
-    found_inf = getattr(optimizer, "found_inf", None)  # is there while ``GradScaler.step`` runs
-    return found_inf is not None and float(found_inf) > 0.0
-
-
 class StepHook:
     """Calls methods before and after each step of every optimizer in the process.
 
-    Called are ``before(optimizer)``, until ``begin``, and ``after(optimizer, reached, is_inside)``:
-    the ids of the tensors that optimizers inside this step have stepped on, and whether it was
-    inside another one.
+    Called are ``before(optimizer)``, until ``begin``, and ``after(optimizer, reached, is_inside,
+    since_s)``: the ids of the tensors that optimizers inside this step have stepped on, whether it
+    was inside another one, and the seconds that calling has taken so far.
 
     The watch lives as long as an optimizer that it is tied to, also if nobody else holds it; until
     then the process holds it. Two hooks of torch serve all watches of a process. torch goes through
@@ -91,19 +86,20 @@ class StepHook:
     _alive: ClassVar[tuple[weakref.ref[StepHook], ...]] = ()
     _untied: ClassVar[set[StepHook]] = set()
     _of_torch: ClassVar[list[RemovableHandle]] = []
-    _depth: ClassVar[int] = 0
-    #: the steps that have begun, the outermost first, and what was stepped on inside each
-    _begun: ClassVar[list[tuple[Optimizer, set[int]]]] = []
+    #: whose hooks run now; to set attributes of the class would make Python forget where they are
+    _called: ClassVar[list[Optimizer]] = []
+    #: the steps that have begun, the outermost first, what was stepped on inside each, seconds
+    _begun: ClassVar[list[tuple[Optimizer, set[int], float]]] = []
 
     def __init__(
         self,
         before: Callable[[Optimizer], None],
-        after: Callable[[Optimizer, Collection[int], bool], None],
+        after: Callable[[Optimizer, Collection[int], bool, float], None],
     ) -> None:
         self._before: Callable[[Optimizer], None] | None = before
         self._after = after
         self._is_on = True
-        self._stays: RemovableHandle | None = None
+        self.tie: RemovableHandle | None = None  # what it lives by
         self._untied.add(self)
         StepHook._alive = (*StepHook._alive, weakref.ref(self))
         if not StepHook._of_torch:
@@ -118,12 +114,11 @@ class StepHook:
         found = (ref() for ref in cls._alive)
         return [hook for hook in found if hook is not None and hook._is_on]
 
-    def tie_once(self, optimizer: Optimizer) -> None:
-        """Live as long as the first optimizer that is given."""
-        if self._stays is None:
-            self._untied.discard(self)
-            # who holds this method holds the hook; no step calls it
-            self._stays = optimizer.register_state_dict_pre_hook(self._stay)
+    def tie_to(self, optimizer: Optimizer) -> None:
+        """Live as long as ``optimizer``."""
+        self._untied.discard(self)
+        # who holds this method holds the hook; no step calls it
+        self.tie = optimizer.register_state_dict_pre_hook(self._stay)
 
     def _stay(self, _: Optimizer) -> None:
         """Nothing."""
@@ -137,47 +132,50 @@ class StepHook:
         self._is_on = False
         self._untied.discard(self)
         StepHook._alive = tuple(map(weakref.ref, self.alive()))
-        if self._stays is not None:
-            self._stays.remove()
-        if not StepHook._alive and self._depth == 0:
+        if self.tie is not None:
+            self.tie.remove()
+        if not StepHook._alive and not self._called:
             while StepHook._of_torch:
                 StepHook._of_torch.pop().remove()
 
     @staticmethod
     def _call_before(optimizer: Optimizer) -> None:
-        if StepHook._begun:  # a step that has raised is over, though it has never ended
-            StepHook._begun = [begun for begun in StepHook._begun if _is_running(begun[0])]
-        StepHook._begun.append((optimizer, set()))
-        StepHook._depth += 1
-        try:
-            for ref in StepHook._alive:
-                hook = ref()
-                if hook is not None and hook._before is not None and hook._is_on:
+        since, begun = time.perf_counter(), StepHook._begun
+        if begun:  # a step that has raised is over, though it has never ended
+            begun[:] = [one for one in begun if _is_running(one[0])]
+        for ref in StepHook._alive:
+            hook = ref()
+            if hook is not None and hook._before is not None and hook._is_on:
+                StepHook._called.append(optimizer)
+                try:
                     hook._before(optimizer)
-        finally:
-            StepHook._depth -= 1
+                finally:
+                    StepHook._called.pop()
+                since = time.perf_counter()  # the watch counts that itself
+        begun.append((optimizer, set(), time.perf_counter() - since))
 
     @staticmethod
     def _call_after(optimizer: Optimizer) -> None:
+        since, begun = time.perf_counter(), StepHook._begun
         reached: set[int] = set()
-        begun = StepHook._begun
         for place in range(len(begun) - 1, -1, -1):
             if begun[place][0] is optimizer:
-                reached = begun[place][1]
+                _, reached, before_s = begun[place]
+                since -= before_s
                 del begun[place:]
                 break
         if begun:
             own = {id(p) for group in optimizer.param_groups for p in group["params"]}
             begun[-1][1].update(own | reached)
-        is_inside = bool(begun)
-        StepHook._depth += 1
+        StepHook._called.append(optimizer)
         try:
             for ref in StepHook._alive:
                 hook = ref()
                 if hook is not None and hook._is_on:  # another one may have taken it off
-                    hook._after(optimizer, reached, is_inside)
+                    hook._after(optimizer, reached, bool(begun), time.perf_counter() - since)
+                    since = time.perf_counter()
         finally:
-            StepHook._depth -= 1
+            StepHook._called.pop()
 
 
 def _is_running(optimizer: Optimizer) -> bool:

@@ -30,7 +30,7 @@ from sparsitywatch.errors import (
 from sparsitywatch.live.resume import check_state, open_log, restore_proxy, step_in_log
 from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import SnapshotTaker
-from sparsitywatch.live.trace import StepHook, step_was_skipped
+from sparsitywatch.live.trace import Optimizer, StepHook
 from sparsitywatch.pipeline.measure import not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.ranks.protocol import ALONE, Ranks
@@ -56,13 +56,13 @@ class _Contained:
     It is entered at every step, and a ``contextmanager`` would take several times as long.
     """
 
-    __slots__ = ("_has_grad", "_watcher")
+    __slots__ = ("_has_grad", "_since_s", "_watcher")
 
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
+    def __init__(self, watcher: Watcher, since_s: float = 0.0) -> None:
+        self._watcher, self._since_s = watcher, since_s
 
     def __enter__(self) -> None:
-        self._watcher._budget.enter()
+        self._watcher._budget.enter(self._since_s)
         self._has_grad = torch.is_grad_enabled()
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
@@ -156,7 +156,7 @@ class Watcher:
             self._hook.remove()
         else:
             for optimizer in trace.given[:1]:
-                self._hook.tie_once(optimizer)
+                self._hook.tie_to(optimizer)
             taker.mark()
             self._take_place()
             self._all.add(self)
@@ -371,7 +371,7 @@ class Watcher:
     def _is_idle(self) -> bool:
         return bool(self._off) or self._closed or os.getpid() != self._pid
 
-    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def _before_step(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step: the first time weights are as the training begins."""
         if self._is_idle():
             return
@@ -383,23 +383,24 @@ class Watcher:
                 self._taker.begin(self._step, behind=self._background)
 
     def _on_step(
-        self, optimizer: torch.optim.Optimizer, reached: Collection[int], is_inside: bool
+        self, optimizer: Optimizer, reached: Collection[int], is_inside: bool, since_s: float
     ) -> None:
         """An optimizer took a step; ``reached`` is what others inside this step have stepped on."""
         if self._closed or os.getpid() != self._pid:
             return
         if self._off and self._ranks.is_alone:  # else others may wait for an answer
             return
-        if step_was_skipped(optimizer):
-            return
-        with _Contained(self):
+        if float(getattr(optimizer, "found_inf", None) or 0.0) > 0.0:
+            return  # a gradient scaler skipped it inside a fused update; others are not called
+        with _Contained(self, since_s):
             num_steps = self._trace.saw(optimizer, reached, is_inside=is_inside)
             if not num_steps:
                 return
             if self._off:
                 self._decline(self.step_count + 1)
                 return
-            self._hook.tie_once(optimizer)
+            if self._hook.tie is None:
+                self._hook.tie_to(optimizer)
             self._advance(num_steps)
 
     def _advance(self, num_steps: int, step: int | None = None) -> None:
@@ -412,13 +413,16 @@ class Watcher:
         before = self._step or 0
         step = before + num_steps if step is None else step
         self._step = step
-        self._collect()
-        if self._off:
-            self._decline(step)
-            return
-        is_busy = self._taker.is_busy
-        if not is_busy:  # it holds the log
-            self._report(every_s=_SIGN_OF_LIFE_S)
+        is_busy = False
+        if self._taker.job is not None:
+            self._collect()
+            if self._off:
+                self._decline(step)
+                return
+            is_busy = self._taker.is_busy
+        # while one is busy it holds the log
+        if not is_busy and time.monotonic() - self._reported_at >= _SIGN_OF_LIFE_S:
+            self._report()
         if num_steps > 1:
             self._schedule.miss(range(before + 1, step))
         due = self._schedule.due(step, is_busy=is_busy)

@@ -257,7 +257,9 @@ class Account:
     def is_current(self) -> bool:
         """Whether the optimizer holds the tensors that are known."""
         optimizer = self.optimizer()
-        return optimizer is not None and self._held == list(map(id, _held_by(optimizer)))
+        groups = () if optimizer is None else optimizer.param_groups
+        # as _held_by has it; caches are cold at each step, and a call costs more than what it does
+        return self._held == list(map(id, chain.from_iterable(map(_params, groups))))
 
     def identify(
         self,
@@ -295,31 +297,24 @@ class Account:
         if optimizer is None or not self._held:
             return
         self.num_steps += 1
-        groups = self._steps_now(optimizer)
+        said = [list(map(group.get, _READ)) for group in optimizer.param_groups]
+        if said != self._said:  # as long as it is the same nobody asks again
+            # a tensor may change in place
+            self._said = [[x.item() if torch.is_tensor(x) else x for x in one] for one in said]
+            self._group_steps = [_GroupStep.of(optimizer, g) for g in optimizer.param_groups]
         # of a step that was not seen the gradients are gone: it reached all
-        is_reached = [t.grad is not None for t in _held_by(optimizer)] if is_seen else []
+        held = chain.from_iterable(map(_params, optimizer.param_groups)) if is_seen else ()
+        is_reached = [tensor.grad is not None for tensor in held]
         is_own = is_taken = None
         if is_seen and not any(is_reached):
             # an optimizer that is not known may have dropped them
-            is_reached = [groups[0].decay_by == _UNKNOWN.decay] * len(self._held)
+            is_reached = [self._group_steps[0].decay_by == _UNKNOWN.decay] * len(self._held)
         if reached or not all(is_reached):
             is_own = np.array([key not in reached for key in self._held])
             is_taken = is_own & is_reached if is_seen else is_own
-        self._steps.append(_Step(groups, is_own, is_taken))
+        self._steps.append(_Step(self._group_steps, is_own, is_taken))
         if len(self._steps) == _MANY_STEPS:
             self._add_up()
-
-    def _steps_now(self, optimizer: optim.Optimizer) -> list[_GroupStep]:
-        """What a step does; as long as its param groups say the same they are not asked again."""
-        said = [
-            # a tensor may change in place
-            [x.tolist() if isinstance(x, torch.Tensor) else x for x in map(group.get, _READ)]
-            for group in optimizer.param_groups
-        ]
-        if said != self._said:
-            self._said = said
-            self._group_steps = [_GroupStep.of(optimizer, g) for g in optimizer.param_groups]
-        return self._group_steps
 
     def _add_up(self) -> None:
         """Add the latest steps to what was done, in their order."""
@@ -418,8 +413,11 @@ def _step_of(optimizer: optim.Optimizer, tensor: torch.Tensor) -> float:
     return float(step) if is_near else math.inf
 
 
+_params = itemgetter("params")
+
+
 def _held_by(optimizer: optim.Optimizer) -> list[torch.Tensor]:
-    return list(chain.from_iterable(map(itemgetter("params"), optimizer.param_groups)))
+    return list(chain.from_iterable(map(_params, optimizer.param_groups)))
 
 
 @dataclass(frozen=True, kw_only=True)

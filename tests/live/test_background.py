@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,38 @@ def test_records_are_the_same_behind_and_in_front(tmp_path: Path, with_proxy: bo
         assert steps_of(watcher.records) == list(range(1, 21))
         assert all(r.cost.num_left_out == 0 for r in watcher.records)
     assert found[0] == found[1]
+
+
+def test_a_step_is_counted_from_when_torch_calls_before_it(monkeypatch) -> None:
+    run = Run()
+    with run.watch(None, every=1000, proxy=None) as watcher:
+        run.train(2)
+        before, ticks = watcher._budget._spent_s, itertools.count()
+        # the budget goes on with the clock that it has; of this one each look is a second later
+        monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+        run.train(1)
+        monkeypatch.undo()
+        spent_s = watcher._budget._spent_s - before
+    assert spent_s == pytest.approx(2.0, abs=0.9)  # calls before and after the step, a tick each
+
+
+def test_the_thread_behind_is_counted_whole_however_many_threads_train(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    with Run().watch(None, every=1000, proxy=None) as watcher:
+        busy = watcher._taker.pipeline
+        take = busy.take
+
+        def slow(*args: object) -> object:
+            until = time.thread_time() + 0.2
+            while time.thread_time() < until:
+                pass
+            return take(*args)
+
+        monkeypatch.setattr(busy, "take", slow)
+        watcher._advance(1)
+        watcher._take(Due.WEIGHTS, behind=True)
+        assert watcher.records
+        assert watcher._budget.weights.spent_s >= 0.2
 
 
 class SlowSink(sw.sinks.MemorySink):
