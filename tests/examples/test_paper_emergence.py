@@ -112,7 +112,7 @@ def done(runs: Runs) -> Mapping[str, object]:
         "steps": one["steps"][-1], "every": one["steps"][0], "runs": len(runs),
         "seeds": emergence.spread(numbers, "d"), "thresholds": len(one["thresholds"]),
         "date": f"{max(one['date'] for one in runs.values()):.10}",
-        "commit": one["trained_at_commit"],
+        "commits": " and ".join(sorted({one["trained_at_commit"] for one in runs.values()})),
     }  # fmt: skip
 
 
@@ -197,7 +197,7 @@ CLAIMS = [
         "Pretraining with what BERT-base has (warm-up, linear decay of the rate, dropout), in "
         "small: two layers, single characters, 16 sequences of 32 a step, {steps:,} steps, a "
         "snapshot every {every}. GELU and ReLU, three weight decays; {runs} runs (seeds of "
-        "each: {seeds}), trained at commit {commit}, the last on {date}. Each is asked for an "
+        "each: {seeds}), trained at commits {commits}, the last on {date}. Each is asked for an "
         "abrupt turn at {thresholds} thresholds, absolute ones and those relative to the first "
         "and the present rms; the chance of finding one among so many is [corrected "
         "for](../detection.md#every-threshold-at-once). Of the thresholds the table has the number"
