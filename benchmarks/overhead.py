@@ -190,7 +190,10 @@ class Sentences:
 
 
 #: Of torch, by which a watch sees the steps of every optimizer.
-HOOKS = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)
+HOOKS: tuple[dict[int, Any], ...] = (
+    optimizers._global_optimizer_pre_hooks,
+    optimizers._global_optimizer_post_hooks,
+)
 
 
 def in_pairs(training: Digits | Sentences, seconds: float) -> tuple[np.ndarray, float]:

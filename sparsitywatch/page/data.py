@@ -103,13 +103,11 @@ def page_data(run: Run) -> dict[str, Any]:
 def summary_of(run: Run) -> dict[str, Any]:
     """How a run stands, for a table of several."""
     verdict, last = run.verdict, run.records[-1] if run.records else None
-    notes = sum(event.severity == "note" for event in run.events)
     return {
         **{name: getattr(verdict, name) for name in ("state", "badge", "headline")},
         "last": "" if last is None else last.place,
         "time": None if last is None else _number(last.wall_time, ".13g"),
-        "events": len(run.events) - notes,
-        "notes": notes,
+        "events": len(run.events),
     }
 
 

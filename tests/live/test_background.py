@@ -236,7 +236,8 @@ def test_the_share_of_a_record_includes_its_own_snapshot() -> None:
     # ten steps of 0.45 s, the first of which is before the watch's clock begins
     assert record.cost.num_forwards == 15 or record.cost.num_forwards == 16
     spent = record.cost.num_forwards * 4.5 / 16
-    assert record.cost.overhead == pytest.approx(spent / (9 * 0.45 + spent))
+    # and the few real microseconds of the hooks
+    assert record.cost.overhead == pytest.approx(spent / (9 * 0.45 + spent), rel=1e-3)
     costly.watcher.close()
 
 

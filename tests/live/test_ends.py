@@ -372,4 +372,4 @@ def test_the_end_of_a_watch_that_nobody_holds_writes_nothing_into_a_later_one(tm
     info = sw.load(tmp_path).info
     assert info is not None
     assert info.state is not None
-    assert (info.state.end, info.state.num_taken) == ("closed at step 6", 2)
+    assert (info.state.how, info.state.num_taken) == ("the watch was closed at step 6", 2)

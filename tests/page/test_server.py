@@ -247,8 +247,8 @@ def test_how_each_run_stands(logs: Path) -> None:
     server = apps_of(Runs({"": logs}))
     stands = {name: json.loads(ask(server, "/summary", f"run={name}")[2]) for name in names(server)}
     assert stands["a"] | {"headline": ""} == {
-        "state": "look", "badge": "1 event", "headline": "", "last": "step 2,000",
-        "time": 1_700_002_000, "events": 1, "notes": 1,
+        "state": "look", "badge": "2 events", "headline": "", "last": "step 2,000",
+        "time": 1_700_002_000, "events": 2,
     }  # fmt: skip
     assert stands["a"]["headline"].startswith("Near-zero weights began to rise")
     assert [stands[name]["state"] for name in ("deep/b", "off")] == ["too early to tell", "broken"]

@@ -140,7 +140,7 @@ export class Page {
   unread({ name, version }, error) {
     if (error instanceof TypeError || this.names.length < 2) throw error; // there is no server, or nothing else
     const headline = `Its log cannot be read: ${error.message}`;
-    this.stands.set(name, { version, summary: { state: "broken", badge: UNREAD, headline, last: "", time: null, events: 0, notes: 0 } });
+    this.stands.set(name, { version, summary: { state: "broken", badge: UNREAD, headline, last: "", time: null, events: 0 } });
     this.chosen?.delete(name);
     this.settle(this.names);
     this.looks = ""; // all is drawn anew

@@ -53,7 +53,7 @@ export function runTable(runs, choose, turnTo) {
     h("td", {}, stands ? h("span", { class: `badge ${stands.state.split(" ")[0]}` }, stands.badge) : "…"),
     h("td", {}, stands?.headline ?? ""),
     h("td", {}, isUnread ? "" : stands ? [stands.last || "no snapshot", stands.time ? ago(Date.now() / 1000 - stands.time) : ""].filter(Boolean).join(", ") : ""),
-    h("td", {}, isUnread || !stands ? "" : `${stands.events}${stands.notes ? ` + ${stands.notes} note${stands.notes === 1 ? "" : "s"}` : ""}`),
+    h("td", {}, isUnread || !stands ? "" : `${stands.events}`),
     h("td", {}, isUnread ? "" : isFirst ? h("small", {}, "shown below")
       : h("button", { type: "button", id: `full-${id}`, onclick: () => turnTo(name), "aria-label": `Show ${name} below` }, "show"))));
   const titles = ["run", "state", "what happened", "last snapshot", "events", "details"];
