@@ -68,7 +68,7 @@ export function tiles(data) {
   return h("ul", { class: "tiles", "aria-label": "Latest numbers", tabindex: "0" }, ...data.tiles.map((tile) =>
     h("li", { title: data.about[tile.series]?.sentence },
       h("span", { class: "label" }, tile.label),
-      h("b", {}, tile.value), h("small", {}, tile.why || [tile.was && tile.step === last ? "" : `at ${numbered(data, tile.step)}`, tile.was ? `was ${tile.was}` : ""].filter(Boolean).join("; ")),
+      h("b", {}, tile.value.split(" [")[0], h("small", {}, tile.value.slice(tile.value.split(" [")[0].length))), h("small", {}, tile.why || [tile.was && tile.step === last ? "" : `at ${numbered(data, tile.step)}`, tile.was ? `was ${tile.was}` : ""].filter(Boolean).join("; ")),
       tile.series in data.series ? spark(data.steps, data.series[tile.series]) : null)));
 }
 
