@@ -258,7 +258,7 @@ def similarity(_: object = None) -> Mapping[str, Any]:
 SIMILARITY = [
     Claim(
         "MiniLM fine-tuned on genres at the paper's own rate, 2e-5 with linear decay, for {steps} "
-        "steps, as many as three epochs of its smallest task take; {seeds} seeds.",
+        "steps (three epochs of its smallest task); {seeds} seeds.",
         similarity,
     ),
     Claim(
@@ -373,7 +373,7 @@ VOLUME = [
     ),
     Claim(
         "The model is a thousandth of BERT-base and its decay a hundred times the usual one: its "
-        "near-zero weights grow because dead units decay. More seeds would tell smaller effects."
+        "near-zero weights grow because dead units decay."
     ),
 ]
 

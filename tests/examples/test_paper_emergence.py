@@ -243,13 +243,12 @@ CLAIMS = [
     ),
     Claim(
         "With ReLU units die: {relu} % of the weights are dormant at the end with decay 0.01, "
-        "with GELU {gelu} %. The decay clock ends at {clock} there, far too early for them to "
-        "be small.",
+        "with GELU {gelu} %. The decay clock ends at {clock}: they are not small yet.",
         dormant,
     ),
     Claim(
         "It cannot show what BERT-base does, with {here:,} weights in scope for its 84,934,656,"
-        " and perhaps another optimizer than the paper's, which does not say.",
+        " and with what may be another optimizer.",
         lambda runs: {"here": runs["gelu-0.01-s0"]["num_weights"]},
     ),
 ]
