@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import tempfile
@@ -109,6 +110,7 @@ def test_no_prefix_of_any_file_leaves_a_file_open(kind: str, tmp_path: Path) -> 
     """Found in a sidecar: a trainer_state.json that was half-written held the weights open."""
     whole = sound(kind)
     path = whole.write(tmp_path)
+    gc.collect()  # what earlier tests have left; some of it may still be closed in between
     num_before = num_open()
     num_bytes = sum(len(whole.files[name]) for name in whole.read)
     for name in whole.read:
@@ -120,6 +122,6 @@ def test_no_prefix_of_any_file_leaves_a_file_open(kind: str, tmp_path: Path) -> 
                 open_checkpoint(path).close()
             except CheckpointError:
                 # here, while the error still holds every frame, nobody else closes them
-                assert num_open() == num_before, (name, size)
+                assert num_open() <= num_before, (name, size)
         (tmp_path / name).write_bytes(data)
-    assert num_open() == num_before
+    assert num_open() <= num_before
