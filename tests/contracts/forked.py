@@ -34,6 +34,8 @@ WATCH = (
 )
 #: The same, and what a small BERT does.
 WATCHED_BERT = f"{WATCH},transformers.models.bert.modeling_bert"
+#: The same with a Trainer.
+WITH_TRAINER = f"{WATCHED_BERT},transformers.trainer,sparsitywatch.integrations.huggingface"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -45,19 +47,20 @@ class Child:
         imports: modules, with commas, that are imported before it is forked.
         num_ranks: 0: without ranks. One that fails ends the others.
         path: where modules are also looked for.
+        cwd: where it is run; else here.
         output: a file to which all that is printed is added; else it is read from ``stdout``, and
             from ``errors``.
     """
 
     def __init__(
         self, program: Path | str, *arguments: object, imports: str = WATCH, num_ranks: int = 0,
-        path: str = "", output: Path | None = None,
+        path: str = "", cwd: Path | None = None, output: Path | None = None,
     ) -> None:  # fmt: skip
         is_code = isinstance(program, str)
         request = {
             "code": program if is_code else "", "imports": imports.split(","), "ranks": num_ranks,
             "argv": ["-c" if is_code else str(program), *map(str, arguments)],
-            "path": path.split(os.pathsep) if path else [], "cwd": str(Path.cwd()),
+            "path": path.split(os.pathsep) if path else [], "cwd": str(cwd or Path.cwd()),
             "environment": os.environ | dict.fromkeys(THREADS, "1"),
         }  # fmt: skip
         (stdin, own_in), (own_out, stdout), (own_report, report) = (os.pipe() for _ in range(3))
@@ -146,6 +149,18 @@ def forked(
         finally:
             child.kill()
         return returned, output.read_text(errors="replace") + said
+
+
+def said(code: str, folder: Path, *arguments: object) -> tuple[str, str]:
+    """What a block of the documents prints when it is run in a folder, and of its errors.
+
+    A fault fails the test.
+    """
+    returned, output, errors = Child(
+        code, *arguments, imports=WITH_TRAINER, cwd=folder
+    ).communicate(300.0)
+    assert returned == 0, errors
+    return output, errors
 
 
 # ------------------------------------------------------------------ the one that is asked

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from contracts.forked import said
 
 from sparsitywatch import cli
 from sparsitywatch.sinks.jsonl import read_records
@@ -63,31 +61,20 @@ def blocks(page: str) -> list[str]:
     return [found["code"] for found in FENCED.finditer((DOCS / page).read_text())]
 
 
-def run(code: str, folder: Path, *arguments: str) -> str:
-    """What it prints; a fault fails the test."""
-    done = subprocess.run(
-        [sys.executable, "-", *arguments], input=code, cwd=folder, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.mark.slow
 def test_the_recipes_run_in_their_order(tmp_path: Path) -> None:
     assert len(blocks("recipes.md")) == 9
-    printed = run("\n".join(blocks("recipes.md")), tmp_path)
+    printed, _ = said("\n".join(blocks("recipes.md")), tmp_path)
     assert "<Record" in printed
     assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"mine", "bert", "replayed"}
 
 
 @pytest.mark.slow
 def test_the_blocks_of_the_other_pages_run(tmp_path: Path) -> None:
-    """In one process, since most of the time goes to importing torch."""
     assert len(PAGES) >= 11
     code = [blocks("recipes.md")[0], GIVEN]
     code += [block for page in PAGES for block in blocks(page)]
-    run("\n".join(code), tmp_path)
+    said("\n".join(code), tmp_path)
 
 
 @pytest.mark.slow
@@ -105,13 +92,13 @@ def test_the_tutorial_from_an_empty_folder(
     assert {"max_steps=20", "save_steps=5", "logging_steps=5", "every=5"} <= set(
         re.findall(r"\w+=\d+", small)
     )
-    run(data, tmp_path)
-    first = run(small, tmp_path, "first")
+    said(data, tmp_path)
+    first = "".join(said(small, tmp_path, "first"))
     alarm = re.search(r"```text\n(.*?) \[\.\.\.\]\n```", text, re.S)[1]
     alarm = " ".join(alarm.split()).replace("and 10, seen at step 10", "and 5, seen at step 5")
     assert alarm in first
     assert wrong in small
-    second = run(small.replace(wrong, mended.rstrip()), tmp_path, "second")
+    second = "".join(said(small.replace(wrong, mended.rstrip()), tmp_path, "second"))
     assert "not trained" not in second
 
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from contracts.forked import said
 
 from sparsitywatch import cli
 from sparsitywatch.sinks.jsonl import read_records
@@ -64,11 +65,7 @@ def test_the_trainer_s_example_runs_as_it_is_pasted(tmp_path: Path) -> None:
     assert len([line for line in block.splitlines() if line and "import" not in line]) <= 12
     block = block.replace("max_steps=100_000, per_device_train_batch_size=32", "max_steps=20")
     assert "max_steps=20)" in block
-    done = subprocess.run(
-        [sys.executable, "-"], input=block.replace("every=500", "every=5, max_overhead=None"),
-        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    said(block.replace("every=500", "every=5, max_overhead=None"), tmp_path)
     after = README.partition("```python")[2].partition("## Install")[0]
     commands = re.findall(r"^    sparsitywatch (.*?)(?:  +#.*)?$", after, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["show", "status"]
@@ -105,13 +102,9 @@ def train(model, optimizer):
 def test_the_other_blocks_run(tmp_path: Path) -> None:
     _, *others = blocks(README)
     assert [language for language, _ in others] == ["python", "python"]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-"],
-        input="\n".join([GIVEN, *(block for _, block in others)]),
-        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("<Record of step 0: ")
+    code = ["import warnings", 'warnings.simplefilter("error")', GIVEN, *(b for _, b in others)]
+    printed, _ = said("\n".join(code), tmp_path)
+    assert printed.startswith("<Record of step 0: ")
     assert (tmp_path / "runs" / "mine" / "sparsitywatch" / "records.jsonl").is_file()
 
 
