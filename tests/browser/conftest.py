@@ -1,9 +1,15 @@
-"""One headless browser for all tests here, and windows in it that hold the console to silence."""
+"""One headless browser for all tests here, and windows in it that hold the console to silence.
+
+With SPARSITYWATCH_PICTURES=FOLDER what was looked at is kept there as pictures.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +17,11 @@ import pytest
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+#: .ci/run puts it there.
+AXE = next(Path(__file__).resolve().parents[2].glob(".venv/axe-core/**/axe.min.js"), None)
 WIDE = {"width": 1400, "height": 900}
+NARROW = {"width": 1000, "height": 900}
+PHONE = {"width": 390, "height": 844}
 Open = Callable[..., Any]
 
 
@@ -46,3 +56,21 @@ def open_page(browser: Any) -> Iterator[Open]:
     for context in contexts:
         context.close()
     assert errors == []
+
+
+def picture(page: Any, name: str, **options: Any) -> None:
+    if folder := os.environ.get("SPARSITYWATCH_PICTURES"):
+        page.screenshot(path=Path(folder) / f"{name}.png", **options)
+
+
+def expect_text(frame: Any, selector: str, text: str | re.Pattern[str]) -> None:
+    """Wait until an element has a text."""
+    from playwright import sync_api
+
+    sync_api.expect(frame.locator(selector).first).to_contain_text(text, timeout=30_000)
+
+
+def close(*pages: Any) -> None:
+    """Before their server ends, which they would complain of."""
+    for page in pages:
+        page.context.close()

@@ -12,29 +12,35 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser.conftest import AXE, PHONE, WIDE, Open, picture
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-Open = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[2]
-#: .ci/run puts it there.
-AXE = next(ROOT.glob(".venv/axe-core/**/axe.min.js"), None)
 #: The pages whose first screen is drawn.
 LOOKED_AT = ("", "start", "tutorial", "api", "tags", "reports/paper")
 #: One of each kind: with a picture, code, tabs, tables that scroll, formulas.
 OF_EACH_KIND = ("", "start", "tutorial", "tags", "errors", "reports/forecast")
-PHONE = {"width": 390, "height": 844}
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
+
+
+def serving(folder: Path) -> tuple[http.server.ThreadingHTTPServer, str]:
+    """A server of a folder's files, and its address."""
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=folder)
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_port}/"
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +53,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[s
         cwd=ROOT, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )  # fmt: skip
     pages = sorted(p.parent.relative_to(folder).as_posix() for p in folder.rglob("index.html"))
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=folder)
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/", pages
+    server, address = serving(folder)
+    yield address, pages
     server.shutdown()
     server.server_close()
 
@@ -94,6 +97,30 @@ def test_pages_fit_and_their_pictures_load(
         )
         assert page.evaluate(broken) == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
-        if folder := os.environ.get("SPARSITYWATCH_PICTURES"):
-            file = f"manual-{name.replace('/', '-') or 'home'}-{look}.png"
-            page.screenshot(path=Path(folder) / file)
+        picture(page, f"manual-{name.replace('/', '-') or 'home'}-{look}")
+
+
+#: About as the pages where code is hosted set a README.
+STYLE = """body { max-width: 52rem; margin: 1rem auto; padding: 0 1rem; font: 16px/1.5 sans-serif }
+img { max-width: 100% } code { font-size: 85% } pre { overflow: auto; padding: 1rem; background: #f6f8fa }
+td, th { border: 1px solid #d0d7de; padding: .3rem .8rem } table { border-collapse: collapse }"""
+
+
+@pytest.mark.parametrize("look", ["wide", "phone"])
+def test_the_readme_is_two_screens_as_it_is_rendered(open_page: Open, look: str) -> None:
+    markdown = pytest.importorskip("markdown")
+    body = markdown.markdown((ROOT / "README.md").read_text(), extensions=["extra"])
+    server, address = serving(ROOT)
+    page = open_page(address, viewport=PHONE if look == "phone" else WIDE)
+    page.set_content(f"<style>{STYLE}</style>{body}", wait_until="load")
+    widths = page.evaluate("[...document.images].map((image) => image.naturalWidth)")
+    assert len(widths) >= 1
+    assert min(widths) > 600
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    links = page.evaluate("[...document.links].map((link) => link.href)")
+    ours = [link.removeprefix(address) for link in links if link.startswith(address)]
+    assert len(ours) > 5
+    assert [link for link in ours if not (ROOT / link.partition("#")[0]).exists()] == []
+    picture(page, f"readme-{look}", full_page=True)
+    server.shutdown()
+    server.server_close()

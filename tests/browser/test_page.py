@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser.conftest import WIDE, Open
+from browser.conftest import AXE, NARROW, PHONE, WIDE, Open, close, expect_text, picture
 from contracts import event_readers, fake_run
 from contracts.event_readers import page_server
 from contracts.once import once
@@ -31,30 +31,15 @@ from sparsitywatch.sinks.jsonl import JsonlSink
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-ROOT = Path(__file__).resolve().parents[2]
 EVIL = (
     "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>.weight"
 )
-#: .ci/run puts it there.
-AXE = next(ROOT.glob(".venv/axe-core/**/axe.min.js"), None)
-NARROW = {"width": 1000, "height": 900}
-PHONE = {"width": 390, "height": 844}
 #: TensorBoard's colours of runs, in the order in which it counts them.
 COLOURS = ("#425066", "#12b5cb", "#e52592", "#f9ab00")
 
 
 def hexadecimal(rgb: str) -> str:
     return "#" + "".join(f"{int(x):02x}" for x in re.findall(r"\d+", rgb))
-
-
-def picture(page, name: str) -> None:
-    if folder := os.environ.get("SPARSITYWATCH_PICTURES"):
-        page.screenshot(path=Path(folder) / f"{name}.png")
-
-
-def expect_text(frame, selector: str, text: str | re.Pattern[str]) -> None:
-    """Wait until an element has a text."""
-    sync_api.expect(frame.locator(selector).first).to_contain_text(text, timeout=30_000)
 
 
 def over(frame, chart: str, part: float) -> tuple[float, float]:
@@ -545,12 +530,6 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def close(*pages: Any) -> None:
-    """Before their server ends, which they would complain of."""
-    for page in pages:
-        page.context.close()
-
-
 def tab_of(page):
     return page.frame_locator("iframe")
 
@@ -704,85 +683,6 @@ def test_new_snapshots_appear(open_page: Open, logs: Path, board: str) -> None:
     sink.close()
     expect_text(tab, ".taken", "42 snapshots")
     close(page)
-
-
-@pytest.fixture(scope="module")
-def many_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fourteen runs, of which five are broken."""
-    folder = tmp_path_factory.mktemp("many")
-    off = WatchState(status="off", reason="the disk is full", step=2000, wall_time=1.7e9)
-    for i in range(14):
-        looks = fake_run.looks(range(0, 2001, 100), seed=i)
-        events = fake_run.events() if i % 4 == 1 else []
-        state = off if i % 3 == 2 or i == 9 else None
-        fake_run.write_run(folder / f"run-{i:02}", looks, events, state=state)
-    return folder
-
-
-@pytest.mark.skipif(AXE is None, reason="axe-core is not in .venv/axe-core; .ci/run fetches it")
-@pytest.mark.parametrize(("viewport", "scheme"), [(WIDE, "light"), (PHONE, "dark")])
-def test_broken_runs_are_on_top(
-    open_page: Open, many_logs: Path, viewport: dict[str, int], scheme: str
-) -> None:
-    with page_server(many_logs) as url:
-        page = open_page(url, viewport=viewport, color_scheme=scheme)
-        expect_text(page, ".runs h2", "14 runs 5 broken, 2 look, 7 healthy")
-        rows = page.locator(".run")
-        names = [f"run-{i:02}" for i in (2, 5, 8, 9, 11)]
-        assert [text.split()[0] for text in rows.all_inner_texts()[:5]] == names
-        expect_text(page, ".run:first-child", "The watch has been off since step 2,000")
-        expect_text(page, ".run:first-child", "step 2,000, ")
-        assert page.locator(".runs input:checked").count() == 4
-        rows.first.get_by_role("button", name="Show run-02 below").click()
-        expect_text(page, ".eyebrow", "run-02")
-        expect_text(page, ".run.first", "shown below")
-        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-        assert page.locator(".runs").bounding_box()["height"] <= 252
-        page.add_script_tag(path=str(AXE))
-        found = page.evaluate("axe.run().then((r) => r.violations)")
-        assert [(v["id"], [n["html"][:120] for n in v["nodes"]]) for v in found] == []
-        close(page)
-
-
-def test_what_cannot_be_compared_is_left_out_by_name(open_page: Open, tmp_path: Path) -> None:
-    made = {"a": {}, "b": {"proxy_hash": "other", "tolerance": 0.05}, "c": {"scope_hash": "other"}}
-    for name, differs in made.items():
-        looks = [
-            (replace(record, provenance=replace(record.provenance, **differs)), detail)
-            for record, detail in fake_run.looks(range(0, 2001, 200))
-        ]
-        fake_run.write_run(tmp_path / name, looks)
-    fake_run.write_run(tmp_path / "d", fake_run.looks(range(0, 2001, 200)))
-    damaged = fake_run.write_run(tmp_path / "0-damaged", fake_run.looks(range(0, 401, 200)))
-    records = damaged / "sparsitywatch" / "records.jsonl"
-    records.write_bytes(b"{}\n" + records.read_bytes())
-    weights, examples = "c (other in-scope weights)", "b (other held-out examples and tolerance)"
-    with page_server(tmp_path) as url:
-        page = open_page(url)
-        expect_text(page, ".heat", "query")
-        page.get_by_label("d", exact=True).check()
-        expect_text(page, "[data-chart=sparse] .legend", "d: near zero")
-        for chart, apart, lines in (
-            ("sparse", weights, ["a", "b", "d"]), ("clock", None, ["a", "b", "c", "d"]),
-            ("essential", f"{examples}; {weights}", ["a", "d"]),
-            ("value", f"{examples}; {weights}", ["a", "d"]),
-        ):  # fmt: skip
-            place = f"[data-chart={chart}]"
-            drawn = page.locator(f"{place} .key").all_inner_texts()
-            assert sorted({text[0] for text in drawn}) == lines
-            assert page.locator(f"{place} .apart").count() == (apart is not None)
-            if apart:
-                told = f"Left out, as they cannot be compared with a: {apart}."
-                sync_api.expect(page.locator(f"{place} .apart")).to_have_text(told)
-        # a log that cannot be read is in the table, and hides nothing
-        expect_text(page, ".run:first-child", "Its log cannot be read")
-        assert page.locator(".run:first-child button").count() == 0
-        assert page.locator(".runs input:checked").count() == 4
-        # a threshold is counted of each run
-        page.locator("#tau").select_option("abs")
-        counted = re.compile(r"a: near zero \(\|w\| ≤ .*d: near zero")
-        expect_text(page, "[data-chart=sparse] .legend", counted)
-        close(page)
 
 
 def test_show(open_page: Open, logs: Path, tmp_path: Path) -> None:

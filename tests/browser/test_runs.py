@@ -1,0 +1,203 @@
+"""Several runs on one page, as ``show`` serves them; what the first screen answers of one."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser.conftest import AXE, NARROW, PHONE, WIDE, Open, close, expect_text, picture
+from contracts import fake_run
+from contracts.event_readers import page_server
+from contracts.once import once
+
+from sparsitywatch.records import Detail, Record, WatchState
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+
+#: Of a run of its length, and of its snapshots.
+LAST, EVERY = 3_000_000, 100_000
+HOUR_S = 3600.0
+Edit = Callable[[Record], Record]
+
+
+def snapshots(
+    seed: int, last: int, age_s: float, edit: Edit = lambda record: record
+) -> list[tuple[Record, Detail]]:
+    """Of a training that made twenty steps a second until some time ago."""
+    found, now = [], time.time()
+    for step in range(0, last + 1, EVERY):
+        record, detail = fake_run.look(step, last_step=LAST, seed=seed)
+        lr = 1e-4 * min(1.0, step / 3e5) * (1.0 - 0.9 * step / LAST)
+        times = {"wall_time": now - age_s - (last - step) / 20.0, "lr": lr}
+        clocks = {"decay_clock": 2e-6 * step, "lr_clock": 2e-6 * step}
+        found.append((edit(replace(record, **times, **clocks)), detail))
+    return found
+
+
+def state(step: int, age_s: float, status: str = "closed", reason: str = "") -> WatchState:
+    number = step // EVERY + 1
+    due = step + EVERY if status == "on" else -1
+    return WatchState(
+        status=status, reason=reason, step=step, wall_time=time.time() - age_s, last_step=step,
+        last_evaluated_step=step, num_due=number, num_taken=number, num_evaluated=number,
+        overhead=0.009, step_s=0.05, next_due_step=due, next_evaluation_step=due,
+    )  # fmt: skip
+
+
+def other(**differs: Any) -> Edit:
+    """It is measured otherwise."""
+    return lambda record: replace(record, provenance=replace(record.provenance, **differs))
+
+
+def diverged(record: Record) -> Record:
+    if record.step < 2_200_000:
+        return record
+    return replace(record, num_nan=12_288, near_zero=dict.fromkeys(record.near_zero, math.nan))
+
+
+def write_fourteen(folder: Path) -> None:
+    """As a group has them after a while: five broken, three that cannot be compared with others."""
+    events = fake_run.events(LAST)
+    broken = {
+        "lr1e-3-diverged": (2_500_000, 9 * HOUR_S, "on", "", diverged),
+        "seed2": (1_900_000, 50 * HOUR_S, "off", "the disk is full: no space left on device"),
+        "seed3": (2_700_000, 7 * HOUR_S, "on"),
+        "debug-crashed": (300_000, 80 * HOUR_S, "on"),
+        "debug-truncated": (400_000, 90 * HOUR_S, "on"),
+    }
+    ended = ("lr1e-4", "lr3e-4", "wd0", "wd0.1", "seed1")
+    edits = {"other-data": other(proxy_hash="0ther"), "tolerance-5": other(tolerance=0.05),
+             "wide": other(scope_hash="wide")}  # fmt: skip
+    others = dict.fromkeys(ended, (LAST, 90.0, "closed", ""))
+    others |= {name: (LAST, 90.0, "closed", "", edit) for name, edit in edits.items()}
+    others["lr6e-4"] = (2_300_000, 20.0, "on")
+    for seed, (name, (last, age_s, *more)) in enumerate((broken | others).items()):
+        edit = more[2:]
+        told = events if name in ("lr1e-4", "wd0.1") else events[:1] if seed % 4 == 2 else []
+        told = [event for event in told if event.detected_step <= last]
+        fake_run.write_run(
+            folder / f"bert-base-{name}", snapshots(seed, last, age_s, *edit), told,
+            state=state(last, age_s, *more[:2]),
+        )  # fmt: skip
+    records = folder / "bert-base-debug-truncated" / "sparsitywatch" / "records.jsonl"
+    records.write_bytes(b"{}\n" + records.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def fourteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return once(tmp_path_factory, "fourteen", write_fourteen)
+
+
+LOOKS = [(WIDE, "light", 850), (NARROW, "dark", 890), (PHONE, "light", 1270), (WIDE, "dark", 850),
+         (NARROW, "light", 890), (PHONE, "dark", 1270)]  # fmt: skip
+
+
+@pytest.mark.skipif(AXE is None, reason="axe-core is not in .venv/axe-core; .ci/run fetches it")
+@pytest.mark.parametrize(("viewport", "scheme", "highest"), LOOKS)
+def test_broken_runs_are_on_top(
+    open_page: Open, fourteen: Path, viewport: dict[str, int], scheme: str, highest: int
+) -> None:
+    with page_server(fourteen) as url:
+        page = open_page(url, viewport=viewport, color_scheme=scheme)
+        expect_text(page, ".runs h2", re.compile(r"14 runs 5 broken, \d look, \d healthy"))
+        expect_text(page, ".heat", "query")
+        rows = page.locator(".run")
+        names = ["debug-crashed", "debug-truncated", "lr1e-3-diverged", "seed2", "seed3"]
+        on_top = [text.split()[0] for text in rows.all_inner_texts()[:5]]
+        assert on_top == [f"bert-base-{name}" for name in names]
+        assert page.locator(".runs input:checked").count() == 3  # the first four but the truncated
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        assert page.locator(".runs").bounding_box()["height"] <= 252
+        assert page.locator(".chart canvas").first.bounding_box()["y"] < highest
+        name = f"runs-{viewport['width']}-{scheme}"
+        picture(page, name)
+        picture(page, f"{name}-whole", full_page=True)
+        page.add_script_tag(path=str(AXE))
+        found = page.evaluate("axe.run().then((r) => r.violations)")
+        assert [(v["id"], [n["html"][:120] for n in v["nodes"]]) for v in found] == []
+        rows.nth(3).get_by_role("button", name="Show bert-base-seed2 below").click()
+        expect_text(page, ".eyebrow", "bert-base-seed2")
+        expect_text(page, "#app h1", "The watch has been off since step 1,900,000")
+        expect_text(page, ".run.first", "shown below")
+        close(page)
+
+
+#: What a stranger asks of a run, and where the answer stands.
+QUESTIONS = {
+    "what": ("#app h1", "Near-zero weights began to rise"),
+    "when": ("#app h1", "between steps 1,000 and 1,100"),
+    "where": (".answers", "Where: "),
+    "why": (".answers", "Why: "),
+    "act": (".action", "What to do: "),
+    "trust": (".answers", "How sure: "),
+    "still on": (".eyebrow", "last sign of life"),
+}
+
+
+@pytest.mark.parametrize("viewport", [WIDE, NARROW])
+def test_a_stranger_s_seven_questions_are_answered_on_the_first_screen(
+    open_page: Open, tmp_path: Path, viewport: dict[str, int]
+) -> None:
+    on = WatchState(
+        status="on", step=2000, wall_time=time.time(), last_step=2000, last_evaluated_step=2000,
+        num_due=21, num_taken=21, num_evaluated=21, overhead=0.009, step_s=0.5,
+        next_due_step=2100, next_evaluation_step=2100,
+    )  # fmt: skip
+    looks = fake_run.looks(range(0, 2001, 100))
+    fake_run.write_run(tmp_path / "run", looks, fake_run.events(), state=on)
+    with page_server(tmp_path) as url:
+        page = open_page(url, viewport=viewport)
+        for question, (selector, answer) in QUESTIONS.items():
+            expect_text(page, selector, answer)
+            box = page.locator(selector).bounding_box()
+            assert box["y"] + box["height"] <= viewport["height"], question
+        picture(page, f"first-screen-{viewport['width']}")
+        close(page)
+
+
+def test_what_cannot_be_compared_is_left_out_by_name(open_page: Open, tmp_path: Path) -> None:
+    made = {"a": {}, "b": {"proxy_hash": "other", "tolerance": 0.05}, "c": {"scope_hash": "other"}}
+    for name, differs in made.items():
+        looks = [
+            (replace(record, provenance=replace(record.provenance, **differs)), detail)
+            for record, detail in fake_run.looks(range(0, 2001, 200))
+        ]
+        fake_run.write_run(tmp_path / name, looks)
+    fake_run.write_run(tmp_path / "d", fake_run.looks(range(0, 2001, 200)))
+    damaged = fake_run.write_run(tmp_path / "0-damaged", fake_run.looks(range(0, 401, 200)))
+    records = damaged / "sparsitywatch" / "records.jsonl"
+    records.write_bytes(b"{}\n" + records.read_bytes())
+    weights, examples = "c (other in-scope weights)", "b (other held-out examples and tolerance)"
+    with page_server(tmp_path) as url:
+        page = open_page(url)
+        expect_text(page, ".heat", "query")
+        page.get_by_label("d", exact=True).check()
+        expect_text(page, "[data-chart=sparse] .legend", "d: near zero")
+        for chart, apart, lines in (
+            ("sparse", weights, ["a", "b", "d"]), ("clock", None, ["a", "b", "c", "d"]),
+            ("essential", f"{examples}; {weights}", ["a", "d"]),
+            ("value", f"{examples}; {weights}", ["a", "d"]),
+        ):  # fmt: skip
+            place = f"[data-chart={chart}]"
+            drawn = page.locator(f"{place} .key").all_inner_texts()
+            assert sorted({text[0] for text in drawn}) == lines
+            assert page.locator(f"{place} .apart").count() == (apart is not None)
+            if apart:
+                told = f"Left out, as they cannot be compared with a: {apart}."
+                sync_api.expect(page.locator(f"{place} .apart")).to_have_text(told)
+        # a log that cannot be read is in the table, and hides nothing
+        expect_text(page, ".run:first-child", "Its log cannot be read")
+        assert page.locator(".run:first-child button").count() == 0
+        assert page.locator(".runs input:checked").count() == 4
+        # a threshold is counted of each run
+        page.locator("#tau").select_option("abs")
+        counted = re.compile(r"a: near zero \(\|w\| ≤ .*d: near zero")
+        expect_text(page, "[data-chart=sparse] .legend", counted)
+        close(page)
