@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked from a warm process"),
 ]
 
-STEPS, EVERY, NUM_KILLS = 200, 4, 9
+STEPS, EVERY, NUM_KILLS = 200, 4, 6
 #: The last kill comes well before the last step.
 LAST_GOAL = 150
 TIMEOUT_S = 60.0
@@ -97,7 +97,7 @@ def test_killed_at_random_instants_a_run_ends_as_if_it_had_not_been(tmp_path, sc
 
     records = killed / "sparsitywatch" / "records.jsonl"
     # at the first ones the goal is reached already: they die in start-up, at any point of it
-    goals = sorted([0] * 3 + [rng.randrange(1, LAST_GOAL) for _ in range(NUM_KILLS - 3)])
+    goals = sorted([0] * 2 + [rng.randrange(1, LAST_GOAL) for _ in range(NUM_KILLS - 2)])
     for goal in goals:
         run = start(killed)
         _kill_at(run.pid, records, goal, rng.uniform(0.0, 1.0 if goal == 0 else 0.1))
