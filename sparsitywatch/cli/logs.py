@@ -157,13 +157,13 @@ def _scope(arguments: argparse.Namespace) -> None:
             f"Expected run.json, which has the scope ledger, found none in "
             f"{str(arguments.logdir)!r}."
         )
-    print(f"{ledger_in_short(info.ledger)}\n")
-    header = ("scope", "parameter", "shape", "weights", "why")
-    rows = [
-        ("in" if one.in_scope else "out", one.name, one.dimensions, f"{one.num_weights:,}", one.why)
-        for one in info.ledger
-    ]
-    print("\n".join(align([header, *rows], right={3})))
+    print(ledger_in_short(info.ledger))
+    rows = [(one.name, one.dimensions, f"{one.num_weights:,}") for one in info.ledger]
+    found: dict[str, list[str]] = {}  # the reason once, so that BERT-base fits in 80 columns
+    for one, line in zip(info.ledger, align(rows, right={2}), strict=True):
+        found.setdefault(f"{'in' if one.in_scope else 'out'}: {one.why}", []).append(line)
+    for reason, lines in sorted(found.items()):
+        print("\n".join(["", reason, *lines]))
 
 
 def _plot(arguments: argparse.Namespace) -> None:

@@ -35,12 +35,18 @@ class Rates:
         decay = 0.0 if weight_decay is None else weight_decay
         self._decay = partial(_value, "weight_decay", _function("weight_decay", decay))
         self._step = 0
+        self._until = 0  # the checkpoint that is read
         self._clock = Clock()
 
     def _logged_at(self, step: int) -> float:
-        """That of the last logged step, or the first: what is logged later changes no clock."""
-        at = bisect.bisect_right(self._logged_steps, step) - 1
-        return self._logged[self._logged_steps[max(at, 0)]]
+        """On a straight line between logged steps; what is logged later changes no clock."""
+        steps = self._logged_steps
+        at = bisect.bisect_right(steps, step)
+        left = self._logged[steps[max(at - 1, 0)]]
+        if at in (0, len(steps)) or steps[at] > self._until:
+            return left
+        part = (step - steps[at - 1]) / (steps[at] - steps[at - 1])
+        return left + part * (self._logged[steps[at]] - left)
 
     @property
     def last_logged(self) -> int:
@@ -67,6 +73,7 @@ class Rates:
         if step < self._step:
             self._step = 0
             self._clock = Clock()
+        self._until = step
         for at in range(self._step + 1, step + 1):
             self._clock = self._clock.plus(Clock.of_step(self._lr(at), self._decay(at)))
         self._step = max(step, 0)

@@ -102,7 +102,8 @@ def test_pages_fit_and_their_pictures_load(
 
 #: About as the pages where code is hosted set a README.
 STYLE = """body { max-width: 52rem; margin: 1rem auto; padding: 0 1rem; font: 16px/1.5 sans-serif }
-img { max-width: 100% } code { font-size: 85% } pre { overflow: auto; padding: 1rem; background: #f6f8fa }
+img { max-width: 100% } code { font-size: 85% }
+pre { overflow: auto; padding: 1rem; background: #f6f8fa }
 td, th { border: 1px solid #d0d7de; padding: .3rem .8rem } table { border-collapse: collapse }"""
 
 

@@ -16,10 +16,13 @@ import pytest
 import torch
 from contracts import fake_run
 from contracts.page import inside_of, parse
+from transformers import BertConfig, BertForMaskedLM
 
 import sparsitywatch as sw
 from sparsitywatch.cli import main
 from sparsitywatch.series import LEADING, percent
+from sparsitywatch.sinks.jsonl import JsonlSink
+from sparsitywatch.weights.scope import Scope
 
 STEPS = range(0, 2001, 200)
 
@@ -177,14 +180,28 @@ def test_the_inner_directory_is_taken_too(logdir: Path, tmp_path: Path, capsys) 
 
 def test_scope(logdir: Path, capsys) -> None:
     output = told(capsys, "scope", logdir)
-    assert output.startswith("12 of 13 parameters in scope, 49,152 of 54,272 weights (90.6 %)\n")
+    first, *groups = output.strip().split("\n\n")
+    assert first == "12 of 13 parameters in scope, 49,152 of 54,272 weights (90.6 %)"
+    found = [(group.splitlines()[0], line) for group in groups for line in group.splitlines()[1:]]
+    assert len(found) == 13
     for entry in fake_run.run_info().ledger:
-        (line,) = (line for line in output.splitlines() if f" {entry.name} " in line)
-        assert line.split()[0] == ("in" if entry.in_scope else "out")
-        assert f"{entry.num_weights:,}" in line
-        assert entry.reason in line
-    assert "an embedding; the same as cls.predictions.decoder.weight" in output
+        ((reason, line),) = (one for one in found if one[1].startswith(f"{entry.name} "))
+        assert reason == f"{'in' if entry.in_scope else 'out'}: {entry.why}"
+        assert line.split()[-1] == f"{entry.num_weights:,}"
+    assert "out: an embedding; the same as cls.predictions.decoder.weight" in groups[1]
     assert "80 × 64" in output
+
+
+def test_the_scope_of_bert_base_fits_in_eighty_columns(tmp_path: Path, capsys) -> None:
+    with torch.device("meta"):
+        model = BertForMaskedLM(BertConfig())
+    model.to_empty(device="cpu").tie_weights()  # nobody reads its memory
+    sink = JsonlSink(tmp_path / "sparsitywatch")
+    sink.open(dataclasses.replace(fake_run.run_info(), ledger=Scope.of(model, "blocks").ledger))
+    sink.close()
+    output = told(capsys, "scope", tmp_path)
+    assert output.count("\nbert.encoder.layer.") == 192
+    assert max(map(len, output.splitlines())) <= 80
 
 
 @pytest.mark.slow

@@ -7,8 +7,11 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from contracts.live_runs import save_safetensors, train
+from hypothesis import given
+from hypothesis import strategies as st
 
 import sparsitywatch as sw
 from sparsitywatch.errors import CheckpointError, ConfigurationError
@@ -158,17 +161,44 @@ def test_the_learning_rate_of_a_trainer_is_that_which_it_logged(live, tmp_path: 
     assert last.lr_clock == pytest.approx(3 * LR * last.step)
 
 
-def test_a_logged_rate_holds_until_the_next_and_later_ones_change_nothing(tmp_path: Path) -> None:
+def test_between_logged_rates_is_a_straight_line_and_later_ones_change_nothing() -> None:
     rates = Rates(None, 0.1)
     assert not rates.is_known
     rates.learn({4: 0.5, 8: 0.25}, "here")
     before = rates.reading(10, ()).lr_clock
-    assert before == pytest.approx(7 * 0.5 + 3 * 0.25)  # steps 1 to 7, and 8 to 10
+    # steps 1 to 4 as the first, 5 to 7 between both, 8 to 10 as the last
+    assert before == pytest.approx(4 * 0.5 + (0.4375 + 0.375 + 0.3125) + 3 * 0.25)
     rates.learn({8: 0.25, 12: 0.125}, "here")
     assert rates.reading(10, ()).lr_clock == before
     later = Rates(None, 0.1)
     later.learn({4: 0.5, 8: 0.25, 12: 0.125}, "here")
-    assert later.reading(13, ()).lr_clock == pytest.approx(before + 0.25 + 0.25)
+    assert later.reading(10, ()).lr_clock == before
+    # 11 on the line from 8 to 12, then as the last
+    for known in (rates, later):
+        assert known.reading(13, ()).lr_clock == pytest.approx(before + 0.15625 + 2 * 0.125)
+
+
+@given(
+    every=st.integers(1, 20), warm_up=st.integers(1, 4),
+    checkpoints=st.lists(st.integers(1, 20), min_size=1, max_size=5),
+)  # fmt: skip
+def test_a_schedule_of_straight_lines_is_summed_as_a_live_watch_does(
+    every: int, warm_up: int, checkpoints: list[int]
+) -> None:
+    def lr(step: int) -> float:
+        top = every * warm_up
+        return step / top if step <= top else 1.0 - (step - top) / 3000
+
+    steps = every * np.cumsum(checkpoints)  # a Trainer logs where it saves
+    rates = Rates(None, 0.01)
+    for step in steps:
+        rates.learn({s: lr(s) for s in range(every, step + 1, every)}, "here")
+        first = sum(
+            lr(every) - lr(s) for s in range(1, every)
+        )  # not known
+        known = rates.reading(int(step), ())
+        assert known.lr_clock == pytest.approx(sum(map(lr, range(1, step + 1))) + first)
+        assert known.decay_clock == pytest.approx(0.01 * known.lr_clock)
 
 
 def test_a_log_of_before_the_rate_was_logged_goes_on(live, tmp_path: Path) -> None:
