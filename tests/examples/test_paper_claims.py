@@ -410,7 +410,8 @@ ROWS: Mapping[str, Callable[[], Sequence[str]]] = {
         "30 to 50 % at no loss: cannot tell, with three seeds, on any of the tasks",
     ),
     "4 (size, family)": lambda: (
-        "`patterns`, `decoder`, `smollm2`", families(), "-",
+        "`patterns`, `decoder`, `smollm2`", families(),
+        "no comparison: two measures",
         "decoders bear less, as there; but their measure is another one",
     ),
     "5": lambda: (
@@ -428,7 +429,7 @@ ROWS: Mapping[str, Callable[[], Sequence[str]]] = {
     "10": lambda: (
         "`mask_similarity`",
         (f"cosine {similarity()['cosine']} at 0.4; not below {similarity()['rate']:.3f} whatever "
-        "is learnt"), "-", "above 0.96: tells of the rate",
+        "is learnt"), "no comparison: a bound", "above 0.96: tells of the rate",
     ),
     "11": lambda: (
         "`decoder`, `smollm2`", "SparseGPT bears more than magnitude in both",

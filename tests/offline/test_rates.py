@@ -193,9 +193,7 @@ def test_a_schedule_of_straight_lines_is_summed_as_a_live_watch_does(
     rates = Rates(None, 0.01)
     for step in steps:
         rates.learn({s: lr(s) for s in range(every, step + 1, every)}, "here")
-        first = sum(
-            lr(every) - lr(s) for s in range(1, every)
-        )  # not known
+        first = sum(lr(every) - lr(s) for s in range(1, every))  # not known
         known = rates.reading(int(step), ())
         assert known.lr_clock == pytest.approx(sum(map(lr, range(1, step + 1))) + first)
         assert known.decay_clock == pytest.approx(0.01 * known.lr_clock)
