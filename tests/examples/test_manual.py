@@ -116,3 +116,7 @@ def test_the_tutorial_from_an_empty_folder(
     for record in replayed:
         assert record.curve is not None
         assert record.near_zero["abs_0.001"] == live[record.step].near_zero["abs_0.001"]
+        # of the rates before the first that the Trainer logs nothing is known
+        assert record.decay_clock == pytest.approx(live[record.step].decay_clock, rel=0.15)
+    for before, last in (live[5], live[20]), (replayed[0], replayed[-1]):
+        assert last.decay_clock - before.decay_clock == pytest.approx(0.01 * 1e-3 * 15 * 0.4)
