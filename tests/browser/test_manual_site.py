@@ -63,40 +63,46 @@ def goto(page: Any, address: str) -> None:
     page.goto(address, wait_until="domcontentloaded", timeout=120_000)
 
 
+BROKEN = "[...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src)"
+#: All but the colours is the same in the dark.
+RULES = {"light": {}, "dark": {"runOnly": ["color-contrast", "link-in-text-block"]}}
+
+
 @pytest.mark.skipif(AXE is None, reason="axe-core is not in .venv/axe-core; .ci/run fetches it")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(open_page: Open, site: tuple[str, list[str]], scheme: str) -> None:
+@pytest.mark.parametrize("look", ["light", "dark", "phone"])
+def test_pages_fit_and_axe_finds_nothing(
+    open_page: Open, site: tuple[str, list[str]], look: str
+) -> None:
     address, pages = site
     assert len(pages) > 25
-    assert {name or "." for name in OF_EACH_KIND} <= {*pages}
-    page = open_page(address, color_scheme=scheme)
-    # all but the colours is the same in both
-    rules = {"runOnly": ["color-contrast", "link-in-text-block"]} if scheme == "dark" else {}
+    assert {name or "." for name in {*OF_EACH_KIND, *LOOKED_AT}} <= {*pages}
+    page = open_page(address, **{"viewport": PHONE} if look == "phone" else {"color_scheme": look})
     found = {}
     for name in pages if "SPARSITYWATCH_EVERY_PAGE" in os.environ else OF_EACH_KIND:
         goto(page, f"{address}{name}/")
-        expected = "slate" if scheme == "dark" else "default"
+        assert page.evaluate(BROKEN) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        if look == "phone":
+            continue
+        expected = "slate" if look == "dark" else "default"
         assert page.locator("body").get_attribute("data-md-color-scheme") == expected
         page.add_script_tag(path=str(AXE))
-        for fault in page.evaluate("(rules) => axe.run(rules).then((r) => r.violations)", rules):
+        faults = page.evaluate("(rules) => axe.run(rules).then((r) => r.violations)", RULES[look])
+        for fault in faults:
             found[name, fault["id"]] = [node["html"][:150] for node in fault["nodes"][:3]]
     assert found == {}
 
 
+@pytest.mark.skipif(
+    "SPARSITYWATCH_PICTURES" not in os.environ, reason="SPARSITYWATCH_PICTURES is not set"
+)
 @pytest.mark.parametrize("look", ["light", "dark", "phone"])
-def test_pages_fit_and_their_pictures_load(
+def test_the_pictures_of_the_manual(
     open_page: Open, site: tuple[str, list[str]], look: str
 ) -> None:
-    address, _ = site
-    options = {"viewport": PHONE} if look == "phone" else {"color_scheme": look}
-    page = open_page(address, **options)
+    page = open_page(site[0], **{"viewport": PHONE} if look == "phone" else {"color_scheme": look})
     for name in LOOKED_AT:
-        goto(page, f"{address}{name}/")
-        broken = (
-            "[...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src)"
-        )
-        assert page.evaluate(broken) == []
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        goto(page, f"{site[0]}{name}/")
         picture(page, f"manual-{name.replace('/', '-') or 'home'}-{look}")
 
 
