@@ -33,7 +33,7 @@ from sparsitywatch.live.watch import option_names, watch
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event
-from sparsitywatch.redact import redacted_error
+from sparsitywatch.redact import logger, redacted_error
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -42,7 +42,6 @@ except ImportError as error:
 
 __all__ = ["SparsityWatchCallback"]
 
-_logger = logging.getLogger("sparsitywatch")
 _STATE_FILE = "sparsitywatch.pt"
 
 
@@ -116,7 +115,7 @@ class SparsityWatchCallback(TrainerCallback):
                 is_resumed and isinstance(error.__cause__, OSError)
             )
             reraise_foreign(error, strict=is_mistake or self._is_strict)
-            _logger.exception("sparsitywatch: attaching failed; training goes on unwatched")
+            logger.exception("attaching failed; training goes on unwatched")
             return
         if is_resumed and not self.watcher.off:
             saved = _checkpoint(args, state) / _STATE_FILE
@@ -128,14 +127,12 @@ class SparsityWatchCallback(TrainerCallback):
         def say(error: BaseException) -> None:
             # others are told by the first one what it took up, and may not see its folder
             level = logging.WARNING if is_first else logging.INFO
-            _logger.log(
-                level,
-                "sparsitywatch: %s cannot be taken up (%s). The decay clock and the motion since "
-                "the last snapshot are lost. The watch goes on from the log, or begins a new one "
-                "if numbers could not be compared with those in it.",
-                saved,
-                redacted_error(error),
+            words = (
+                "%s cannot be taken up (%s). The decay clock and the motion since the last "
+                "snapshot are lost. The watch goes on from the log, or begins a new one if numbers "
+                "could not be compared with those in it."
             )
+            logger.log(level, words, saved, redacted_error(error))
 
         with contain_faults(say, strict=self._is_strict):
             if not saved.exists():
@@ -196,7 +193,7 @@ class SparsityWatchCallback(TrainerCallback):
         """Around everything that is done for the watch: what fails in it is logged."""
 
         def say(_: BaseException) -> None:
-            _logger.exception("sparsitywatch: %s failed; training goes on", what)
+            logger.exception("%s failed; training goes on", what)
 
         return contain_faults(say, strict=self._is_strict)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 import time
@@ -25,7 +24,7 @@ from sparsitywatch.errors import ConfigurationError, StateError, expect, reraise
 from sparsitywatch.pipeline.measure import Examined, Examiner
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.records import Vital
-from sparsitywatch.redact import redacted_error
+from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.weights.clock import (
     Account,
     Clock,
@@ -39,8 +38,6 @@ from sparsitywatch.weights.clock import (
 )
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-
-_logger = logging.getLogger("sparsitywatch")
 
 Optimizer = torch.optim.Optimizer
 
@@ -278,8 +275,8 @@ class StepCounter:
         if self._has_told:
             return
         self._has_told = True
-        words = "sparsitywatch: no step has been counted during %d steps of %s on %s. %s."
-        _logger.warning(words, _FEW_STEPS, type(optimizer).__name__, what, advice)
+        words = "no step has been counted during %d steps of %s on %s. %s."
+        logger.warning(words, _FEW_STEPS, type(optimizer).__name__, what, advice)
 
 
 class OptimizerTrace:
@@ -361,11 +358,10 @@ class OptimizerTrace:
         total = sum(self._sizes.values())
         if num_held and num_trained < total and ranks.rank == 0:
             words = (
-                "sparsitywatch: %s trains %.1f %% of the weights in scope; the others are frozen "
-                "or in no optimizer that was given. The clocks are means over the weights that are "
-                "trained."
+                "%s trains %.1f %% of the weights in scope; the others are frozen or in no "
+                "optimizer that was given. The clocks are means over the weights that are trained."
             )
-            _logger.warning(words, names, 100.0 * num_trained / total)
+            logger.warning(words, names, 100.0 * num_trained / total)
 
     def saw(self, optimizer: Optimizer, reached: Collection[int], *, is_inside: bool) -> int:
         """An optimizer took a step, as ``StepHook`` saw it; returns how many of the training's."""
@@ -423,9 +419,9 @@ class OptimizerTrace:
         if account.is_of_model:
             self._watched.add(optimizer)
         if before and not account.num_in_scope:
-            _logger.warning(
-                "sparsitywatch: %s holds no weight in scope any more: the model has other "
-                "parameters now, as after load_state_dict(assign=True). Make an optimizer of them.",
+            logger.warning(
+                "%s holds no weight in scope any more: the model has other parameters now, as "
+                "after load_state_dict(assign=True). Make an optimizer of them.",
                 type(optimizer).__name__,
             )
 
@@ -481,7 +477,7 @@ class OptimizerTrace:
 
         def failed(error: Exception) -> Examined:
             reraise_foreign(error, strict=strict)
-            _logger.error("sparsitywatch: no vital signs at step %d", step, exc_info=error)
+            logger.error("no vital signs at step %d", step, exc_info=error)
             return self._examiner.failed(redacted_error(error))
 
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import logging
 import math
 import os
 import sys
@@ -35,9 +34,7 @@ from sparsitywatch.pipeline.measure import not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.records import Event, Record, html_of
-from sparsitywatch.redact import redacted_error
-
-_logger = logging.getLogger("sparsitywatch")
+from sparsitywatch.redact import logger, redacted_error
 
 _MAX_FAILURES = 3  # snapshots that fail in a row, then the watch is off
 #: So often the sinks are told how the watch stands, in seconds: with a snapshot, and without one.
@@ -267,9 +264,9 @@ class Watcher:
         Empty, with the cause in the log, if something fails.
         """
         self._settle()
-        words = "sparsitywatch: the watch's state is not known; training goes on"
+        words = "the watch's state is not known; training goes on"
         run = self._taker.run
-        with contain_faults(lambda _: _logger.exception(words), strict=run.strict):
+        with contain_faults(lambda _: logger.exception(words), strict=run.strict):
             return {
                 "step": self.step_count,
                 "scope_hash": run.provenance.scope_hash,
@@ -297,7 +294,7 @@ class Watcher:
         if self._opened:
             raise StateError("Expected load_state_dict before the first step, got it after.")
         if not state:
-            _logger.warning("sparsitywatch: the saved state is empty; going on from the log alone")
+            logger.warning("the saved state is empty; going on from the log alone")
             return
         claim = self._pipeline.claim
         claim.resume_in(str(state.get("log", "")))
@@ -344,10 +341,10 @@ class Watcher:
                 self._report("ended" if ended_by else "closed", ended_by or reason)
             self._pipeline.close()
         else:
-            _logger.warning(
-                "sparsitywatch: no optimizer step was counted, and nothing measured: no hook saw "
-                "a step of an optimizer that was given, or that holds these weights. A loop that "
-                "steps without one calls watcher.step() after each step."
+            logger.warning(
+                "no optimizer step was counted, and nothing measured: no hook saw a step of an "
+                "optimizer that was given, or that holds these weights. A loop that steps without "
+                "one calls watcher.step() after each step."
             )
         self._ranks.leave("its watch was closed")
 
@@ -550,9 +547,9 @@ class Watcher:
     def _begin_as_rank_0(self, begun: tuple[Any, ...]) -> None:
         state, records, events, groups = begun
         if self._trace.groups() != groups:
-            _logger.warning(
-                "sparsitywatch: the optimizer of rank %d has other param groups, learning rates or "
-                "decays than that of rank 0; the decay clock is that of rank 0.",
+            logger.warning(
+                "the optimizer of rank %d has other param groups, learning rates or decays than "
+                "that of rank 0; the decay clock is that of rank 0.",
                 self._ranks.rank,
             )
         self._restore(int(state["step"]), state)
@@ -565,7 +562,7 @@ class Watcher:
         why = self._ranks.why_another_watches()
         if why and not self._opened:
             self._off = why
-            _logger.info("sparsitywatch: this process does not watch: %s", why)
+            logger.info("this process does not watch: %s", why)
             return
         why = why or self._ranks.why_different()
         if why:
@@ -588,13 +585,13 @@ class Watcher:
             self._switch_off(str(error))
         elif not isinstance(error, WatchOffError):
             reraise_foreign(error, strict=self._taker.run.strict)
-            _logger.exception("sparsitywatch: unexpected error")
+            logger.exception("unexpected error")
             self._switch_off(redacted_error(error))
 
     def _switch_off(self, reason: str) -> None:
         self._off = reason
         self._last_words.detach()
-        _logger.error("sparsitywatch: the watch switched itself off: %s", reason)
+        logger.error("the watch switched itself off: %s", reason)
         if self._opened:
             self._taker.close()
             self._report("off", reason)
