@@ -89,22 +89,19 @@ class SparsityWatchCallback(TrainerCallback):
         self.watcher: Watcher | None = None
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002 the Trainer passes it by position
-        **trainer: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, **trainer: Any
     ) -> None:
         """Attach to the Trainer's model and optimizer."""
         self.on_train_end()
         self.watcher = None
         is_resumed = state.global_step > 0
+        logdir = self._logdir or os.environ.get("TENSORBOARD_LOGGING_DIR")
         try:
             self.watcher = watch(
                 trainer["model"],
                 trainer["optimizer"],
                 proxy=self._proxy,
-                logdir=self._logdir or _default_logdir(args),
+                logdir=logdir or str(_output(args) / "runs"),
                 initial_step=state.global_step,
                 on_event=self._on_event,
                 **self._options,
@@ -141,11 +138,7 @@ class SparsityWatchCallback(TrainerCallback):
             watcher.load_state_dict(torch.load(saved, weights_only=True))
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Pass on to the Trainer what the events since the last step ask for."""
         requests = [a for a in self._on_event if isinstance(a, (SaveNow, StopTraining))]
@@ -163,13 +156,7 @@ class SparsityWatchCallback(TrainerCallback):
                 control.should_training_stop |= is_wanted
         return control
 
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002 the Trainer passes it by position
-        **_: Any,
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Put the watch's state beside the checkpoint that was just saved."""
         with self._contained("saving the watch's state"):
             folder = _checkpoint(args, state)
@@ -231,10 +218,6 @@ def _agreed(wanted: list[bool], args: TrainingArguments) -> list[bool]:
     flags = torch.tensor(wanted, dtype=torch.int32, device=args.device)
     distributed.broadcast(flags, src=0)
     return [bool(flag) for flag in flags.tolist()]
-
-
-def _default_logdir(args: TrainingArguments) -> str:
-    return os.environ.get("TENSORBOARD_LOGGING_DIR") or str(_output(args) / "runs")
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
