@@ -22,7 +22,7 @@ from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.pruning.patterns import Inputs, Pattern, Shares, Weights
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.selections import Score, to_output_rows
+from sparsitywatch.pruning.selections import Score, Scores, to_output_rows
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import clean_name
 
@@ -162,8 +162,8 @@ def _vectors(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------ what a weight is worth
 
 
-def scores_of(pattern: Pattern, weights: Weights) -> Callable[[str], Score] | None:
-    """What the weights of a tensor are worth, by its name; None: by the order of their ``|w|``."""
+def scores_of(pattern: Pattern, weights: Weights) -> Scores:
+    """What the weights of each tensor are worth."""
     if pattern.score in ("magnitude", "normalised"):
         return None
     if pattern.score == "random":

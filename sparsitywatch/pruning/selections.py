@@ -22,6 +22,8 @@ from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
 #: The scores, [rows, inputs], of some rows of a tensor, one for each output, and of which.
 Score = Callable[[torch.Tensor, slice], torch.Tensor]
+#: Those of each tensor, by its name; None: by the order of their ``|w|``.
+Scores = Callable[[str], Score] | None
 
 #: So many weights of whole rows at once: fewer than torch shares out among threads of its own.
 _ROWS_AT_ONCE = (1 << 15) - 1
@@ -107,12 +109,9 @@ def sizes_of(weights: torch.Tensor) -> torch.Tensor:
 
 
 def row_cuts(
-    weights: Weights,
-    levels: Sequence[float],
-    shares: Shares,
-    scores: Callable[[str], Score] | None,
+    weights: Weights, levels: Sequence[float], shares: Shares, scores: Scores
 ) -> list[Cut]:
-    """Cuts that remove its tensor's share of each row, of the lowest scores; None: of ``|w|``."""
+    """Cuts that remove its tensor's share of each row, of the lowest scores."""
     shapes = {
         name: to_output_rows(torch.empty(shape, device="meta"), weights.input_axis(name)).shape
         for name, shape in weights.shapes.items()
@@ -129,7 +128,7 @@ class _RowCut(CountedCut):
     """Selects from rows alone; on the CPU some at a time, so that they stay in a core's cache."""
 
     of_row: Mapping[str, int]  # how many of each row go
-    scores: Callable[[str], Score] | None
+    scores: Scores
 
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Along the rows, however the tensor has them."""
@@ -168,11 +167,7 @@ def from_output_rows(rows: torch.Tensor, shape: Sequence[int], input_axis: int) 
 
 
 def group_cuts(
-    pattern: Pattern,
-    weights: Weights,
-    levels: Sequence[float],
-    shares: Sequence[Mapping[str, float]],
-    scores: Callable[[str], Score] | None,
+    pattern: Pattern, weights: Weights, levels: Sequence[float], shares: Shares, scores: Scores
 ) -> list[Cut]:
     """Cuts that keep as many of each group of a tensor, along the inputs, of highest scores."""
     each = [groups_at(pattern, weights, *one) for one in zip(levels, shares, strict=True)]
@@ -237,7 +232,7 @@ class _GroupCut(CountedCut):
 
     lost: Mapping[str, int]  # of each group, by name of the tensor
     of: int
-    scores: Callable[[str], Score] | None
+    scores: Scores
 
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Along the inputs; on the CPU whole groups at once where that can be done."""

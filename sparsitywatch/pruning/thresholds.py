@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from sparsitywatch.pruning.patterns import Cut, Numbers, Pattern, Shares, Weight
 from sparsitywatch.pruning.selections import (
     WORDS,
     CountedCut,
-    Score,
+    Scores,
     from_output_rows,
     keep_bits,
     to_output_rows,
@@ -38,7 +38,7 @@ class _ThresholdCut(CountedCut):
     """Removes every weight with ``|w| <= threshold``, ties together."""
 
     thresholds: Mapping[str, float]  # of each tensor
-    scores: Callable[[str], Score] | None  # of the weights, where a threshold is one of theirs
+    scores: Scores  # of the weights, where a threshold is one of theirs
 
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Write the weights, or those of scores, above the threshold to ``out``."""
@@ -69,13 +69,9 @@ def _round_down(threshold: float, dtype: torch.dtype) -> float:
 
 
 def threshold_cuts(
-    pattern: Pattern,
-    weights: Weights,
-    levels: Sequence[float],
-    shares: Shares,
-    scores: Callable[[str], Score] | None,
+    pattern: Pattern, weights: Weights, levels: Sequence[float], shares: Shares, scores: Scores
 ) -> list[Cut]:
-    """Cuts of the lowest scores, of all tensors together or of each; None: of ``|w|``."""
+    """Cuts of the lowest scores, of all tensors together or of each."""
     spectrum = weights.spectrum
     if scores is not None:  # one tensor after another
         every = (MagnitudeSpectrum.of({n: scored(weights, n, scores)}) for n in weights.shapes)
@@ -143,7 +139,7 @@ class _Group:
             self._ordered.append((joined[order], counts[order].cumsum()))
 
     def limits(
-        self, nums: Sequence[int], weights: Weights, scores: Callable[[str], Score] | None
+        self, nums: Sequence[int], weights: Weights, scores: Scores
     ) -> list[dict[str, tuple[float, int]]]:
         """Of each tensor its threshold, and how many go, for each number that shall go in all."""
         places = [self._places(num) for num in nums]
