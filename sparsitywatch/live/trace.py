@@ -37,6 +37,7 @@ from sparsitywatch.weights.clock import (
     united,
 )
 from sparsitywatch.weights.motion import MotionTracker
+from sparsitywatch.weights.sharded import Tensors
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 Optimizer = torch.optim.Optimizer
@@ -290,7 +291,7 @@ class OptimizerTrace:
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
-        lookup: Callable[[], Mapping[str, torch.Tensor]],
+        lookup: Callable[[], Tensors],
         sizes: Mapping[str, int],
         motion: MotionTracker | None,
         examiner: Examiner,
@@ -409,9 +410,7 @@ class OptimizerTrace:
             self._identify(optimizer, account, self._lookup())
         return account
 
-    def _identify(
-        self, optimizer: Optimizer, account: Account, parameters: Mapping[str, torch.Tensor]
-    ) -> None:
+    def _identify(self, optimizer: Optimizer, account: Account, parameters: Tensors) -> None:
         """Say what the model calls what an optimizer holds."""
         before = account.num_in_scope
         account.identify(optimizer, parameters, self._sizes)
@@ -425,7 +424,7 @@ class OptimizerTrace:
                 type(optimizer).__name__,
             )
 
-    def training(self, parameters: Mapping[str, torch.Tensor]) -> Training | None:
+    def training(self, parameters: Tensors) -> Training | None:
         """Who has trained the model's ``parameters`` since this was asked last; None: unseen."""
         if not self.is_seen:
             return None
@@ -466,12 +465,7 @@ class OptimizerTrace:
         return replace(read, decay_clock=decay + read.decay_clock, lr_clock=lr + read.lr_clock)
 
     def examine(
-        self,
-        step: int,
-        parameters: Mapping[str, torch.Tensor],
-        training: Training | None,
-        *,
-        strict: bool,
+        self, step: int, parameters: Tensors, training: Training | None, *, strict: bool
     ) -> Examined:
         """As ``Examiner.read`` of all ``parameters``; what fails is told, the rest is measured."""
 

@@ -42,7 +42,7 @@ from sparsitywatch.weights.clock import OptimizerReading, Training
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker, Moved
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import expect_whole_model, modules_of
+from sparsitywatch.weights.sharded import Tensors, expect_whole_model, modules_of
 from sparsitywatch.weights.snapshot import (
     FINGERPRINTED,
     LazyTensors,
@@ -68,9 +68,7 @@ class Examiner:
     The seam of vital signs. Ranks that watch together call each of theirs at the same snapshots.
     """
 
-    def read(
-        self, step: int, parameters: Mapping[str, torch.Tensor], training: Training | None
-    ) -> Examined:
+    def read(self, step: int, parameters: Tensors, training: Training | None) -> Examined:
         """Read what the next step may change of every parameter, in the training's thread."""
         return nothing_examined
 
@@ -130,7 +128,7 @@ class Measured:
 
     record: Record
     detail: Detail = field(default_factory=Detail)  # what is too large for a record
-    sample: Mapping[str, torch.Tensor] = field(default_factory=dict)  # by name, on the CPU
+    sample: Tensors = field(default_factory=dict)  # by name, on the CPU
     mask_thresholds: Sequence[float] = ()  # below which a weight would go, by ``MASK_LEVELS``
     initial_rms: Mapping[str, float] = field(default_factory=dict)  # as "initial" rules had it
 
@@ -394,7 +392,7 @@ def _histograms(arrays: Mapping[str, np.ndarray]) -> Mapping[str, LogHistogram]:
 
 def counted(
     snapshot: Snapshot, reader: ShardedReader, sampler: Sampler | None = None
-) -> tuple[MagnitudeSpectrum, str, Mapping[str, torch.Tensor], Replicas | None]:
+) -> tuple[MagnitudeSpectrum, str, Tensors, Replicas | None]:
     """Spectrum, fingerprint and sample of the weights, and whether their replicas agree."""
     bits: dict[str, torch.Tensor] = {}
     sample: dict[str, torch.Tensor] = {}

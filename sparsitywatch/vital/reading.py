@@ -33,7 +33,7 @@ from sparsitywatch.vital.judgement import (
 from sparsitywatch.vital.samples import FEW, ROUNDED, SOME, Comparison, Sample, chosen
 from sparsitywatch.weights.clock import Clock, Sums, Trainer, Training
 from sparsitywatch.weights.motion import spacing
-from sparsitywatch.weights.sharded import kept_for, local_of, stepped_on
+from sparsitywatch.weights.sharded import Tensors, kept_for, local_of, stepped_on
 from sparsitywatch.weights.snapshot import float64_of
 
 #: Intervals whose changes are remembered, and snapshots whose marks are.
@@ -92,9 +92,7 @@ class VitalTracker(Examiner):
         self._updates.clear()
         self._marks.clear()
 
-    def read(
-        self, step: int, parameters: Mapping[str, torch.Tensor], training: Training | None
-    ) -> Examined:
+    def read(self, step: int, parameters: Tensors, training: Training | None) -> Examined:
         said = self.look(step, parameters, training)
         return lambda spectrum: judged(said(), spectrum)
 
@@ -103,10 +101,7 @@ class VitalTracker(Examiner):
         return unread(reason)
 
     def look(
-        self,
-        step: int,
-        parameters: Mapping[str, torch.Tensor],
-        training: Training | None = None,
+        self, step: int, parameters: Tensors, training: Training | None = None
     ) -> Callable[[], VitalReading]:
         """What became of every parameter since the last look, told once, before the next one."""
         if self._reason:
@@ -171,9 +166,7 @@ class VitalTracker(Examiner):
         for step, earlier in list(self._marks)[:-1]:
             facts.back_at[moved & (earlier == marks)] = step  # the latest one stays
 
-    def _tell_trainers(
-        self, facts: TensorFacts, training: Training, parameters: Mapping[str, torch.Tensor]
-    ) -> bool:
+    def _tell_trainers(self, facts: TensorFacts, training: Training, parameters: Tensors) -> bool:
         """Add who trains each parameter, and how, on whichever rank; True if any has stepped."""
         # an optimizer with no parameter of the model may step on copies that are not known
         is_blind, done = not training.trainers, self._done_since(training)
@@ -308,7 +301,7 @@ _NONE, _ZERO, _SOME, _UNKNOWN = range(4)
 class Gradients:
     """Those of a model's parameters after a step; ranks exchange the values of sampled weights."""
 
-    _parameters: Mapping[str, torch.Tensor]
+    _parameters: Tensors
     _trainers: Mapping[str, Trainer]
     _reader: ShardedReader
 

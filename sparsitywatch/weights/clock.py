@@ -16,7 +16,7 @@ import torch
 from torch import optim
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsitywatch.weights.sharded import local_of, stepped_on
+from sparsitywatch.weights.sharded import Tensors, local_of, stepped_on
 
 
 class Clock(NamedTuple):
@@ -264,7 +264,7 @@ class Account:
     def identify(
         self,
         optimizer: optim.Optimizer,
-        parameters: Mapping[str, torch.Tensor],
+        parameters: Tensors,
         sizes: Mapping[str, int],  # of the weights in scope, by name
     ) -> None:
         """Take up what its ``optimizer`` holds now, and its names; rows of the past stay."""
@@ -494,7 +494,7 @@ def mean_over(sizes: Mapping[str, int], values: Mapping[str, float]) -> float:
     return sum(sizes[name] * x for name, x in values.items()) / total if total else math.nan
 
 
-def names_of(parameters: Mapping[str, torch.Tensor]) -> dict[int, tuple[str, ...]]:
+def names_of(parameters: Tensors) -> dict[int, tuple[str, ...]]:
     """What the model calls each tensor that an optimizer may hold, by id."""
     found: dict[int, tuple[str, ...]] = {}
     for name, parameter in parameters.items():
@@ -503,9 +503,7 @@ def names_of(parameters: Mapping[str, torch.Tensor]) -> dict[int, tuple[str, ...
     return found
 
 
-def masters_of(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def masters_of(optimizer: torch.optim.Optimizer, parameters: Tensors) -> dict[str, torch.Tensor]:
     """The copies of higher precision that an optimizer steps on instead of some weights, by name.
 
     One is the weight when rounded, right after a step. Copies in several groups are not told apart.

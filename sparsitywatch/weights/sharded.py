@@ -9,7 +9,7 @@ parameter in as many parts as there are ranks. Only counts are taken of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,8 @@ from sparsitywatch.redact import printable
 
 #: Those of a model by their paths, a shared one by each.
 Modules = Sequence[tuple[str, nn.Module]]
+#: Those of a model, or of a part of it, by name.
+Tensors = Mapping[str, torch.Tensor]
 
 
 def modules_of(model: nn.Module) -> Modules:

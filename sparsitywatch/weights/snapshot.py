@@ -17,7 +17,7 @@ from torch import nn
 
 from sparsitywatch.weights.layout import Entry, natural_order
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import local_of
+from sparsitywatch.weights.sharded import Tensors, local_of
 
 #: Integers of the width of a weight: the bits of any float dtype can be read as these.
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -29,7 +29,7 @@ class Snapshot:
 
     step: int  # optimizer steps done
     scope: Scope
-    tensors: Mapping[str, torch.Tensor]  # in the scope's order, detached; what this rank holds
+    tensors: Tensors  # in the scope's order, detached; what this rank holds
 
     @classmethod
     def of(cls, model: nn.Module, scope: Scope, step: int) -> Snapshot:
@@ -37,9 +37,7 @@ class Snapshot:
         return cls.of_parameters(scope.parameters(model), scope, step)
 
     @classmethod
-    def of_parameters(
-        cls, parameters: Mapping[str, torch.Tensor], scope: Scope, step: int
-    ) -> Snapshot:
+    def of_parameters(cls, parameters: Tensors, scope: Scope, step: int) -> Snapshot:
         """The same from the parameters that ``scope`` has found in the model."""
         held = map(local_of, parameters.values())
         return cls(step, scope, dict(zip(parameters, held, strict=True)))
@@ -70,7 +68,7 @@ class WarmCopy:
         torch._foreach_copy_(list(buffers.values()), list(snapshot.tensors.values()))
         return replace(snapshot, tensors=buffers)
 
-    def buffers(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def buffers(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Room for tensors of these shapes, dtypes and devices, whatever is in it."""
         fits = self._buffers.keys() == tensors.keys() and all(
             (b.shape, b.dtype, b.device) == (t.shape, t.dtype, t.device)
@@ -168,9 +166,7 @@ def bits_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().reshape(-1).view(BITS[tensor.dtype.itemsize])
 
 
-def gather_sample(
-    tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, SampleIndex]
-) -> dict[str, torch.Tensor]:
+def gather_sample(tensors: Tensors, chosen: Mapping[str, SampleIndex]) -> dict[str, torch.Tensor]:
     """The chosen weights by name, 1-D, on the CPU, in memory of their own."""
     found: dict[str, torch.Tensor] = {}
     on_devices: dict[tuple[torch.device, torch.dtype], list[str]] = {}
@@ -239,7 +235,7 @@ class Sampler:
 FINGERPRINTED = Sampler(65_536)
 
 
-def fingerprint(digest: str, sample: Mapping[str, torch.Tensor]) -> str:
+def fingerprint(digest: str, sample: Tensors) -> str:
     """What tells weights from others: 16 hexadecimal digits."""
     state = hashlib.sha256(digest.encode())  # of all by magnitude, wherever they are
     for name, tensor in sorted(sample.items()):  # signs and last bits of some, in their place

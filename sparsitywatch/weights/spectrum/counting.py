@@ -29,6 +29,7 @@ import torch
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.weights.layout import Entry
+from sparsitywatch.weights.sharded import Tensors
 from sparsitywatch.weights.snapshot import BITS, LazyTensors
 from sparsitywatch.weights.spectrum import kernel
 from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Storage, summed
@@ -58,7 +59,7 @@ class _Task(NamedTuple):
     chunks: Callable[[memoryview], Generator[np.ndarray, None, None]]
 
 
-def count(tensors: Mapping[str, torch.Tensor], num_threads: int) -> dict[str, Histogram]:
+def count(tensors: Tensors, num_threads: int) -> dict[str, Histogram]:
     """One histogram per tensor, in the order of ``tensors``."""
     found: dict[str, Histogram] = {}
     if isinstance(tensors, LazyTensors):
@@ -94,9 +95,7 @@ def count(tensors: Mapping[str, torch.Tensor], num_threads: int) -> dict[str, Hi
     return {name: found[name] if name in found else summed(parts[name]) for name in tensors}
 
 
-def _tasks(
-    tensors: Mapping[str, torch.Tensor], storages: Mapping[str, Storage], num_threads: int
-) -> list[_Task]:
+def _tasks(tensors: Tensors, storages: Mapping[str, Storage], num_threads: int) -> list[_Task]:
     """Pieces of the bits on the CPU, the largest first: the last thread is then soon done, too."""
     num_weights = sum(map(torch.numel, tensors.values()))
     size = min(max(num_weights // (8 * num_threads), MIN_PIECE), MAX_PIECE)
@@ -259,9 +258,7 @@ class PlainTable:
         return keys, counts
 
 
-def _count_on_device(
-    tensors: Mapping[str, torch.Tensor], storages: Mapping[str, Storage]
-) -> dict[str, Histogram]:
+def _count_on_device(tensors: Tensors, storages: Mapping[str, Storage]) -> dict[str, Histogram]:
     """One histogram for the bits of each tensor of a single device, by few transfers from it."""
     found: dict[str, Histogram] = {}
     waiting: dict[str, torch.Tensor] = {}
@@ -282,9 +279,7 @@ def _count_on_device(
 
 
 def _transferred(
-    raw_counts: Mapping[str, torch.Tensor],
-    tensors: Mapping[str, torch.Tensor],
-    storages: Mapping[str, Storage],
+    raw_counts: Tensors, tensors: Tensors, storages: Mapping[str, Storage]
 ) -> dict[str, Histogram]:
     """Raw counts on a device as histograms; infinities that share a bin are counted there."""
     sizes = [len(own) for own in raw_counts.values()]
