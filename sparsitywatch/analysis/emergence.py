@@ -64,10 +64,7 @@ def bin_ends(stored: Mapping[str, np.ndarray]) -> Array:
 
 
 def counted(stored: Mapping[str, np.ndarray], limits: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of each tensor in bins that end at each limit or below, and all finite ones.
-
-    Limits are [K], or [N, K] where each tensor has its own; what is returned is [N, K] and [N].
-    """
+    """Weights of each tensor up to limits, [K] or [N, K], as [N, K]; and all finite ones, [N]."""
     lengths = stored["num_bins"].astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
     ends = bin_ends(stored)

@@ -86,11 +86,9 @@ def step_in_log(taker: SnapshotTaker) -> int:
 def open_log(
     taker: SnapshotTaker, initial_step: int, others: Literal["", "ended", "beside"]
 ) -> None:
-    """Claim the log, go on from what it holds, and open the sinks.
-
-    A log that this run cannot go on from is renamed, but where a living process writes to it: the
-    run then writes beside it. ``others`` of this process have logged there, or still do.
-    """
+    """Claim the log, go on from what it holds, and open the sinks."""
+    # a log that this run cannot go on from is renamed, but where a living process writes to it: the
+    # run then writes beside it. ``others`` of this process have logged there, or still do
     claim = taker.pipeline.claim
     if claim.directory is not None:
         why = "which this one does not go on from"

@@ -281,17 +281,14 @@ class StepCounter:
 
 
 class OptimizerTrace:
-    """What every optimizer of the process does to the weights of one model, and what moves them.
-
-    ``lookup`` finds every parameter of the model as it is now, by name.
-    """
+    """What every optimizer of the process does to the weights of one model, and what moves them."""
 
     _watched: ClassVar[weakref.WeakSet[Optimizer]] = weakref.WeakSet()  # by any watch
 
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
-        lookup: Callable[[], Tensors],
+        lookup: Callable[[], Tensors],  # every parameter of the model as it is now
         sizes: Mapping[str, int],
         motion: MotionTracker | None,
         examiner: Examiner,

@@ -48,11 +48,9 @@ class WatchOffError(Exception):
 
 
 class _Contained:
-    """Where faults end: they end the watch, not the training. What it takes is counted.
+    """Where faults end: they end the watch, not the training. What it takes is counted."""
 
-    It is entered at every step, and a ``contextmanager`` would take several times as long.
-    """
-
+    # entered at every step: a ``contextmanager`` would take several times as long
     __slots__ = ("_has_grad", "_since_s", "_watcher")
 
     def __init__(self, watcher: Watcher, since_s: float = 0.0) -> None:
@@ -527,10 +525,8 @@ class Watcher:
                 other._end(reason=why)
 
     def _end_earlier(self) -> Literal["", "ended", "beside"]:
-        """Close watches of other models on this log whose training has ended; tell of others.
-
-        A cell of a notebook that is run again leaves one; one in training by turns steps meanwhile.
-        """
+        """Close watches of other models on this log whose training has ended; tell of others."""
+        # a notebook's cell that is run again leaves one; one in training by turns steps meanwhile
         others = [other for other in self._others() if other._opened]
         for other in others:
             if other._stepped > self._attached:

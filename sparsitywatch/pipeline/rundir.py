@@ -69,10 +69,8 @@ def log_of(logdir: Path) -> Path | None:
 
 
 def logs_below(root: Path, prefix: str = "", most: float = math.inf) -> Iterator[tuple[str, Path]]:
-    """Each log in a folder, after the name of its run, as TensorBoard would call it.
-
-    Links are followed, each folder is entered once, and not more than ``most`` of them.
-    """
+    """Each log in a folder, after the name of its run, as TensorBoard would call it."""
+    # links are followed, each folder is entered once, and not more than ``most`` of them
     entered: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real, place = os.path.realpath(folder), Path(folder)
@@ -126,10 +124,8 @@ class Claim:
         return f"{holder} has taken over {str(self.directory)!r}"
 
     def acquire(self, *, over: Literal["none", "own", "all"]) -> None:
-        """Claim the directory, over no holder that lives, over those of this process, or over all.
-
-        Raises ConfigurationError (where ``over`` is "none") or LogTakenError for one that stays.
-        """
+        """Claim the directory, over no holder that lives, those of this process, or all."""
+        # a ConfigurationError (where ``over`` is "none") or a LogTakenError for one that stays
         directory = self.directory
         if directory is None or self._token or not directory.is_dir():
             return

@@ -50,11 +50,9 @@ def _layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
 
 
 def _counted(name: str, inputs: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Of what comes into a layer, [..., inputs], the vectors that count, [positions, inputs].
-
-    A mask is of the layers whose inputs have its positions: [N, L], [L, N], or in one row.
-    Where padding is gone already, or an example is one vector, all count.
-    """
+    """Of what comes into a layer, [..., inputs], the vectors that count, [positions, inputs]."""
+    # a mask is of the layers whose inputs have its positions: [N, L], [L, N], or in one row. Where
+    # padding is gone already, or an example is one vector, all count
     shape, vectors = tuple(inputs.shape[:-1]), inputs.reshape(-1, inputs.shape[-1])
     if not masks:
         return vectors
@@ -80,10 +78,8 @@ def inputs_of(
     products: bool = False,
     masks: Sequence[torch.Tensor] = (),  # of positions, as they are when a layer runs
 ) -> Inputs:
-    """What comes into the layers of some tensors while ``run`` runs the model.
-
-    A MeasurementError where a layer is of another kind than it says, or nothing came into it.
-    """
+    """What comes into the layers of some tensors while ``run`` runs the model."""
+    # a MeasurementError where a layer is of another kind than it says, or nothing came into it
     num = dict.fromkeys(names, 0)
     squares: dict[str, torch.Tensor] = {}
     found: dict[str, torch.Tensor] = {}
@@ -234,10 +230,8 @@ def shares_of(pattern: Pattern, weights: Weights, levels: Sequence[float]) -> Sh
 
 
 def _erk(shapes: Mapping[str, tuple[int, ...]], level: float) -> dict[str, float]:
-    """By Erdős-Rényi kernels: densities in proportion to the sum of dimensions over their product.
-
-    No density is above 1; what that leaves over is shared out among the others.
-    """
+    """Erdős-Rényi kernels: densities in proportion to the sum of dimensions over their product."""
+    # no density is above 1; what that leaves over is shared out among the others
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     raw = {name: sum(shape) / max(sizes[name], 1) for name, shape in shapes.items()}
     full: set[str] = set()  # tensors that keep everything
@@ -254,11 +248,9 @@ def _erk(shapes: Mapping[str, tuple[int, ...]], level: float) -> dict[str, float
 def _owl(
     weights: Weights, sizes: Mapping[str, int], outlier: float, spread: float
 ) -> dict[str, float]:
-    """Density of each tensor, but for a constant: higher where its block has more outliers.
-
-    An outlier's ``|w|`` times the norm of its input is more than ``outlier`` times the mean of
-    its block. The densities of blocks are up to twice ``spread`` apart.
-    """
+    """Density of each tensor, but for a constant: higher where its block has more outliers."""
+    # an outlier's ``|w|`` times the norm of its input is more than ``outlier`` times the mean of
+    # its block; the densities of blocks are up to twice ``spread`` apart
     blocks = {name: found[0] if (found := _BLOCK.match(name)) else name for name in sizes}
     sums = dict.fromkeys(blocks.values(), 0.0)
     nums = dict.fromkeys(blocks.values(), 0)

@@ -425,17 +425,14 @@ class Masks(ABC):
 
 
 class OnCopies(Masks):
-    """Evaluates copies of the model: nothing is ever written into the one in training.
-
-    ``instead`` is what dense copies, and masked ones, have in the place of parameters, by their id.
-    """
+    """Evaluates copies of the model: nothing is ever written into the one in training."""
 
     def __init__(
         self,
         module: nn.Module,
         value: Callable[..., Any],
         weights: Sequence[tuple[str, torch.Tensor, torch.Tensor]],
-        instead: Sequence[Mapping[int, torch.Tensor]],
+        instead: Sequence[Mapping[int, torch.Tensor]],  # in place of parameters: dense, masked
         *,
         renews: bool,
     ) -> None:

@@ -60,10 +60,8 @@ def _mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def masked_batches(
     rows: Sequence[Row], tokenizer: Any, *, has_padding: bool = True
 ) -> list[dict[str, torch.Tensor]]:
-    """Sequences with 15 % of their tokens hidden, the same ones every time; labels are of these.
-
-    Devlin et al. 2019, arXiv:1810.04805, appendix A.1.
-    """
+    """Sequences with 15 % of their tokens hidden, the same ones every time; labels are of these."""
+    # Devlin et al. 2019, arXiv:1810.04805, appendix A.1
     if getattr(tokenizer, "mask_token_id", None) is None:
         raise ProxyError(
             f"Expected a tokenizer with a mask token, got {type(tokenizer).__name__} without one. "
@@ -121,11 +119,8 @@ def _split(batch: dict[str, torch.Tensor], *, has_padding: bool) -> list[dict[st
 
 
 def rows_of(dataset: Any, tokenizer: Any, examples: int, length: int) -> list[Row]:
-    """Some sequences of a dataset, spread evenly over one that can be indexed.
-
-    Raises:
-        ProxyError: nothing in it is a sequence of tokens or a text.
-    """
+    """Some sequences of a dataset, spread evenly over one that can be indexed."""
+    # a ProxyError if nothing in it is a sequence of tokens or a text
     expect_whole("examples", examples, 2)
     expect_whole("length", length, 2)
     expect(callable(tokenizer), "tokenizer", "a tokenizer of transformers", tokenizer)

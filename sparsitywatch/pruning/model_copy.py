@@ -385,10 +385,7 @@ def plain_state(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 class Surroundings:
-    """What user code keeps beside the model: attributes of classes, globals, default arguments.
-
-    No copy reaches these, so what a forward has changed in them is put back.
-    """
+    """Attributes of classes, globals, defaults: no copy reaches these, so they are put back."""
 
     def __init__(self, copied: ModelCopy) -> None:
         self.tensors: list[tuple[torch.Tensor, int]] = []  # with what was written to them before

@@ -62,10 +62,8 @@ class CountedCut(Cut):
 
 
 def to_output_rows(tensor: torch.Tensor, input_axis: int) -> torch.Tensor:
-    """A view or copy, [outputs, inputs]: one row for what each output is made of.
-
-    What follows the second axis belongs to the inputs, as the positions of a convolution's kernel.
-    """
+    """A view or copy, [outputs, inputs]: one row for what each output is made of."""
+    # what follows the second axis belongs to the inputs, as the positions of a convolution's kernel
     if tensor.ndim < 2:
         return tensor.reshape(1, -1)
     if input_axis == tensor.ndim - 1:  # also experts, [experts, outputs, inputs]
@@ -177,10 +175,8 @@ def group_cuts(
 def groups_at(
     pattern: Pattern, weights: Weights, level: float, share: Mapping[str, float]
 ) -> tuple[dict[str, int], dict[str, int], int]:
-    """How many go of each tensor, and of each group of it, of how many.
-
-    Between 0 and 1 as many at every level, or, of N:M as a curve, what is nearest to the level.
-    """
+    """How many go of each tensor, and of each group of it, of how many."""
+    # between 0 and 1 as many at every level, or, of N:M as a curve, what is nearest to the level
     keep, _, text = pattern.structure.partition(":")
     of, groups = int(text), {}
     for name, shape in weights.shapes.items():
@@ -208,11 +204,9 @@ def _in_whole(wanted: Mapping[str, float], groups: Mapping[str, int]) -> dict[st
 
 
 def _largest(sizes: np.ndarray, keep: int, of: int) -> np.ndarray:
-    """Which, int [N], are among the ``keep`` largest of their group; of equal ones the last.
-
-    Each is compared with those after it, all at once. A group's ranks are the bytes of one integer:
-    what one gains and another loses is that integer times a constant.
-    """
+    """Which, int [N], are among the ``keep`` largest of their group; of equal ones the last."""
+    # each is compared with those after it, all at once. A group's ranks are the bytes of one
+    # integer: what one gains and another loses is that integer times a constant
     kept = np.empty(len(sizes), np.bool_)
     larger = kept.view(f"<u{of}")
     integer = larger.dtype.type

@@ -73,10 +73,8 @@ def updating_cuts(
 
 
 def _order(weights: Weights, name: str, *, is_grouped: bool) -> torch.Tensor:
-    """The columns in the order in which they are decided on, [segments, columns].
-
-    Groups lie along the inputs: those of a convolution at one position of the kernel after another.
-    """
+    """The columns in the order in which they are decided on, [segments, columns]."""
+    # groups lie along the inputs: of a convolution at one position of the kernel after another
     shape, axis = weights.shapes[name], weights.input_axis(name)
     width = to_output_rows(torch.empty(shape, device="meta"), axis).shape[1]
     return torch.arange(width).view(shape[axis] if is_grouped and shape else width, -1).T

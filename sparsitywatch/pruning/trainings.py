@@ -124,11 +124,9 @@ class TrainingLog:
 def refuse_equal(
     trainings: Iterable[Training], levels: Collection[float] = (), *, log: Path | None = None
 ) -> None:
-    """A MeasurementError where two seeds gave the same weights: they are no two trainings.
-
-    Where nothing is trained the pattern alone may draw, so that dense models are alike: two seeds
-    are then the same one if they are at all of these ``levels``.
-    """
+    """A MeasurementError where two seeds gave the same weights: they are no two trainings."""
+    # where nothing is trained the pattern alone may draw, so that dense models are alike: two seeds
+    # are then the same one if they are at all of these ``levels``
     by_seed: dict[int, dict[float, Training]] = {}
     for training in trainings:
         by_seed.setdefault(training.seed, {})[training.level] = training

@@ -272,14 +272,11 @@ def t_tail(t: float, freedom: int | None) -> float:
 
 
 def standard_error(numbers: Array, most: float, unit: float) -> float:
-    """The standard error of the mean of numbers, for the population that they were drawn from.
-
-    That n numbers are equal proves little: with a probability of 5 % a share of 1 - 0.05^(1/n) of
-    the population, about 3/n, is another, by ``most`` or so. The error is then the one that has
-    its bound there. ``unit`` is what is tolerated. NaN of one number, and where one is not finite.
-
-    Reference: Hanley and Lippman-Hand 1983, J. Am. Med. Assoc. 249:1743 (the rule of three).
-    """
+    """The standard error of the mean of numbers, for the population that they were drawn from."""
+    # that n numbers are equal proves little: with a probability of 5 % a share of 1 - 0.05^(1/n) of
+    # the population, about 3/n, is another, by ``most`` or so. The error is then the one that has
+    # its bound there. ``unit`` is what is tolerated. NaN of one number, and where one is not
+    # finite. Hanley and Lippman-Hand 1983, J. Am. Med. Assoc. 249:1743 (the rule of three)
     num = len(numbers)
     if num < 2 or not np.isfinite(numbers).all():
         return math.nan

@@ -125,11 +125,9 @@ def farthest(kind: Kind, group: Mapping[str, Any], step: float) -> float:
 
 @lru_cache(maxsize=64)  # the same for all tensors that are in training as long
 def _farthest_of_adam(first: float, second: float, step: float) -> float:
-    """The most that a mean of gradients can be of the root of that of their squares.
-
-    Kingma & Ba 2015 (arXiv:1412.6980, section 2.1) bound it for a gradient that comes alone. By
-    Cauchy and Schwarz it is, of all gradients, that of those that grow by second / first each step.
-    """
+    """The most that a mean of gradients can be of the root of that of their squares."""
+    # Kingma & Ba 2015 (arXiv:1412.6980, section 2.1) bound it for a gradient that comes alone. By
+    # Cauchy and Schwarz it is, of all gradients, that of those that grow by second / first a step
     if not (0.0 <= first < 1.0 and 0.0 < second < 1.0 and step >= 1.0):
         return math.inf
     ratio = first * first / second
@@ -504,10 +502,8 @@ def names_of(parameters: Tensors) -> dict[int, tuple[str, ...]]:
 
 
 def masters_of(optimizer: torch.optim.Optimizer, parameters: Tensors) -> dict[str, torch.Tensor]:
-    """The copies of higher precision that an optimizer steps on instead of some weights, by name.
-
-    One is the weight when rounded, right after a step. Copies in several groups are not told apart.
-    """
+    """By name the copies of higher precision that an optimizer steps on instead of weights."""
+    # one is the weight when rounded, right after a step; those in several groups are not told apart
     trained = [(p, k) for k, group in enumerate(optimizer.param_groups) for p in group["params"]]
     own = {id(p) for p, _ in trained}
     finest = max((p.dtype.itemsize for p, _ in trained), default=0)

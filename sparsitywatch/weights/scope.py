@@ -59,10 +59,7 @@ class Scope:
     def of(
         cls, model: nn.Module, scope: ScopeLike = "blocks", outputs: Collection[str] = ()
     ) -> Scope:
-        """Decide for every parameter whether it counts, given layers that make the output, if seen.
-
-        A ScopeError if none does.
-        """
+        """Decide which parameters count, given the output layers, if seen; a ScopeError if none."""
         if isinstance(scope, str):
             _refuse_packed(model)
         named = named_parameters(model)

@@ -374,11 +374,9 @@ def onset_of(
     direction: str = "up",
     multiplies: bool = False,
 ) -> tuple[int, int, int]:
-    """Index of the last snapshot before the change, and both ends of the interval that it lies in.
-
-    It is ``latest`` at most, by default the one before the last two. Fitted, from ``first`` on, are
-    a line before the change and a bend or a step after it.
-    """
+    """Index of the last snapshot before the change, and both ends of the interval it lies in."""
+    # ``latest`` at most, by default the one before the last two. Fitted, from ``first`` on, are a
+    # line before the change and a bend or a step after it
     last = max(min(len(y) - 3 if latest is None else latest, len(y) - 2) - first, 0)
     z = (x[first:] - x[first]) / (x[-1] - x[first])
     y = y[first:] if direction == "up" else -y[first:]

@@ -72,11 +72,9 @@ def near_zero_rules(rules: Sequence[str]) -> dict[str, NearZeroRule]:
 
 
 def num_pruned(numel: int, level: float) -> int:
-    """How many of ``numel`` weights a sparsity level asks to remove, before ties.
-
-    The only rounding rule of the package: to the nearest integer, halves to even, as
-    ``torch.nn.utils.prune`` does.
-    """
+    """How many of ``numel`` weights a sparsity level asks to remove, before ties."""
+    # the only rounding rule of the package: to the nearest integer, halves to even, as
+    # ``torch.nn.utils.prune`` does
     if not 0.0 <= level <= 1.0:  # asked for every tensor and level: a call is rare
         expect(False, "level", "a fraction of weights in [0, 1]", level)
     return round(float(level) * numel)
