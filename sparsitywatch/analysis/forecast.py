@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sparsitywatch.records import DecayProjection, Forecast, Record
-from sparsitywatch.records.curve import Array
+from sparsitywatch.records.curve import Array, six_digits
 
 #: Growth of the dormant weights is taken from this much of the decay clock, or three snapshots.
 WINDOW = 0.6
@@ -68,9 +68,9 @@ class Forecaster:
         return Forecast(
             rule=rule,
             advance=tuple(advance[shown].tolist()),
-            fraction=_rounded(fraction[shown]),
-            low=_rounded(np.maximum(fraction - half, 0.0)[shown]),
-            high=_rounded(np.minimum(fraction + half, 1.0)[shown]),
+            fraction=six_digits(fraction[shown]),
+            low=six_digits(np.maximum(fraction - half, 0.0)[shown]),
+            high=six_digits(np.minimum(fraction + half, 1.0)[shown]),
             clock_per_step=rate,
             doubling_step=record.step + ahead / rate,
         )
@@ -153,7 +153,3 @@ def crossing(advance: Array, fraction: Array, target: float) -> float:
     k = int(reached[0])
     share = (target - fraction[k - 1]) / (fraction[k] - fraction[k - 1])
     return float(advance[k - 1] + share * (advance[k] - advance[k - 1]))
-
-
-def _rounded(values: Array) -> tuple[float, ...]:
-    return tuple(map(float, map("{:.6g}".format, values)))

@@ -285,6 +285,11 @@ def standard_error(numbers: Array, most: float, unit: float) -> float:
     return float(numbers.std(ddof=1)) / math.sqrt(num)
 
 
+def six_digits(values: Array) -> tuple[float, ...]:
+    """Numbers to the digits that are recorded."""
+    return tuple(map(float, map("{:.6g}".format, values.tolist())))
+
+
 def rounded_up(number: float) -> int:
     """A number of examples to two digits: more would not be true.
 

@@ -27,6 +27,7 @@ import torch
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import DecayProjection, Dormant, MaskOverlap, Movement
+from sparsitywatch.records.curve import six_digits
 from sparsitywatch.weights.clock import FEW_STEPS, Clock, OptimizerReading
 from sparsitywatch.weights.layout import REPARAMETRIZED, Place
 from sparsitywatch.weights.snapshot import Sampler, float64_of
@@ -452,8 +453,8 @@ def decay_projection(
         weight_of_all += weight
     return DecayProjection(
         advance=ADVANCES,
-        dormant=_rounded(np.maximum.accumulate(dormant)),
-        entering=_rounded(entering / weight_of_all),
+        dormant=six_digits(np.maximum.accumulate(dormant)),
+        entering=six_digits(entering / weight_of_all),
     )
 
 
@@ -462,11 +463,6 @@ def _below(due: np.ndarray, grid: np.ndarray) -> np.ndarray:
     counts = np.bincount(grid.searchsorted(due), minlength=len(grid) + 1)
     below: np.ndarray = counts[: len(grid)].cumsum()
     return below
-
-
-def _rounded(values: np.ndarray) -> tuple[float, ...]:
-    """To the six digits that are recorded."""
-    return tuple(map(float, map("{:.6g}".format, values.tolist())))
 
 
 # ------------------------------------------------------------------ without an optimizer
