@@ -258,7 +258,7 @@ class _Series:
             return numbered(self.unit, *steps)
         return f"{self.unit}s {some_of([f'{step:,}' for step in steps], len(steps))}"
 
-    # -------------------------------------------------------------- copies
+    # -------------------------------------------------------------- copies, other runs
 
     def _find_copies(self, *, is_part: bool = False) -> None:
         """Those whose weights are another's; where nobody can know whose, both are named."""
@@ -307,8 +307,6 @@ class _Series:
     def _farther(self, ratio: float, around: Sequence[int], than: Sequence[int]) -> str:
         words = f"it is {ratio:.1f} times as far from {self._named(*around)}"
         return f"{words} as from {self._named(*than)}"
-
-    # -------------------------------------------------------------- other runs
 
     def _find_strangers(self) -> None:
         """Groups with nothing in common with the largest one."""

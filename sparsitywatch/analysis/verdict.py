@@ -447,9 +447,6 @@ def main_event(events: Sequence[Event]) -> Event:
     return [*wrong, *odd, *small, *lasting][0]
 
 
-# ------------------------------------------------------------------ what nobody watches
-
-
 def _not_watched(records: Sequence[Record]) -> list[str]:
     """What the numbers do not cover, and why, a few words each."""
     if not records:

@@ -222,9 +222,6 @@ def _mapping_like(value: Mapping[Any, Any], where: str, new: list[Any]) -> Any:
         ) from error
 
 
-# ------------------------------------------------------------------ what a number is of
-
-
 def unit_of(dims: Sequence[Sequence[tuple[int, ...]]], values: Sequence[np.ndarray]) -> str:
     """What the numbers of each batch are of: "example", "token" or "batch".
 
@@ -249,44 +246,6 @@ def unit_of(dims: Sequence[Sequence[tuple[int, ...]]], values: Sequence[np.ndarr
     if all(seconds) and all({n} == second for n, second in zip(counts, seconds, strict=True)):
         return "example"
     return "token" if any(first and count > max(first) for count, first in by_batch) else "example"
-
-
-# ------------------------------------------------------------------ generators
-
-
-@contextlib.contextmanager
-def preserve_rng() -> Iterator[None]:
-    """Put the global generators of torch (all devices), numpy and python back afterwards."""
-    cuda = torch.cuda.is_available()
-    torch_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
-    # numpy's global generator is what user code draws from, whether we like it or not
-    numpy_state = np.random.get_state()  # noqa: NPY002
-    python_state = random.getstate()
-
-    def put_back() -> None:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda_states)
-
-    try:
-        yield
-    finally:
-        finish_despite_interrupt(put_back)
-
-
-def finish_despite_interrupt(put_back: Callable[[], object]) -> None:
-    """Put something back; a second Ctrl-C in the middle waits until that is done."""
-    try:
-        put_back()
-    except BaseException:
-        put_back()
-        raise
-
-
-# ------------------------------------------------------------------ subsets
 
 
 def drawn_parts(
@@ -324,6 +283,41 @@ def device_of(model: nn.Module) -> torch.device:
     """Where the parameters of a model are."""
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+# ------------------------------------------------------------------ generators
+
+
+@contextlib.contextmanager
+def preserve_rng() -> Iterator[None]:
+    """Put the global generators of torch (all devices), numpy and python back afterwards."""
+    cuda = torch.cuda.is_available()
+    torch_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
+    # numpy's global generator is what user code draws from, whether we like it or not
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    python_state = random.getstate()
+
+    def put_back() -> None:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+    try:
+        yield
+    finally:
+        finish_despite_interrupt(put_back)
+
+
+def finish_despite_interrupt(put_back: Callable[[], object]) -> None:
+    """Put something back; a second Ctrl-C in the middle waits until that is done."""
+    try:
+        put_back()
+    except BaseException:
+        put_back()
+        raise
 
 
 def seed_generators(seed: int) -> None:
