@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from sparsitywatch.errors import expect, is_number
+from sparsitywatch.errors import expect, expect_number
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.curve import Array, first_beyond, rounded_up, t_quantile, units
 
@@ -69,8 +69,7 @@ def essential_sparsity(
     expect(isinstance(curve, SparsityCurve), "curve", "a sw.SparsityCurve", curve)
     if mode is None:
         mode = "absolute" if curve.higher_is_better else "relative"
-    is_share = is_number(confidence) and 0.0 < confidence < 1.0
-    expect(is_share, "confidence", "in (0, 1): 90 % is 0.9", confidence)
+    expect_number("confidence", confidence, lambda c: 0.0 < c < 1.0, "in (0, 1): 90 % is 0.9")
     reading = _Reading(curve, tolerance, mode, confidence)
     told = partial(
         EssentialSparsity, tolerance=tolerance, mode=mode, confidence=confidence, unit=curve.unit
@@ -98,8 +97,7 @@ def allowed_harm(dense: float, tolerance: float, mode: str) -> float:
     # a relative tolerance of 1 is nearly always one percent that was meant as 0.01
     limit = 1.0 if mode == "relative" else math.inf
     what = "in (0, 1), a fraction of dense" if mode == "relative" else "finite and positive"
-    is_amount = is_number(tolerance) and 0.0 < tolerance < limit
-    expect(is_amount, "tolerance", f"{what}: 1 % is 0.01", tolerance)
+    expect_number("tolerance", tolerance, lambda x: 0.0 < x < limit, f"{what}: 1 % is 0.01")
     return float(tolerance * abs(dense)) if mode == "relative" else float(tolerance)
 
 
