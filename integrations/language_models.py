@@ -15,12 +15,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MissingExtraError
-from sparsitywatch.pruning.language import (
-    causal_batches,
-    causal_loss,
-    masked_batches,
-    masked_loss,
-)
+from sparsitywatch.pruning.language import causal_batches, causal_loss, masked_batches, masked_loss
 from sparsitywatch.pruning.proxy import Proxy
 
 try:

@@ -354,10 +354,9 @@ def _estimate(
         high = other.value if math.isnan(other.high) else other.high
         # neither lies outside of the interval of the other one; NaN where one says nothing
         if other.value >= low and high >= found.value:
-            is_more = other.low > found.high
-            word = (
-                f"{name} removes more," if is_more else f"cannot tell {pattern.name} from {name},"
-            )
+            word = f"cannot tell {pattern.name} from {name},"
+            if other.low > found.high:
+                word = f"{name} removes more,"
             reason = f"{word} {other.describe()}"
             return replace(found, reason=f"{found.reason}; {reason}" if found.reason else reason)
     return found

@@ -200,7 +200,6 @@ class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._refused = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
         kwargs = kwargs or {}
         if getattr(func, "namespace", "") in _NAMESPACES and "wait_tensor" not in str(func):
             self.refuse(str(func), _group_size([*args, *kwargs.values()]))

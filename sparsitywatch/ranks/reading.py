@@ -54,6 +54,7 @@ class ShardBox:
         if not is_sharded(tensor):
             return cls(whole, nowhere, whole)
         placements: Any = tensor.placements  # type: ignore[attr-defined]
+        mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
         if any(placement.is_partial() for placement in placements):
             raise ScopeError(
                 f"Expected each rank to hold weights of {printable(name)!r}, got summands of them "
@@ -61,11 +62,7 @@ class ShardBox:
             )
         from torch.distributed.tensor import _utils
 
-        shape, offset = _utils.compute_local_shape_and_global_offset(
-            tensor.shape,
-            tensor.device_mesh,  # type: ignore[attr-defined]
-            placements,
-        )
+        shape, offset = _utils.compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
         if len(shape) != len(whole) or math.prod(shape) == 0:  # also outside the mesh
             return cls(whole, nowhere, nowhere)
         return cls(whole, tuple(offset), tuple(shape))
@@ -277,8 +274,6 @@ class ShardedReader:
         self.ranks.union(found.view(np.uint8))  # each is 0 on all ranks but one
         return dict(zip(chosen, np.split(found, ends[:-1]), strict=True))
 
-    # ------------------------------------------------------------------ whether replicas agree
-
     def compared(self, marks: Mapping[str, int]) -> Replicas:
         """Whether ranks that hold the same weights hold the same bits, by their ``marks``."""
         held = self._shards.held
@@ -335,9 +330,8 @@ def marks_of(spectrum: MagnitudeSpectrum, snapshot: Snapshot) -> dict[str, int]:
     for name in spectrum.names:
         own = spectrum.histograms[name]
         text = f"{own.dtype} {own.num_inf} {own.num_nan} {sums[name]} ".encode()
-        mark = hashlib.blake2b(
-            text + own.keys.tobytes() + own.counts.tobytes(), digest_size=8
-        ).digest()
+        text += own.keys.tobytes() + own.counts.tobytes()
+        mark = hashlib.blake2b(text, digest_size=8).digest()
         found[name] = int.from_bytes(mark, "big") >> 1
     return found
 
