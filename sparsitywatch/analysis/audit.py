@@ -457,8 +457,7 @@ def _squares(sample: np.ndarray) -> np.ndarray:
     inner = sample @ sample.T
     own = np.diag(inner)
     usual = float(np.median(own)) or float(own.max()) or 1.0
-    squares: np.ndarray = np.maximum(own[:, None] + own - 2 * inner, 0.0) / usual
-    return squares
+    return np.asarray(np.maximum(own[:, None] + own - 2 * inner, 0.0) / usual)
 
 
 def _correlation(sample: np.ndarray) -> np.ndarray:
@@ -466,8 +465,7 @@ def _correlation(sample: np.ndarray) -> np.ndarray:
     centred = sample - sample.mean(axis=1, keepdims=True)
     lengths = np.sqrt((centred**2).sum(axis=1, keepdims=True))
     unit = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
-    correlation: np.ndarray = unit @ unit.T
-    return correlation
+    return np.asarray(unit @ unit.T)
 
 
 def missing_steps(steps: Sequence[int], unit: str = "step") -> list[AuditFinding]:

@@ -80,8 +80,7 @@ def counted(stored: Mapping[str, np.ndarray], limits: Array) -> tuple[np.ndarray
 def to_bin_end(x: Array) -> Array:
     """The nearest number of nine significant bits: no bin of any dtype has it inside."""
     mantissa, exponent = np.frexp(x)
-    found: Array = np.ldexp(np.round(mantissa * 512.0) / 512.0, exponent)
-    return found
+    return np.ldexp(np.round(mantissa * 512.0) / 512.0, exponent)
 
 
 # ------------------------------------------------------------------ the surface
@@ -113,8 +112,7 @@ class Emergence:
     @property
     def tested(self) -> np.ndarray:
         """Which shares move by a point or more, and are tested for a turn, bool [K]."""
-        found: np.ndarray = np.ptp(self.shares, axis=1) >= _MIN_EFFECT
-        return found
+        return np.asarray(np.ptp(self.shares, axis=1) >= _MIN_EFFECT)
 
     @property
     def conclusions(self) -> list[str]:
@@ -195,8 +193,7 @@ def _shares(
     limits = np.concatenate([np.outer(own, _GRID) for own in scales], axis=1)
     limits = np.nan_to_num(to_bin_end(limits), nan=-1.0)  # without a scale nothing is near zero
     counts, totals = counted(stored, limits)
-    found: Array = counts.sum(axis=0) / max(int(totals.sum()), 1)
-    return found
+    return np.asarray(counts.sum(axis=0) / max(int(totals.sum()), 1))
 
 
 # ------------------------------------------------------------------ the turns

@@ -181,8 +181,7 @@ def _as_bytes(array: np.ndarray) -> torch.Tensor:
 
 def _as_array(stored: torch.Tensor) -> np.ndarray:
     file = io.BytesIO(stored.numpy().tobytes())
-    array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-    return array
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _container(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:

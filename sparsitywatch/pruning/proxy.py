@@ -316,8 +316,7 @@ class Proxy:
             came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
             # none of a batch is possible: examples without a label have no loss
             if result.ndim == 1 and result.is_floating_point():
-                found: np.ndarray = result.detach().to("cpu", torch.float64).numpy()
-                return found
+                return result.detach().to("cpu", torch.float64).numpy()
         raise ProxyError(
             "Expected `value(model, batch)` to return a floating-point tensor of shape [N], one "
             f"number per example, got {came} for batch {index}. Do not average over the batch: use "

@@ -243,8 +243,7 @@ def _among(weights: torch.Tensor, intervals: Sequence[tuple[float, float]]) -> t
         inside = np.zeros(len(sizes), np.bool_)
         for first, width in zip(firsts, widths, strict=True):
             inside |= (sizes - first).view(widths.dtype) <= width
-        found: np.ndarray = sizes[np.flatnonzero(inside)]
-        return found
+        return np.asarray(sizes[np.flatnonzero(inside)])
 
     pieces = map_threads(search, range(0, len(words), _AT_ONCE), torch.get_num_threads())
     return torch.from_numpy(np.concatenate([words[:0], *pieces]).view(kind))

@@ -94,8 +94,7 @@ class RankGroup(Ranks):
         self.agree(what)
 
     def guarded(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
-        guarded: Callable[P, T] = self.all_or_none(what)(function)
-        return guarded
+        return self.all_or_none(what)(function)
 
     def led(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
         def called(*args: P.args, **kwargs: P.kwargs) -> T:

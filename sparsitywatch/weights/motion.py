@@ -461,8 +461,7 @@ def decay_projection(
 def _below(due: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """How many are due at each point of the grid."""
     counts = np.bincount(grid.searchsorted(due), minlength=len(grid) + 1)
-    below: np.ndarray = counts[: len(grid)].cumsum()
-    return below
+    return counts[: len(grid)].cumsum()
 
 
 # ------------------------------------------------------------------ without an optimizer

@@ -57,8 +57,7 @@ class Bins:
         exponents = bits >> stored
         significands = (bits & ((1 << stored) - 1)) | ((exponents > 0).astype(np.int64) << stored)
         powers = np.maximum(exponents, 1) - (self.exponent_bias + stored)
-        magnitudes: np.ndarray = np.ldexp(significands.astype(np.float64), powers.astype(np.int32))
-        return magnitudes
+        return np.asarray(np.ldexp(significands.astype(np.float64), powers.astype(np.int32)))
 
     @cached_property
     def squares(self) -> tuple[np.ndarray, np.ndarray]:
@@ -245,14 +244,12 @@ class Rows:
     @property
     def keys(self) -> np.ndarray:
         """Of the bins of one row after another."""
-        found: np.ndarray = self._order & np.int32(self._size - 1)
-        return found
+        return np.asarray(self._order & np.int32(self._size - 1))
 
     def _index_of(self, keys: np.ndarray) -> np.ndarray:
         """How many bins lie below some keys of each row: [T, K] for keys [K] or [T, K]."""
         # in the dtype of what is searched, or all of that would be cast
-        found: np.ndarray = self._order.searchsorted(self._bases + keys.astype(np.int32))
-        return found
+        return np.asarray(self._order.searchsorted(self._bases + keys.astype(np.int32)))
 
     def at_most(self, t: np.ndarray) -> np.ndarray:
         """Weights with |w| <= t, float64 [T, K] like ``t``, interpolated within a bin; no NaN."""
@@ -292,8 +289,7 @@ class Rows:
         means = list(map(math.fsum, terms)) / np.where(
             self.num_finite, 3.0 * self.num_finite, math.nan
         )
-        found: np.ndarray = np.ldexp(np.sqrt(means), tops)
-        return found
+        return np.asarray(np.ldexp(np.sqrt(means), tops))
 
     def by_class(
         self, class_of_key: np.ndarray, factor_of_key: np.ndarray | None = None
