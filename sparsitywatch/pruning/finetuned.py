@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import os
@@ -36,7 +37,7 @@ from sparsitywatch.pruning.batches import preserve_rng
 from sparsitywatch.pruning.checks import check_forward
 from sparsitywatch.pruning.criteria import input_axes, inputs_on
 from sparsitywatch.pruning.model_copy import Runnable
-from sparsitywatch.pruning.patterns import Cut, Inputs, Pattern, Weights, as_pattern
+from sparsitywatch.pruning.patterns import Inputs, Pattern, Weights, as_pattern
 from sparsitywatch.pruning.proxy import Proxy, drawn_from
 from sparsitywatch.pruning.selections import WORDS
 from sparsitywatch.pruning.sweeps import check_levels
@@ -208,7 +209,7 @@ def finetuned_curve(
     for wait in (False, True):  # at last for those that other processes have begun
         missing = [key for key in wanted if key not in runs.found]
         jobs = [(*key, models[key[0]]) for key in missing]
-        for training in _done(executor, work, runs, jobs, wait):
+        for training in _done(executor, functools.partial(work, runs, wait=wait), jobs):
             runs.found[training.seed, training.level] = training
             progress.show(sum(key in runs.found for key in wanted), len(wanted))
     progress.clear()
@@ -335,7 +336,7 @@ class _Work:
                 "not be those that are trained: return a copy."
             )
         inner = unwrap_model(model)
-        sparsity, masks = _pruned(inner, self.pattern, run.level, self.scope, run.seed, self.proxy)
+        sparsity, masks = self._pruned(inner, run)
         run = TrainingRun(run.seed, run.level, sparsity)
         pruned = _fingerprint(model)
         _seed(run.seed)
@@ -357,6 +358,33 @@ class _Work:
             is_changed=trained != pruned,
             drawn="" if drawn == before else drawn,
         )
+
+    def _pruned(self, model: nn.Module, run: TrainingRun) -> tuple[float, dict[str, torch.Tensor]]:
+        """Prune a model in place; its counted sparsity, and what stays zero, by name."""
+        if run.level == 0.0:  # the dense model, whatever is zero in it
+            return 0.0, {}
+        parameters = Scope.of(model, self.scope).parameters(model)
+        dense = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        axes, inputs = input_axes(model, list(dense)), self._inputs(model, list(dense))
+        weights = Weights.of(dense, input_axes=axes, seed=run.seed, inputs=inputs)
+        (cut,) = self.pattern.cuts(weights, [run.level])
+        masks = {}
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                cut.prune(name, dense[name], out=parameter.data)
+                masks[name] = parameter == 0
+        removed = sum(int(mask.sum()) for mask in masks.values())
+        return removed / sum(mask.numel() for mask in masks.values()), masks
+
+    def _inputs(self, model: nn.Module, names: Sequence[str]) -> Inputs | None:
+        proxy, pattern = self.proxy, self.pattern
+        if not pattern.needs_inputs or proxy is None:
+            return None
+
+        def run(fresh: Callable[[], Runnable]) -> Inputs:
+            return inputs_on(proxy, fresh(), names, pattern)[0]
+
+        return check_forward(model, proxy.value, run, proxy.ranks)
 
     def experiment(self, settings: Mapping[str, Any] | None) -> Any:
         """What trainings are of, as it comes back from a file."""
@@ -382,17 +410,13 @@ class _Work:
 
 
 def _done(
-    executor: Executor | None,
-    work: _Work,
-    runs: TrainingLog,
-    missing: Sequence[tuple[int, float, str]],
-    wait: bool,
+    executor: Executor | None, do: Callable[..., Training | None], jobs: Sequence[tuple[Any, ...]]
 ) -> Iterator[Training]:
     """The trainings that are missing, as they are done; not those that other processes do."""
     if executor is None:
-        yield from filter(None, (work(runs, *one, wait=wait) for one in missing))
+        yield from filter(None, itertools.starmap(do, jobs))
         return
-    futures = [executor.submit(work, runs, *one, wait=wait) for one in missing]
+    futures = [executor.submit(do, *one) for one in jobs]
     try:
         yield from filter(None, (future.result() for future in as_completed(futures)))
     finally:
@@ -436,44 +460,6 @@ def _fingerprint(model: nn.Module) -> str:
             plain = tensor.detach().cpu().contiguous().reshape(-1)
             found.update(plain.view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]
-
-
-def _pruned(
-    model: nn.Module,
-    pattern: Pattern,
-    level: float,
-    scope: ScopeLike,
-    seed: int,
-    proxy: Proxy | None,
-) -> tuple[float, dict[str, torch.Tensor]]:
-    """Prune a model in place; its counted sparsity, and what stays zero, by name."""
-    if level == 0.0:  # the dense model, whatever is zero in it
-        return 0.0, {}
-    parameters = Scope.of(model, scope).parameters(model)
-    dense = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    axes, inputs = input_axes(model, list(dense)), _inputs(model, pattern, list(dense), proxy)
-    weights = Weights.of(dense, input_axes=axes, seed=seed, inputs=inputs)
-    cut: Cut
-    (cut,) = pattern.cuts(weights, [level])
-    masks = {}
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            cut.prune(name, dense[name], out=parameter.data)
-            masks[name] = parameter == 0
-    removed = sum(int(mask.sum()) for mask in masks.values())
-    return removed / sum(mask.numel() for mask in masks.values()), masks
-
-
-def _inputs(
-    model: nn.Module, pattern: Pattern, names: Sequence[str], proxy: Proxy | None
-) -> Inputs | None:
-    if not pattern.needs_inputs or proxy is None:
-        return None
-
-    def run(fresh: Callable[[], Runnable]) -> Inputs:
-        return inputs_on(proxy, fresh(), names, pattern)[0]
-
-    return check_forward(model, proxy.value, run, proxy.ranks)
 
 
 @contextlib.contextmanager
