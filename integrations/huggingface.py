@@ -31,6 +31,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.live.watch import option_names, watch
 from sparsitywatch.live.watcher import Watcher
+from sparsitywatch.pruning.batches import save_whole
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event
 from sparsitywatch.redact import logger, redacted_error
@@ -164,7 +165,7 @@ class SparsityWatchCallback(TrainerCallback):
                 return
             watch_state = self.watcher.state_dict()
             if watch_state and state.is_world_process_zero:
-                _save(watch_state, folder / _STATE_FILE)
+                save_whole(watch_state, folder / _STATE_FILE)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Detach."""
@@ -183,16 +184,6 @@ class SparsityWatchCallback(TrainerCallback):
             logger.exception("%s failed; training goes on", what)
 
         return contain_faults(say, strict=self._is_strict)
-
-
-def _save(state: dict[str, Any], file: Path) -> None:
-    """There is the whole file or none; a full disk makes torch raise a RuntimeError."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    try:
-        torch.save(state, temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _as_actions(on_event: object) -> list[Callable[[Event], object]]:

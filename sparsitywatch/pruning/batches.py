@@ -12,6 +12,7 @@ import random
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,16 @@ def packed(batches: Iterable[Batch]) -> list[list[Any]]:
         [_as_bytes(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in batch.leaves]
         for batch in batches
     ]
+
+
+def save_whole(thing: Any, file: Path) -> None:
+    """There is the whole file or none; a full disk makes torch raise a RuntimeError."""
+    temporary = file.with_suffix(".tmp")
+    try:
+        torch.save(thing, temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def unpacked(batches: Sequence[Batch], kept: Sequence[Sequence[Any]]) -> list[Batch]:

@@ -27,6 +27,7 @@ from sparsitywatch.pruning.batches import (
     drawn_parts,
     packed,
     preserve_rng,
+    save_whole,
     seed_generators,
     unit_of,
     unpacked,
@@ -228,12 +229,7 @@ class Proxy:
 
     def keep(self, file: Path) -> None:
         """Write the batches, for ``with_kept``: tensors and plain data, nothing to execute."""
-        temporary = file.with_suffix(".tmp")
-        try:
-            torch.save(packed(self._batches), temporary)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        save_whole(packed(self._batches), file)
 
     def with_kept(self, file: Path) -> Proxy:
         """This proxy with the batches that another one kept; a ProxyError where that cannot be."""

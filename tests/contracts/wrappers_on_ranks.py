@@ -185,8 +185,8 @@ def as_if_on_gpus() -> None:
 def main(folder: Path) -> None:
     """All cases; what this rank saw, and which states it saved, goes to ``rank-<r>.json``."""
     warnings.simplefilter("ignore")  # torch's own
-    save, saved = huggingface._save, []
-    huggingface._save = lambda state, file: (saved.append(str(file)), save(state, file))
+    save, saved = huggingface.save_whole, []
+    huggingface.save_whole = lambda state, file: (saved.append(str(file)), save(state, file))
     dist.init_process_group("gloo")
     cases = {
         "ddp": lambda to: trained(to, BEFORE),

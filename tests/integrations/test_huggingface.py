@@ -274,7 +274,7 @@ def test_nothing_that_fails_in_the_callback_ends_the_trainer(tmp_path: Path, cap
     def sabotage(checkpoint: Path, step: int) -> None:
         failing.clear()
         if step == 2:  # torch raises a RuntimeError, not an OSError
-            (checkpoint / "sparsitywatch.pt.tmp").symlink_to("/dev/full")
+            (checkpoint / "sparsitywatch.tmp").symlink_to("/dev/full")
         if step == 4:
             failing.add("state")
         if step == 6:
