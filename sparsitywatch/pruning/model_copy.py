@@ -256,11 +256,10 @@ class _Unpickler(pickle.Unpickler):
         return self._made[number]
 
 
-class _Outside:
+class _Outside(NamedTuple):
     """Keeps something outside of the pickle that would be pickled by itself."""
 
-    def __init__(self, thing: Any) -> None:
-        self.thing = thing
+    thing: Any
 
 
 def _fill_module(made: nn.Module, held: dict[str, Any]) -> None:

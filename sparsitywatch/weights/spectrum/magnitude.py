@@ -114,13 +114,11 @@ class MagnitudeSpectrum:
         """A spectrum of counted tensors; use ``of`` to count some."""
         self.histograms = dict(histograms or {})
         self.names = tuple(self.histograms)
-        self.num_weights = self.num_zero = self.num_nan = self.num_inf = 0
-        for histogram in self.histograms.values():
-            self.num_weights += histogram.num_weights
-            if len(histogram.keys) and histogram.keys[0] == 0:
-                self.num_zero += int(histogram.counts[0])
-            self.num_nan += histogram.num_nan
-            self.num_inf += histogram.num_inf
+        own = self.histograms.values()
+        self.num_weights = sum(one.num_weights for one in own)
+        self.num_zero = sum(int(one.counts[0]) for one in own if len(one.keys) and one.keys[0] == 0)
+        self.num_nan = sum(one.num_nan for one in own)
+        self.num_inf = sum(one.num_inf for one in own)
 
     @classmethod
     def of(
