@@ -365,8 +365,7 @@ def _is_no_part(column: Sequence[_Value], steps: Sequence[int]) -> bool:
         return False  # it differs at one step
     if "hash" in kinds or any("." in text for text in texts):
         return 2 * num_texts > num_steps  # such as a commit, a loss: the value of a run stays
-    counts = [value.number for _, _, value in in_order]
-    rises = all(a <= b for a, b in pairwise(counts))
+    rises = all(a <= b for a, b in pairwise(value.number for _, _, value in in_order))
     return rises and (num_texts == num_steps or not one.words[0])
 
 

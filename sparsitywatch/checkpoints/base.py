@@ -36,9 +36,10 @@ from sparsitywatch.weights.layout import Entry, clean_name, unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import LazyTensors, Snapshot
 
-#: A level of a checkpoint, and what is on the way to it, from the top on.
+#: A level of a checkpoint, and what is on the way to it, from the top on: levels, and their keys.
 Level = Mapping[Any, Any]
 Way = tuple[Level, ...]
+Keys = tuple[str, ...]
 #: Of a tensor its shape, and whether it holds floats; None of what is no tensor.
 Seen = tuple[Sequence[int], bool]
 
@@ -72,11 +73,8 @@ class Tree:
 
 
 def _levels(
-    way: Way,
-    enters: Callable[[tuple[str, ...], Any], bool],
-    keys: tuple[str, ...] = (),
-    known: set[int] | None = None,
-) -> Iterator[tuple[tuple[str, ...], Way]]:
+    way: Way, enters: Callable[[Keys, Any], bool], keys: Keys = (), known: set[int] | None = None
+) -> Iterator[tuple[Keys, Way]]:
     """Each dictionary or list from the top on, once, by the keys to it, where ``enters`` is so."""
     known = {id(way[-1])} if known is None else known
     yield keys, way
@@ -159,7 +157,7 @@ def everything(tree: Tree, key: str = "") -> dict[str, Any]:
     """All tensors whose dotted path begins with ``key``, by what follows on it."""
     start = key if key.endswith(("_", "/", ".")) or not key else f"{key}."
 
-    def is_on_way(keys: tuple[str, ...], node: Any) -> bool:
+    def is_on_way(keys: Keys, node: Any) -> bool:
         path = ".".join((*keys, ""))
         is_near = isinstance(node, dict) and len(path) <= _MAX_PREFIX + len(start)
         return is_near and (start.startswith(path) or path.startswith(start))
@@ -189,7 +187,7 @@ def candidates_of(tree: Tree) -> list[Candidate]:
     return found
 
 
-def _may_hold(keys: tuple[str, ...], node: Any) -> bool:
+def _may_hold(keys: Keys, node: Any) -> bool:
     """Whether a model may lie in a level: none does in an optimizer."""
     is_near = len(keys) <= _MAX_LEVELS and sum(map(len, keys)) <= _MAX_PREFIX
     is_level = is_near and isinstance(node, dict) and _GROUPS not in node
@@ -285,6 +283,7 @@ _OF_ITS_SHAPE = ("exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum"
 _STATE, _GROUPS, _PARAMS, _STEP = "state", "param_groups", "params", "step"
 #: Levels of a checkpoint in which optimizers are looked for.
 _MAX_OPTIMIZER_LEVELS = 4
+Shapes = Counter[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -300,7 +299,7 @@ def optimizers_in(tree: Tree, entries: Sequence[Entry]) -> dict[str, OptimizerSt
     weights = Counter({e.storage or e.name: e.shape for e in entries}.values())
     found: dict[tuple[str, ...], OptimizerState] = {}
 
-    def enters(keys: tuple[str, ...], _: Any) -> bool:
+    def enters(keys: Keys, _: Any) -> bool:
         return len(keys) <= _MAX_OPTIMIZER_LEVELS and keys[:-1] not in found
 
     for keys, way in _levels((tree.root,), enters) if isinstance(tree.root, dict) else ():
@@ -328,9 +327,7 @@ def _shape(state: Mapping[Any, Any], tree: Tree) -> tuple[int, ...] | None:
     return next((tuple(one[0]) for one in seen if one), None)
 
 
-def _misfit(
-    shapes: Counter[tuple[int, ...]], num_parameters: int, weights: Counter[tuple[int, ...]]
-) -> str:
+def _misfit(shapes: Shapes, num_parameters: int, weights: Shapes) -> str:
     for shape, num in (shapes - weights).items():
         words = " x ".join(map(str, shape))
         there = weights[shape]
@@ -400,8 +397,7 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         entries, beside = self.entries(), self._contents.beside
         with reading(self.url):
             trees = [self._contents.tree, *([beside()] if beside else ())]
-            found = [optimizers_in(one, entries) for one in trees]
-        return {key: state for one in found for key, state in one.items()}
+            return {k: one for tree in trees for k, one in optimizers_in(tree, entries).items()}
 
     @property
     def num_bytes_read(self) -> int:

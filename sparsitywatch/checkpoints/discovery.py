@@ -34,9 +34,8 @@ from sparsitywatch.checkpoints.series import (
     is_guess,
     one_of_each_step,
 )
-from sparsitywatch.checkpoints.storage import Location, NoAccessError, asked, one_line
+from sparsitywatch.checkpoints.storage import Location, NoAccessError, Options, Url, asked, one_line
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError, ScopeError
-from sparsitywatch.redact import redacted_url
 from sparsitywatch.weights.layout import Entry, natural_order
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
@@ -51,14 +50,13 @@ _BESIDE = re.compile(
 _OPTIMIZER = re.compile(r"optimizer(_\d+)?")
 
 
-Url = str | os.PathLike[str]
 #: Where checkpoints are looked for, or which there are, by step.
 Places = Url | Iterable[Url] | Mapping[int, Url]
 
 
 def discover(
     urls: Places,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Options = None,
     known: Mapping[str, ListedCheckpoint] | None = None,
     key: str | None = None,
     *,
@@ -191,9 +189,7 @@ def _branches(hub: Any, repository: str, pattern: str) -> list[str]:
     return [quote(name, safe="") for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
-def _places_under(
-    root: Location, known: Mapping[str, ListedCheckpoint], is_listed: bool
-) -> list[Location]:
+def _places_under(root: Location, known: Collection[str], is_listed: bool) -> list[Location]:
     if root.url in known and is_listed:
         return [root]
     kind = root.kind()
@@ -258,8 +254,7 @@ def _children(folder: Location, reals: tuple[str, ...]) -> dict[str, str | None]
 
 
 def _is_weights(name: str) -> bool:
-    stem = without_temporary(name)
-    is_one = stem.endswith(_WEIGHT_SUFFIXES) and not INSIDE.fullmatch(name)
+    is_one = without_temporary(name).endswith(_WEIGHT_SUFFIXES) and not INSIDE.fullmatch(name)
     return is_one and not _BESIDE.search(name)
 
 
@@ -270,7 +265,7 @@ def _is_weights(name: str) -> bool:
 class _Probe:
     """What a storage has answered so far; nothing is asked twice."""
 
-    storage_options: Mapping[str, Any] | None
+    storage_options: Options
     key: str | None
     keep: bool
     groups: dict[tuple[str, ...], str] = field(default_factory=dict)  # why they are no whole model
@@ -289,18 +284,14 @@ class _Probe:
             if is_part:
                 self._check_whole(place)
             with open_checkpoint(place.url, self.storage_options, self.key) as checkpoint:
-                return self._read(unread, checkpoint, place.shown)
-        except IncompleteCheckpointError as error:
-            return replace(unread, reason=str(error))
-        except CheckpointError as error:
-            return replace(unread, state="refused", reason=str(error))
+                return self._read(unread, checkpoint)
         except Exception as error:  # noqa: BLE001 one file must not end the list of the others
-            reason = f"Cannot read {place.shown}: {one_line(error)}."
-            return replace(unread, state="refused", reason=reason)
+            is_told = isinstance(error, CheckpointError)
+            reason = str(error) if is_told else f"Cannot read {place.shown}: {one_line(error)}."
+            state = "incomplete" if isinstance(error, IncompleteCheckpointError) else "refused"
+            return replace(unread, state=state, reason=reason)
 
-    def _read(
-        self, unread: ListedCheckpoint, checkpoint: Checkpoint, shown: str
-    ) -> ListedCheckpoint:
+    def _read(self, unread: ListedCheckpoint, checkpoint: Checkpoint) -> ListedCheckpoint:
         """The same with what its contents say."""
         if checkpoint.entries() != self.entries:
             self.entries = checkpoint.entries()
@@ -320,7 +311,7 @@ class _Probe:
             return replace(whole, unit="save") if is_save else whole
         if named not in (None, step) and not is_guess(unread):
             said = f"is taken for step {step}, as its contents say; its name says step {named}."
-            whole = replace(whole, note=f"{shown} {said}")
+            whole = replace(whole, note=f"{unread.shown} {said}")
         # folders of transformers have no other place for it than the Trainer's file
         step_from = "trainer state" if whole.format.startswith("huggingface") else "contents"
         return replace(whole, step=step, step_from=step_from)
@@ -330,8 +321,7 @@ class _Probe:
         part = part_of(place.url)
         if part is None:
             return
-        others = self._others(place, part)
-        group = tuple(sorted([place.url, *others], key=natural_order))
+        group = tuple(sorted([place.url, *self._others(place, part)], key=natural_order))
         if group not in self.groups:
             found = ""
             if len(group) == 1 and part.is_one_of_several:
@@ -375,7 +365,7 @@ class _Probe:
 def describe(
     listed: ListedCheckpoint,
     scope: ScopeLike = "blocks",
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Options = None,
     key: str | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint that was discovered holds, as plain data; no weight is read."""
@@ -412,7 +402,7 @@ def describe(
             }
         )
     return {
-        "url": redacted_url(listed.url),
+        "url": listed.shown,
         "format": listed.format,
         "step": listed.step,
         "step_from": listed.step_from,

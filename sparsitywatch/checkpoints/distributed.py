@@ -241,8 +241,7 @@ def _described(name: str, node: Call, places: Places) -> _ChunkedTensor:
             raise RefusedError(f"the piece at {offsets} lies in no file", name)
         pieces.append(Piece(offsets, sizes, places[name, offsets]))
     _check_cover(name, shape, pieces)
-    entry = Entry(name=name, shape=shape, dtype=dtype)
-    return _ChunkedTensor(entry=entry, pieces=tuple(pieces))
+    return _ChunkedTensor(entry=Entry(name=name, shape=shape, dtype=dtype), pieces=tuple(pieces))
 
 
 def _path(name: str, paths: Mapping[Any, Any]) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -21,7 +20,7 @@ import torch
 from sparsitywatch.checkpoints.base import Checkpoint, Contents, Tree, choose, everything
 from sparsitywatch.checkpoints.distributed import read_distributed
 from sparsitywatch.checkpoints.inert_pickle import whole_of
-from sparsitywatch.checkpoints.storage import Location, Range, Source
+from sparsitywatch.checkpoints.storage import Location, Options, Range, Source, Url
 from sparsitywatch.checkpoints.tensors import (
     ARCHIVE_START,
     ReadingError,
@@ -110,8 +109,7 @@ def _parse(data: bytes) -> tuple[list[Described], dict[str, Any]]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            counts = Counter(name for name, _ in pairs)
-            twice = next(name for name, count in counts.items() if count > 1)
+            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
             raise RefusedError(f"expected names that occur once, got {twice[:80]!r} twice")
         return found
 
@@ -264,9 +262,7 @@ def _read_sharded(place: Location, index: str) -> dict[str, StoredTensor]:
     return {name: found[name] for name in files}
 
 
-def learning_rates(
-    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
-) -> dict[int, float]:
+def learning_rates(url: Url, storage_options: Options = None) -> dict[int, float]:
     """The learning rates of the first parameter group that a Trainer logged, by step."""
     place = Location.of(url, storage_options)
     if not place.is_folder() or _TRAINER_STATE not in place.names():
@@ -391,9 +387,7 @@ def format_of(names: Collection[str]) -> str | None:
 
 
 def open_checkpoint(
-    url: str | os.PathLike[str],
-    storage_options: Mapping[str, Any] | None = None,
-    key: str | None = None,
+    url: Url, storage_options: Options = None, key: str | None = None
 ) -> Checkpoint:
     """Open one checkpoint, whatever its format; reads descriptions, no weights.
 

@@ -84,9 +84,7 @@ def read_inert(data: bytes) -> Any:
                 if opcode.name == "STOP":
                     return machine.stack.pop()
                 machine.step(opcode.name, argument)
-    except (
-        IndexError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
-    ) as error:  # fmt: skip
+    except (LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"a pickle that contradicts itself ({type(error).__name__})") from error
     raise ValueError("a pickle without an end")
 
@@ -168,26 +166,21 @@ def _add(target: Any, items: list[Any]) -> None:
     target.update(map(_key, items))
 
 
-def _set_items(target: Any, pairs: list[Any]) -> None:
+def _set_items(target: Any, pairs: list[Any]) -> Any:
     if not isinstance(target, dict | Call) or len(pairs) % 2:
         raise ValueError("a pickle that sets items of something that is no dictionary")
     if isinstance(target, Call):
-        return
+        return target
     for key, value in zip(map(_key, pairs[::2]), pairs[1::2], strict=True):
         if key in target:
             raise ValueError(f"a dictionary with the key {in_words(key)!r} twice")
         target[key] = value
+    return target
 
 
 def _build(target: Any, items: list[Any]) -> None:
     if isinstance(target, Call):
         (target.state,) = items  # that of a dictionary, torch's _metadata, is not needed
-
-
-def _dictionary(pairs: list[Any]) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    _set_items(found, pairs)
-    return found
 
 
 def _named(items: list[Any]) -> Global:
@@ -221,7 +214,7 @@ _VALUES: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False,
 _MAKERS: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
     **{f"TUPLE{num or ''}": (num, tuple) for num in (None, 1, 2, 3)},
     "LIST": (None, list),
-    "DICT": (None, _dictionary),
+    "DICT": (None, lambda pairs: _set_items({}, pairs)),
     "FROZENSET": (None, lambda items: frozenset(map(_key, items))),
     "STACK_GLOBAL": (2, _named),
     "REDUCE": (2, _reduced),
@@ -230,7 +223,7 @@ _MAKERS: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
     "BINPERSID": (1, lambda items: PersistentId(*items)),
 }
 #: The same: what they do to the value before them.
-_CHANGERS: dict[str, tuple[int | None, Callable[[Any, list[Any]], None]]] = {
+_CHANGERS: dict[str, tuple[int | None, Callable[[Any, list[Any]], object]]] = {
     "APPEND": (1, _extend),
     "APPENDS": (None, _extend),
     "ADDITEMS": (None, _add),

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 from sparsitywatch.checkpoints.addresses import path_parts, place_of_step, templates
 from sparsitywatch.checkpoints.base import Checkpoint, OptimizerState
 from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.checkpoints.storage import Options
 from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
 from sparsitywatch.redact import printable, redacted_url
 from sparsitywatch.series import numbered
@@ -52,6 +52,11 @@ class ListedCheckpoint:
         return f"<{self.state} checkpoint at {at}{told}>"
 
     @property
+    def shown(self) -> str:
+        """Its URL for messages."""
+        return redacted_url(self.url)
+
+    @property
     def place(self) -> str:
         """Where in its run it is."""
         return numbered(self.unit, self.step or 0)
@@ -64,15 +69,18 @@ class ListedCheckpoint:
         return CheckpointError(self.reason) if self.state == "refused" else None
 
 
+#: What is there, in the order of the steps, and what of it is to be measured, by step.
+Listed = Sequence[ListedCheckpoint]
+Pending = Mapping[int, ListedCheckpoint]
+
+
 # ------------------------------------------------------------------ the same weights
 
 #: Tensors that are compared, and bytes of each.
 _NUM_COMPARED, COMPARED_BYTES = 32, 4096
 
 
-def are_same(
-    one: str, other: str, storage_options: Mapping[str, Any] | None, key: str | None = None
-) -> bool:
+def are_same(one: str, other: str, storage_options: Options, key: str | None = None) -> bool:
     """Whether two checkpoints hold the same weights, by a sample of their bytes."""
     with (
         open_checkpoint(one, storage_options, key) as first,
@@ -122,7 +130,7 @@ def mark_of(checkpoint: Checkpoint, names: Sequence[str]) -> str:
 # ------------------------------------------------------------------ one unit
 
 
-def in_one_unit(listed: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
+def in_one_unit(listed: Listed) -> list[ListedCheckpoint]:
     """The same checkpoints with what their numbers count, which is one thing."""
     # a number in a name counts epochs where it is that of the epoch in the file, or one less, in
     # every file that states one. Where there are none, the epoch in the file is the number.
@@ -138,8 +146,7 @@ def in_one_unit(listed: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
     elif not are_epochs:
         for one in others:
             if one.step is None and one.epoch is not None:
-                number = one.epoch
-                epochs[one.url] = replace(one, step=number, step_from="contents", unit="epoch")
+                epochs[one.url] = replace(one, step=one.epoch, step_from="contents", unit="epoch")
     found = [epochs.get(one.url, one) for one in listed]
     units = {one.unit for one in found if one.state == "complete" and one.step is not None}
     if len(units) == 1:  # what cannot be read says it no other way
@@ -156,7 +163,7 @@ def is_guess(one: ListedCheckpoint) -> bool:
 
 def _beside_steps(one: ListedCheckpoint) -> ListedCheckpoint:
     reason = (
-        f"Left out {redacted_url(one.url)}: expected a step, as others have, but its contents say "
+        f"Left out {one.shown}: expected a step, as others have, but its contents say "
         f"that it is of epoch {one.epoch}. Give its step: `--steps` (sw.replay({{0: url, ...}}))."
     )
     return replace(one, step=None, step_from="", unit="step", reason=reason)
@@ -181,7 +188,7 @@ Told = dict[str, ListedCheckpoint]
 
 
 def one_of_each_step(
-    found: Sequence[ListedCheckpoint], known: Collection[str], are_same: AreSame
+    found: Listed, known: Collection[str], are_same: AreSame
 ) -> list[ListedCheckpoint]:
     """The same in the order of their steps, of each series one a step; the others say why not."""
     names = templates({one.url: one.step for one in found if one.step is not None})
@@ -193,11 +200,11 @@ def one_of_each_step(
     return listed
 
 
-def _complete(listed: Sequence[ListedCheckpoint]) -> list[ListedCheckpoint]:
+def _complete(listed: Listed) -> list[ListedCheckpoint]:
     return [one for one in listed if one.state == "complete" and one.step is not None]
 
 
-def _foreign(complete: Sequence[ListedCheckpoint]) -> Told:
+def _foreign(complete: Listed) -> Told:
     """What lies beside weights of its step and is something else."""
     reasons = {}
     for one in complete:
@@ -205,19 +212,17 @@ def _foreign(complete: Sequence[ListedCheckpoint]) -> Told:
             reasons[one.url] = "its name says that it is an average"
         elif not any(len(entry.shape) > 1 for entry in one.entries):
             reasons[one.url] = "there is no matrix in it"
-    weights = {one.step: redacted_url(one.url) for one in complete if one.url not in reasons}
+    weights = {one.step: one.shown for one in complete if one.url not in reasons}
     told = {}
     for one in complete:
         if one.url in reasons and one.step in weights:
             why = f"{reasons[one.url]}, and {weights[one.step]} is of {one.place}"
-            reason = f"Left out {redacted_url(one.url)}: {why}. Name it to read it."
+            reason = f"Left out {one.shown}: {why}. Name it to read it."
             told[one.url] = replace(one, state="foreign", reason=reason)
     return told
 
 
-def _of_one_step(
-    known: Collection[str], are_same: AreSame, complete: Sequence[ListedCheckpoint]
-) -> Told:
+def _of_one_step(known: Collection[str], are_same: AreSame, complete: Listed) -> Told:
     """Of one step and series the first stays; none where others do not hold the same weights."""
     by_step: dict[tuple[str, int | None], list[ListedCheckpoint]] = {}
     for one in complete:
@@ -235,7 +240,7 @@ def _of_one_step(
     return told
 
 
-def _copies(are_same: AreSame, complete: Sequence[ListedCheckpoint]) -> Told:
+def _copies(are_same: AreSame, complete: Listed) -> Told:
     """Of several series, those that only hold weights of the longest one are copies of it."""
     (main, *others) = by_series(complete).values() or ([],)
     taken = {one.step: one for one in main}
@@ -248,24 +253,23 @@ def _copies(are_same: AreSame, complete: Sequence[ListedCheckpoint]) -> Told:
 
 
 def _duplicate(one: ListedCheckpoint, of: ListedCheckpoint, taken: str) -> ListedCheckpoint:
-    words = f"{redacted_url(of.url)} is of {one.place} as well and {taken}."
-    return replace(one, state="duplicate", reason=f"{one.reason} {words}".strip())
+    reason = f"{one.reason} {of.shown} is of {one.place} as well and {taken}."
+    return replace(one, state="duplicate", reason=reason.strip())
 
 
-def _unlike(best: ListedCheckpoint, others: Sequence[ListedCheckpoint], are_same: AreSame) -> str:
+def _unlike(best: ListedCheckpoint, others: Listed, are_same: AreSame) -> str:
     """Why none of several checkpoints of one step can be taken; empty if all are the same."""
-    shown = redacted_url(best.url)
     try:
         other = next((one for one in others if not are_same(best.url, one.url)), None)
     except CheckpointError as error:
-        return f"Cannot compare {shown} with others of {best.place}. {error}"
+        return f"Cannot compare {best.shown} with others of {best.place}. {error}"
     if other is None:
         return ""
     return (
-        f"Cannot read {shown}: expected one checkpoint of {best.place}, got "
-        f"{redacted_url(other.url)} as well, and they do not hold the same weights: they may be "
-        "parts of a model, or one of them is something else. Name those that you mean, or say "
-        "which step each is of: `--steps` (sw.replay({0: url, ...}))."
+        f"Cannot read {best.shown}: expected one checkpoint of {best.place}, got {other.shown} as "
+        "well, and they do not hold the same weights: they may be parts of a model, or one of them "
+        "is something else. Name those that you mean, or say which step each is of: `--steps` "
+        "(sw.replay({0: url, ...}))."
     )
 
 
@@ -275,18 +279,17 @@ def _unlike(best: ListedCheckpoint, others: Sequence[ListedCheckpoint], are_same
 _MOST_LISTED = 30
 
 
-def by_series(listed: Sequence[ListedCheckpoint]) -> dict[str, list[ListedCheckpoint]]:
+def by_series(listed: Listed) -> dict[str, list[ListedCheckpoint]]:
     """What can be measured, by series, the longest first."""
     found: dict[str, list[ListedCheckpoint]] = {}
     for one in _complete(listed):
         found.setdefault(one.series, []).append(one)
     # of two of one length the one that says its steps inside
-    order = sorted(found.items(), key=lambda kv: (-len(kv[1]), kv[1][0].step_from == "name"))
-    return dict(order)
+    return dict(sorted(found.items(), key=lambda kv: (-len(kv[1]), kv[1][0].step_from == "name")))
 
 
 def expect_one_series(
-    listed: Sequence[ListedCheckpoint],
+    listed: Listed,
     done: str = "measured",
     each: str = "give `--each` (each=True) for a log of each, ",
 ) -> None:
@@ -313,9 +316,7 @@ def in_lines(series: Mapping[str, Sequence[ListedCheckpoint]]) -> list[str]:
     return [*lines[:_MOST_LISTED], *more]
 
 
-def select(
-    listed: Sequence[ListedCheckpoint],
-) -> tuple[dict[int, ListedCheckpoint], list[ListedCheckpoint]]:
+def select(listed: Listed) -> tuple[Pending, list[ListedCheckpoint]]:
     """What to measure, by rising step, and what not, with the reason."""
     # a single checkpoint without a step stands for step 0
     if len(listed) == 1 and listed[0].state == "complete" and listed[0].step is None:
@@ -326,7 +327,7 @@ def select(
     for one in listed:
         if one.step is None and one.state == "complete":
             reason = one.reason or (
-                f"Left out {redacted_url(one.url)}: expected a step in its contents or its name, "
+                f"Left out {one.shown}: expected a step in its contents or its name, "
                 "found none. Name it as in checkpoint-500."
             )
             others.append(replace(one, reason=reason))

@@ -24,6 +24,10 @@ from fsspec.implementations.local import LocalFileSystem
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.redact import redacted_error, redacted_url
 
+#: What names a file or a folder, and what fsspec is given for its storage.
+Url = str | os.PathLike[str]
+Options = Mapping[str, Any] | None
+
 #: Longest range fetched at once from a remote storage, in bytes: bounds the extra memory.
 _MAX_FETCH_BYTES = 64 * 2**20
 #: Neighbours that are read at once: how many bytes, and how many may lie between two of them; more
@@ -258,11 +262,10 @@ class Window(ByteSource):
 
 
 class Source(ByteSource):
-    """One file, read by ranges, by threads side by side; counts ``num_bytes_read``.
+    """One file, read by ranges, by threads side by side; counts ``num_bytes_read``."""
 
-    Local files are not mapped: one that a training truncates and rewrites in place, as nanoGPT
-    does with ``ckpt.pt``, would end the process that reads it. So it is noticed instead.
-    """
+    # local files are not mapped: one that a training truncates and rewrites in place, as nanoGPT
+    # does with ckpt.pt, would end the process that reads it. So it is noticed instead.
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str) -> None:
         self.fs, self.path, self.url = fs, path, url
@@ -362,11 +365,7 @@ class Source(ByteSource):
         self.check_range(start, len(buffer))
         done = self._from_batch(buffer, start) if self._file is None else 0
         while done < len(buffer):
-            part, at = buffer[done:], start + done
-            try:
-                count = self._read_into(part, at)
-            except OSError:  # of a local file, such as one on NFS
-                count = asked(self._what, self._read_into, part, at)
+            count = asked(self._what, self._read_into, buffer[done:], start + done)
             if count == 0:
                 raise IncompleteCheckpointError(
                     f"Cannot read {self.url}: expected {len(buffer)} bytes from {start} on, got "
@@ -381,8 +380,7 @@ class Source(ByteSource):
     def _read_into(self, buffer: memoryview, start: int) -> int:
         """Some bytes from ``start`` on; how many."""
         if self._file is None:
-            end = start + min(len(buffer), _MAX_FETCH_BYTES)
-            data = asked(self._what, self._fetched, start, end)
+            data = self._fetched(start, start + min(len(buffer), _MAX_FETCH_BYTES))
             buffer[: len(data)] = data
             return len(data)
         if hasattr(os, "preadv"):
@@ -463,9 +461,7 @@ class Location:
         return redacted_url(self.url)
 
     @classmethod
-    def of(
-        cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
-    ) -> Location:
+    def of(cls, url: Url, storage_options: Options = None) -> Location:
         """The place that a URL names."""
         text = os.fspath(url)
         try:

@@ -208,8 +208,7 @@ def by_clean_names(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor
         if name in found:
             raise RefusedError(f"two tensors have this name, one of them as {raw[:80]!r}", name)
         # torch multiplies empty dimensions, too, when it computes strides
-        size = math.prod(max(length, 1) for length in entry.shape) * entry.dtype.itemsize
-        if size >= 2**63:
+        if math.prod(max(length, 1) for length in entry.shape) * entry.dtype.itemsize >= 2**63:
             raise RefusedError(f"expected a shape that memory could hold, got {entry.shape}", name)
         found[name] = stored[raw]
         if entry.name != name:

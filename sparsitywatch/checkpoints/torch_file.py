@@ -115,9 +115,8 @@ class Pickled(Tree):
                 f"{member.file_size} bytes, it needs {begin + num_bytes}",
                 name,
             )
-        storage = (key, offset, shape, stride)
         return StridedTensor(
-            entry=Entry(name=name, shape=shape, dtype=dtype, storage=storage),
+            entry=Entry(name=name, shape=shape, dtype=dtype, storage=(key, offset, shape, stride)),
             position=(self._source.url, member.header_offset + begin),
             source=record,
             start=begin,

@@ -109,14 +109,11 @@ def audit(
 # ------------------------------------------------------------------ reading
 
 _Map = Callable[..., Iterator[Any]]
+_OnProgress = Sequence[Callable[[int, int], object]]
 
 
 def _read_all(
-    kept: Mapping[int, Checkpoint],
-    run: _Map,
-    on_progress: Sequence[Callable[[int, int], object]],
-    *,
-    full: bool,
+    kept: Mapping[int, Checkpoint], run: _Map, on_progress: _OnProgress, *, full: bool
 ) -> list[Facts]:
     """What is known of each; what is the same by its hash is read once."""
     described = {step: _described(step, checkpoint) for step, checkpoint in kept.items()}
@@ -164,14 +161,10 @@ def _described(step: int, checkpoint: Checkpoint) -> Facts:
     first: dict[object, str] = {}
     for entry in sorted(checkpoint.entries(), key=lambda entry: entry.name):
         first.setdefault(entry.storage or entry.name, entry.name)
-    layout = {
-        e.name: (
-            e.shape,
-            e.stored_as or str(e.dtype).removeprefix("torch."),
-            first[e.storage or e.name],
-        )
-        for e in checkpoint.entries()
-    }
+    layout = {}
+    for entry in checkpoint.entries():
+        dtype = entry.stored_as or str(entry.dtype).removeprefix("torch.")
+        layout[entry.name] = (entry.shape, dtype, first[entry.storage or entry.name])
     return Facts(step=step, layout=layout, files=checkpoint.files())
 
 

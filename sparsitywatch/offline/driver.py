@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +18,15 @@ from sparsitywatch.checkpoints.addresses import part_of, templates
 from sparsitywatch.checkpoints.base import beyond
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import learning_rates
-from sparsitywatch.checkpoints.series import ListedCheckpoint, as_steps, expect_one_series, select
-from sparsitywatch.checkpoints.storage import NoAccessError
+from sparsitywatch.checkpoints.series import (
+    Listed,
+    ListedCheckpoint,
+    Pending,
+    as_steps,
+    expect_one_series,
+    select,
+)
+from sparsitywatch.checkpoints.storage import NoAccessError, Url
 from sparsitywatch.errors import (
     CheckpointError,
     ConfigurationError,
@@ -90,7 +96,7 @@ class Replayer:
 
     plan: Plan  # without a scope until a model or a checkpoint has decided it
     pipeline: Pipeline
-    urls: Sequence[str | os.PathLike[str]] | Mapping[int, str | os.PathLike[str]]
+    urls: Sequence[Url] | Mapping[int, Url]
     rates: Rates  # learns what a Trainer has logged
     executor: Executor | None  # None to measure in this process
     window: int  # checkpoints under way at once, at most
@@ -98,7 +104,7 @@ class Replayer:
     on_failure: Sequence[Callable[[ListedCheckpoint], object]]
     on_progress: Sequence[Callable[[int, int], object]]  # how many are done, and of how many
     on_waiting: Sequence[Callable[[str], object]]  # why nothing can be listed yet
-    listed: Sequence[ListedCheckpoint] | None = None  # what is there; None to look under the URLs
+    listed: Listed | None = None  # what is there; None to look under the URLs
 
     def __post_init__(self) -> None:
         self._motion = MotionTracker.of(self.plan.settings.dormant_samples)
@@ -139,7 +145,7 @@ class Replayer:
             set_aside=self._set_aside,
         )
 
-    def _list(self, *, is_final: bool = True) -> dict[int, ListedCheckpoint]:
+    def _list(self, *, is_final: bool = True) -> Pending:
         """What to measure, by step; what is done is neither listed nor opened again each time."""
         options = self.plan.storage_options
         num = self.steps_per_epoch
@@ -163,7 +169,7 @@ class Replayer:
                 self._fail(one, one.reason)
         return pending
 
-    def _say(self, listed: Sequence[ListedCheckpoint]) -> None:
+    def _say(self, listed: Listed) -> None:
         """What is worth a word of complete checkpoints; what their numbers cannot be used for."""
         for one in listed:
             if one.note and one.url not in self._notes:
@@ -180,7 +186,7 @@ class Replayer:
                 f"checkpoints count {unit}s. {what_to_do}."
             )
 
-    def _of_one_run(self, listed: Sequence[ListedCheckpoint]) -> Sequence[ListedCheckpoint]:
+    def _of_one_run(self, listed: Listed) -> Listed:
         """What is listed, without what came of another run since this one was begun."""
         own = next((one.series for one in listed if one.url in self._measured_urls), None)
         if own is None:
@@ -189,10 +195,10 @@ class Replayer:
         for one in listed:
             if one.step is not None and one.state == "complete" and one.series != own:
                 words = f"expected an address such as {redacted_url(own)}. It is of another run"
-                self._fail(one, f"Left out {redacted_url(one.url)}: {words}.")
+                self._fail(one, f"Left out {one.shown}: {words}.")
         return [one for one in listed if one.series == own or one.url not in self._failures]
 
-    def _see(self, pending: Mapping[int, ListedCheckpoint], *, is_final: bool = True) -> int:
+    def _see(self, pending: Pending, *, is_final: bool = True) -> int:
         """Measure what has not been measured, up to what is waited for; how many more are done."""
         if not self._has_begun:
             self._begin(pending, is_final=is_final)
@@ -209,7 +215,7 @@ class Replayer:
 
     def _follow(self, patience: Patience) -> None:
         """Measure each once it is there, until it is time to end; what is unfinished fails then."""
-        before: Mapping[int, ListedCheckpoint] = {}
+        before: Pending = {}
         latest_news = patience.clock()
         try:
             while True:
@@ -222,8 +228,7 @@ class Replayer:
                     if self._see(patience.settled(pending), is_final=False):
                         latest_news = patience.clock()
                 idle_s = patience.clock() - latest_news
-                limit_s = patience.idle_timeout_s
-                if is_over or (limit_s is not None and idle_s >= limit_s):
+                if is_over or idle_s >= (patience.idle_timeout_s or math.inf):
                     break
                 patience.sleep(patience.poll_s)
             pending = self._list_or_wait(is_final=True)
@@ -232,7 +237,7 @@ class Replayer:
         except KeyboardInterrupt:
             logger.info("interrupted; following ends")
 
-    def _list_or_wait(self, *, is_final: bool) -> dict[int, ListedCheckpoint] | None:
+    def _list_or_wait(self, *, is_final: bool) -> Pending | None:
         """What to measure; None while the place is still to come, or out of reach for a while."""
         try:
             return self._list(is_final=is_final)
@@ -255,13 +260,12 @@ class Replayer:
                 self._open()
             if self._run is not None:
                 self.pipeline.close()
-                self._run = None
         finally:
             self.pipeline.claim.release()
 
     # ------------------------------------------------------------------ beginning
 
-    def _begin(self, pending: Mapping[int, ListedCheckpoint], *, is_final: bool) -> None:
+    def _begin(self, pending: Pending, *, is_final: bool) -> None:
         """Decide which weights count, and what stays of the log."""
         own = self.plan.scope  # of the model, if there is one
         self._by_names = "matrices" if own else self.plan.settings.scope
@@ -296,9 +300,7 @@ class Replayer:
         if not is_final or not pending.keys() <= self._done:
             self._remember(records, pending)
 
-    def _kept_until(
-        self, records: Sequence[Record], pending: Mapping[int, ListedCheckpoint]
-    ) -> int:
+    def _kept_until(self, records: Sequence[Record], pending: Pending) -> int:
         """The last step of the log that stays: a checkpoint before its end may be new."""
         # what is missing within the log, or could not be read then, is tried again: if it can be
         # read now, all that follows is measured anew, as motion and events depend on it
@@ -307,8 +309,7 @@ class Replayer:
         for step, one in pending.items():
             if step > records[-1].step or (step in logged and logged[step].valid):
                 continue
-            later = [r.step for r in records if r.step > step and r.valid]
-            if not set(later) <= readable:
+            if not {r.step for r in records if r.step > step and r.valid} <= readable:
                 self._fail(one, _too_late(one))
                 continue
             outcome = self._submitted(self.executor, step, one).result()
@@ -317,7 +318,7 @@ class Replayer:
             self._fail(one, _why_failed(one, outcome))
         return records[-1].step
 
-    def _remember(self, records: Sequence[Record], pending: Mapping[int, ListedCheckpoint]) -> None:
+    def _remember(self, records: Sequence[Record], pending: Pending) -> None:
         """Read the weights of the last record in the log again, to compare the next with."""
         step = next((record.step for record in reversed(records) if record.was_read), -1)
         last = pending.get(step)
@@ -331,12 +332,11 @@ class Replayer:
                 with contextlib.suppress(StateError):  # not every spectrum is kept
                     arrays = read_spectrum(self.pipeline.claim.directory, step)
                     thresholds = MagnitudeSpectrum.from_arrays(arrays).thresholds(MASK_LEVELS)
-            reading = self.rates.reading_of(step, sample)
-            self._motion.compare(step, sample, thresholds, reading)
+            self._motion.compare(step, sample, thresholds, self.rates.reading_of(step, sample))
 
     # ------------------------------------------------------------------ measuring
 
-    def _measured(self, todo: Mapping[int, ListedCheckpoint]) -> Iterator[tuple[int, Outcome]]:
+    def _measured(self, todo: Pending) -> Iterator[tuple[int, Outcome]]:
         """What comes of each; without an executor or a model the next one is read meanwhile."""
         executor, size = self.executor, self.window
         with ThreadPoolExecutor(1, "sparsitywatch-replay") as one_ahead:
@@ -374,9 +374,8 @@ class Replayer:
         if not names:
             return None
         return CheckpointError(
-            f"Cannot read {redacted_url(one.url)}: expected the weights in scope of "
-            f"{redacted_url(first.url)}, got {some_of(names, len(names))} as well. Replay "
-            "checkpoints of one model together."
+            f"Cannot read {one.shown}: expected the weights in scope of {first.shown}, got "
+            f"{some_of(names, len(names))} as well. Replay checkpoints of one model together."
         )
 
     def _take(self, step: int, one: ListedCheckpoint, outcome: Outcome) -> None:
@@ -434,22 +433,20 @@ class Replayer:
                 reading = self.rates.reading(step, ())
         else:
             measured = not_measured(step, str(outcome), run)
-            source = Source(address=redacted_url(one.url))
+            source = Source(address=one.shown)
             measured = replace(measured, record=replace(measured.record, source=source))
         record = record_of(measured, reading, moved, publish_s=self.pipeline.publish_s)
         return record, measured.detail
 
     # ------------------------------------------------------------------ failing
 
-    def _report_gone(
-        self, before: Mapping[int, ListedCheckpoint], pending: Mapping[int, ListedCheckpoint]
-    ) -> None:
+    def _report_gone(self, before: Pending, pending: Pending) -> None:
         for step, one in before.items():
             if one.state == "complete" and step not in pending and step not in self._done:
                 reason = "it was removed before it could be read"
-                self._fail(one, f"Cannot read {redacted_url(one.url)}: {reason}.")
+                self._fail(one, f"Cannot read {one.shown}: {reason}.")
 
-    def _refuse_late(self, pending: Mapping[int, ListedCheckpoint]) -> None:
+    def _refuse_late(self, pending: Pending) -> None:
         last_step = max(self._done, default=-1)
         for step, one in pending.items():
             if step < last_step and step not in self._done:
@@ -466,7 +463,7 @@ class Replayer:
 
 
 def in_order(
-    todo: Mapping[int, ListedCheckpoint],
+    todo: Pending,
     submit: Callable[[int, ListedCheckpoint], Future[Outcome]],
     window: Callable[[], int],
 ) -> Iterator[tuple[int, Outcome]]:
@@ -487,7 +484,7 @@ def in_order(
 
 
 def _first_with_scope(
-    pending: Mapping[int, ListedCheckpoint], scope: ScopeLike, *, is_needed: bool
+    pending: Pending, scope: ScopeLike, *, is_needed: bool
 ) -> tuple[ListedCheckpoint, Scope] | None:
     """The first checkpoint that says which weights count, and these; None if none can be opened."""
     undecided = None
@@ -505,16 +502,15 @@ def _first_with_scope(
 
 def _why_failed(one: ListedCheckpoint, outcome: Outcome) -> str:
     if isinstance(outcome, Measured):
-        cause = " ".join(outcome.record.reason.split())
-        return f"Cannot evaluate {redacted_url(one.url)}: {cause}"
+        return f"Cannot evaluate {one.shown}: {' '.join(outcome.record.reason.split())}"
     return str(outcome)
 
 
 def _too_late(one: ListedCheckpoint) -> str:
     return (
-        f"Left out {redacted_url(one.url)}: expected checkpoints in the order of their "
-        f"{one.unit}s, but {numbered(one.unit, one.step or 0)} came after later ones had been "
-        "measured. Replay once more, while they are all there, to take it in."
+        f"Left out {one.shown}: expected checkpoints in the order of their {one.unit}s, but "
+        f"{one.place} came after later ones had been measured. Replay once more, while they are "
+        "all there, to take it in."
     )
 
 
@@ -559,9 +555,7 @@ def check_same(log: Run, plan: Plan) -> None:
 _MARKED_AT_ONCE = 8
 
 
-def unlike_log(
-    records: Sequence[Record], pending: Mapping[int, ListedCheckpoint], plan: Plan
-) -> str:
+def unlike_log(records: Sequence[Record], pending: Pending, plan: Plan) -> str:
     """Why these checkpoints are not those of a log, by some bytes or else by their addresses."""
     logged = {record.step: record.source for record in records if record.source is not None}
     there = {step: one for step, one in pending.items() if one.error is None}
@@ -570,14 +564,13 @@ def unlike_log(
         marks = pool.map(lambda one: mark_at(plan, one.url), both.values())
         for (step, one), mark in zip(both.items(), marks, strict=True):
             if mark and mark != logged[step].mark:
-                shown = redacted_url(one.url)
-                where = "there" if shown == logged[step].address else f"at {logged[step].address}"
-                at = numbered(plan.unit, step)
-                return f"other weights of {at} than {shown} holds now lay {where}"
+                address, at = logged[step].address, numbered(plan.unit, step)
+                where = "there" if one.shown == address else f"at {address}"
+                return f"other weights of {at} than {one.shown} holds now lay {where}"
     if both or not logged:
         return ""
     steps = {source.address: step for step, source in logged.items()}
-    steps |= {redacted_url(one.url): step for step, one in there.items()}
+    steps |= {one.shown: step for step, one in there.items()}
     series = sorted(set(templates(steps).values()))
     return f"it is of another series: {' and '.join(series)}" if len(series) > 1 else ""
 
@@ -623,7 +616,7 @@ class Patience:
         is_good = self.until is None or callable(self.until)
         expect(is_good, "until", "a function or None", self.until)
 
-    def settled(self, pending: Mapping[int, ListedCheckpoint]) -> dict[int, ListedCheckpoint]:
+    def settled(self, pending: Pending) -> Pending:
         """What may be measured by now; what is still to be waited for is incomplete."""
         last = max((step for step, one in pending.items() if one.state == "complete"), default=-1)
         return {step: self._settled(one, is_latest=step > last) for step, one in pending.items()}
@@ -639,8 +632,7 @@ class Patience:
                 words = "it has no checksums, and may still be written"
             else:
                 return one
-            reason = f"Cannot read {redacted_url(one.url)} yet: {words}."
-            return replace(one, reason=reason, state="incomplete")
+            return replace(one, reason=f"Cannot read {one.shown} yet: {words}.", state="incomplete")
         if one.state == "refused":
             # what seems damaged may be half-written: it is believed when it stays so
             is_new = self._waited_s(one, one.reason) == 0.0

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -59,6 +59,10 @@ class Plan:
     proxy: Proxy | None = None
     num_threads: int | None = None  # to read the weights with; None for as many as torch uses
 
+    def open(self, url: str) -> Checkpoint:
+        """A checkpoint, open."""
+        return open_checkpoint(url, self.storage_options, self.key)
+
     @property
     def run(self) -> RunContext:
         """What every snapshot is measured with."""
@@ -79,9 +83,8 @@ Outcome = Measured | CheckpointError
 def measure(plan: Plan, step: int, url: str) -> Outcome:
     """Measure a checkpoint. Whatever is wrong with it is reported, not raised."""
     num_samples = plan.settings.dormant_samples
-    reader = ShardedReader(num_threads=plan.num_threads)
     try:
-        with torch.no_grad(), open_checkpoint(url, plan.storage_options, plan.key) as checkpoint:
+        with torch.no_grad(), plan.open(url) as checkpoint:
             model = None if plan.factory is None else plan.factory.model()
             if model is not None:  # before names in scope are compared: it is said of all tensors
                 load_into(model, checkpoint)
@@ -92,17 +95,14 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
             measured = measure_snapshot(
                 snapshot,
                 run,
-                reader,
+                ShardedReader(num_threads=plan.num_threads),
                 model=None if model is None else MaskedModel(model, run.scope),
                 sampler=None if num_samples == 0 else Sampler(num_samples),
                 examined=nothing_examined if num_samples == 0 else unread(_NOT_TOLD),
             )
             _expect_written(checkpoint)
-            source = Source(
-                address=checkpoint.url,
-                key=checkpoint.key,
-                mark=mark_of(checkpoint, run.scope.names),
-            )
+            mark = mark_of(checkpoint, run.scope.names)
+            source = Source(address=checkpoint.url, key=checkpoint.key, mark=mark)
             record = replace(measured.record, source=source)
             return replace(measured, record=record, sample=_Sample(measured.sample))
     except CheckpointError as error:
@@ -143,34 +143,24 @@ def _sample_of(packed: Mapping[str, tuple[torch.dtype, np.ndarray]]) -> _Sample:
 
 def sample_of(plan: Plan, step: int, url: str) -> Mapping[str, torch.Tensor]:
     """Only the sampled weights of a checkpoint; empty if they cannot be read."""
-    try:
-        with torch.no_grad(), open_checkpoint(url, plan.storage_options, plan.key) as checkpoint:
-            stored = stored_snapshot(checkpoint, plan.run.scope, step)
-            return Sampler(plan.settings.dormant_samples).take(stored)
-    except CheckpointError:
-        return {}
+    with suppress(CheckpointError), torch.no_grad(), plan.open(url) as checkpoint:
+        stored = stored_snapshot(checkpoint, plan.run.scope, step)
+        return Sampler(plan.settings.dormant_samples).take(stored)
+    return {}
 
 
 def mark_at(plan: Plan, url: str) -> str:
     """The mark of a checkpoint as it is now; empty if it cannot be read."""
-    try:
-        with open_checkpoint(url, plan.storage_options, plan.key) as checkpoint:
-            return mark_of(checkpoint, plan.run.scope.names)
-    except CheckpointError:
-        return ""
+    with suppress(CheckpointError), plan.open(url) as checkpoint:
+        return mark_of(checkpoint, plan.run.scope.names)
+    return ""
 
 
 # ------------------------------------------------------------------ the model of a worker
 
 
-class _Mine(threading.local):
-    """What a thread has made, and the factory that it is of."""
-
-    id = ""
-    model: nn.Module
-
-
-_mine = _Mine()
+#: What a thread has made, and the factory that it is of.
+_mine = threading.local()
 
 
 @dataclass(frozen=True)
@@ -182,10 +172,11 @@ class ModelFactory:
 
     def model(self) -> nn.Module:
         """This thread's model; the same one at every call."""
-        if _mine.id != self.id:
-            _mine.model = self.make()
-            _mine.id = self.id
-        return _mine.model
+        mine = vars(_mine)
+        if mine.get("id") != self.id:
+            mine.update(model=self.make(), id=self.id)
+        model: nn.Module = mine["model"]
+        return model
 
 
 def without_weights(model: nn.Module) -> Callable[[], nn.Module]:

@@ -31,6 +31,7 @@ class Rates:
         self.knows_decay = weight_decay is not None
         self._logged: dict[int, float] = {}
         self._logged_steps: list[int] = []
+        self.last_logged = -1  # the latest of them
         self._lr = partial(_value, "lr", self._logged_at if lr is None else _function("lr", lr))
         decay = 0.0 if weight_decay is None else weight_decay
         self._decay = partial(_value, "weight_decay", _function("weight_decay", decay))
@@ -49,11 +50,6 @@ class Rates:
         return left + part * (self._logged[steps[at]] - left)
 
     @property
-    def last_logged(self) -> int:
-        """The latest step whose learning rate was logged; -1 if there is none."""
-        return self._logged_steps[-1] if self._logged_steps else -1
-
-    @property
     def is_known(self) -> bool:
         """Whether there is a learning rate, given or logged."""
         return not self.is_logged or bool(self._logged)
@@ -62,6 +58,7 @@ class Rates:
         """Add what the training has logged, by step."""
         self._logged |= rates
         self._logged_steps = sorted(self._logged)
+        self.last_logged = max(self._logged, default=-1)
         if self.knows_decay and not self.is_known:
             raise ConfigurationError(
                 "Expected `lr` beside `weight_decay`, got none, and no trainer_state.json with "

@@ -17,8 +17,9 @@ from typing_extensions import Unpack
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.checkpoints.addresses import short_names
-from sparsitywatch.checkpoints.discovery import Places, Url, discover
-from sparsitywatch.checkpoints.series import ListedCheckpoint, by_series, select
+from sparsitywatch.checkpoints.discovery import Places, discover
+from sparsitywatch.checkpoints.series import Listed, ListedCheckpoint, by_series, select
+from sparsitywatch.checkpoints.storage import Options, Url
 from sparsitywatch.errors import (
     ConfigurationError,
     StateError,
@@ -156,11 +157,16 @@ def replay(
     chosen = Settings.of(settings, **fields)
     places = checked_places(urls, storage_options, key)
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
-    functions = {"on_failure": on_failure, "on_progress": on_progress, "on_waiting": on_waiting,
-                 "on_series": on_series}  # fmt: skip
+    told: dict[str, Any] = {"on_failure": on_failure, "on_progress": on_progress,
+                            "on_waiting": on_waiting}  # fmt: skip
     expect_whole("keep_spectra", keep_spectra, 1)
-    whole = {"max_in_flight": max_in_flight, "steps_per_epoch": steps_per_epoch}
-    _check(functions, whole, {"each": each, "follow": follow})
+    for name, given in (*told.items(), ("on_series", on_series)):
+        expect_functions(name, given)
+    for name, number in (("max_in_flight", max_in_flight), ("steps_per_epoch", steps_per_epoch)):
+        if number is not None:
+            expect_whole(name, number, 1)
+    for name, flag in {"each": each, "follow": follow}.items():
+        expect(isinstance(flag, bool), name, "True or False", flag)
     scope, factory = _model(model, proxy, chosen.scope, executor)
     first = None if logdir is None else place(logdir)
     plan = Plan(
@@ -175,9 +181,7 @@ def replay(
     )
     sinks = as_sinks(sinks)
 
-    def replayer(
-        directory: Path | None, listed: Sequence[ListedCheckpoint] | None = None
-    ) -> Replayer:
+    def replayer(directory: Path | None, listed: Listed | None = None) -> Replayer:
         """What measures one run; nothing of it is shared with another one."""
         rates, in_log = Rates(lr, weight_decay), list[Sink]()
         if directory is not None:  # the lines of JSON come last: what they hold is everywhere
@@ -199,10 +203,8 @@ def replay(
             executor=executor,
             window=window_of(executor) if max_in_flight is None else max_in_flight,
             steps_per_epoch=steps_per_epoch,
-            on_failure=on_failure,
-            on_progress=on_progress,
-            on_waiting=on_waiting,
             listed=listed,
+            **told,
         )
 
     if not each:
@@ -216,7 +218,7 @@ def replay(
 def _replay_each(
     replayer: Callable[..., Replayer],
     logdir: str | os.PathLike[str] | None,
-    listed: Sequence[ListedCheckpoint],
+    listed: Listed,
     on_failure: Sequence[Callable[[ListedCheckpoint], object]],
     on_series: Sequence[Callable[[str], object]],
 ) -> Replayed:
@@ -264,18 +266,6 @@ def _detectors(
     return {n: d for n, d in found if rates.knows_decay or not n.startswith("motion/")}
 
 
-def _check(
-    functions: Mapping[str, object], whole: Mapping[str, int | None], flags: Mapping[str, bool]
-) -> None:
-    for name, given in functions.items():
-        expect_functions(name, given)
-    for name, number in whole.items():
-        if number is not None:
-            expect_whole(name, number, 1)
-    for name, flag in flags.items():
-        expect(isinstance(flag, bool), name, "True or False", flag)
-
-
 def _model(
     model: nn.Module | Callable[[], nn.Module] | None,
     proxy: Proxy | None,
@@ -319,9 +309,7 @@ def _check_picklable(factory: ModelFactory, proxy: Proxy) -> None:
         ) from error
 
 
-def _initial_rms(
-    given: Mapping[str, float] | str | os.PathLike[str] | None,
-) -> Mapping[str, float] | None:
+def _initial_rms(given: Mapping[str, float] | Url | None) -> Mapping[str, float] | None:
     if given is None or isinstance(given, Mapping):
         is_good = all(isinstance(n, str) and is_number(x) for n, x in (given or {}).items())
         expect(is_good, "initial_rms", "numbers by name", given)
@@ -338,7 +326,7 @@ def _initial_rms(
 
 
 def checked_places(
-    urls: Places, storage_options: Mapping[str, Any] | None, key: str | None
+    urls: Places, storage_options: Options, key: str | None
 ) -> list[Url] | dict[int, Url]:
     """Where checkpoints are looked for, or which there are by step, once each."""
     options = {} if storage_options is None else storage_options
