@@ -25,8 +25,7 @@ from sparsitywatch.cli.options import (
     add_measuring_options,
     add_places,
     align,
-    model_and_proxy,
-    places_of,
+    measuring_options,
     reading_options,
     settings_of,
     write_page,
@@ -87,7 +86,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from sparsitywatch.checkpoints.discovery import describe, discover
 
     options = reading_options(arguments)
-    listed = discover(places_of(arguments), **options)
+    listed = discover(options.pop("urls"), **options)
     if len(listed) > 1:
         return _list(listed, as_json=arguments.json)
     description = describe(listed[0], settings_of(arguments).scope, **options)
@@ -114,8 +113,7 @@ def _list(listed: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
         for one in listed:
             step = "-" if one.step is None else str(one.step)
             step += "" if one.unit == "step" else f" ({one.unit})"
-            url = redacted_url(one.url)
-            rows.append((step, one.step_from or "-", one.format or "-", one.state, url))
+            rows.append((step, one.step_from or "-", one.format or "-", one.state, one.shown))
         print(f"{count(len(listed), 'checkpoint')}: {kinds}\n")
         print("\n".join(align(rows, right={0})))
         if len(series := by_series(listed)) > 1 or any(series):
@@ -190,10 +188,8 @@ def _audit(arguments: argparse.Namespace) -> int:
         words = f"headers {size(header_bytes)}, weights {size(weight_bytes)}{read}"
         print(f"{count(num_checkpoints, 'checkpoint')}, {words}", file=sys.stderr)
 
-    places = places_of(arguments)
     try:
         found = audit(
-            places,
             full=arguments.full,
             on_begin=[begin],
             on_progress=[progress.show],
@@ -240,16 +236,7 @@ def _wrapped(text: str) -> list[str]:
 def _measure(arguments: argparse.Namespace) -> int:
     from sparsitywatch.offline.replay import replay
 
-    model, proxy = model_and_proxy(arguments)
-    replayed = replay(
-        places_of(arguments),
-        logdir=None,
-        model=model,
-        proxy=proxy,
-        settings=settings_of(arguments),
-        on_event=(),
-        **reading_options(arguments),
-    )
+    replayed = replay(logdir=None, on_event=(), **measuring_options(arguments))
     if replayed.failures:
         raise CheckpointError(replayed.failures[0].reason)
     if len(replayed.records) != 1:
@@ -343,14 +330,12 @@ def _rate(text: str) -> float | str:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    options = reading_options(arguments)
     if arguments.workers < 1:
         raise ConfigurationError(f"Expected `--workers` >= 1, got {arguments.workers}.")
     from sparsitywatch.offline.jobs import processes
     from sparsitywatch.offline.replay import replay
 
-    settings = settings_of(arguments)
-    model, proxy = model_and_proxy(arguments)
+    options = measuring_options(arguments)
     # everything that is logged is printed below
     logging.getLogger("sparsitywatch").addHandler(logging.NullHandler())
     output = _Reporter(as_json=arguments.json)
@@ -361,11 +346,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         executor = None if num == 1 else stack.enter_context(processes(num))
         try:
             replayed = replay(
-                places_of(arguments),
-                model=model,
-                proxy=proxy,
                 executor=executor,
-                settings=settings,
                 on_event=[output.event],
                 on_record=[output.record],
                 on_failure=[output.failure],
@@ -436,8 +417,7 @@ class _Reporter:
     def record(self, record: Record) -> None:
         """One more; people see it by the progress."""
         unit, valid = record.provenance.unit, record.valid
-        series = record.series()
-        self._say("record", step=record.step, unit=unit, valid=valid, series=series)
+        self._say("record", step=record.step, unit=unit, valid=valid, series=record.series())
 
     def event(self, event: Event) -> None:
         fields = json.loads(to_json(event))
@@ -511,4 +491,4 @@ def _summary(replayed: Replayed, name: str) -> str:
 
 def _fields(failure: ListedCheckpoint) -> dict[str, Any]:
     said = {name: vars(failure)[name] for name in ("url", "step", "reason", "unit")}
-    return {**said, "url": redacted_url(failure.url)}
+    return {**said, "url": failure.shown}

@@ -11,7 +11,7 @@ import socketserver
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sparsitywatch.analysis.digest import Digest, alike, differences, digest
 from sparsitywatch.analysis.emergence import Emergence
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import Verdict, duration, moment
-from sparsitywatch.cli.options import add_command, add_json, align, write_page
+from sparsitywatch.cli.options import Command, add_command, add_json, align, write_page
 from sparsitywatch.errors import ConfigurationError, SparsityWatchError
 from sparsitywatch.page.render import load, render
 from sparsitywatch.pipeline.rundir import log_of, logs_below
@@ -39,10 +39,7 @@ def add_to(commands: Any) -> None:
     """Add the commands to the subparsers of the command line."""
 
     def add(
-        name: str,
-        run: Callable[[argparse.Namespace], int | None],
-        words: str,
-        logdir: str = "where the run logs to",
+        name: str, run: Command, words: str, logdir: str = "where the run logs to"
     ) -> argparse.ArgumentParser:
         parser = add_command(commands, name, run, words)
         parser.add_argument("logdir", metavar="LOGDIR", type=Path, help=logdir)

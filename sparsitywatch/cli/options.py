@@ -18,18 +18,15 @@ from sparsitywatch.redact import printable
 from sparsitywatch.sinks.jsonl import replace_file
 
 if TYPE_CHECKING:  # torch takes a second to import
-    from torch import nn
-
-    from sparsitywatch.pruning.proxy import Proxy
     from sparsitywatch.settings import Settings
 
 
+#: What does the work of a command; it returns the exit status, None for 0.
+Command = Callable[[argparse.Namespace], int | None]
+
+
 def add_command(
-    commands: Any,
-    name: str,
-    run: Callable[[argparse.Namespace], int | None],
-    words: str,
-    description: str | None = None,
+    commands: Any, name: str, run: Command, words: str, description: str | None = None
 ) -> argparse.ArgumentParser:
     """The parser of another command; ``words`` say what it shows."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=words, description=description)
@@ -99,7 +96,7 @@ def add_measuring_options(parser: argparse.ArgumentParser, words: str) -> None:
     _add_model_options(parser)
 
 
-def places_of(arguments: argparse.Namespace) -> list[str] | dict[int, str]:
+def _places_of(arguments: argparse.Namespace) -> list[str] | dict[int, str]:
     """Where checkpoints lie, or which there are by step; an error if it is neither or both."""
     if bool(arguments.places) == bool(arguments.steps):
         came = "both" if arguments.steps else "neither"
@@ -130,7 +127,7 @@ def steps_from(path: Path) -> dict[int, str]:
 
 
 def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How they are read, as arguments of ``replay``; a ConfigurationError if that cannot be."""
+    """Which are read, and how, as arguments of ``replay``; an error if that cannot be."""
     options: dict[str, Any] = {}
     for given in arguments.storage_option:
         key, equals, value = given.partition("=")
@@ -147,7 +144,7 @@ def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
             options[key] = json.loads(value)
         except ValueError:  # a text without quotes
             options[key] = value
-    return {"storage_options": options, "key": arguments.key}
+    return {"urls": _places_of(arguments), "storage_options": options, "key": arguments.key}
 
 
 # ------------------------------------------------------------------ what is measured
@@ -223,9 +220,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="makes the sparsitywatch.Proxy, instead of --text")  # fmt: skip
 
 
-def model_and_proxy(
-    arguments: argparse.Namespace,
-) -> tuple[Callable[[], nn.Module] | None, Proxy | None]:
+def _model_and_proxy(arguments: argparse.Namespace) -> dict[str, Any]:
     """How to make the model, and the proxy; a ConfigurationError if options do not go together."""
     model, text = arguments.model, arguments.text
     if model is None:
@@ -234,10 +229,9 @@ def model_and_proxy(
                 raise ConfigurationError(
                     f"Expected `--model` beside `--{option}`, got none: what to evaluate?"
                 )
-        return None, None
+        return {}
     if arguments.proxy and text:
         raise ConfigurationError("Expected one of `--proxy` and `--text`, got both.")
-    make: Callable[[], nn.Module]
     if ":" in model and not Path(model).exists():
         make = _named("--model", model)
     else:
@@ -245,14 +239,23 @@ def model_and_proxy(
 
         make = functools.partial(make_model, model, arguments.config)
     if arguments.proxy:
-        return make, _named("--proxy", arguments.proxy)()
+        return {"model": make, "proxy": _named("--proxy", arguments.proxy)()}
     if text is None:
-        return make, None
+        return {"model": make}
     from sparsitywatch.integrations.language_models import text_proxy
 
     folder = arguments.tokenizer or Path(model)
     size = {"num_examples": arguments.examples, "length": arguments.length}
-    return make, text_proxy(text, folder, make(), **size)
+    return {"model": make, "proxy": text_proxy(text, folder, make(), **size)}
+
+
+def measuring_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is read, and how it is measured, as arguments of ``replay``."""
+    return {
+        **reading_options(arguments),
+        "settings": settings_of(arguments),
+        **_model_and_proxy(arguments),
+    }
 
 
 def _named(option: str, name: str) -> Any:
