@@ -40,15 +40,11 @@ _STYLE: dict[Any, object] = {
     "axes.edgecolor": GREY,
     "axes.grid": True,
     "axes.labelcolor": BLACK,
-    "axes.labelsize": 10,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "font.size": 10,
     "grid.color": LIGHT,
-    "grid.linewidth": 0.8,
     "legend.fontsize": 9,
     "legend.frameon": False,
-    "lines.linewidth": 1.6,
     "path.simplify": False,  # every snapshot is in the picture
     "text.color": BLACK,
     "text.parse_math": False,  # names of tensors are no formulas
@@ -137,9 +133,8 @@ def _draw_essential(axes: Any, run: Run) -> None:
         color=GREEN, alpha=0.2, linewidth=0, label=f"{next(known).confidence:.0%} interval",
     )  # fmt: skip
     missing = np.isnan(value)
-    middles = (steps[1:] + steps[:-1]) / 2
     if missing.any():
-        edges = np.concatenate([steps[:1], np.repeat(middles, 2), steps[-1:]])
+        edges = np.concatenate([steps[:1], np.repeat((steps[1:] + steps[:-1]) / 2, 2), steps[-1:]])
         axes.fill_between(
             edges, 0.0, 1.0, np.repeat(missing, 2), color=LIGHT, alpha=0.7, linewidth=0, zorder=-1,
             transform=axes.get_xaxis_transform(), label="not informative, or not measured",
@@ -301,8 +296,7 @@ def _captions(run: Run) -> list[str]:
     last = run.records[-1]
     lines, notes = [], []
     for number, event in enumerate(run.events, start=1):
-        told = f"({number}) {event.describe()}"
-        lines += textwrap.wrap(told, 135, subsequent_indent="     ")
+        lines += textwrap.wrap(f"({number}) {event.describe()}", 135, subsequent_indent="     ")
     if run.events:
         line = "Events: dotted where they began by estimate, solid where they were seen"
         if any(event.onset_low < event.onset_high for event in run.events):

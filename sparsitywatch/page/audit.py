@@ -24,7 +24,6 @@ def render_audit(audit: Audit, place: str) -> str:
     """The page of an audit, to write in UTF-8; ``place`` is what to call the series."""
     kind, badge = _BADGES[audit.status]
     rows = "".join(_row(number, one) for number, one in enumerate(audit.findings, start=1))
-    kinds = Counter(one.finding for one in audit.findings)
     body = f"""\
 <div class="static">
 <p class="eyebrow">Are these checkpoints what their names say? <b>{_text(place)}</b></p>
@@ -32,7 +31,7 @@ def render_audit(audit: Audit, place: str) -> str:
 <p>{audit.basis}</p>
 <figure><div class="scroll">{_strip(audit)}</div>
 <figcaption>{_LEGEND.format(audit.unit)}{_COLOURS * bool(rows)}</figcaption></figure>
-{_what_to_do(kinds)}
+{_what_to_do(Counter(one.finding for one in audit.findings))}
 {f"<table>{_HEAD.format(audit.unit)}<tbody>{rows}</tbody></table>" * bool(rows)}
 <p class="made">{_RESTS_ON[audit.is_full]}</p>
 </div>

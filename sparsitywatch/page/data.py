@@ -1,10 +1,5 @@
 """What the page shows of a run, as plain JSON: a pure function of the run.
 
-::
-
-    Run ──► page_data ──► the file: inline, with maps and magnitudes
-                     └──► the server of the tab: maps and magnitudes when they are asked for
-
 web/data.js describes the same object for those who read it there.
 """
 
@@ -161,25 +156,22 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
         if name == "essential_sparsity/value":
             value, why, _ = essential_sparsity_of(run.records)
         tile = {"series": name, "label": label.format(kind=kind), "why": why}
-        if name not in run.names:
-            if why:
-                tiles.append(
-                    tile | {"value": value or "unknown", "step": int(run.steps[-1]), "was": ""}
-                )
+        last, was = -1, ""
+        if name in run.names:
+            values, row = run.column(name), describe(name)
+            known = np.flatnonzero(np.isfinite(values))
+            before = [i for i in known if run.steps[i] <= since] or [known[0]]
+            then, last = int(before[-1]), int(known[-1])
+            # one baseline for one moment: that of the event, in its own series
+            is_own = main is not None and main.series == name and math.isfinite(main.baseline)
+            level = main.baseline if main is not None and is_own else values[then]
+            then_step = int(run.steps[then])
+            was = f"{row.shown(level)} at {numbered(run.unit, then_step)}" if then != last else ""
+            value = value or row.shown(values[last])
+        elif not why:
             continue
-        values, row = run.column(name), describe(name)
-        known = np.flatnonzero(np.isfinite(values))
-        before = [i for i in known if run.steps[i] <= since] or [known[0]]
-        then, last = int(before[-1]), int(known[-1])
-        then_step = int(run.steps[then])
-        # one baseline for one moment: that of the event, in its own series
-        is_own = main is not None and main.series == name and math.isfinite(main.baseline)
-        level = main.baseline if main is not None and is_own else values[then]
-        was = f"{row.shown(level)} at {numbered(run.unit, then_step)}" if then != last else ""
-        tiles.append(
-            tile
-            | {"value": value or row.shown(values[last]), "step": int(run.steps[last]), "was": was}
-        )
+        step = int(run.steps[last])
+        tiles.append(tile | {"value": value or "unknown", "step": step, "was": was})
     return tiles
 
 
@@ -444,8 +436,7 @@ def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
     for t, (_, arrays) in enumerate(found):
         shares, num_weights = cumulative(arrays, limits)
         rows = [row[name] for name in arrays["names"].tolist() if name in row]
-        known = np.isin(arrays["names"], run.tensors)
-        below[rows, t] = _thousandths(shares[known])
+        below[rows, t] = _thousandths(shares[np.isin(arrays["names"], run.tensors)])
         total = (num_weights[:, None] * np.nan_to_num(shares)).sum(0) / max(num_weights.sum(), 1)
         whole[t] = np.round(1e6 * total)
     return {

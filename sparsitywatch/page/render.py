@@ -1,10 +1,5 @@
 """From a run to its page as one file: no network, no server, and something to read without script.
 
-::
-
-    page_data ─┬─► compressed, for the scripts that draw the page
-               └─► words and an SVG, for paper and for browsers without script
-
 The same log gives the same bytes.
 """
 
@@ -54,9 +49,8 @@ _NOT_ALLOWED = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")
 def render(run: _Run) -> str:
     """The page of a run, also of one without a snapshot: one HTML document, to write in UTF-8."""
     data = page_data(run)
-    packed = zlib.compress(
-        as_json({"page": data, "details": details_of(run, for_file=True)}), _PACKING
-    )
+    everything = {"page": data, "details": details_of(run, for_file=True)}
+    packed = zlib.compress(as_json(everything), _PACKING)
     scripts = asset("vendor/uPlot.iife.min.js"), script("file")
     digests = (hashlib.sha256(text.encode()).digest() for text in scripts)
     hashes = " ".join(f"'sha256-{base64.b64encode(one).decode()}'" for one in digests)

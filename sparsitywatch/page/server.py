@@ -1,13 +1,5 @@
 """The page over HTTP: what the tab of TensorBoard and ``sparsitywatch show`` both answer with.
 
-::
-
-    runs        name and version of each run; what has a new version is asked for again
-    page        what ``page_data`` says of one run
-    details     its maps and magnitudes, which are larger
-    summary     how it stands, for the table of runs
-    *.js, *.css the page itself
-
 Logs are read where they lie, never written to, and once: of a file that has grown, what is new.
 """
 
@@ -120,12 +112,10 @@ class Runs:
             return self._places
 
     def versions(self) -> list[dict[str, str]]:
-        """Name and version of each run."""
-        found = []
-        for name, place in self.places().items():
-            log = self._logs.get((name, place)) or _Log(name, place)
-            found.append({"name": name, "version": log.version()})
-        return found
+        """Name and version of each run; what has a new version is asked for again."""
+        pairs = self.places().items()
+        logs = ((pair[0], self._logs.get(pair) or _Log(*pair)) for pair in pairs)
+        return [{"name": name, "version": log.version()} for name, log in logs]
 
     def answer(self, route: str, name: str) -> bytes:
         """The compressed JSON of one run; a KeyError if there is no such run."""
