@@ -279,9 +279,8 @@ class Verification:
     def __str__(self) -> str:
         extent = f"{len(self.baseline.last)} things after each of {self.baseline.steps} steps"
         invalid = [record for record in self.records if not record.valid]
-        snapshots = f"{len(self.records)} snapshots" + (
-            f", {len(invalid)} of them invalid: {invalid[0].reason}" if invalid else ""
-        )
+        told = f", {len(invalid)} of them invalid: {invalid[0].reason}" if invalid else ""
+        snapshots = f"{len(self.records)} snapshots{told}"
         if self.unstable:
             return _listing(
                 "This training is not deterministic by itself: two runs without a watch differ, so "
@@ -290,9 +289,8 @@ class Verification:
                 self.unstable,
             )
         if self.differences:
-            return _listing(
-                f"The watch disturbs this training ({extent}, {snapshots}):", self.differences
-            )
+            head = f"The watch disturbs this training ({extent}, {snapshots}):"
+            return _listing(head, self.differences)
         return f"Bit for bit the same with and without a watch: {extent}, {snapshots}."
 
     def raise_if_different(self) -> None:

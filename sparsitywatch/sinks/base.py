@@ -141,13 +141,10 @@ class GuardedSink(Sink):
 
 
 class AppendingFile:
-    """Appends blocks of bytes in order, each handed to the operating system at once.
-
-    So a kill loses nothing, and a forked child neither hangs nor writes twice. What a full disk
-    refuses stays pending and goes first at the next call.
-    """
+    """Appends blocks of bytes in order, each handed to the operating system at once."""
 
     def __init__(self, path: Path) -> None:
+        # no buffer: a kill loses nothing, and a forked child neither hangs nor writes twice
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(path, flags, 0o666)
         self._pending = bytearray()
@@ -164,7 +161,7 @@ class AppendingFile:
         self.end += len(block)
 
     def flush(self) -> None:
-        """Write what is pending; what the operating system refuses stays so, and is an OSError."""
+        """Write what is pending; what the system refuses is an OSError, and stays pending."""
         while self._pending:
             num_written = os.write(self._descriptor, self._pending)
             del self._pending[:num_written]

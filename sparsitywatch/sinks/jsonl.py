@@ -19,15 +19,15 @@ import contextlib
 import functools
 import io
 import json
-import operator
 import os
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import attrgetter, index
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -105,8 +105,7 @@ class JsonlSink(GuardedSink):
     def write(self, record: Record, detail: Detail) -> None:
         """Write spectrum and layers, then the record: what a line points to is there when it is."""
         self._require()
-        places = self._layers.hold(record)
-        self._records.hold(_line({**vars(record), "layers": places}))
+        self._records.hold(_line({**vars(record), "layers": self._layers.hold(record)}))
         try:
             if detail.spectrum:
                 replace_file(self._spectra / _spectrum_name(record.step), _as_npz(detail.spectrum))
@@ -156,16 +155,10 @@ class JsonlReader:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         folder = Path(directory)
-        self._records = _AppendLog(
-            folder / "records.jsonl",
-            functools.partial(_read_record, folder / _LAYERS),
-            lambda record: record.step,
-        )
-        self._events = _AppendLog(
-            folder / "events.jsonl",
-            functools.partial(from_data, Event),
-            lambda event: event.reported_step,
-        )
+        as_record = functools.partial(_read_record, folder / _LAYERS)
+        as_event = functools.partial(from_data, Event)
+        self._records = _AppendLog(folder / "records.jsonl", as_record, attrgetter("step"))
+        self._events = _AppendLog(folder / "events.jsonl", as_event, attrgetter("reported_step"))
 
     def records(self, *, max_step: int | None = None) -> list[Record]:
         """The records up to ``max_step``, oldest first; a StateError names a damaged line."""
@@ -344,7 +337,7 @@ def _read_record(layers: Path, data: Any) -> Record:
     if places is None:
         return record
     try:
-        names, numbers = (_Place(*map(operator.index, places[x])) for x in ("names", "numbers"))
+        names, numbers = (_Place(*map(index, places[x])) for x in ("names", "numbers"))
     except (TypeError, KeyError) as error:
         raise StateError(
             f"Expected where its names and numbers are at Record.layers, got {places!r}."
@@ -439,7 +432,7 @@ class _AppendLog(Generic[T]):
             self._forget()
             return []
         with file:
-            if self._end and not self._goes_on(file):
+            if zlib.crc32(file.read(self._end)) != self._checksum:  # not what was read of it
                 self._forget()
                 file.seek(0)
             *lines, _ = file.read().split(b"\n")
@@ -470,15 +463,6 @@ class _AppendLog(Generic[T]):
                 _move_end(self.path, self._starts[i], superseded)
                 return values[:i]
         return values
-
-    def _goes_on(self, file: BinaryIO) -> bool:
-        """Whether a file begins with what was read of it; it is then read up to there."""
-        left = self._end
-        checksum = 0
-        while left and (piece := file.read(min(left, 1 << 20))):
-            checksum = zlib.crc32(piece, checksum)
-            left -= len(piece)
-        return not left and checksum == self._checksum
 
 
 def _move_end(path: Path, start: int, target: Path) -> None:

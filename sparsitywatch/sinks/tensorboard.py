@@ -134,8 +134,7 @@ class TensorBoardSink(GuardedSink):
         if is_new:
             is_seen_in = self._last is not None and self._last.step == event.reported_step
             wall_time = self._last.wall_time if self._last and is_seen_in else time.time()
-            value = _text(EVENTS, "\n\n".join(texts))
-            self._file.add([value], event.reported_step, wall_time)
+            self._file.add([_text(EVENTS, "\n\n".join(texts))], event.reported_step, wall_time)
 
     def state(self, state: WatchState) -> None:
         """Tell how the watch is when that changes, and at the end its share of the time."""
@@ -212,8 +211,7 @@ def _shown(record: Record) -> dict[str, float]:
     series = record.series()
     rules = list(record.near_zero)
     if "essential_sparsity/value" in series:
-        unknown = {"essential_sparsity/low": math.nan, "essential_sparsity/high": math.nan}
-        series = unknown | series
+        series = {"essential_sparsity/low": math.nan, "essential_sparsity/high": math.nan} | series
     left_out = {f"near_zero/{rule}" for rule in rules[1 + _MORE_RULES :]}
     first_rule = next(iter(rules), "")
     tags = {tag_of(name, first_rule): x for name, x in series.items() if name not in left_out}
@@ -426,10 +424,7 @@ _NAME = re.compile(r"events\.out\.tfevents\.\d+\..*")
 
 
 class _EventFile:
-    """The next event file of a run that nobody else writes to; a lost future is cut off the others.
-
-    A START event tells TensorBoard of the cut; in every file, since its first one is ignored.
-    """
+    """The next event file of a run that nobody else writes to, after a cut of the others."""
 
     def __init__(self, directory: Path, first_step: int) -> None:
         earlier = sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
@@ -437,12 +432,12 @@ class _EventFile:
         self.held = Counter(value for path in earlier for value in _cut(path, first_step))
         self._described: set[str] = set()
         # the name sorts last, also within one second or with a clock that is behind
-        stamps = [int(path.name.split(".")[3]) + 1 for path in earlier]
-        stamp = max([int(time.time()), *stamps])
+        stamp = max([int(time.time()), *(int(path.name.split(".")[3]) + 1 for path in earlier)])
         name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
         self.file = AppendingFile(directory / name)
         self._writer = RecordWriter(self.file)
         self._add(_ProtoEvent(wall_time=time.time(), file_version="brain.Event:2"))
+        # tells TensorBoard of the cut; in every file, since its first one is ignored
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add(_ProtoEvent(wall_time=time.time(), step=first_step, session_log=start))
 
@@ -454,9 +449,8 @@ class _EventFile:
                 series = describe(re.sub(rf"^({FIRST}/\d+_|{LAST}/)", "", value.tag))
                 sentence = series.sentence or describe(value.tag, OTHER_TAGS).sentence
                 value.metadata.summary_description = sentence
-        self._add(
-            _ProtoEvent(wall_time=wall_time, step=step, summary=summary_pb2.Summary(value=values))
-        )
+        summary = summary_pb2.Summary(value=values)
+        self._add(_ProtoEvent(wall_time=wall_time, step=step, summary=summary))
 
     def _add(self, event: Any) -> None:
         self._writer.write(event.SerializeToString())
