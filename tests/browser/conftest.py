@@ -23,6 +23,11 @@ WIDE = {"width": 1400, "height": 900}
 NARROW = {"width": 1000, "height": 900}
 PHONE = {"width": 390, "height": 844}
 Open = Callable[..., Any]
+needs_axe = pytest.mark.skipif(
+    AXE is None, reason="axe-core is not in .venv/axe-core; .ci/run fetches it"
+)
+#: What axe looks for: all but the colours is the same in the dark.
+RULES = {"light": {}, "dark": {"runOnly": ["color-contrast", "link-in-text-block"]}}
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +79,10 @@ def close(*pages: Any) -> None:
     """Before their server ends, which they would complain of."""
     for page in pages:
         page.context.close()
+
+
+def faults(page: Any, scheme: str) -> list[tuple[str, list[str]]]:
+    """What axe finds, with the first places."""
+    page.add_script_tag(path=str(AXE))
+    found = page.evaluate("(rules) => axe.run(rules).then((r) => r.violations)", RULES[scheme])
+    return [(one["id"], [node["html"][:150] for node in one["nodes"][:3]]) for one in found]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.conftest import AXE, PHONE, WIDE, Open, picture
+from browser.conftest import PHONE, WIDE, Open, faults, needs_axe, picture
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -64,11 +64,9 @@ def goto(page: Any, address: str) -> None:
 
 
 BROKEN = "[...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src)"
-#: All but the colours is the same in the dark.
-RULES = {"light": {}, "dark": {"runOnly": ["color-contrast", "link-in-text-block"]}}
 
 
-@pytest.mark.skipif(AXE is None, reason="axe-core is not in .venv/axe-core; .ci/run fetches it")
+@needs_axe
 @pytest.mark.parametrize("look", ["light", "dark", "phone"])
 def test_pages_fit_and_axe_finds_nothing(
     open_page: Open, site: tuple[str, list[str]], look: str
@@ -86,10 +84,7 @@ def test_pages_fit_and_axe_finds_nothing(
             continue
         expected = "slate" if look == "dark" else "default"
         assert page.locator("body").get_attribute("data-md-color-scheme") == expected
-        page.add_script_tag(path=str(AXE))
-        faults = page.evaluate("(rules) => axe.run(rules).then((r) => r.violations)", RULES[look])
-        for fault in faults:
-            found[name, fault["id"]] = [node["html"][:150] for node in fault["nodes"][:3]]
+        found |= {name: told} if (told := faults(page, look)) else {}
     assert found == {}
 
 

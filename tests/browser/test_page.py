@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser.conftest import AXE, NARROW, PHONE, WIDE, Open, close, expect_text, picture
+from browser.conftest import (
+    NARROW,
+    PHONE,
+    WIDE,
+    Open,
+    close,
+    expect_text,
+    faults,
+    needs_axe,
+    picture,
+)
 from contracts import event_readers, fake_run
 from contracts.event_readers import page_server
 from contracts.once import once
@@ -384,16 +394,14 @@ def test_the_pictures_of_the_docs(open_page: Open, tmp_path: Path, log: Path) ->
         assert (Path(os.environ["SPARSITYWATCH_PICTURES"]) / f"{name}.png").stat().st_size > 20_000
 
 
-@pytest.mark.skipif(AXE is None, reason="axe-core is not in .venv/axe-core; .ci/run fetches it")
+@needs_axe
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(open_page: Open, report: Path, scheme: str) -> None:
     page = open_page(report.as_uri(), color_scheme=scheme, bypass_csp=True)
     expect_text(page, ".heat", "query")
     page.locator(".heat .names button").nth(3).click()
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    page.add_script_tag(path=str(AXE))
-    found = page.evaluate("axe.run().then((r) => r.violations)")
-    assert [(v["id"], [n["html"][:120] for n in v["nodes"]]) for v in found] == []
+    assert faults(page, scheme) == []
 
 
 # ------------------------------------------------------------------ unusual runs, large ones

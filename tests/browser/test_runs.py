@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.conftest import AXE, NARROW, PHONE, WIDE, Open, close, expect_text, picture
+from browser.conftest import (
+    NARROW,
+    PHONE,
+    WIDE,
+    Open,
+    close,
+    expect_text,
+    faults,
+    needs_axe,
+    picture,
+)
 from contracts import fake_run
 from contracts.event_readers import page_server
 from contracts.once import once
@@ -102,7 +112,7 @@ if "SPARSITYWATCH_PICTURES" in os.environ:
     LOOKS += [(WIDE, "dark", 850), (NARROW, "light", 890), (PHONE, "dark", 1270)]
 
 
-@pytest.mark.skipif(AXE is None, reason="axe-core is not in .venv/axe-core; .ci/run fetches it")
+@needs_axe
 @pytest.mark.parametrize(("viewport", "scheme", "highest"), LOOKS)
 def test_broken_runs_are_on_top(
     open_page: Open, fourteen: Path, viewport: dict[str, int], scheme: str, highest: int
@@ -122,9 +132,7 @@ def test_broken_runs_are_on_top(
         name = f"runs-{viewport['width']}-{scheme}"
         picture(page, name)
         picture(page, f"{name}-whole", full_page=True)
-        page.add_script_tag(path=str(AXE))
-        found = page.evaluate("axe.run().then((r) => r.violations)")
-        assert [(v["id"], [n["html"][:120] for n in v["nodes"]]) for v in found] == []
+        assert faults(page, scheme) == []
         rows.nth(3).get_by_role("button", name="Show bert-base-seed2 below").click()
         expect_text(page, ".eyebrow", "bert-base-seed2")
         expect_text(page, "#app h1", "The watch has been off since step 1,900,000")
