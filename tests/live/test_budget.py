@@ -6,11 +6,14 @@ import itertools
 import math
 
 import pytest
+from contracts.watched import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
 import sparsitywatch as sw
 from sparsitywatch.live.schedule import Due, OverheadBudget
+from sparsitywatch.ranks.reading import ShardedReader
+from sparsitywatch.weights.motion import MotionTracker
 
 
 class Clocked(OverheadBudget):
@@ -235,3 +238,27 @@ def test_a_price_that_is_wrong_is_over_the_limit_by_no_more_than_that(
 def test_a_share_out_of_range_is_refused(bad) -> None:
     with pytest.raises(sw.ConfigurationError, match=r"`max_overhead` .* in \(0, 1\], or None"):
         OverheadBudget(bad)
+
+
+def test_the_attach_prices_all_that_is_said_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What moved, too, of which there is most to say: the first snapshot is paid for in whole."""
+    clock = [0.0]
+
+    def slowed(cls: type, name: str, seconds: float) -> None:
+        real = getattr(cls, name)
+
+        def slow(*given: object, **named: object) -> object:
+            clock[0] += seconds
+            return real(*given, **named)
+
+        monkeypatch.setattr(cls, name, slow)
+
+    slowed(ShardedReader, "counted", 1.0)
+    slowed(MotionTracker, "compare", 30.0)
+    monkeypatch.setattr("sparsitywatch.live.snapshots.time.perf_counter", lambda: clock[0])
+    with Run().watch(None, proxy=None, max_overhead=0.01) as watcher:
+        price_s = watcher._budget.weights.price_s
+    assert 30.0 < price_s < 40.0
+    with Run().watch(None, proxy=None, max_overhead=0.01, dormant_samples=0) as watcher:
+        price_s = watcher._budget.weights.price_s
+    assert 0.0 < price_s < 10.0
