@@ -306,8 +306,10 @@ PROCESSES = [
      ["weights 1 of 5, proxy evaluated once, at step 13"],
      EARLY, 0),
 ]  # fmt: skip
+#: Ctrl-C is heard, also where the tests run behind a shell, which ignores it for them.
 HEAD = """
 import multiprocessing, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
 run = Run()
 def watch(**options):
     global w
