@@ -12,29 +12,21 @@ writes.
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
+from typing_extensions import Unpack
 
-from sparsitywatch.actions import SaveNow, StopTraining, log_event
-from sparsitywatch.errors import (
-    ConfigurationError,
-    MissingExtraError,
-    contain_faults,
-    reraise_foreign,
-)
-from sparsitywatch.live.watch import option_names, watch
+from sparsitywatch.actions import SaveNow
+from sparsitywatch.errors import MissingExtraError
+from sparsitywatch.integrations.attached import Attached, OnEvent
+from sparsitywatch.live.watch import WatchOptions
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.batches import save_whole
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.records import Event
-from sparsitywatch.redact import logger, redacted_error
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -74,83 +66,40 @@ class SparsityWatchCallback(TrainerCallback):
         proxy: Proxy | None = None,
         *,
         logdir: str | None = None,
-        on_event: Sequence[Callable[[Event], object] | str] = ("log",),
-        **watch_options: Any,
+        on_event: OnEvent = ("log",),
+        **watch_options: Unpack[WatchOptions],
     ) -> None:
-        known = option_names() - {"initial_step"}
-        unknown = sorted(watch_options.keys() - known)
-        if unknown:
-            raise ConfigurationError(
-                f"Expected options of sparsitywatch.watch, one of {sorted(known)}, got {unknown}."
-            )
-        self._proxy = proxy
+        self._attached = Attached(proxy, on_event, watch_options, is_asked=False)
         self._logdir = logdir
-        self._options = watch_options
-        self._on_event = _as_actions(on_event)
-        self.watcher: Watcher | None = None
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """The watch on the latest training; None before the first one."""
+        return self._attached.watcher
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, *_: Any, **trainer: Any
     ) -> None:
         """Attach to the Trainer's model and optimizer."""
-        self.on_train_end()
-        self.watcher = None
-        is_resumed = state.global_step > 0
         logdir = self._logdir or os.environ.get("TENSORBOARD_LOGGING_DIR")
-        try:
-            self.watcher = watch(
-                trainer["model"],
-                trainer["optimizer"],
-                proxy=self._proxy,
-                logdir=logdir or str(_output(args) / "runs"),
-                initial_step=state.global_step,
-                on_event=self._on_event,
-                **self._options,
-            )
-        except BaseException as error:
-            # at the first launch also a disk that is full is one; later nobody may be there
-            is_mistake = isinstance(error, ConfigurationError) and not (
-                is_resumed and isinstance(error.__cause__, OSError)
-            )
-            reraise_foreign(error, strict=is_mistake or self._is_strict)
-            logger.exception("attaching failed; training goes on unwatched")
-            return
-        if is_resumed and not self.watcher.off:
+        logdir = logdir or str(_output(args) / "runs")
+        if self._attached.begin(
+            trainer["model"], trainer["optimizer"], logdir=logdir, step=state.global_step
+        ):
             saved = _checkpoint(args, state) / _STATE_FILE
-            self._restore(self.watcher, saved, is_first=state.is_world_process_zero)
-
-    def _restore(self, watcher: Watcher, saved: Path, *, is_first: bool) -> None:
-        """Go on from the state in a checkpoint, or without it; as the first rank can."""
-
-        def say(error: BaseException) -> None:
-            # others are told by the first one what it took up, and may not see its folder
-            level = logging.WARNING if is_first else logging.INFO
-            words = (
-                "%s cannot be taken up (%s). The decay clock and the motion since the last "
-                "snapshot are lost. The watch goes on from the log, or begins a new one if numbers "
-                "could not be compared with those in it."
+            self._attached.restore(
+                lambda: torch.load(saved, weights_only=True) if saved.exists() else None,
+                saved,
+                is_first=state.is_world_process_zero,
             )
-            logger.log(level, words, saved, redacted_error(error))
-
-        with contain_faults(say, strict=self._is_strict):
-            if not saved.exists():
-                say(FileNotFoundError("it is not there"))
-                return
-            watcher.load_state_dict(torch.load(saved, weights_only=True))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Pass on to the Trainer what the events since the last step ask for."""
-        requests = [a for a in self._on_event if isinstance(a, (SaveNow, StopTraining))]
-        if not requests:
-            return control
-        if self.watcher is not None and state.global_step >= state.max_steps:
-            # the last chance: a snapshot that is on its way may ask for something
-            with self._contained("waiting for the last snapshot"):
-                _events = self.watcher.events
-        wanted = [request.take() is not None for request in requests]
-        for request, is_wanted in zip(requests, _agreed(wanted, args), strict=True):
+        requests = self._attached.requests(is_last=state.global_step >= state.max_steps)
+        wanted = _agreed([is_wanted for _, is_wanted in requests], args) if requests else []
+        for (request, _own), is_wanted in zip(requests, wanted, strict=True):
             if isinstance(request, SaveNow):
                 control.should_save |= is_wanted
             else:
@@ -159,47 +108,15 @@ class SparsityWatchCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Put the watch's state beside the checkpoint that was just saved."""
-        with self._contained("saving the watch's state"):
+        with self._attached.contained("saving the watch's state"):
             folder = _checkpoint(args, state)
-            if self.watcher is None or self.watcher.off or not folder.is_dir():
-                return
-            watch_state = self.watcher.state_dict()
+            watch_state = self._attached.state() if folder.is_dir() else {}
             if watch_state and state.is_world_process_zero:
                 save_whole(watch_state, folder / _STATE_FILE)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Detach."""
-        if self.watcher is not None:
-            with self._contained("closing the watch"):
-                self.watcher.close()
-
-    @property
-    def _is_strict(self) -> bool:
-        return bool(self._options.get("strict", False))
-
-    def _contained(self, what: str) -> AbstractContextManager[None]:
-        """Around everything that is done for the watch: what fails in it is logged."""
-
-        def say(_: BaseException) -> None:
-            logger.exception("%s failed; training goes on", what)
-
-        return contain_faults(say, strict=self._is_strict)
-
-
-def _as_actions(on_event: object) -> list[Callable[[Event], object]]:
-    words: dict[str, Callable[[], Callable[[Event], object]]] = {
-        "log": lambda: log_event,
-        "save": SaveNow,
-        "stop": StopTraining,
-    }
-    given = on_event if isinstance(on_event, Sequence) else ()
-    is_list = isinstance(on_event, Sequence) and not isinstance(on_event, str)
-    if not is_list or not all(callable(action) or action in words for action in given):
-        raise ConfigurationError(
-            f"Expected `on_event` to be a list of functions and of the words {sorted(words)}, "
-            f"got {on_event!r}."
-        )
-    return [words[action]() if isinstance(action, str) else action for action in given]
+        self._attached.end()
 
 
 def _agreed(wanted: list[bool], args: TrainingArguments) -> list[bool]:

@@ -184,6 +184,20 @@ def watch(
         )
 
 
+class WatchOptions(SettingsFields, total=False):
+    """Keywords of ``watch`` that a framework's callback passes on as they are."""
+
+    every: int | Schedule
+    settings: Settings | None
+    detectors: Mapping[str, Detector] | None
+    on_record: Sequence[Callable[[Record], object]]
+    sinks: Sequence[Sink]
+    max_overhead: float | None
+    background: bool
+    keep_spectra: int
+    strict: bool
+
+
 def option_names() -> frozenset[str]:
     """What ``watch`` takes beside a model and an optimizer, the fields of ``Settings`` too."""
     own = inspect.signature(watch).parameters.keys() - {"model", "optimizer", "fields"}

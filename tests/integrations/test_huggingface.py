@@ -7,6 +7,7 @@ import operator
 import os
 import random
 import shutil
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ import sparsitywatch as sw
 from sparsitywatch.integrations import huggingface
 from sparsitywatch.integrations.huggingface import SparsityWatchCallback
 from sparsitywatch.integrations.language_models import masked_loss
+from sparsitywatch.live.watch import WatchOptions, watch
+from sparsitywatch.settings import SettingsFields
 from sparsitywatch.sinks.jsonl import read_records
 
 
@@ -68,6 +71,13 @@ def test_a_resumed_trainer_goes_on_in_the_same_log(tmp_path: Path) -> None:
     assert [r.step for r in resumed] == [2, 4, 6, 8, 10]
     parts = operator.attrgetter("curve", "near_zero", "dormant", "decay_clock")
     assert [*map(parts, resumed)] == [*map(parts, whole)]
+
+
+def test_a_callback_takes_the_keywords_of_a_watch() -> None:
+    hints = typing.get_type_hints(watch)
+    own = {"model", "optimizer", "proxy", "logdir", "on_event", "initial_step", "fields", "return"}
+    expected = {name: hints[name] for name in hints.keys() - own}
+    assert typing.get_type_hints(WatchOptions) == expected | typing.get_type_hints(SettingsFields)
 
 
 def test_an_unknown_option_is_refused_when_the_callback_is_made() -> None:
