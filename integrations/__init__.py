@@ -7,6 +7,9 @@ its own name: ``sparsitywatch.integrations.huggingface``.
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 __all__: list[str] = []
 
 # From the top of a checkout `import integrations` would succeed and make a second copy of
@@ -16,3 +19,12 @@ if __name__ != "sparsitywatch.integrations":
         f"Expected this package to be imported as `sparsitywatch.integrations`, got "
         f"`{__name__}`. Write: import sparsitywatch.integrations"
     )
+
+
+def lightning_callbacks() -> list[Any]:
+    """For Lightning's entry point: what each Trainer gets if the environment asks for it."""
+    if os.environ.get("SPARSITYWATCH_LIGHTNING", "") in ("", "0"):
+        return []
+    from sparsitywatch.integrations.lightning import AskedFor
+
+    return [AskedFor()]

@@ -22,7 +22,8 @@ from accelerate.utils import DistributedType
 from contracts.live_runs import loss_per_sentence, tiny_bert
 from contracts.trainers import Sentences, proxy, train
 from contracts.watched import SeesStep
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.data import DataLoader
@@ -30,6 +31,7 @@ from torch.utils.data import DataLoader
 import sparsitywatch as sw
 from sparsitywatch.integrations import huggingface
 from sparsitywatch.integrations.huggingface import SparsityWatchCallback
+from sparsitywatch.integrations.lightning import SparsityWatch
 
 STEPS, BEFORE = 4, 2  # of a run, and of its first part
 OPTIONS = {"max_overhead": None, "every": 1, "strict": True}
@@ -111,16 +113,21 @@ def accelerated(folder: Path) -> dict:
     return said(watched, watcher)
 
 
+#: How Lightning trains on two ranks.
+LIGHTNING = {"ddp": DDPStrategy, "fsdp": lambda: ModelParallelStrategy(2, 1)}
+
+
 class Lit(lightning.LightningModule):
-    """The same loop as Lightning wants it."""
+    """The same loop as Lightning wants it; an epoch has as many steps as the first part."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = model()
 
     def configure_model(self) -> None:
-        """Shard it; called again where it is done."""
-        if not isinstance(self.inner, FSDPModule):
+        """Shard it, where the strategy does; called again where it is done."""
+        is_sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if is_sharded and not isinstance(self.inner, FSDPModule):
             mesh = self.device_mesh["data_parallel"]
             for part in (*self.inner.bert.encoder.layer, self.inner):
                 fully_shard(part, mesh=mesh)
@@ -134,35 +141,56 @@ class Lit(lightning.LightningModule):
         return loss_per_sentence(self.inner, batch).mean()
 
 
-class Watching(lightning.Callback):
-    """Attaches once the ranks, the parts and the optimizer are there."""
+class Noting(lightning.Callback):
+    """Keeps what is trained alive, and says what it was."""
 
-    def __init__(self, logdir: Path) -> None:
-        self.logdir, self.watcher, self.wrapped = logdir, None, None
+    wrapped: torch.nn.Module
 
     def on_train_start(self, trainer: lightning.Trainer, module: Lit) -> None:
-        """Attach."""
-        self.wrapped = trainer.strategy.model  # for as long as it trains
-        self.watcher = sw.watch(
-            module.inner, trainer.optimizers[0], proxy=proxy(4), logdir=self.logdir, **OPTIONS
-        )
-
-    def on_train_end(self, *_: Any) -> None:
-        """Detach."""
-        self.watcher.close()
+        """Note it before it is let go."""
+        wrapped = trainer.strategy.model
+        self.wrapped = module.inner if wrapped is module else wrapped
+        ALIVE.append(wrapped)
 
 
-def lit(folder: Path) -> dict:
-    """A Trainer of Lightning that shards by FSDP2."""
-    watching, module = Watching(folder / "log"), Lit()
-    trainer = lightning.Trainer(
-        accelerator="cpu", devices=2, strategy=ModelParallelStrategy(2, 1), max_steps=STEPS,
-        callbacks=[watching], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False,
+def lit(folder: Path, steps: int, ckpt: str | None = None, **options: Any) -> dict:
+    """A Trainer of Lightning up to ``steps``, with a log and checkpoints."""
+    watch = SparsityWatch(proxy_of_lit(), logdir=str(folder / "log"), **OPTIONS)
+    noting = Noting()
+    saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=BEFORE, save_top_k=-1)
+    fit(steps, [noting, watch, saving], ckpt and str(folder / ckpt), **options)
+    return said(noting.wrapped, watch.watcher)
+
+
+def lit_stopped(folder: Path) -> dict:
+    """A Trainer of Lightning that saves and stops on an event."""
+    seen: list[int] = []
+    watch = SparsityWatch(
+        proxy_of_lit(), logdir=str(folder), detectors={"near_zero/initial_0.1": SeesStep(3)},
+        on_event=["save", "stop", lambda event: seen.append(event.detected_step)],
+        **OPTIONS, background=False,
     )  # fmt: skip
-    trainer.fit(module, DataLoader(Sentences(8 * STEPS), 8))
-    ALIVE.append(watching.wrapped)
-    return said(module.inner, watching.watcher)
+    trainer = fit(
+        6, [Noting(), watch], strategy=DDPStrategy(), devices=2, enable_checkpointing=False
+    )
+    return {"step": trainer.global_step, "seen": seen}
+
+
+def proxy_of_lit() -> sw.Proxy:
+    """The same batches as of a Trainer."""
+    held_out = DataLoader(Sentences(16, seed=1), 4)
+    return sw.Proxy(held_out, lambda lit, batch: loss_per_sentence(lit.inner, batch))
+
+
+def fit(steps: int, callbacks: list, ckpt: str | None = None, **options: Any) -> lightning.Trainer:
+    """Train a ``Lit``; on one device unless ``options`` say more."""
+    trainer = lightning.Trainer(**{
+        "accelerator": "cpu", "devices": 1, "max_steps": steps, "callbacks": callbacks,
+        "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "use_distributed_sampler": False, **options,
+    })  # fmt: skip
+    trainer.fit(Lit(), DataLoader(Sentences(8 * BEFORE), 8), ckpt_path=ckpt)
+    return trainer
 
 
 def said(wrapped: torch.nn.Module, watcher: sw.Watcher) -> dict:
@@ -193,7 +221,21 @@ def main(folder: Path) -> None:
         "ddp-resumed": lambda to: resumed(to.with_name("ddp")),
         "events": stopped,
         "accelerate": accelerated,
-        "lightning-fsdp": lit,
+        **{
+            f"lightning-{name}{part}": lambda to, steps=steps, strategy=strategy, ckpt=ckpt: lit(
+                to.with_name(to.name.removesuffix("-resumed")),
+                steps,
+                ckpt,
+                strategy=strategy(),
+                devices=2,
+            )
+            for name, strategy in LIGHTNING.items()
+            for part, steps, ckpt in (
+                ("", BEFORE, None),
+                ("-resumed", STEPS, f"step={BEFORE}.ckpt"),
+            )
+        },
+        "lightning-events": lit_stopped,
         "fsdp": lambda to: trained(to, BEFORE, **FSDP2),
         "fsdp-resumed": lambda to: resumed(to.with_name("fsdp"), **FSDP2),
     }

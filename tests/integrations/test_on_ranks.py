@@ -1,4 +1,4 @@
-"""Trainers and Accelerate in two real processes: the log of one process, written once."""
+"""Trainers, Accelerate, Lightning in two real processes: the log of one process, written once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contracts.forked import WATCHED_BERT, forked
 from contracts.logged import records as all_records
 from contracts.once import once
 from contracts.trainers import checkpoints
-from contracts.wrappers_on_ranks import BEFORE, STEPS, accelerated, trained
+from contracts.wrappers_on_ranks import BEFORE, STEPS, accelerated, lit, trained
 
 TESTS = Path(__file__).parents[1]
 
@@ -53,6 +53,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def train(folder: Path) -> None:
         trained(folder / "trainer", STEPS)
         accelerated(folder / "accelerate")
+        lit(folder / "lightning", STEPS)
 
     return once(tmp_path_factory, "wrappers-alone", train)
 
@@ -77,7 +78,8 @@ def logged(folder: Path) -> list[dict[str, Any]]:
         ("ddp", "DistributedDataParallel", "trainer"),
         ("fsdp", "FSDPBertForMaskedLM", "trainer"),
         ("accelerate", "DistributedDataParallel", "accelerate"),
-        ("lightning-fsdp", "FSDPBertForMaskedLM", "accelerate"),
+        ("lightning-ddp", "DistributedDataParallel", "lightning"),
+        ("lightning-fsdp", "FSDPBertForMaskedLM", "lightning"),
     ],
 )
 def test_two_ranks_log_what_one_process_does(
@@ -105,6 +107,23 @@ def test_the_first_rank_keeps_the_state_with_each_checkpoint(case: str, ranks: P
     before, after = said(ranks, case)[0], said(ranks, f"{case}-resumed")[0]
     assert len(before["fingerprints"]) == BEFORE
     assert after["fingerprints"][:BEFORE] == before["fingerprints"]
+
+
+@pytest.mark.parametrize("case", ["lightning-ddp", "lightning-fsdp"])
+def test_lightning_s_checkpoint_has_the_state_once(case: str, ranks: Path) -> None:
+    for step in (BEFORE, STEPS):
+        saved = ranks / case / f"step={step}.ckpt"
+        file = saved / "meta.pt" if saved.is_dir() else saved
+        assert [state["step"] for state in torch.load(file)["sparsitywatch"]] == [step]
+    before, after = said(ranks, case)[0], said(ranks, f"{case}-resumed")[0]
+    assert len(before["fingerprints"]) == BEFORE
+    assert after["fingerprints"][:BEFORE] == before["fingerprints"]
+
+
+def test_an_event_under_lightning_saves_and_stops_both_ranks(ranks: Path) -> None:
+    assert said(ranks, "lightning-events") == [{"step": 3, "seen": [3]}, {"step": 3, "seen": []}]
+    (saved,) = (ranks / "lightning-events" / "sparsitywatch-saved").iterdir()
+    assert torch.load(saved)["sparsitywatch"][0]["step"] == 3
 
 
 def test_an_event_on_two_ranks_saves_and_stops_both(ranks: Path) -> None:

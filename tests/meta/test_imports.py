@@ -64,8 +64,8 @@ def imported(folder: str) -> set[str]:
     tops = set().union(*(third_party(path.read_text()) for path in files_in(folder)))
     neighbours = (
         path
-        for name in (folder, "examples", "examples/paper", "benchmarks")
-        for path in (ROOT / name).iterdir()
+        for name in {folder, "examples", "examples/paper", "benchmarks"} - {"integrations"}
+        for path in (ROOT / name).iterdir()  # whose own names are those of libraries
     )
     tops -= {path.stem for path in neighbours} | {"typing_extensions"}  # type checkers bring it
     return {DISTRIBUTIONS.get(top, [top])[0].lower().replace("-", "_") for top in tops}
@@ -81,7 +81,7 @@ def test_the_scan_sees_imports_inside_functions() -> None:
     ("folder", "also"),
     [
         ("sparsitywatch", ["sparsitywatch[fast,hub,pandas,plots]"]),
-        ("integrations", ["sparsitywatch[huggingface]"]),
+        ("integrations", ["sparsitywatch[huggingface,lightning]"]),
         ("examples", GROUPS["paper"]),
         ("benchmarks", GROUPS["dev"]),
         ("tests", GROUPS["dev"]),
@@ -98,6 +98,7 @@ def test_what_is_declared_is_imported() -> None:
     assert names_of(["sparsitywatch[fast]"]) <= imported("sparsitywatch")
     # the Trainer of transformers cannot run without accelerate
     assert names_of(EXTRAS["huggingface"]) - {"accelerate"} <= imported("integrations")
+    assert names_of(EXTRAS["lightning"]) <= imported("integrations")
     assert names_of(GROUPS["demo"]) <= imported("examples")
 
 
@@ -134,4 +135,4 @@ def test_rooms_without_torch() -> None:
 def test_optional_packages_wait_until_they_are_needed() -> None:
     loaded = modules_after("import sparsitywatch as sw; sw.watch; sw.Proxy; sw.Watcher")
     assert "sparsitywatch.live.watcher" in loaded
-    assert loaded.isdisjoint({"accelerate", "numba", "transformers"})
+    assert loaded.isdisjoint({"accelerate", "lightning", "numba", "transformers"})
