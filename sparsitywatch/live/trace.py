@@ -58,12 +58,13 @@ def unwrap_optimizers(given: object) -> tuple[Optimizer, ...]:
 def _unwrap_optimizer(optimizer: object) -> Optimizer:
     inner = optimizer
     while not (isinstance(inner, Optimizer) and "_optimizer_step_post_hooks" in vars(inner)):
-        inner = getattr(inner, "optimizer", None)
+        held = (getattr(inner, name, None) for name in ("optimizer", "opt"))
+        inner = next((one for one in held if one is not None), None)
         if inner is None:
             raise ConfigurationError(
                 "Expected `optimizer` to be a torch.optim.Optimizer, a wrapper that holds one as "
-                f"`.optimizer`, a list of them or None, got {type(optimizer).__name__}. Pass "
-                "optimizer=None and call watcher.step() after each step instead."
+                f"`.optimizer` or `.opt`, a list of them or None, got {type(optimizer).__name__}. "
+                "Pass optimizer=None and call watcher.step() after each step instead."
             )
     return inner
 

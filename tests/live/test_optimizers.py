@@ -427,6 +427,23 @@ def test_a_wrapper_and_what_it_wraps_are_one(watched: str, caplog) -> None:
     assert caplog.records == []
 
 
+class Holding:
+    """Holds the optimizer that steps, under the name that a library gives it."""
+
+    def __init__(self, name: str, inner: object) -> None:
+        setattr(self, name, inner)
+
+
+@pytest.mark.parametrize("name", ["optimizer", "opt"])  # of Accelerate, of fastai
+def test_what_holds_an_optimizer_stands_for_it(name: str) -> None:
+    run = Run()
+    with run.watch(None, every=10, optimizer=Holding(name, Holding("opt", run.optimizer))) as watch:
+        run.train(10)
+    assert watch.step_count == 10
+    with pytest.raises(sw.ConfigurationError, match=r"as `\.optimizer` or `\.opt`.*got Holding"):
+        run.watch(None, optimizer=Holding(name, None))
+
+
 class OutOfMemory(torch.optim.AdamW):
     """One whose second step fails."""
 
