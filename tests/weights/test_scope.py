@@ -505,6 +505,16 @@ def test_the_preset_that_an_error_suggests_selects_most(what: str) -> None:
             Scope.of(model, scope)
 
 
+def test_the_layers_of_keras_are_suggested_by_the_name_of_their_weights() -> None:
+    names = {"dense/kernel": (3, 4), "dense/bias": (4,), "embedding/embeddings": (9, 4)}
+    model = nn.Module()
+    model._torch_params = nn.ParameterDict({name: torch.ones(s) for name, s in names.items()})
+    advice = re.escape('Choose scope=["*kernel"], which selects 12 of 52 weights, as Keras')
+    with pytest.raises(ScopeError, match=advice):
+        Scope.of(model)
+    assert Scope.of(model, ["*kernel"]).names == ("_torch_params.dense/kernel",)
+
+
 def test_a_language_model_with_an_lstm_needs_no_suggestion() -> None:
     """word_language_model: its error once suggested a scope that selected the decoder alone."""
     for kind in ("LSTM", "GRU", "RNN"):
