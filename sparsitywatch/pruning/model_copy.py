@@ -241,6 +241,14 @@ class _Pickler(pickle.Pickler):
         if type(thing) is weakref.ref:
             return weakref.ref, (thing(),)
         self.kinds[type(thing)] = None
+        if isinstance(thing, list | dict) and type(thing) not in _PLAIN:
+            reduced: Any = thing.__reduce_ex__(4)
+            make, arguments, *held = reduced
+            is_usual = make is vars(copyreg)["__newobj__"] and len(held) == 3
+            if is_usual and not hasattr(thing, "__setstate__"):
+                state, values, items = held
+                filling = (state, [*(values or ())], [*(items or ())])
+                return make, arguments, filling, None, None, _fill_container
         return NotImplemented
 
 
@@ -266,6 +274,18 @@ def _fill_module(made: nn.Module, held: dict[str, Any]) -> None:
     vars(made).update(held, training=False)
     if "_compiled_call_impl" in held:  # by module.compile(): of the original
         vars(made)["_compiled_call_impl"] = None
+
+
+def _fill_container(made: Any, held: tuple[Any, list[Any], list[Any]]) -> None:
+    # not by its own methods, which may want its attributes first, or note what is put in
+    state, values, items = held
+    for attributes in state if isinstance(state, tuple) else (state,):
+        for name, value in (attributes or {}).items():
+            object.__setattr__(made, name, value)
+    if isinstance(made, list):
+        list.extend(made, values)
+    else:
+        dict.update(made, items)
 
 
 def _new_function(function: types.FunctionType) -> types.FunctionType:

@@ -200,6 +200,53 @@ def test_parts_that_stand_twice_are_one_in_the_copy() -> None:
     assert copied[0].weight.data_ptr() == model[0].weight.data_ptr()
 
 
+class Noted(list):
+    """Notes what is put into it, as Keras' lists do; made without its attributes it cannot."""
+
+    def __init__(self, values: Any = (), *, to: list[Any]) -> None:
+        super().__init__(values)
+        self.to = to
+
+    def append(self, value: Any) -> None:
+        self.extend([value])
+
+    def extend(self, values: Any) -> None:
+        self.to.extend(values)
+        super().extend(values)
+
+
+class NotedDict(dict):
+    """The same for a dict."""
+
+    def __init__(self, to: list[Any]) -> None:
+        super().__init__()
+        self.to = to
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.to.append(key)
+        super().__setitem__(key, value)
+
+
+def test_containers_that_note_what_is_put_into_them_are_copied() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    noted: list[Any] = []
+    model.noted = Noted([model[0], noted], to=noted)
+    model.named = NotedDict(noted)
+    model.named["first"] = model[0]
+    copied = ModelCopy(model)
+    module = copied.module
+    assert copied.uncopied == {}
+    assert type(module.noted) is Noted
+    assert module.noted[0] is module[0] is module.named["first"]
+    assert module.noted[1] is module.noted.to is module.named.to
+    assert noted == module.noted.to == ["first"]
+    copied.note()
+    assert copied.is_as_noted()
+    module.noted.append(3)
+    assert not copied.is_as_noted()
+    assert len(model.noted) == 2
+
+
 def test_a_tensor_with_a_graph_is_a_detached_copy() -> None:
     model = nn.Linear(3, 3)
     model.aux_loss = model(torch.ones(1, 3)).sum()
