@@ -15,12 +15,14 @@ from sparsitywatch.sinks.jsonl import read_records
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 FENCED = re.compile(r"^```python(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$", re.M | re.S)
+#: Pages that test_frameworks.py runs, on ranks or with other libraries.
+OWN = ("distributed.md", "frameworks.md")
 #: Pages whose blocks go on from those of the recipes' first one.
 PAGES = sorted(
     page.name
     for page in DOCS.glob("*.md")
     if FENCED.search(page.read_text())
-    and page.name not in ("recipes.md", "start.md", "tutorial.md")
+    and page.name not in (*OWN, "recipes.md", "start.md", "tutorial.md")
 )
 #: What blocks of other pages take for granted beside that.
 GIVEN = """
@@ -28,7 +30,6 @@ proxy, held_out_batches = sw.Proxy([inputs[:64]], value), [inputs[:64]]
 """
 #: Blocks that no test runs, by how they begin.
 NOT_RUN = {
-    "dist.init_process_group()": "needs several ranks: tests run examples/pretrain_fsdp.py on them",
     "client = dask.distributed": "needs a cluster of its own: tests/offline/test_dask.py runs one",
 }
 
