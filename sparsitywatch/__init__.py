@@ -30,6 +30,7 @@ _HOME = {
     "__version__": "records.run",
     "actions": "",
     "adaptive": "live.schedule",
+    "assert_trains": "verification",
     "audit": "offline.audit",
     "detectors": "",
     "errors": "",

@@ -34,5 +34,6 @@ from .records import Record as Record
 from .records import SparsityCurve as SparsityCurve
 from .records.run import __version__ as __version__
 from .settings import Settings as Settings
+from .verification import assert_trains as assert_trains
 from .verification import verify as verify
 from .weights.spectrum import MagnitudeSpectrum as MagnitudeSpectrum

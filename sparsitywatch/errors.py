@@ -11,6 +11,7 @@
     ├── CheckpointError (also ValueError)      a checkpoint that cannot be read or is refused
     │   └── IncompleteCheckpointError          one that is not, or not yet, all there
     ├── MeasurementError (also RuntimeError)   a measurement that failed or cannot be trusted
+    ├── TrainingError (also AssertionError)    a training that does not train
     ├── RanksError (also RuntimeError)         ranks that watch together have lost each other
     └── MissingExtraError (also ImportError)   an optional dependency is not installed
 
@@ -42,7 +43,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
@@ -51,7 +52,7 @@ from sparsitywatch.redact import redacted
 __all__ = [
     "CheckpointError", "ConfigurationError", "IncompleteCheckpointError", "LogTakenError",
     "MeasurementError", "MissingExtraError", "ProxyError", "RanksError", "ScopeError",
-    "SparsityWatchError", "StateError",
+    "SparsityWatchError", "StateError", "TrainingError",
 ]  # fmt: skip
 
 
@@ -103,6 +104,14 @@ class MeasurementError(SparsityWatchError, RuntimeError):
 
 class TrainingChangedError(MeasurementError):
     """An evaluation has changed what the training goes on from; the watch ends."""
+
+
+class TrainingError(SparsityWatchError, AssertionError):
+    """A training that does not pass ``sw.assert_trains``; ``tensors`` names those that do not."""
+
+    def __init__(self, message: str, tensors: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.tensors = tuple(dict.fromkeys(tensors))
 
 
 class RanksError(SparsityWatchError, RuntimeError):

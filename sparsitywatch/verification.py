@@ -1,7 +1,8 @@
 """``sw.verify``: the same training with and without a watch, and which bits differ.
 
-The file is not called verify.py, for then ``sparsitywatch.verify`` would be the module or the
-function, depending on which of them was imported last.
+``sw.assert_trains`` asks beside that whether all of it trains. The file is not called verify.py,
+for then ``sparsitywatch.verify`` would be the module or the function, depending on which of them
+was imported last.
 """
 
 from __future__ import annotations
@@ -17,14 +18,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.errors import ConfigurationError, MeasurementError, expect, expect_whole
+from sparsitywatch.errors import (
+    ConfigurationError,
+    MeasurementError,
+    TrainingError,
+    expect,
+    expect_whole,
+)
 from sparsitywatch.live.schedule import Schedule
 from sparsitywatch.live.watch import option_names, watch
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.batches import preserve_rng
 from sparsitywatch.pruning.model_copy import plain_state
-from sparsitywatch.records import Record
-from sparsitywatch.redact import printable
+from sparsitywatch.records import Event, Record
+from sparsitywatch.redact import logger, printable
+from sparsitywatch.vital import VitalReviewer
 from sparsitywatch.weights.layout import clean_name
 
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
@@ -388,6 +396,45 @@ def verify(
         )
     differences = tuple(d for d in compare(plain, watched) if d.name not in by_itself)
     return Verification(differences, unstable, tuple(watcher.records), plain, by_itself)
+
+
+def assert_trains(
+    make_training: Callable[[], Any], steps: int = 20, **arguments: Any
+) -> Verification:
+    """Train some steps and raise if a tensor does not train: a gate for CI.
+
+    Args:
+        make_training: as of ``verify``.
+        steps: how many steps to train, at least 8.
+        arguments: further ones of ``verify``; unless ``every`` is one, there are five snapshots.
+
+    Returns:
+        What ``verify`` returns.
+
+    Raises:
+        TrainingError: a tensor that requires grad is not trained, loses its updates in rounding,
+            does not decay as stated, is not finite, was overwritten, or differs between ranks; or
+            a watch changes bits. ``error.tensors`` has the names.
+        MeasurementError: the parameters could not be compared, so nothing is known.
+    """
+    __tracebackhide__ = True  # pytest shows the line of the test
+    expect_whole("steps", steps, 8)  # after which a gradient is known to be missing
+    given = {"scope": lambda _, p: p.requires_grad, "detectors": {}, "on_event": (), "strict": True}
+    report = verify(make_training, steps, **{"every": max(steps // 5, 1), **given, **arguments})
+    events: list[Event] = []
+    for place, record in enumerate(report.records):
+        unread = "no vital sign was read" if record.vital is None else record.vital.reason
+        if why := record.reason or unread:
+            raise MeasurementError(f"Expected parameters that can be compared, but {why}")
+        events += VitalReviewer().events(record, report.records[:place], events)
+    if events:
+        told = ["Expected a training in which every tensor trains.", *(e.report() for e in events)]
+        raise TrainingError("\n  ".join(told), [name for e in events for name in e.layers])
+    if report.unstable:
+        logger.warning("%s", report)
+    elif report.differences:
+        raise TrainingError(str(report), [d.name.partition(" ")[2] for d in report.differences])
+    return report
 
 
 def _check(

@@ -130,7 +130,7 @@ def _lost(state: WatchState, now: float | None, longest_s: float) -> _Trouble | 
         return None
     sign = f"The last sign of life is of step {state.step:,}, {moment(state.wall_time)}"
     silent_s, step_s = now - state.wall_time, state.step_s if math.isfinite(state.step_s) else 0.0
-    is_gone = _is_gone(state)
+    is_gone = has_died(state)
     if not (is_gone or silent_s > max(_LATE_S, _LATE_STEPS * step_s) + 2.0 * longest_s):
         return None
     words = f"the watch was last heard of at step {state.step:,}"
@@ -158,7 +158,7 @@ def moment(wall_time: float) -> str:
     return f"{found:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _is_gone(state: WatchState) -> bool:
+def has_died(state: WatchState) -> bool:
     """Whether the process that watched is known to be gone."""
     if sys.platform == "win32" or state.pid <= 0 or state.host != socket.gethostname():
         return False

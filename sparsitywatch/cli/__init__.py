@@ -1,7 +1,7 @@
 """The command line: read watched runs, also while they are still being written, and checkpoints.
 
 ``sparsitywatch --help`` lists the commands. Those that read logs load no model and do not import
-torch; those that read checkpoints import it when they run.
+torch; those that read checkpoints import it when they run. ``run`` runs a script under watch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sparsitywatch.cli import checkpoints, logs
+from sparsitywatch.cli import run
 from sparsitywatch.errors import SparsityWatchError
-from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import redacted
 
 
@@ -21,9 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
     That is 0; 2 if there is nothing to read or something cannot be read; 130 if it was
-    interrupted. `status` and `audit` return 1 and 2 as their answers, too.
+    interrupted. `status` and `audit` return 1 and 2 as their answers, too. `run` returns what its
+    script does, and lets out what that raises.
     """
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser(*argv[:1]).parse_args(argv)
+    if arguments.run is run.run:
+        return run.run(arguments)
     status = 0
     try:
         status = arguments.run(arguments) or 0  # most commands succeed or raise
@@ -31,18 +34,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # the reader has seen enough (`| head`); keep the interpreter from flushing again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
     except (SparsityWatchError, OSError) as error:
         print(f"sparsitywatch: {redacted(str(error))}", file=sys.stderr)
         return 2
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str = "") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sparsitywatch", description="Read watched runs, and measure saved checkpoints."
     )
-    parser.add_argument("--version", action="version", version=f"sparsitywatch {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    logs.add_to(commands)
-    checkpoints.add_to(commands)
+    run.add_to(commands)
+    if command != "run":  # whose script may want to set up what these import
+        from sparsitywatch.cli import checkpoints, logs
+        from sparsitywatch.records.run import __version__
+
+        words = f"sparsitywatch {__version__}"
+        parser.add_argument("--version", action="version", version=words)
+        logs.add_to(commands)
+        checkpoints.add_to(commands)
     return parser

@@ -20,7 +20,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from sparsitywatch.analysis.digest import Digest, alike, differences, digest
 from sparsitywatch.analysis.emergence import Emergence
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.analysis.verdict import Verdict, duration, moment
+from sparsitywatch.analysis.verdict import Verdict, duration, has_died, moment, verdict
 from sparsitywatch.cli.options import Command, add_command, add_json, align, write_page
 from sparsitywatch.errors import ConfigurationError, SparsityWatchError
 from sparsitywatch.page.render import load, render
@@ -33,6 +33,8 @@ from sparsitywatch.series import LEADING, count, describe, numbered, percent
 _FILES = ("records.jsonl", "run.json")
 _LOOPBACK = "127.0.0.1"
 _NAMES = ("127.0.0.1", "localhost")
+#: Seconds between two looks of `status --watch`.
+_POLL_S = 2.0
 
 
 def add_to(commands: Any) -> None:
@@ -61,7 +63,12 @@ def add_to(commands: Any) -> None:
         "--port", type=int, default=6020, help="of this machine alone (default: 6020; 0: any)"
     )
     words = "healthy or too early, look, broken: exit status 0, 1, 2, of several runs the worst"
-    add_json(add("status", _status, words, "a run's log, or a folder of them"))
+    parser = add("status", _status, words, "a run's log, or a folder of them")
+    add_json(parser)
+    words = "a line of JSON for each change of state or events, until all runs have ended"
+    parser.add_argument("--watch", action="store_true", help=words)
+    words = "leave out events that were reported up to this step"
+    parser.add_argument("--since", metavar="STEP", type=int, help=words)
     words = "runs side by side, as far as they can be compared"
     parser = add_command(commands, "compare", _compare, words)
     parser.add_argument(
@@ -233,29 +240,74 @@ def server_of(logdir: Path, port: int) -> WSGIServer:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    logdir = arguments.logdir
+    runs = _runs_at(arguments.logdir)
+    if arguments.watch:
+        return _follow(arguments.logdir, runs, arguments.since)
+    if len(runs) > 1:
+        read = [_read_status(run, arguments.since) for run in runs]
+        return _status_of_several(read, as_json=arguments.json)
+    found, events = _standing(runs[0], arguments.since)
+    if arguments.json:
+        print(json.dumps(_as_told(runs[0].name, found, events)))
+    else:
+        print("\n".join(map(redacted, found.describe().splitlines())))
+    return found.exit_code
+
+
+def _runs_at(logdir: Path) -> list[Run]:
+    """The run that logs there, or those that log below."""
     below = [] if log_of(logdir) else list(logs_below(logdir))
     if len(below) > 1:
-        return _status_of_several([_read_status(*one) for one in below], as_json=arguments.json)
-    run = load(below[0][1] if below else logdir)
-    if arguments.json:
-        print(json.dumps(_as_told(run.name, run.verdict, run.events)))
-    else:
-        print("\n".join(map(redacted, run.verdict.describe().splitlines())))
-    return run.verdict.exit_code
+        return [load(place, name=name) for name, place in below]
+    return [load(below[0][1] if below else logdir)]
 
 
-def _read_status(name: str, place: Path) -> tuple[str, Verdict, Sequence[Event]]:
+def _standing(run: Run, since: int | None) -> tuple[Verdict, Sequence[Event]]:
+    """How a run stands by the events that were reported after a step."""
+    if since is None:
+        return run.verdict, run.events
+    events = [event for event in run.events if event.reported_step > since]
+    return verdict(run.records, events, run.info, now=time.time()), events
+
+
+def _read_status(run: Run, since: int | None) -> tuple[str, Verdict, Sequence[Event]]:
     """How a run stands; one that cannot be read is broken."""
-    run = load(place, name=name)
     try:
-        return name, run.verdict, run.events
+        return run.name, *_standing(run, since)
     except (SparsityWatchError, OSError) as error:
-        return name, Verdict(
+        return run.name, Verdict(
             state="broken", badge="cannot be read", trouble="the log cannot be read",
             headline=f"The log cannot be read: {redacted(str(error))}",
             advice="Mend the file that is named, or take the folder away.",
         ), ()  # fmt: skip
+
+
+def _follow(logdir: Path, runs: list[Run], since: int | None) -> int:
+    """A line of JSON at first and for each change, until every run has ended."""
+    told: dict[str, Any] = {}
+    while True:
+        read = [_read_status(run, since) for run in runs]
+        for name, found, events in read:
+            now = {"state": found.state, "events": [event.id for event in events]}
+            if told.get(name) != now:
+                told[name] = now
+                words = {"headline": redacted(found.headline), "advice": redacted(found.advice)}
+                line = {"name": name, "step": found.last_step, **now, **words}
+                print(json.dumps(line), flush=True)
+        if all(map(_has_ended, runs)):
+            return max(found.exit_code for _, found, _ in read)
+        time.sleep(_POLL_S)
+        old = {run.directory: run for run in runs}
+        runs = [old.get(run.directory, run).again(now=time.time()) for run in _runs_at(logdir)]
+
+
+def _has_ended(run: Run) -> bool:
+    """Whether nothing more comes: its watch has ended, its process has died, or it is unread."""
+    try:
+        state = None if run.info is None else run.info.state
+    except (SparsityWatchError, OSError):
+        return True
+    return state is None or state.status != "on" or has_died(state)
 
 
 def _as_told(name: str, verdict: Verdict, events: Sequence[Event]) -> dict[str, Any]:

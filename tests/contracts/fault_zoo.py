@@ -271,21 +271,31 @@ class Training:
         self.optimizer.register_step_pre_hook(lambda *_: before(next(numbers)))
         self.optimizer.register_step_post_hook(lambda *_: after(next(again)))
 
+    def stepper(self) -> Callable[[], None]:
+        """What takes the next step each time, from step 1 on."""
+        data, numbers = torch.Generator().manual_seed(self.seed + 1), itertools.count(1)
+
+        def step() -> None:
+            number = next(numbers)
+            for parameter in self.model.parameters():
+                parameter.grad = None
+            for _ in range(self.accumulate):
+                self.model.loss(data).backward()
+            for function in self.before_step:
+                function(number)
+            self.optimizer.step()
+            for function in self.after_step:
+                function(number)
+
+        return step
+
     def run(self, end: int = END) -> sw.Watcher:
         """Train under watch, from step 1 to the end."""
-        data = torch.Generator().manual_seed(self.seed + 1)
+        step = self.stepper()
         options = WATCHING | {"background": False, **self.watching}
         with sw.watch(self.model, self.optimizer, **options) as watcher:
-            for step in range(1, end + 1):
-                for parameter in self.model.parameters():
-                    parameter.grad = None
-                for _ in range(self.accumulate):
-                    self.model.loss(data).backward()
-                for function in self.before_step:
-                    function(step)
-                self.optimizer.step()
-                for function in self.after_step:
-                    function(step)
+            for _ in range(end):
+                step()
         return watcher
 
 

@@ -20,9 +20,9 @@ PUBLIC = {
     "EssentialSparsity", "Event",
     "FinetunedCurve", "MagnitudeSpectrum", "MeasurementError", "Proxy", "Record", "Run", "Settings",
     "SparsityCurve", "SparsityWatchError", "StateError", "Watcher", "__version__", "actions",
-    "adaptive", "audit", "detectors", "errors", "essential_sparsity", "finetuned_curve", "load",
-    "mask_similarity", "measure", "patterns", "replay", "schedules", "sinks", "sweeps", "verdicts",
-    "verify", "watch",
+    "adaptive", "assert_trains", "audit", "detectors", "errors", "essential_sparsity",
+    "finetuned_curve", "load", "mask_similarity", "measure", "patterns", "replay", "schedules",
+    "sinks", "sweeps", "verdicts", "verify", "watch",
 }  # fmt: skip
 #: What one level down is for users, too.
 FACES = {

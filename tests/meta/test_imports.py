@@ -81,7 +81,7 @@ def test_the_scan_sees_imports_inside_functions() -> None:
     ("folder", "also"),
     [
         ("sparsitywatch", ["sparsitywatch[fast,hub,pandas,plots]"]),
-        ("integrations", ["sparsitywatch[huggingface,lightning]"]),
+        ("integrations", ["sparsitywatch[huggingface,lightning,pytest]"]),
         ("examples", GROUPS["paper"]),
         ("benchmarks", GROUPS["dev"]),
         ("tests", GROUPS["dev"]),
@@ -99,6 +99,7 @@ def test_what_is_declared_is_imported() -> None:
     # the Trainer of transformers cannot run without accelerate
     assert names_of(EXTRAS["huggingface"]) - {"accelerate"} <= imported("integrations")
     assert names_of(EXTRAS["lightning"]) <= imported("integrations")
+    assert names_of(EXTRAS["pytest"]) <= imported("integrations")
     assert names_of(GROUPS["demo"]) <= imported("examples")
 
 

@@ -1,0 +1,99 @@
+"""Watches on what a script trains that knows of none, from an optimizer's first step on."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparsitywatch.errors import SparsityWatchError, contain_faults
+from sparsitywatch.live.trace import Optimizer, StepHook
+from sparsitywatch.live.watch import watch
+from sparsitywatch.live.watcher import Watcher
+from sparsitywatch.ranks.protocol import ALONE
+from sparsitywatch.redact import redacted_error
+
+#: Optimizers that are looked at in a process: some scripts make one for each inner loop.
+_MOST = 32
+
+
+class Unedited:
+    """Watches the module of each optimizer, into a folder by its class; options as of ``watch``."""
+
+    def __init__(self, logdir: Path, tell: Callable[[str], object], **options: Any) -> None:
+        self._logdir, self._tell, self._options = logdir, tell, options
+        self._looked_at: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._num_of: Counter[str] = Counter()  # modules by class
+        self._told: set[str] = set()
+        self.num_looked_at = 0
+        self._hook = StepHook(self._before, lambda *_: None)
+
+    def _before(self, optimizer: Optimizer) -> None:
+        with contain_faults(self._end_by):
+            if optimizer not in self._looked_at:
+                self._looked_at.add(optimizer)
+                self.num_looked_at += 1
+                self._look_at(optimizer)
+                if self.num_looked_at == _MOST:
+                    self._end_by(RuntimeError(f"it has looked at {_MOST} optimizers"))
+
+    def _end_by(self, error: BaseException) -> None:
+        self._hook.remove()
+        self._say(f"no more is watched: {redacted_error(error)}")
+
+    def _say(self, words: str) -> None:
+        """Tell it once, on one of several ranks."""
+        if words not in self._told and not ALONE.why_another_watches():
+            self._tell(words)
+        self._told.add(words)
+
+    def _look_at(self, optimizer: Optimizer) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        ids, kind = set(map(id, parameters)), type(optimizer).__name__
+        for watcher in [*Watcher._all]:  # the script's own, or one of an earlier optimizer
+            if not watcher.closed and ids <= held_by(watcher._taker.model.module):
+                watcher._hook.tie_to(optimizer)
+                return
+        is_part = len(ids) == 1 and not hasattr(parameters[0], "_is_flat_param")
+        if not is_part and (module := module_of(ids)) is not None:
+            self._attach(module)
+            return
+        why = "a single tensor's step is part of one" if is_part else "no module holds its tensors"
+        self._say(f"{kind} is not watched: {why}. Use `sw.watch` and `watcher.step()` instead")
+
+    def _attach(self, module: nn.Module) -> None:
+        name = type(module).__name__
+        self._num_of[name] += 1
+        name += f"-{self._num_of[name]}" if self._num_of[name] > 1 else ""
+        try:
+            watch(module, logdir=self._logdir / name, **self._options)
+        except SparsityWatchError as error:
+            self._say(f"{name} is not watched: {redacted_error(error)}")
+        else:
+            self._say(f"{name} is watched, and logs into {self._logdir / name}")
+
+
+def module_of(parameters: set[int]) -> nn.Module | None:
+    """The smallest module that holds all parameters of these ids; None if none does."""
+    modules = [one for one in gc.get_objects() if issubclass(type(one), nn.Module)]
+    found = [one for one in modules if parameters and parameters <= held_by(one)]
+    # FSDP1's wrapper knows what the module inside it has
+    return min(found, key=lambda one: ("_handle" not in vars(one), len(held_by(one))), default=None)
+
+
+def held_by(module: nn.Module) -> set[int]:
+    """Ids of the parameters in a module, and of all modules; no method of theirs is called."""
+    held, waiting = {id(module)}, [module]
+    while waiting:
+        inside = vars(waiting.pop())
+        held.update(map(id, inside.get("_parameters", {}).values()))
+        modules = inside.get("_modules", {}).values()
+        new = [one for one in modules if one is not None and id(one) not in held]
+        held.update(map(id, new))
+        waiting += new
+    return held

@@ -1,0 +1,222 @@
+"""The gate: red for each fault of the zoo, green for trainings that only look odd."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count, cycle, islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contracts.fault_zoo import (
+    CUTS,
+    EVERY,
+    FAULTS,
+    MODELS,
+    ONSET,
+    OPTIMIZERS,
+    Fault,
+    Training,
+)
+from contracts.healthy_zoo import ODDITIES
+from torch import nn
+
+import sparsitywatch as sw
+
+SEED = 11
+#: The zoo's, and gradients that end in the middle of a run.
+TWENTY = {**FAULTS, "cut": Fault("untrained", lambda t: CUTS["taken away"](t, ONSET), ONSET)}
+#: Those that are one training, and not a loop of their own.
+HEALTHY = (
+    "plain", "each step", "frozen", "lora", "warm up", "down to zero", "restarts", "skipped steps",
+    "experts", "unseen tokens", "tied", "accumulated", "averaged", "random rounding",
+    "dropped layers", "two optimizers", "held to bounds", "autocast", "pruned", "looking ahead",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # more of them wait for each other at each small step
+    yield
+    torch.set_num_threads(before)
+
+
+def optimizer_of(index: int) -> Iterator[tuple[str, str]]:
+    """Every model, each with another optimizer; the next index begins with the next one."""
+    start = index % len(OPTIMIZERS)
+    return zip(MODELS, islice(cycle(OPTIMIZERS), start, None), strict=False)
+
+
+def maker(model: str, optimizer: str, change: Callable[[Training], Any]) -> Callable[[], Any]:
+    """Makes a training of the zoo, changed."""
+
+    def make_training() -> tuple[Any, ...]:
+        training = Training(model, optimizer, SEED)
+        change(training)
+        return training.model, training.optimizer, training.stepper()
+
+    return make_training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWENTY)
+def test_each_of_twenty_faults_is_red_in_three_models_and_names_tensors(name: str) -> None:
+    fault = TWENTY[name]
+    for model, optimizer in optimizer_of([*TWENTY].index(name)):
+        truth = set(fault.plant(Training(model, optimizer, SEED)))
+        make_training = maker(model, optimizer, fault.plant)
+        with pytest.raises(sw.errors.TrainingError) as caught:
+            sw.assert_trains(make_training, fault.onset + 2 * EVERY, every=EVERY)
+        first, named = caught.value.tensors[0], set(caught.value.tensors)
+        assert fault.spreads or first in truth, (model, optimizer)
+        # what is not finite is everywhere two snapshots later
+        spreads = fault.spreads or fault.kind == "not_finite"
+        assert spreads or named <= truth, (model, optimizer)
+        assert 2 * len(named & truth) >= len(truth), (model, optimizer)
+        assert first in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEALTHY)
+def test_each_of_twenty_trainings_that_are_well_is_green(name: str) -> None:
+    index = HEALTHY.index(name)
+    model, optimizer = list(optimizer_of(index))[index % len(MODELS)]
+    make_training = maker(model, optimizer, ODDITIES[name])
+    report = sw.assert_trains(make_training, 24)
+    assert report.equal
+    assert report.deterministic
+    assert len(report.records) == 6
+
+
+# ------------------------------------------------------------------ what it says
+
+
+def make_training(forgotten: str = "") -> tuple[Any, ...]:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    trained = [p for name, p in model.named_parameters() if name != forgotten]
+    optimizer = torch.optim.AdamW(trained, lr=0.01)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(torch.randn(5, 3)).square().mean().backward()
+        optimizer.step()
+
+    return model, optimizer, step
+
+
+def test_a_forgotten_tensor_is_an_assertion_that_names_it_and_says_what_to_do() -> None:
+    with pytest.raises(AssertionError) as caught:
+        sw.assert_trains(lambda: make_training("2.bias"))
+    assert isinstance(caught.value, sw.SparsityWatchError)
+    assert caught.value.tensors == ("2.bias",)
+    assert str(caught.value) == (
+        "Expected a training in which every tensor trains.\n"
+        "  Act: 1 tensor not trained: 2.bias; they have gradients, and no optimizer steps on them; "
+        "began between steps 0 and 4, seen at step 4. Stop the run and put these tensors into the "
+        "optimizer, or let the gradient reach them. If they are frozen on purpose, set "
+        "requires_grad to False: that says so and is faster."
+    )
+
+
+def test_what_is_frozen_on_purpose_passes() -> None:
+    def make_frozen() -> tuple[Any, ...]:
+        model, optimizer, step = make_training("2.bias")
+        model[2].bias.requires_grad_(False)
+        return model, optimizer, step
+
+    report = sw.assert_trains(make_frozen)
+    assert [record.step for record in report.records] == [4, 8, 12, 16, 20]
+    assert report.records[0].scope.num_tensors == 3
+
+
+def test_a_watch_that_changes_bits_is_red() -> None:
+    with pytest.raises(sw.errors.TrainingError, match="The watch disturbs this training") as caught:
+        sw.assert_trains(
+            make_training, 8, every=2, on_record=[lambda _: torch.rand(1)], background=False
+        )
+    assert {"0.weight", "2.bias"} <= set(caught.value.tensors)
+
+
+def test_of_a_training_that_is_never_the_same_nobody_knows_what_a_watch_changes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runs = count()
+
+    def make_unstable() -> tuple[Any, ...]:
+        model, optimizer, step = make_training()
+        model[0].bias.data.fill_(float(next(runs)))
+        return model, optimizer, step
+
+    assert not sw.assert_trains(make_unstable).deterministic
+    assert "not deterministic by itself" in caplog.text
+
+
+def test_where_no_parameter_is_compared_it_does_not_pass() -> None:
+    with pytest.raises(sw.MeasurementError, match="that can be compared, but") as caught:
+        sw.assert_trains(make_training, dormant_samples=0)
+    assert not isinstance(caught.value, AssertionError)
+    with pytest.raises(sw.ConfigurationError, match="`steps` to be a whole number >= 8, got 7"):
+        sw.assert_trains(make_training, 7)
+
+
+TESTS = """
+import pytest, torch
+from torch import nn
+
+
+@pytest.fixture
+def width():
+    return 8
+
+
+def make_training(width, trained=lambda model: model.parameters()):
+    model = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2))
+    optimizer = torch.optim.AdamW(trained(model), lr=0.01)
+
+    def step():
+        optimizer.zero_grad()
+        model(torch.randn(5, 3)).square().mean().backward()
+        optimizer.step()
+
+    return model, optimizer, step
+
+
+@pytest.mark.assert_trains(steps=10)
+def test_well(width):
+    return make_training(width)
+
+
+@pytest.mark.assert_trains
+def test_forgotten(width):
+    return make_training(width, lambda model: model[0].parameters())
+
+
+def test_by_the_fixture(assert_trains, width):
+    assert assert_trains(lambda: make_training(width), steps=8).equal
+
+
+def test_another():
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_the_plugin_has_a_marker_and_a_fixture(tmp_path: Path) -> None:
+    (tmp_path / "test_training.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    options = ["-p", "sparsitywatch.integrations.pytest_plugin", "-p", "no:cacheprovider"]
+    strict = ["--strict-markers", "-W", "error", "-q", "--tb=short"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *strict],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 failed, 3 passed" in done.stdout
+    assert "FAILED test_training.py::test_forgotten" in done.stdout
+    assert "TrainingError: Expected a training in which every tensor trains." in done.stdout
+    assert "2 tensors not trained: 2.weight, 2.bias" in done.stdout
+    assert "verification.py" not in done.stdout  # it is the test's training that is wrong
