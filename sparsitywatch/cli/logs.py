@@ -291,9 +291,9 @@ def _follow(logdir: Path, runs: list[Run], since: int | None) -> int:
             now = {"state": found.state, "events": [event.id for event in events]}
             if told.get(name) != now:
                 told[name] = now
-                words = {"headline": redacted(found.headline), "advice": redacted(found.advice)}
-                line = {"name": name, "step": found.last_step, **now, **words}
-                print(json.dumps(line), flush=True)
+                line = _as_told(name, found, events)
+                kept = ("name", "state", "last_step", "headline", "advice")
+                print(json.dumps({key: line[key] for key in kept} | now), flush=True)
         if all(map(_has_ended, runs)):
             return max(found.exit_code for _, found, _ in read)
         time.sleep(_POLL_S)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import contextlib
 import importlib.util
 import io
 import logging
@@ -81,7 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _tell(words: str) -> None:
-    print(f"sparsitywatch: {redacted(words)}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # the script may have closed it
+        print(f"sparsitywatch: {redacted(words)}", file=sys.stderr)
 
 
 def _after_torch(then: Callable[[], object]) -> None:

@@ -71,11 +71,11 @@ class Unedited:
         self._num_of[name] += 1
         name += f"-{self._num_of[name]}" if self._num_of[name] > 1 else ""
         try:
-            watch(module, logdir=self._logdir / name, **self._options)
+            why = watch(module, logdir=self._logdir / name, **self._options).off
         except SparsityWatchError as error:
-            self._say(f"{name} is not watched: {redacted_error(error)}")
-        else:
-            self._say(f"{name} is watched, and logs into {self._logdir / name}")
+            why = redacted_error(error)
+        where = f"is watched, and logs into {self._logdir / name}"
+        self._say(f"{name} {f'is not watched: {why}' if why else where}")
 
 
 def module_of(parameters: set[int]) -> nn.Module | None:

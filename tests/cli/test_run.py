@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import subprocess
@@ -175,6 +176,37 @@ def test_weights_are_the_same_and_each_module_has_a_log(name: str, tmp_path: Pat
     assert main(["status", str(tmp_path / "runs" / "train")]) == 0
 
 
+RESUMED = """
+model = Net()
+optimizer = torch.optim.AdamW(model.parameters())
+if os.path.exists("saved.pt"):
+    saved = torch.load("saved.pt")
+    model.load_state_dict(saved["model"]); optimizer.load_state_dict(saved["optimizer"])
+for _ in range(6):
+    step(model, optimizer)
+torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "saved.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_resumes_goes_on_in_its_log(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(HEAD + RESUMED)
+    for _ in range(2):
+        code, _, errors = watched(script)
+        assert code == 0, errors
+    (folder,) = (tmp_path / "runs" / "train").iterdir()
+    assert [path.name for path in folder.iterdir()] == ["sparsitywatch"]
+    assert [record.step for record in sw.load(folder).records] == [2, 4, 6, 8, 10, 12]
+
+
+def test_words_that_cannot_be_said_are_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    assert main(["run", "nowhere.py"]) == 2
+
+
 RANKS = """
 from torch import distributed
 distributed.init_process_group("gloo")
@@ -315,6 +347,16 @@ def test_a_model_that_the_script_watches_has_one_watch(
     assert [record.step for record in watcher.records] == [1, 2]
     assert said == []
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_where_watches_are_switched_off_that_is_said(
+    attach: Callable[..., Unedited], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSITYWATCH_DISABLED", "1")
+    attach()
+    model = net()
+    stepped(torch.optim.AdamW(model.parameters()))
+    assert said == ["Sequential is not watched: SPARSITYWATCH_DISABLED is set"]
 
 
 def test_the_smallest_module_is_found_in_whatever_holds_it() -> None:
