@@ -24,8 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     script does, and lets out what that raises.
     """
     argv = sys.argv[1:] if argv is None else argv
-    arguments = _parser(*argv[:1]).parse_args(argv)
-    if arguments.run is run.run:
+    command = argv[0] if argv else ""
+    arguments = _parser(command).parse_args(argv)
+    if command == "run":
         return run.run(arguments)
     status = 0
     try:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace, TracebackType
 from typing import Any
 
-from sparsitywatch.errors import expect, expect_whole
+from sparsitywatch.errors import ConfigurationError, expect, expect_whole
 from sparsitywatch.redact import logger, redacted, redacted_error
 
 
@@ -32,43 +32,37 @@ def add_to(commands: Any) -> None:
     words = "a folder of logs, one a model (default: runs/NAME of the script)"
     add("--logdir", metavar="DIR", type=Path, help=words)
     words = "optimizer steps between snapshots (default: 500)"
-    add("--every", metavar="N", type=_steps, default=500, help=words)
+    add("--every", metavar="N", type=int, default=500, help=words)
     words = "largest share of the wall time, in (0, 1], or none (default: 0.01)"
-    add("--max-overhead", metavar="SHARE", type=_share, default=0.01, help=words)
+    add("--max-overhead", metavar="SHARE", type=_number_or_none, default=0.01, help=words)
     add("command", metavar="SCRIPT", nargs=argparse.PARSER, help="the script, and its arguments")
 
 
-def _steps(text: str) -> int:
-    expect_whole("--every", int(text), 1)
-    return int(text)
-
-
-def _share(text: str) -> float | None:
-    share = None if text == "none" else float(text)
-    expect(share is None or 0.0 < share <= 1.0, "--max-overhead", "in (0, 1], or none", share)
-    return share
+def _number_or_none(text: str) -> float | None:
+    return None if text == "none" else float(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run a script; returns 0 unless it raises."""
-    script = arguments.command[0]
+    script, share = arguments.command[0], arguments.max_overhead
     try:
+        expect_whole("--every", arguments.every, 1)
+        expect(share is None or 0.0 < share <= 1.0, "--max-overhead", "in (0, 1], or none", share)
         with io.open_code(script) as file:
             source = file.read()
-    except OSError as error:
-        _tell(f"can't open file {script!r}: {error}")
-        return 2  # as Python does
+    except (ConfigurationError, OSError) as error:
+        _tell(str(error))
+        return 2  # as Python, too, does without a file
     logger.addHandler(logging.lastResort or logging.NullHandler())  # stderr, wherever others go
     logger.propagate = False
     logdir = (arguments.logdir or Path("runs", Path(script).stem)).absolute()
     found: list[Any] = []
 
     def attach() -> None:
-        options = {"every": arguments.every, "max_overhead": arguments.max_overhead}
         try:
             from sparsitywatch.live.unedited import Unedited
 
-            found.append(Unedited(logdir, _tell, **options))
+            found.append(Unedited(logdir, _tell, every=arguments.every, max_overhead=share))
         except Exception as error:  # noqa: BLE001 it is not the script's
             _tell(f"nothing is watched: {redacted_error(error)}")
 
@@ -96,12 +90,8 @@ def _after_torch(then: Callable[[], object]) -> None:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                then()
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            # what it returns nobody looks at
+            spec.loader.exec_module = lambda module: (execute(module), then())  # type: ignore
         return spec
 
     finder: Any = SimpleNamespace(find_spec=find_spec)

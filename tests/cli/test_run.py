@@ -82,11 +82,17 @@ def test_a_script_is_run_as_python_runs_it(end: str, tmp_path: Path) -> None:
 def test_a_script_that_is_not_there_and_options_that_mean_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", str(tmp_path / "nowhere.py")]) == 2
-    assert "can't open file" in capsys.readouterr().err
-    for options in (["--every", "0"], ["--max-overhead", "2"], ["--max-overhead", "all"], []):
+    nowhere = str(tmp_path / "nowhere.py")
+    for options, words in {
+        (): "sparsitywatch: [Errno 2] No such file or directory: ",
+        ("--every", "0"): "Expected `--every` to be a whole number >= 1, got 0.",
+        ("--max-overhead", "2"): "Expected `--max-overhead` to be in (0, 1], or none, got 2.0.",
+    }.items():
+        assert main(["run", *options, nowhere]) == 2
+        assert words in capsys.readouterr().err
+    for refused in (["--max-overhead", "all", nowhere], []):
         with pytest.raises(SystemExit, match=r"^2$"):
-            main(["run", *options])
+            main(["run", *refused])
         assert "usage: sparsitywatch run" in capsys.readouterr().err
 
 
@@ -174,6 +180,33 @@ def test_weights_are_the_same_and_each_module_has_a_log(name: str, tmp_path: Pat
         assert f"sparsitywatch: {folder} is watched, and logs into {run.directory.parent}" in errors
     assert errors.count(" is watched") == len(logs)
     assert main(["status", str(tmp_path / "runs" / "train")]) == 0
+
+
+EARLY = """
+import os
+os.environ["OMP_NUM_THREADS"] = "1"
+"""
+LATE = """
+print(torch.get_num_threads(), type(torch.__loader__).__name__)
+model = Net()
+optimizer = torch.optim.AdamW(model.parameters())
+for _ in range(6):
+    step(model, optimizer)
+tell(model)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_script_sets_up_before_torch_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    (tmp_path / "train.py").write_text(EARLY + HEAD + LATE)
+    options = ["--every", "2", "--max-overhead", "none", "--logdir", "log"]
+    code, output, errors = ran(tmp_path, "-m", "sparsitywatch", "run", *options, "train.py")
+    assert (code, output) == ran(tmp_path, "train.py")[:2], errors
+    assert output.startswith("1 ")
+    assert [record.step for record in sw.load(tmp_path / "log" / "Net").records] == [2, 4, 6]
 
 
 RESUMED = """
