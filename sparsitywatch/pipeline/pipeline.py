@@ -239,7 +239,7 @@ class Pipeline:
         self._on_event = tuple(on_event)
         self._on_record = tuple(on_record)
         self._strict = strict
-        self._failures: dict[int, int] = {}  # of sinks, in a row
+        self._failures: dict[tuple[int, str], int] = {}  # of sinks, in a row
         self._unsaid: tuple[Event, ...] = ()  # by actions
         self._is_open = False
         self._at_exit: Finalize | None = None  # not called in a forked child
@@ -290,6 +290,7 @@ class Pipeline:
                 self._call(on_event, event)
         for on_record in self._on_record:
             self._call(on_record, record)
+        self._each(lambda sink: sink.deliver(), in_thread="training")
 
     def report(self, state: WatchState) -> None:
         """Give the sinks that ask for it how the watch stands."""
@@ -330,7 +331,8 @@ class Pipeline:
             function(*arguments)
 
     def _working_sinks(self) -> list[Sink]:
-        return [s for s in self._sinks if self._failures.get(id(s), 0) < _MAX_FAILURES]
+        off = {sink for (sink, _), num in self._failures.items() if num >= _MAX_FAILURES}
+        return [sink for sink in self._sinks if id(sink) not in off]
 
     def _tell(self, changes: Changes, *record: Any) -> None:
         """Give sinks a record with its detail, if there is one, and what it says of events."""
@@ -343,15 +345,16 @@ class Pipeline:
 
         self._each(tell)
 
-    def _each(self, act: Callable[[Sink], object]) -> None:
+    def _each(self, act: Callable[[Sink], object], *, in_thread: str = "") -> None:
         """Where the faults of sinks end; one that keeps failing is not asked again."""
         for sink in self._working_sinks():
-            failures = self._failures.pop(id(sink), 0) + 1
+            key = id(sink), in_thread  # what works here says nothing about the other thread
+            failures = self._failures.pop(key, 0) + 1
             try:
                 act(sink)
             except BaseException as error:  # sorted by reraise_foreign
                 reraise_foreign(error, strict=self._strict)
-                self._failures[id(sink)] = failures
+                self._failures[key] = failures
                 is_last = failures >= _MAX_FAILURES
                 what = "is switched off" if is_last else "is tried again at the next record"
                 name = type(sink).__name__

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from sparsitywatch.sinks.base import MemorySink, Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
+from sparsitywatch.sinks.mirror import Mirror
 
 if TYPE_CHECKING:
     from sparsitywatch.sinks.tensorboard import TensorBoardSink
 
-__all__ = ["JsonlSink", "MemorySink", "Sink", "TensorBoardSink"]
+__all__ = ["JsonlSink", "MemorySink", "Mirror", "Sink", "TensorBoardSink"]
 
 
 def __getattr__(name: str) -> object:

@@ -61,6 +61,12 @@ class Sink(ABC):
         ``write`` runs in another.
         """
 
+    def deliver(self) -> None:  # noqa: B027 optional
+        """Do what belongs into the training's thread; by default nothing.
+
+        Called there when a record and its events were given; ``write`` may run in another.
+        """
+
     def catch_up(  # noqa: B027 optional
         self,
         records: Sequence[Record],

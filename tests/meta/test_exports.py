@@ -33,7 +33,7 @@ FACES = {
         "mask_similarity",
     },
     "schedules": {"Schedule", "adaptive", "at", "every", "geometric"},
-    "sinks": {"JsonlSink", "MemorySink", "Sink", "TensorBoardSink"},
+    "sinks": {"JsonlSink", "MemorySink", "Mirror", "Sink", "TensorBoardSink"},
     "sweeps": {"Bisection", "Grid", "Point", "Racing", "Sweep"},
 }  # fmt: skip
 NAMES = [

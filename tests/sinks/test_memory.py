@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from contracts import fake_run
-from contracts.sink_contract import SinkContract
+from contracts.sink_contract import KeepingSinkContract
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.pipeline import as_sinks
@@ -14,7 +14,7 @@ from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState
 from sparsitywatch.sinks import MemorySink, Sink
 
 
-class TestMemorySink(SinkContract):
+class TestMemorySink(KeepingSinkContract):
     def make(self, directory: Path) -> MemorySink:
         return MemorySink()
 
@@ -67,6 +67,7 @@ def test_what_is_optional_does_nothing_by_default() -> None:
     sink = Plain()
     sink.state(WatchState(status="on", step=1, wall_time=0.0))
     sink.catch_up([fake_run.look(0)[0]], [], lambda record: Detail())
+    sink.deliver()
     sink.abandon()
     assert closed == [True]
     with pytest.raises(ConfigurationError, match=r"`sinks\[1\]` to be a sink, derived from"):
