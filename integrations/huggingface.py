@@ -77,6 +77,18 @@ class SparsityWatchCallback(TrainerCallback):
         """The watch on the latest training; None before the first one."""
         return self._attached.watcher
 
+    @classmethod
+    def from_eval(cls, trainer: Any, examples: int = 128, **options: Any) -> SparsityWatchCallback:
+        """Watch with the loss on some rows of the Trainer's own ``eval_dataset`` and collator.
+
+        ``trainer.add_callback(SparsityWatchCallback.from_eval(trainer, every=500))``. The rows are
+        spread evenly, masked once, always the same way; padding does not count. ``options`` are
+        those of the callback.
+        """
+        from sparsitywatch.integrations.language_models import eval_proxy
+
+        return cls(eval_proxy(trainer, examples), **options)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, *_: Any, **trainer: Any
     ) -> None:

@@ -1,11 +1,13 @@
 """Language models of transformers from their config, and a proxy for one from a held-out text.
 
 What ``sparsitywatch replay --model ... --text ...`` evaluates. Nothing is fetched from anywhere,
-and no code that comes with a model is run.
+and no code that comes with a model is run. A Trainer's own held-out rows give a proxy, too.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsitywatch.errors import ConfigurationError, MissingExtraError
-from sparsitywatch.pruning.language import causal_batches, causal_loss, masked_batches, masked_loss
+from sparsitywatch.errors import ConfigurationError, MissingExtraError, expect, expect_whole
+from sparsitywatch.pruning.batches import preserve_rng, seed_generators
+from sparsitywatch.pruning.classes import labelled_value
+from sparsitywatch.pruning.language import (
+    IGNORED,
+    causal_batches,
+    causal_loss,
+    items_of,
+    masked_batches,
+    masked_loss,
+)
 from sparsitywatch.pruning.proxy import Proxy
 
 try:
@@ -126,6 +137,26 @@ def text_proxy(
     make, loss = (masked_batches, masked_loss) if is_masked else (causal_batches, causal_loss)
     batches = make([(row, row) for row in rows], words, has_padding=False)
     return Proxy(batches, loss, name=f"held-out {'masked' if is_masked else 'causal'}-LM loss")
+
+
+def eval_proxy(trainer: transformers.Trainer, examples: int) -> Proxy:
+    """The loss on some of a Trainer's held-out rows, as its collator puts them together."""
+    expect_whole("examples", examples, 2)
+    expect(trainer.eval_dataset is not None, "trainer", "one with an `eval_dataset`", trainer)
+    rows = [*itertools.islice(items_of(trainer.eval_dataset, examples), examples)]
+    collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
+    size = trainer.args.eval_batch_size
+    with preserve_rng():
+        seed_generators(0)  # what the collator draws, such as masks
+        batches = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+    # a causal model has its own tokens as labels; where labels are shifted already, others
+    is_causal = True
+    for batch in batches:
+        ids, labels = batch.get("input_ids"), batch.get("labels")
+        is_like = ids is not None and labels is not None and ids.shape == labels.shape
+        is_causal &= is_like and bool(((labels == ids) | (labels == IGNORED)).all())
+    value = functools.partial(labelled_value, is_causal=is_causal)
+    return Proxy(batches, value, name=f"held-out loss of {type(trainer.model).__name__}")
 
 
 def _load_tokenizer(folder: str | os.PathLike[str]) -> Any:

@@ -72,9 +72,10 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
     if proxy.unit != "example":
         logger.warning(
             "the value has one number per %s, not per example: intervals are those of %d batches. "
-            "Return the mean of each example's own positions for narrower ones.",
+            "%s",
             proxy.unit,
             values.size,
+            proxy.advice,
         )
     if has_weights and not np.isfinite(values).all():  # else values mean nothing yet
         raise ProxyError(proxy.not_finite(values))

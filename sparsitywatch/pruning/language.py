@@ -125,7 +125,7 @@ def rows_of(dataset: Any, tokenizer: Any, examples: int, length: int) -> list[Ro
     expect_whole("length", length, 2)
     expect(callable(tokenizer), "tokenizer", "a tokenizer of transformers", tokenizer)
     found: list[Row] = []
-    for number, item in enumerate(_items(dataset, examples)):
+    for number, item in enumerate(items_of(dataset, examples)):
         for ids, labels in _sequences(item, f"dataset[{number}]", tokenizer, length):
             if len(ids) >= 2:  # one token has no next one, and none beside it
                 found.append((ids[:length], labels[:length]))
@@ -138,7 +138,8 @@ def rows_of(dataset: Any, tokenizer: Any, examples: int, length: int) -> list[Ro
     return found[:examples]
 
 
-def _items(dataset: Any, num: int) -> Iterator[Any]:
+def items_of(dataset: Any, num: int) -> Iterator[Any]:
+    """Items spread evenly over a dataset that can be indexed, at most ``num``; else all."""
     if isinstance(dataset, Mapping):
         raise ProxyError(
             f"Expected `dataset` to be rows or batches, got a mapping of {sorted(dataset)[:5]}. "
@@ -156,10 +157,17 @@ def _items(dataset: Any, num: int) -> Iterator[Any]:
         yield dataset[index]
 
 
+def _texts(item: Any) -> list[str]:
+    """The texts that something is; none if it is something else."""
+    found = [item] if isinstance(item, str) else item
+    is_some = isinstance(found, list | tuple) and all(isinstance(one, str) for one in found)
+    return list(found) if is_some else []
+
+
 def _sequences(item: Any, where: str, tokenizer: Any, length: int) -> Iterator[Row]:
     """The sequences of one item: a text, a row with ids or a text, or a batch of ids."""
     if isinstance(item, Mapping) and "input_ids" not in item:
-        texts = {name: value for name, value in item.items() if isinstance(value, str)}
+        texts = {name: value for name, value in item.items() if _texts(value)}
         name = "text" if "text" in texts else next(iter(texts), None)
         if name is None or (len(texts) > 1 and name != "text"):
             raise ProxyError(
@@ -167,9 +175,10 @@ def _sequences(item: Any, where: str, tokenizer: Any, length: int) -> Iterator[R
                 "dataset, or give a list of texts."
             )
         item = texts[name]
-    if isinstance(item, str):
-        ids = tokenizer(item, truncation=True, max_length=length)["input_ids"]
-        yield list(ids), list(ids)
+    if some := _texts(item):
+        for text in some:
+            ids = tokenizer(text, truncation=True, max_length=length)["input_ids"]
+            yield list(ids), list(ids)
         return
     row = item if isinstance(item, Mapping) else {"input_ids": item}
     ids = np.asarray(row["input_ids"])
@@ -178,8 +187,10 @@ def _sequences(item: Any, where: str, tokenizer: Any, length: int) -> Iterator[R
             f"Expected whole numbers [L] or [N, L] as `input_ids` of {where}, got {ids.dtype} of "
             f"shape {ids.shape}."
         )
-    labels, mask = (np.asarray(row.get(n, ids if n == "labels" else np.ones_like(ids)))
-                    for n in ("labels", "attention_mask"))  # fmt: skip
+    pad = getattr(tokenizer, "pad_token_id", None)
+    is_marked = pad not in (None, getattr(tokenizer, "eos_token_id", None))  # else an end may be
+    labels = np.asarray(row.get("labels", ids))
+    mask = np.asarray(row.get("attention_mask", ids != pad if is_marked else np.ones_like(ids)))
     labels = labels if labels.shape == ids.shape else ids  # those of a classification
     for one, of_one, there in zip(*map(np.atleast_2d, (ids, labels, mask == 1)), strict=True):
         yield one[there].tolist(), of_one[there].tolist()

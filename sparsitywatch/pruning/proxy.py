@@ -9,6 +9,7 @@ import math
 import pickle
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from sparsitywatch.pruning.batches import (
     unit_of,
     unpacked,
 )
+from sparsitywatch.pruning.classes import labelled_value
 from sparsitywatch.pruning.language import (
     causal_batches,
     causal_loss,
@@ -77,6 +79,9 @@ class Proxy:
         ProxyError: there is no batch, one holds something that cannot be copied, or ``positions``
             does not give masks.
     """
+
+    #: How intervals become narrower where numbers are of batches.
+    advice = "Return the mean of each example's own positions for narrower ones."
 
     def __init__(
         self,
@@ -162,6 +167,58 @@ class Proxy:
         """
         batches = causal_batches(rows_of(dataset, tokenizer, examples, length), tokenizer)
         return cls(batches, causal_loss, name="held-out causal-LM loss")
+
+    @classmethod
+    def classification(
+        cls, batches: Iterable[Any], *, metric: str = "loss", max_batches: int | None = None
+    ) -> Proxy:
+        """The loss or the accuracy of a classifier, one number for each example.
+
+        Of an example with several labels, such as one for each token, it is their mean. Labels
+        of -100 do not count.
+
+        Args:
+            batches: held-out batches (inputs, labels), such as those of a DataLoader, or mappings
+                with ``labels``, such as those of a collator of transformers.
+            metric: "loss", the cross-entropy, or "accuracy".
+            max_batches: as of ``Proxy``.
+        """
+        expect(metric in ("loss", "accuracy"), "metric", "'loss' or 'accuracy'", metric)
+        return cls(
+            batches, partial(labelled_value, metric=metric), higher_is_better=metric == "accuracy",
+            name=f"held-out {metric}", max_batches=max_batches,
+        )  # fmt: skip
+
+    @classmethod
+    def of_metric(
+        cls,
+        batches: Iterable[Any],
+        predict: Callable[[nn.Module, Any], Any],
+        metric: Any,
+        *,
+        higher_is_better: bool | None = None,
+        max_batches: int | None = None,
+    ) -> Proxy:
+        """A metric of torchmetrics: F1, AUROC, perplexity, BLEU, ...
+
+        One that works sample by sample (``multidim_average="samplewise"``, ``reduction="none"``)
+        gives a number for each example. Of any other the value is that of all batches together,
+        and the interval that of a paired jackknife over the batches: give it 16 or more.
+
+        Args:
+            batches, max_batches: as of ``Proxy``.
+            predict: ``predict(model, batch)`` returns what ``metric.update`` takes, such as
+                (predictions, targets), or a dict of it.
+            metric: its states have to be sums. One that keeps all examples (``cat``) is refused.
+            higher_is_better: None: as the metric says.
+
+        Raises:
+            ProxyError: as of ``Proxy``, or the metric's states are no sums.
+        """
+        from sparsitywatch.pruning.metric import MetricProxy
+
+        options = {"higher_is_better": higher_is_better, "max_batches": max_batches}
+        return MetricProxy(batches, predict, metric, **options)
 
     def shared(self, ranks: Ranks) -> Proxy:
         """This proxy, its batches evaluated by several ranks between them; each has all values."""
