@@ -149,14 +149,16 @@ def eval_proxy(trainer: transformers.Trainer, examples: int) -> Proxy:
     with preserve_rng():
         seed_generators(0)  # what the collator draws, such as masks
         batches = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
-    # a causal model has its own tokens as labels; where labels are shifted already, others
-    is_causal = True
-    for batch in batches:
-        ids, labels = batch.get("input_ids"), batch.get("labels")
-        is_like = ids is not None and labels is not None and ids.shape == labels.shape
-        is_causal &= is_like and bool(((labels == ids) | (labels == IGNORED)).all())
-    value = functools.partial(labelled_value, is_causal=is_causal)
+    # only where labels are the tokens themselves each is what the one before it predicts
+    value = functools.partial(labelled_value, is_causal=all(map(_has_own_labels, batches)))
     return Proxy(batches, value, name=f"held-out loss of {type(trainer.model).__name__}")
+
+
+def _has_own_labels(batch: Mapping[str, Any]) -> bool:
+    ids, labels = batch.get("input_ids"), batch.get("labels")
+    if ids is None or labels is None or ids.shape != labels.shape:
+        return False
+    return bool(((labels == ids) | (labels == IGNORED)).all())
 
 
 def _load_tokenizer(folder: str | os.PathLike[str]) -> Any:

@@ -11,6 +11,8 @@ change no fraction.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import nn
@@ -30,34 +32,33 @@ except ImportError as error:
 __all__ = ["NearZeroFraction", "SpectrumMetric"]
 
 
-class SpectrumMetric(Metric):  # type: ignore[misc]
-    """The magnitude that a share of the weights does not exceed; ``spectrum`` has all of them.
+def _weights(model: nn.Module, scope: ScopeLike) -> Iterator[torch.Tensor]:
+    """What this rank holds of the tensors in scope."""
+    inner = unwrap_model(model)
+    return map(local_of, Scope.of(inner, scope).parameters(inner).values())
 
-    Args:
-        level: the share, a sparsity in [0, 1].
-        scope: which weights count, as of ``sparsitywatch.watch``.
 
-    Raises:
-        ConfigurationError: ``level`` is not in [0, 1].
+class SpectrumMetric(Metric):
+    """The magnitude that a share of the weights, ``level``, does not exceed.
+
+    ``spectrum`` has all magnitudes. ``scope`` is as of ``sparsitywatch.watch``.
     """
 
     full_state_update = False
-    counts: torch.Tensor
+    counts: torch.Tensor  # of each bin, then of those that are infinite, and NaN
 
     def __init__(self, level: float = 0.5, scope: ScopeLike = "blocks") -> None:
         super().__init__()
         expect_number("level", level, lambda x: 0.0 <= x <= 1.0, "a sparsity in [0, 1]")
         self._level, self._scope = level, scope
-        # a bin each, then those that are infinite, and those that are NaN
         num = STORAGES[torch.float32].bins.inf_key + 2
         self.add_state("counts", torch.zeros(num, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, model: nn.Module) -> None:
         """Count the weights of a model as they are now."""
-        inner, counts = unwrap_model(model), np.zeros(len(self.counts), np.int64)
-        for parameter in Scope.of(inner, self._scope).parameters(inner).values():
-            weights = {"": local_of(parameter).float()}
-            (one,) = MagnitudeSpectrum.of(weights).histograms.values()
+        counts = np.zeros(len(self.counts), np.int64)
+        for weights in _weights(model, self._scope):
+            (one,) = MagnitudeSpectrum.of({"": weights.float()}).histograms.values()
             counts[one.keys] += one.counts
             counts[-2:] += one.num_inf, one.num_nan
         self.counts += torch.from_numpy(counts).to(self.counts.device)
@@ -75,16 +76,8 @@ class SpectrumMetric(Metric):  # type: ignore[misc]
         return torch.tensor(self.spectrum.thresholds([self._level])[0])
 
 
-class NearZeroFraction(Metric):  # type: ignore[misc]
-    """The fraction of the weights with |w| <= a threshold.
-
-    Args:
-        threshold: at least 0, which counts exact zeros.
-        scope: which weights count, as of ``sparsitywatch.watch``.
-
-    Raises:
-        ConfigurationError: ``threshold`` is below 0.
-    """
+class NearZeroFraction(Metric):
+    """The fraction of the weights with |w| <= ``threshold``; ``scope`` as of a watch."""
 
     full_state_update = False
     num_near: torch.Tensor
@@ -99,9 +92,7 @@ class NearZeroFraction(Metric):  # type: ignore[misc]
 
     def update(self, model: nn.Module) -> None:
         """Count the weights of a model as they are now."""
-        inner = unwrap_model(model)
-        for parameter in Scope.of(inner, self._scope).parameters(inner).values():
-            weights = local_of(parameter)
+        for weights in _weights(model, self._scope):
             self.num_near += (weights.abs() <= self._threshold).sum().to(self.num_near.device)
             self.num_weights += weights.numel()
 

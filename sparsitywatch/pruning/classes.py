@@ -37,23 +37,21 @@ def labelled_value(
 
 def _labelled(model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits of a batch, [N, classes, ...], and labels, [N, ...], -100 where there is none."""
-    given, named = (), {}
     if isinstance(batch, Mapping):
         name = next((name for name in _LABELS if name in batch), "")
-        is_asked = name in inspect.signature(model.forward).parameters  # a decoder needs them
-        labels, named = batch.get(name), {k: x for k, x in batch.items() if k != name or is_asked}
+        decodes = "decoder_input_ids" in inspect.signature(model.forward).parameters
+        named = {key: x for key, x in batch.items() if key != name or decodes}
+        output, labels, mask = model(**named), batch.get(name), batch.get("attention_mask")
     else:
         *given, labels = batch
-    output = model(*given, **named)
+        output, mask = model(*given), None
     is_tensor = isinstance(output, torch.Tensor)
     if not is_tensor:
         output = output.logits if "logits" in output else output.prediction_logits
     if isinstance(labels, torch.Tensor) and not labels.is_floating_point():
-        mask = named.get("attention_mask", labels)
-        if mask is not labels and mask.shape == labels.shape:
+        if mask is not None and mask.shape == labels.shape:
             labels = labels.masked_fill(mask == 0, IGNORED)
-        # torch's own models put the classes second, those of transformers last
-        both = (output, output.movedim(-1, 1))
+        both = (output, output.movedim(-1, 1))  # classes are second, in transformers last
         for logits in both if is_tensor else both[::-1]:
             if logits.shape[:1] + logits.shape[2:] == labels.shape:
                 return logits, labels.long()

@@ -14,6 +14,12 @@ from sparsitywatch.errors import MissingExtraError, ProxyError, expect
 from sparsitywatch.pruning.batches import Batch, ValueFunction, device_of, seed_generators
 from sparsitywatch.pruning.proxy import Proxy
 
+try:
+    from torchmetrics import Metric
+    from torchmetrics.utilities.data import dim_zero_sum
+except ImportError as error:
+    raise MissingExtraError("torchmetrics", "torchmetrics", "Proxy.of_metric") from error
+
 
 class MetricProxy(Proxy):
     """Keeps of each batch what it adds to a metric's states, or a number for each example."""
@@ -21,11 +27,24 @@ class MetricProxy(Proxy):
     advice = "More batches make them narrower."
 
     def __init__(self, batches: Any, predict: Any, metric: Any, **options: Any) -> None:
-        self._metric, self._by_example = _checked(metric)
+        expect(isinstance(metric, Metric), "metric", "a Metric of torchmetrics", metric)
+        kinds = (vars(metric).get("multidim_average"), vars(metric).get("reduction"))
+        self._by_example = "samplewise" in kinds or "none" in kinds
+        others = [name for name, how in metric._reductions.items() if how is not dim_zero_sum]
+        if others and not self._by_example:
+            raise ProxyError(
+                f"Expected a metric whose states are sums over examples, got "
+                f"{type(metric).__name__}, whose {', '.join(map(repr, others))} are a list (`cat`) "
+                "or another thing. Give it `thresholds=100`, if it takes them, or use `sw.Proxy` "
+                "with a number for each example."
+            )
         if options["higher_is_better"] is None:
             options["higher_is_better"] = metric.higher_is_better
         is_known = isinstance(options["higher_is_better"], bool)
         expect(is_known, "higher_is_better", "True or False: the metric does not say it", None)
+        self._metric = copy.deepcopy(metric)
+        self._metric.compute_with_cache = False
+        self._metric.distributed_available_fn = bool  # no: what other ranks add, the proxy adds
         super().__init__(batches, predict, name=type(metric).__name__, **options)
 
     def examples(self, every: Mapping[int, np.ndarray]) -> np.ndarray:
@@ -38,26 +57,25 @@ class MetricProxy(Proxy):
         total, num = sums.sum(0), len(sums)
         without = np.array([self._value_of(total - of_batch) for of_batch in sums])
         self.unit, self._num_examples, self._sizes = "batch", num, [1] * num
-        return self._value_of(total) + (num - 1) * (without.mean() - without)
+        values: np.ndarray = self._value_of(total) + (num - 1) * (without.mean() - without)
+        return values
 
     def _of_batch(
         self, batch: Batch, index: int, seed: int, model: nn.Module, value: ValueFunction
     ) -> np.ndarray:
         seed_generators(seed)
-        device = device_of(model)
-        given: Any = value(model, batch.on(device))
-        metric = self._metric.to(device)
+        given: Any = value(model, batch.on(device_of(model)))
+        metric = self._metric.to(device_of(model))
         metric.reset()
         if isinstance(given, Mapping):
             metric.update(**given)
         else:
             metric.update(*given)
-        if self._by_example:
-            each = metric.compute()
-            if isinstance(each, torch.Tensor) and each.ndim == 1:
-                return each.double().cpu().numpy()
-            raise ProxyError(f"Expected one number for each example, got {each} in batch {index}.")
         parts = [getattr(metric, name) for name in metric._reductions]
+        if self._by_example:
+            parts = [metric.compute()]
+            if not isinstance(parts[0], torch.Tensor) or parts[0].ndim != 1:
+                raise ProxyError(f"Expected a number for each example, got {parts[0]} in {index}.")
         return torch.cat([part.double().reshape(-1).cpu() for part in parts]).numpy()
 
     def _value_of(self, sums: np.ndarray) -> float:
@@ -71,31 +89,3 @@ class MetricProxy(Proxy):
         if isinstance(found, torch.Tensor) and found.numel() == 1:
             return float(found)
         raise ProxyError(f"Expected a metric of one number, such as a macro average, got {found}.")
-
-
-def _checked(metric: Any) -> tuple[Any, bool]:
-    """A copy of a metric, and whether it has a number for each example; refuses other states."""
-    try:
-        from torchmetrics import Metric
-        from torchmetrics.utilities.data import dim_zero_sum
-    except ImportError as error:
-        raise MissingExtraError("torchmetrics", "torchmetrics", "Proxy.of_metric") from error
-    expect(isinstance(metric, Metric), "metric", "a Metric of torchmetrics", metric)
-    kinds = (vars(metric).get("multidim_average"), vars(metric).get("reduction"))
-    is_by_example = "samplewise" in kinds or "none" in kinds
-    others = [name for name, how in metric._reductions.items() if how is not dim_zero_sum]
-    if others and not is_by_example:
-        raise ProxyError(
-            f"Expected a metric whose states are sums over examples, got {type(metric).__name__}, "
-            f"whose {', '.join(map(repr, others))} are a list (`cat`), or another thing. Give it "
-            "`thresholds=100`, if it takes them, or use `sw.Proxy` with a number for each example."
-        )
-    own = copy.deepcopy(metric)
-    own.compute_with_cache = False
-    own.distributed_available_fn = _alone
-    return own, is_by_example
-
-
-def _alone() -> bool:
-    """For a metric: what the batches of other ranks add comes by the proxy."""
-    return False

@@ -202,8 +202,8 @@ class Proxy:
         """A metric of torchmetrics: F1, AUROC, perplexity, BLEU, ...
 
         One that works sample by sample (``multidim_average="samplewise"``, ``reduction="none"``)
-        gives a number for each example. Of any other the value is that of all batches together,
-        and the interval that of a paired jackknife over the batches: give it 16 or more.
+        gives a number for each example. Any other is of all batches together, its interval that of
+        a paired jackknife over batches: give it 16 or more.
 
         Args:
             batches, max_batches: as of ``Proxy``.
@@ -211,14 +211,12 @@ class Proxy:
                 (predictions, targets), or a dict of it.
             metric: its states have to be sums. One that keeps all examples (``cat``) is refused.
             higher_is_better: None: as the metric says.
-
-        Raises:
-            ProxyError: as of ``Proxy``, or the metric's states are no sums.
         """
         from sparsitywatch.pruning.metric import MetricProxy
 
-        options = {"higher_is_better": higher_is_better, "max_batches": max_batches}
-        return MetricProxy(batches, predict, metric, **options)
+        return MetricProxy(
+            batches, predict, metric, higher_is_better=higher_is_better, max_batches=max_batches
+        )
 
     def shared(self, ranks: Ranks) -> Proxy:
         """This proxy, its batches evaluated by several ranks between them; each has all values."""

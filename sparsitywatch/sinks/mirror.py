@@ -13,33 +13,30 @@ from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState
 from sparsitywatch.series import LEADING
 from sparsitywatch.sinks.base import GuardedSink
 
-#: The names of a mirror begin with this; so W&B and others show them as one section.
-PREFIX = "sparsity"
-_STEP, _NUM_EVENTS, _IS_ON = (f"{PREFIX}/{name}" for name in ("step", "num_events", "is_on"))
-#: W&B refuses titles from this length on.
-_LONGEST_TITLE = 64
+_STEP, _NUM_EVENTS = "sparsity/step", "sparsity/num_events"
+#: W&B refuses longer titles.
+_LONGEST_TITLE = 63
 
 
 class Mirror(GuardedSink):
     """Shows the leading series in the logger that the training has already.
 
-    It calls ``log(numbers, step)`` for each snapshot, in the training's thread, where MLflow has
-    its run. The names begin with "sparsity/". Beside the series there are ``sparsity/step``, for
-    charts with an axis of their own, ``sparsity/num_events``, and ``sparsity/is_on``, 0 if the
-    watch has switched itself off. A snapshot may arrive some steps late. The log has all numbers;
-    a logger takes none back, so steps that a resumed run repeats are there twice.
+    It calls ``log(numbers, step)`` for each snapshot, in the training's thread, perhaps some steps
+    late. Names begin with "sparsity/": the series, ``sparsity/step`` as an axis for charts, the
+    number of events, and ``sparsity/is_on``, 0 if the watch has switched itself off. A logger takes
+    nothing back: steps that a resumed run repeats are there twice.
 
-    W&B drops what comes late, and a call can push out a row of the loop. So ``run.log`` gets no
-    step: a snapshot joins a row of the loop, one a row, and what still waits at the end gets rows
-    then. Its charts use ``sparsity/step``. ``trackio.log`` gets no step either.
+    W&B drops late steps, and any call may push out a row of the loop. So ``run.log`` is called
+    without a step: each row of the loop takes one snapshot along, and what still waits at the end
+    gets rows then. ``trackio.log`` is called without a step, too.
 
     Args:
-        log: such as ``run.log`` of W&B, ``mlflow.log_metrics``, ``trackio.log``, or a function.
+        log: ``run.log`` of W&B, ``mlflow.log_metrics``, ``trackio.log``, or any function.
         alert: called with a title and a sentence for each event, and if the watch switches itself
             off. By default the alert of W&B or Trackio, else nothing.
 
     Raises:
-        ConfigurationError: ``log`` or ``alert`` is no function, or W&B has no run yet.
+        ConfigurationError: one of them is no function, or W&B has no run yet.
     """
 
     def __init__(
@@ -53,10 +50,9 @@ class Mirror(GuardedSink):
             expect(run is not None, "log", "that of a run: call wandb.init() first", log)
         elif self._package == "trackio":
             run = run or sys.modules["trackio"]
-        else:
-            run = None
         self._log, self._run = log, run
-        self._alert = alert or (run.alert if run is not None else None)
+        has_alerts = self._package in ("trackio", "wandb")
+        self._alert = run.alert if alert is None and has_alerts else alert
         self._rows: list[dict[str, float]] = []  # that wait for the training's thread
         self._told: list[tuple[str, str]] = []  # alerts that do
         self._num_events = 0
@@ -67,7 +63,7 @@ class Mirror(GuardedSink):
             self._num_events = 0
             if self._package == "wandb":
                 self._run.define_metric(_STEP)
-                self._run.define_metric(f"{PREFIX}/*", step_metric=_STEP)
+                self._run.define_metric("sparsity/*", step_metric=_STEP)
 
     def catch_up(self, _: object, events: Sequence[Event], __: object) -> None:
         """Count the events that a resumed run knows; what the logger has is not known."""
@@ -75,14 +71,13 @@ class Mirror(GuardedSink):
 
     def write(self, record: Record, detail: Detail) -> None:  # noqa: ARG002
         self._require()
-        rule, series = next(iter(record.near_zero), ""), record.series()
+        series, rule = record.series(), next(iter(record.near_zero), "")
         names = [name.format(rule=rule) for name in LEADING]
-        numbers = {f"{PREFIX}/{name}": series.get(name, math.nan) for name in names}
-        self._add(record.step, {name: x for name, x in numbers.items() if math.isfinite(x)})
+        self._add(record.step, {name: series.get(name, math.nan) for name in names})
 
-    def _add(self, step: int, numbers: dict[str, float], *, is_on: bool = True) -> None:
-        own = {_STEP: step, _NUM_EVENTS: self._num_events, _IS_ON: float(is_on)}
-        self._rows.append({**numbers, **own})
+    def _add(self, step: int, found: dict[str, float], *, is_on: bool = True) -> None:
+        found |= {"step": step, "num_events": self._num_events, "is_on": float(is_on)}
+        self._rows.append({f"sparsity/{name}": x for name, x in found.items() if math.isfinite(x)})
 
     def event(self, event: Event) -> None:
         self._require()
@@ -102,6 +97,14 @@ class Mirror(GuardedSink):
         self._require()
         self._pass_on(at_end=False)
 
+    def close(self) -> None:
+        if self._end():
+            self._pass_on(at_end=True)
+
+    def abandon(self) -> None:
+        self._end()
+        self._rows, self._told = [], []
+
     def _pass_on(self, *, at_end: bool) -> None:
         """Log what waits; what fails is tried again the next time."""
         while self._rows and self._put(self._rows[0], at_end=at_end):
@@ -109,7 +112,7 @@ class Mirror(GuardedSink):
         while self._told:
             title, sentence = self._told[0]
             if self._alert is not None:
-                self._alert(title[: _LONGEST_TITLE - 1], sentence)
+                self._alert(title[:_LONGEST_TITLE], sentence)
             del self._told[0]
 
     def _put(self, row: dict[str, float], *, at_end: bool) -> bool:
@@ -128,12 +131,3 @@ class Mirror(GuardedSink):
         else:
             self._log(row, int(row[_STEP]))
         return True
-
-    def close(self) -> None:
-        if self._end():
-            self._pass_on(at_end=True)
-
-    def abandon(self) -> None:
-        self._end()
-        self._rows.clear()
-        self._told.clear()

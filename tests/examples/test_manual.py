@@ -64,7 +64,7 @@ def blocks(page: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_recipes_run_in_their_order(tmp_path: Path) -> None:
-    assert len(blocks("recipes.md")) == 9
+    assert len(blocks("recipes.md")) == 10
     printed, _ = said("\n".join(blocks("recipes.md")), tmp_path)
     assert "<Record" in printed
     assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"mine", "bert", "replayed"}

@@ -80,8 +80,8 @@ def test_the_scan_sees_imports_inside_functions() -> None:
 @pytest.mark.parametrize(
     ("folder", "also"),
     [
-        ("sparsitywatch", ["sparsitywatch[fast,hub,pandas,plots]"]),
-        ("integrations", ["sparsitywatch[huggingface,lightning,pytest]"]),
+        ("sparsitywatch", ["sparsitywatch[fast,hub,pandas,plots,torchmetrics]"]),
+        ("integrations", ["sparsitywatch[huggingface,lightning,pytest,torchmetrics]"]),
         ("examples", GROUPS["paper"]),
         ("benchmarks", GROUPS["dev"]),
         ("tests", GROUPS["dev"]),
