@@ -11,8 +11,6 @@ change no fraction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import nn
@@ -30,12 +28,6 @@ except ImportError as error:
     raise MissingExtraError("torchmetrics", "torchmetrics", "NearZeroFraction") from error
 
 __all__ = ["NearZeroFraction", "SpectrumMetric"]
-
-
-def _weights(model: nn.Module, scope: ScopeLike) -> Iterator[torch.Tensor]:
-    """What this rank holds of the tensors in scope."""
-    inner = unwrap_model(model)
-    return map(local_of, Scope.of(inner, scope).parameters(inner).values())
 
 
 class SpectrumMetric(Metric):
@@ -56,9 +48,10 @@ class SpectrumMetric(Metric):
 
     def update(self, model: nn.Module) -> None:
         """Count the weights of a model as they are now."""
-        counts = np.zeros(len(self.counts), np.int64)
-        for weights in _weights(model, self._scope):
-            (one,) = MagnitudeSpectrum.of({"": weights.float()}).histograms.values()
+        inner, counts = unwrap_model(model), np.zeros(len(self.counts), np.int64)
+        for parameter in Scope.of(inner, self._scope).parameters(inner).values():
+            weights = {"": local_of(parameter).float()}
+            (one,) = MagnitudeSpectrum.of(weights).histograms.values()
             counts[one.keys] += one.counts
             counts[-2:] += one.num_inf, one.num_nan
         self.counts += torch.from_numpy(counts).to(self.counts.device)
@@ -76,26 +69,14 @@ class SpectrumMetric(Metric):
         return torch.tensor(self.spectrum.thresholds([self._level])[0])
 
 
-class NearZeroFraction(Metric):
-    """The fraction of the weights with |w| <= ``threshold``; ``scope`` as of a watch."""
-
-    full_state_update = False
-    num_near: torch.Tensor
-    num_weights: torch.Tensor
+class NearZeroFraction(SpectrumMetric):
+    """The fraction of the weights with |w| <= ``threshold``, as ``near_zero/abs_*`` of a watch."""
 
     def __init__(self, threshold: float = 1e-3, scope: ScopeLike = "blocks") -> None:
-        super().__init__()
+        super().__init__(scope=scope)
         expect_number("threshold", threshold, lambda x: x >= 0.0, "a number >= 0")
-        self._threshold, self._scope = threshold, scope
-        for name in ("num_near", "num_weights"):
-            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, model: nn.Module) -> None:
-        """Count the weights of a model as they are now."""
-        for weights in _weights(model, self._scope):
-            self.num_near += (weights.abs() <= self._threshold).sum().to(self.num_near.device)
-            self.num_weights += weights.numel()
+        self._threshold = threshold
 
     def compute(self) -> torch.Tensor:
         """The fraction, in [0, 1]."""
-        return self.num_near / self.num_weights
+        return torch.tensor(self.spectrum.sparsity_at(self._threshold))

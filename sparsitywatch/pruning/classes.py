@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from sparsitywatch.errors import ProxyError
-from sparsitywatch.pruning.language import IGNORED
+from sparsitywatch.pruning.language import IGNORED, logits_in, mean_by_example
 
 #: What a batch that is a mapping calls its labels.
 _LABELS = ("labels", "label", "targets", "target")
@@ -31,8 +31,7 @@ def labelled_value(
         each = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
     else:
         each = (logits.argmax(1) == labels).float()  # no class is -100
-    num = (labels != IGNORED).reshape(len(labels), -1).sum(1)
-    return each.reshape(len(labels), -1).sum(1)[num > 0] / num[num > 0]
+    return mean_by_example(each, labels)
 
 
 def _labelled(model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,9 +44,7 @@ def _labelled(model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]
     else:
         *given, labels = batch
         output, mask = model(*given), None
-    is_tensor = isinstance(output, torch.Tensor)
-    if not is_tensor:
-        output = output.logits if "logits" in output else output.prediction_logits
+    is_tensor, output = isinstance(output, torch.Tensor), logits_in(output)
     if isinstance(labels, torch.Tensor) and not labels.is_floating_point():
         if mask is not None and mask.shape == labels.shape:
             labels = labels.masked_fill(mask == 0, IGNORED)

@@ -41,17 +41,26 @@ def causal_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Te
 
 def _logits(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     names = ("input_ids", "attention_mask")
-    output = model(**{name: batch[name] for name in names if name in batch})
-    if isinstance(output, torch.Tensor):
-        return output.float()
-    logits: torch.Tensor = output.logits if "logits" in output else output.prediction_logits
-    return logits.float()
+    return logits_in(model(**{name: batch[name] for name in names if name in batch})).float()
+
+
+def logits_in(output: Any) -> torch.Tensor:
+    """The logits that a model puts out, by themselves or beside other things."""
+    if not isinstance(output, torch.Tensor):
+        output = output.logits if "logits" in output else output.prediction_logits
+    logits: torch.Tensor = output
+    return logits
 
 
 def _mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
-    num = (labels != IGNORED).sum(1)
-    return losses.sum(1)[num > 0] / num[num > 0]
+    return mean_by_example(losses, labels)
+
+
+def mean_by_example(numbers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean of the numbers of each example that have a label; one without any is left out."""
+    num = (labels != IGNORED).reshape(len(labels), -1).sum(1)
+    return numbers.reshape(len(labels), -1).sum(1)[num > 0] / num[num > 0]
 
 
 # ------------------------------------------------------------------ batches
@@ -157,17 +166,10 @@ def items_of(dataset: Any, num: int) -> Iterator[Any]:
         yield dataset[index]
 
 
-def _texts(item: Any) -> list[str]:
-    """The texts that something is; none if it is something else."""
-    found = [item] if isinstance(item, str) else item
-    is_some = isinstance(found, list | tuple) and all(isinstance(one, str) for one in found)
-    return list(found) if is_some else []
-
-
 def _sequences(item: Any, where: str, tokenizer: Any, length: int) -> Iterator[Row]:
     """The sequences of one item: a text, a row with ids or a text, or a batch of ids."""
     if isinstance(item, Mapping) and "input_ids" not in item:
-        texts = {name: value for name, value in item.items() if _texts(value)}
+        texts = {name: value for name, value in item.items() if isinstance(value, str)}
         name = "text" if "text" in texts else next(iter(texts), None)
         if name is None or (len(texts) > 1 and name != "text"):
             raise ProxyError(
@@ -175,10 +177,9 @@ def _sequences(item: Any, where: str, tokenizer: Any, length: int) -> Iterator[R
                 "dataset, or give a list of texts."
             )
         item = texts[name]
-    if some := _texts(item):
-        for text in some:
-            ids = tokenizer(text, truncation=True, max_length=length)["input_ids"]
-            yield list(ids), list(ids)
+    if isinstance(item, str):
+        ids = tokenizer(item, truncation=True, max_length=length)["input_ids"]
+        yield list(ids), list(ids)
         return
     row = item if isinstance(item, Mapping) else {"input_ids": item}
     ids = np.asarray(row["input_ids"])
@@ -188,9 +189,10 @@ def _sequences(item: Any, where: str, tokenizer: Any, length: int) -> Iterator[R
             f"shape {ids.shape}."
         )
     pad = getattr(tokenizer, "pad_token_id", None)
-    is_marked = pad not in (None, getattr(tokenizer, "eos_token_id", None))  # else an end may be
-    labels = np.asarray(row.get("labels", ids))
-    mask = np.asarray(row.get("attention_mask", ids != pad if is_marked else np.ones_like(ids)))
+    if pad in (None, getattr(tokenizer, "eos_token_id", None)):  # it may stand for an end
+        pad = -1
+    labels, mask = (np.asarray(row.get(name, other))
+                    for name, other in (("labels", ids), ("attention_mask", ids != pad)))  # fmt: skip
     labels = labels if labels.shape == ids.shape else ids  # those of a classification
     for one, of_one, there in zip(*map(np.atleast_2d, (ids, labels, mask == 1)), strict=True):
         yield one[there].tolist(), of_one[there].tolist()

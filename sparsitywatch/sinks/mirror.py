@@ -14,8 +14,6 @@ from sparsitywatch.series import LEADING
 from sparsitywatch.sinks.base import GuardedSink
 
 _STEP, _NUM_EVENTS = "sparsity/step", "sparsity/num_events"
-#: W&B refuses longer titles.
-_LONGEST_TITLE = 63
 
 
 class Mirror(GuardedSink):
@@ -112,7 +110,7 @@ class Mirror(GuardedSink):
         while self._told:
             title, sentence = self._told[0]
             if self._alert is not None:
-                self._alert(title[:_LONGEST_TITLE], sentence)
+                self._alert(title[:63], sentence)  # W&B refuses longer titles
             del self._told[0]
 
     def _put(self, row: dict[str, float], *, at_end: bool) -> bool:

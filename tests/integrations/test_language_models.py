@@ -236,6 +236,7 @@ def forms(words: transformers.PreTrainedTokenizerFast) -> dict[str, object]:
         "tensors": [torch.tensor(one) for one in ids],
         "a row of a classification": [{**row, "labels": 1} for row in rows],
         "padded rows": [{name: padded[name][i] for name in padded} for i in range(3)],
+        "padded rows without a mask": [{"input_ids": ids} for ids in padded["input_ids"]],
         "a batch": [dict(padded)],
         "a collator's batches": torch.utils.data.DataLoader(
             rows, batch_size=2,
@@ -248,7 +249,7 @@ def forms(words: transformers.PreTrainedTokenizerFast) -> dict[str, object]:
 @pytest.mark.parametrize("make", [sw.Proxy.masked_lm, sw.Proxy.causal_lm])
 def test_a_dataset_in_any_form_gives_the_same_proxy(words, bert, make) -> None:
     found = {name: make(dataset, words) for name, dataset in forms(words).items()}
-    assert len(found) == 11
+    assert len(found) == 12
     hashes = {name: proxy.hash for name, proxy in found.items()}
     assert set(hashes.values()) == {hashes["texts"]}
     assert len(check_proxy(found["texts"], bert)) == 3
