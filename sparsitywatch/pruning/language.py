@@ -47,7 +47,7 @@ def _logits(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor
 def logits_in(output: Any) -> torch.Tensor:
     """The logits that a model puts out, by themselves or beside other things."""
     if not isinstance(output, torch.Tensor):
-        output = output.logits if "logits" in output else output.prediction_logits
+        output = output["logits" if "logits" in output else "prediction_logits"]
     logits: torch.Tensor = output
     return logits
 
@@ -191,8 +191,7 @@ def _sequences(item: Any, where: str, tokenizer: Any, length: int) -> Iterator[R
     pad = getattr(tokenizer, "pad_token_id", None)
     if pad in (None, getattr(tokenizer, "eos_token_id", None)):  # it may stand for an end
         pad = -1
-    labels, mask = (np.asarray(row.get(name, other))
-                    for name, other in (("labels", ids), ("attention_mask", ids != pad)))  # fmt: skip
-    labels = labels if labels.shape == ids.shape else ids  # those of a classification
+    mask, labels = np.asarray(row.get("attention_mask", ids != pad)), np.asarray(row.get("labels"))
+    labels = labels if labels.shape == ids.shape else ids  # none, or those of a classification
     for one, of_one, there in zip(*map(np.atleast_2d, (ids, labels, mask == 1)), strict=True):
         yield one[there].tolist(), of_one[there].tolist()

@@ -36,7 +36,7 @@ def test_the_fraction_near_zero_is_counted(dtype: torch.dtype) -> None:
     assert metric.compute().item() == pytest.approx(exact, abs=2e-3)
     watched = sw.measure(model, near_zero=["abs_0.02"]).near_zero["abs_0.02"]
     if dtype == torch.float32:
-        assert metric.compute().item() == pytest.approx(watched, rel=1e-6)
+        assert metric.compute().item() == pytest.approx(watched, rel=1e-5)
     with torch.no_grad():
         model[0].weight[:10] = 0.0
     zero = NearZeroFraction(0.0)
