@@ -76,6 +76,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "racing": sw.sweeps.Racing(),
         "settings": sw.Settings(tolerance=0.02, levels=[i / 1000 for i in range(1000)]),
         "jsonl": sw.sinks.JsonlSink(folder), "tensorboard": sw.sinks.TensorBoardSink(folder),
+        "mirror": sw.sinks.Mirror(print),
         "loaded": sw.Run(watcher.records, [event], name="x" * 900 + "\x1b[2J"),
         **{name: as_pattern(name) for name in PATTERNS},
         "combination": sw.patterns.Pattern("sparsegpt", "2:4", damping=0.1),

@@ -60,7 +60,7 @@ def files_in(folder: str) -> list[Path]:
 
 
 def imported(folder: str) -> set[str]:
-    """Distributions that the files of a top-level folder import."""
+    """Distributions that the files of a top-level folder import; of several, a declared one."""
     tops = set().union(*(third_party(path.read_text()) for path in files_in(folder)))
     neighbours = (
         path
@@ -68,7 +68,9 @@ def imported(folder: str) -> set[str]:
         for path in (ROOT / name).iterdir()  # whose own names are those of libraries
     )
     tops -= {path.stem for path in neighbours} | {"typing_extensions"}  # type checkers bring it
-    return {DISTRIBUTIONS.get(top, [top])[0].lower().replace("-", "_") for top in tops}
+    declared = names_of([*PROJECT["dependencies"], *GROUPS["dev"]])
+    found = ([n.lower().replace("-", "_") for n in DISTRIBUTIONS.get(top, [top])] for top in tops)
+    return {next(filter(declared.__contains__, names), names[0]) for names in found}
 
 
 def test_the_scan_sees_imports_inside_functions() -> None:
