@@ -382,7 +382,7 @@ def _nothing_matched(layout: Layout, scope: ScopeLike, ledger: Sequence[LedgerEn
                 f"Choose scope={preset!r}, which selects {chosen:,} of {num:,} weights "
                 f"({chosen / num:.0%}), name patterns or a predicate."
             )
-    if chosen := sum(e.num_weights for e in weights if e.name.endswith("kernel")):
+    if chosen := sum(e.num_weights for e in weights if e.name.endswith("/kernel")):
         advice = (
             f'Choose scope=["*kernel"], which selects {chosen:,} of {num:,} weights, as Keras '
             "names them."
