@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import struct
@@ -175,10 +176,15 @@ NUM_MADE = 2048
 LATE = [*STEPS[:64], *range(60_000, 142_000, 4_000)]
 
 
+@functools.cache
+def ends_of(name: str, seed: int) -> np.ndarray:
+    """Two sets of weights that a tensor turns between."""
+    return np.random.default_rng([seed, *name.encode()]).standard_normal((2, NUM_MADE)) * 0.02
+
+
 def begin_of(name: str, step: int, seed: int) -> np.ndarray:
     """The first weights of a tensor: on a way that never comes back."""
-    key = [seed, *name.encode()]
-    start, target = np.random.default_rng(key).standard_normal((2, NUM_MADE)) * 0.02
+    start, target = ends_of(name, seed)
     angle = step / 143_000
     return start * np.cos(angle) + target * np.sin(angle)
 
