@@ -19,14 +19,7 @@ from torch import nn
 from sparsitywatch.errors import ConfigurationError, MissingExtraError, expect, expect_whole
 from sparsitywatch.pruning.batches import preserve_rng, seed_generators
 from sparsitywatch.pruning.classes import labelled_value
-from sparsitywatch.pruning.language import (
-    IGNORED,
-    causal_batches,
-    causal_loss,
-    items_of,
-    masked_batches,
-    masked_loss,
-)
+from sparsitywatch.pruning.language import IGNORED, causal_loss, items_of, masked_loss
 from sparsitywatch.pruning.proxy import Proxy
 
 try:
@@ -42,18 +35,9 @@ _CHARACTERS_PER_TOKEN = 16
 
 
 def make_model(name: str, config: str | os.PathLike[str] | None = None) -> nn.Module:
-    """A model with random weights, to load checkpoints into.
+    """A model with random weights, of a folder with a ``config.json``, or of a type and a config.
 
-    Args:
-        name: a folder with a ``config.json``, or a type of transformers such as "bert".
-        config: a JSON file with the config; needed for a type.
-
-    Returns:
-        The architecture that the config names, else a masked language model of that type if
-        there is one, else a causal one; in float32, on the CPU.
-
-    Raises:
-        ConfigurationError: there is no such folder, type, file or architecture.
+    It is what the config names, else a masked language model if there is one, else a causal one.
     """
     read = _read_config(name, config)
     for architecture in getattr(read, "architectures", None) or _architectures(read.model_type):
@@ -107,19 +91,7 @@ def text_proxy(
 ) -> Proxy:
     """The loss of a language model on the beginning of a text: one number per window.
 
-    Masked models are asked for 15 % of the tokens, chosen once and for all (Devlin et al.
-    2019, arXiv:1810.04805, appendix A.1); others for each next token.
-
-    Args:
-        text: a file in UTF-8.
-        tokenizer: a folder of transformers.
-        model: what will be evaluated; its class says whether it is a masked or a causal one.
-        num_examples: windows, at least 2.
-        length: tokens in each, special ones included.
-
-    Raises:
-        ConfigurationError: the text is too short, or there is no tokenizer.
-        ProxyError: the batches cannot be used.
+    The class of the model says whether it is a masked or a causal one.
     """
     kind = type(model).__name__
     is_masked = "MaskedLM" in kind or kind.endswith("ForPreTraining")
@@ -134,24 +106,26 @@ def text_proxy(
     inside = length - len(prefix) - len(suffix)
     tokens = _first_tokens(Path(text), words, num_examples, inside)
     rows = [[*prefix, *row, *suffix] for row in tokens.tolist()]
-    make, loss = (masked_batches, masked_loss) if is_masked else (causal_batches, causal_loss)
-    batches = make([(row, row) for row in rows], words, has_padding=False)
-    return Proxy(batches, loss, name=f"held-out {'masked' if is_masked else 'causal'}-LM loss")
+    make = Proxy.masked_lm if is_masked else Proxy.causal_lm
+    return make(rows, words, examples=num_examples, length=length)
 
 
 def eval_proxy(trainer: transformers.Trainer, examples: int) -> Proxy:
     """The loss on some of a Trainer's held-out rows, as its collator puts them together."""
     expect_whole("examples", examples, 2)
     expect(trainer.eval_dataset is not None, "trainer", "one with an `eval_dataset`", trainer)
-    rows = [*itertools.islice(items_of(trainer.eval_dataset, examples), examples)]
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
     size = trainer.args.eval_batch_size
     with preserve_rng():
-        seed_generators(0)  # what the collator draws, such as masks
+        seed_generators(0)  # what the data set draws, and the collator, such as masks
+        some = itertools.islice(items_of(trainer.eval_dataset, examples), examples)
+        rows = [row for _, row in some]
         batches = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
     # only where labels are the tokens themselves each is what the one before it predicts
-    value = functools.partial(labelled_value, is_causal=all(map(_has_own_labels, batches)))
-    return Proxy(batches, value, name=f"held-out loss of {type(trainer.model).__name__}")
+    is_causal = all(map(_has_own_labels, batches))
+    value = functools.partial(labelled_value, is_causal=is_causal)
+    proxy = Proxy(batches, value, name=f"held-out loss of {type(trainer.model).__name__}")
+    return proxy.of_labelled(is_causal=is_causal)
 
 
 def _has_own_labels(batch: Mapping[str, Any]) -> bool:

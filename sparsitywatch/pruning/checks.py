@@ -67,6 +67,7 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
         raise ProxyError(
             f"Expected `value` to return at least two {units(proxy.unit)} over all batches, so "
             f"that an error can be estimated, got {values.size}."
+            + ("" if values.size else " None has a label.")
             + (f" It returns one number per {proxy.unit}." if proxy.unit != "example" else "")
         )
     if proxy.unit != "example":

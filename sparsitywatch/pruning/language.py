@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
 from sparsitywatch.errors import ProxyError, expect, expect_whole
+from sparsitywatch.pruning.batches import preserve_rng, seed_generators
 
 #: Label of a position that is not to be predicted, as everywhere in PyTorch.
 IGNORED = -100
@@ -46,10 +47,16 @@ def _logits(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor
 
 def logits_in(output: Any) -> torch.Tensor:
     """The logits that a model puts out, by themselves or beside other things."""
-    if not isinstance(output, torch.Tensor):
-        output = output["logits" if "logits" in output else "prediction_logits"]
-    logits: torch.Tensor = output
-    return logits
+    found = output[0] if isinstance(output, tuple | list) and output else output
+    if isinstance(output, Mapping):
+        found = output.get("logits", output.get("prediction_logits"))
+    if not isinstance(found, torch.Tensor):
+        names = f" of {sorted(output)}" if isinstance(output, Mapping) else ""
+        raise ProxyError(
+            f"Expected a model that puts out `logits`, got a {type(output).__name__}{names}. Give "
+            "`sw.Proxy(batches, value)` a function of your own."
+        )
+    return found
 
 
 def _mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -66,9 +73,7 @@ def mean_by_example(numbers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 # ------------------------------------------------------------------ batches
 
 
-def masked_batches(
-    rows: Sequence[Row], tokenizer: Any, *, has_padding: bool = True
-) -> list[dict[str, torch.Tensor]]:
+def masked_batches(rows: Sequence[Row], tokenizer: Any) -> list[dict[str, torch.Tensor]]:
     """Sequences with 15 % of their tokens hidden, the same ones every time; labels are of these."""
     # Devlin et al. 2019, arXiv:1810.04805, appendix A.1
     if getattr(tokenizer, "mask_token_id", None) is None:
@@ -90,17 +95,12 @@ def masked_batches(
     shown = torch.where(is_hidden & (fate < 0.8), tokenizer.mask_token_id, tokens)
     shown = torch.where(is_hidden & (fate >= 0.9), others, shown)
     labels = tokens.masked_fill(~is_hidden, IGNORED)
-    return _split({**batch, "input_ids": shown, "labels": labels}, has_padding=has_padding)
+    return _split({**batch, "input_ids": shown, "labels": labels})
 
 
-def causal_batches(
-    rows: Sequence[Row], tokenizer: Any = None, *, has_padding: bool = True
-) -> list[dict[str, torch.Tensor]]:
+def causal_batches(rows: Sequence[Row], tokenizer: Any) -> list[dict[str, torch.Tensor]]:
     """Sequences as they are; padding, and what has no label, is not to be predicted."""
-    batch = _padded(rows, tokenizer)
-    if not has_padding:
-        del batch["labels"]
-    return _split(batch, has_padding=has_padding)
+    return _split(_padded(rows, tokenizer))
 
 
 def _padded(rows: Sequence[Row], tokenizer: Any) -> dict[str, torch.Tensor]:
@@ -117,9 +117,7 @@ def _padded(rows: Sequence[Row], tokenizer: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def _split(batch: dict[str, torch.Tensor], *, has_padding: bool) -> list[dict[str, torch.Tensor]]:
-    if not has_padding:
-        del batch["attention_mask"]
+def _split(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     parts = [torch.split(tensor, _EXAMPLES_PER_BATCH) for tensor in batch.values()]
     return [dict(zip(batch, some, strict=True)) for some in zip(*parts, strict=True)]
 
@@ -127,17 +125,21 @@ def _split(batch: dict[str, torch.Tensor], *, has_padding: bool) -> list[dict[st
 # ------------------------------------------------------------------ rows of a dataset
 
 
+@preserve_rng()
 def rows_of(dataset: Any, tokenizer: Any, examples: int, length: int) -> list[Row]:
     """Some sequences of a dataset, spread evenly over one that can be indexed."""
     # a ProxyError if nothing in it is a sequence of tokens or a text
     expect_whole("examples", examples, 2)
     expect_whole("length", length, 2)
-    expect(callable(tokenizer), "tokenizer", "a tokenizer of transformers", tokenizer)
+    seed_generators(_SEED)  # a DataLoader draws even where it does not shuffle
+    special = set(getattr(tokenizer, "all_special_ids", ()))
     found: list[Row] = []
-    for number, item in enumerate(items_of(dataset, examples)):
-        for ids, labels in _sequences(item, f"dataset[{number}]", tokenizer, length):
-            if len(ids) >= 2:  # one token has no next one, and none beside it
-                found.append((ids[:length], labels[:length]))
+    for place, item in items_of(dataset, examples):
+        for ids, labels in _sequences(item, f"dataset[{place}]", tokenizer, length):
+            ids, labels = ids[:length], labels[:length]
+            # one token has no next one, and none beside it; an empty text has ends alone
+            if {*labels[1:]} - {IGNORED} and not special.issuperset(ids):
+                found.append((ids, labels))
         if len(found) >= examples:
             break
     if len(found) < 2:
@@ -147,8 +149,13 @@ def rows_of(dataset: Any, tokenizer: Any, examples: int, length: int) -> list[Ro
     return found[:examples]
 
 
-def items_of(dataset: Any, num: int) -> Iterator[Any]:
-    """Items spread evenly over a dataset that can be indexed, at most ``num``; else all."""
+def items_of(dataset: Any, num: int) -> Iterator[tuple[int, Any]]:
+    """Items and their places: of a dataset that can be indexed ``num``, spread evenly, then more.
+
+    A batch by itself is one item.
+    """
+    if isinstance(dataset, Mapping) and "input_ids" in dataset:
+        dataset = [dataset]
     if isinstance(dataset, Mapping):
         raise ProxyError(
             f"Expected `dataset` to be rows or batches, got a mapping of {sorted(dataset)[:5]}. "
@@ -158,40 +165,68 @@ def items_of(dataset: Any, num: int) -> Iterator[Any]:
     is_some = (is_indexed or isinstance(dataset, Iterable)) and not isinstance(dataset, str)
     expect(is_some, "dataset", "rows or batches with `input_ids`, or texts", dataset)
     if not is_indexed:
-        yield from dataset
+        yield from enumerate(dataset)
         return
-    if len(dataset) == 0:
-        return
-    for index in np.unique(np.linspace(0, len(dataset) - 1, num).round().astype(int)).tolist():
-        yield dataset[index]
+    seen: set[int] = set()
+    for finer in (1, 2, 4, 8) if len(dataset) else ():
+        for place in np.linspace(0, len(dataset) - 1, finer * num).round().astype(int).tolist():
+            if place not in seen:
+                seen.add(place)
+                yield place, dataset[place]
 
 
 def _sequences(item: Any, where: str, tokenizer: Any, length: int) -> Iterator[Row]:
     """The sequences of one item: a text, a row with ids or a text, or a batch of ids."""
     if isinstance(item, Mapping) and "input_ids" not in item:
-        texts = {name: value for name, value in item.items() if isinstance(value, str)}
-        name = "text" if "text" in texts else next(iter(texts), None)
-        if name is None or (len(texts) > 1 and name != "text"):
+        named = {name: texts for name, value in item.items() if (texts := _texts(value))}
+        if len(named) != 1 and "text" not in named:
             raise ProxyError(
                 f"Expected `input_ids` or one text in {where}, got {sorted(item)}. Tokenize the "
                 "dataset, or give a list of texts."
             )
-        item = texts[name]
-    if isinstance(item, str):
-        ids = tokenizer(item, truncation=True, max_length=length)["input_ids"]
-        yield list(ids), list(ids)
+        (item,) = [named["text"]] if "text" in named else named.values()
+    if texts := _texts(item):
+        is_one = callable(tokenizer)
+        expect(is_one, "tokenizer", "a tokenizer of transformers, for texts", tokenizer)
+        for text in texts:
+            ids = tokenizer(text, truncation=True, max_length=length)["input_ids"]
+            yield list(ids), list(ids)
         return
     row = item if isinstance(item, Mapping) else {"input_ids": item}
-    ids = np.asarray(row["input_ids"])
-    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
-        raise ProxyError(
-            f"Expected whole numbers [L] or [N, L] as `input_ids` of {where}, got {ids.dtype} of "
-            f"shape {ids.shape}."
-        )
+    every = _arrays(row["input_ids"])
+    is_pair = isinstance(row["input_ids"], tuple) and len(every) > 1
+    for ids in every:
+        if is_pair or (ids.size and (ids.dtype.kind not in "iu" or ids.ndim != 1)):
+            came = f"a tuple of {len(every)}" if is_pair else f"{ids.dtype} of shape {ids.shape}"
+            raise ProxyError(
+                f"Expected whole numbers [L] or [N, L] as `input_ids` of {where}, got {came}. Of "
+                "(inputs, targets) give the inputs alone."
+            )
     pad = getattr(tokenizer, "pad_token_id", None)
     if pad in (None, getattr(tokenizer, "eos_token_id", None)):  # it may stand for an end
         pad = -1
-    mask, labels = np.asarray(row.get("attention_mask", ids != pad)), np.asarray(row.get("labels"))
-    labels = labels if labels.shape == ids.shape else ids  # none, or those of a classification
-    for one, of_one, there in zip(*map(np.atleast_2d, (ids, labels, mask == 1)), strict=True):
-        yield one[there].tolist(), of_one[there].tolist()
+    masks = _arrays(row["attention_mask"]) if "attention_mask" in row else [i != pad for i in every]
+    labels = _arrays(row.get("labels"))
+    if [one.shape for one in labels] != [ids.shape for ids in every]:
+        labels = every  # none, or those of a classification
+    for ids, of_one, mask in zip(every, labels, masks, strict=True):
+        yield ids[mask == 1].tolist(), of_one[mask == 1].tolist()
+
+
+def _texts(given: Any) -> Sequence[str]:
+    """What is given, if it is a text or a batch of texts."""
+    some = [given] if isinstance(given, str) else given
+    is_text = isinstance(some, list | tuple) and all(isinstance(one, str) for one in some)
+    return some if is_text else []
+
+
+def _arrays(given: Any) -> list[np.ndarray]:
+    """The numbers of each sequence, of one or of several, which may differ in length."""
+    is_several = isinstance(given, list | tuple)
+    parts = [
+        one.cpu().numpy() if isinstance(one, torch.Tensor) else np.asarray(one)
+        for one in (given if is_several else [given])
+    ]
+    if is_several and all(part.ndim == 0 for part in parts):
+        return [np.array(parts)]
+    return [*np.atleast_2d(parts[0])] if len(parts) == 1 else parts

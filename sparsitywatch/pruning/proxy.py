@@ -33,7 +33,7 @@ from sparsitywatch.pruning.batches import (
     unit_of,
     unpacked,
 )
-from sparsitywatch.pruning.classes import labelled_value
+from sparsitywatch.pruning.classes import labelled_only, labelled_value
 from sparsitywatch.pruning.language import (
     causal_batches,
     causal_loss,
@@ -153,14 +153,20 @@ class Proxy:
 
     @classmethod
     def causal_lm(
-        cls, dataset: Iterable[Any], tokenizer: Any, *, examples: int = 128, length: int = 128
+        cls,
+        dataset: Iterable[Any],
+        tokenizer: Any = None,
+        *,
+        examples: int = 128,
+        length: int = 128,
     ) -> Proxy:
         """The loss of a model that predicts each next token, on some sequences of a dataset.
 
         Padding, and positions whose label is -100, do not count.
 
         Args:
-            dataset, tokenizer, examples, length: as of ``masked_lm``; no mask token is needed.
+            dataset, examples, length: as of ``masked_lm``.
+            tokenizer: needed for texts, and to tell padding without an ``attention_mask``.
 
         Raises:
             ProxyError: the dataset has no such rows.
@@ -184,10 +190,18 @@ class Proxy:
             max_batches: as of ``Proxy``.
         """
         expect(metric in ("loss", "accuracy"), "metric", "'loss' or 'accuracy'", metric)
-        return cls(
+        proxy = cls(
             batches, partial(labelled_value, metric=metric), higher_is_better=metric == "accuracy",
             name=f"held-out {metric}", max_batches=max_batches,
         )  # fmt: skip
+        return proxy.of_labelled()
+
+    def of_labelled(self, *, is_causal: bool = False) -> Proxy:
+        """This proxy without the examples that have no label, if any has one."""
+        batches = [labelled_only(batch, is_causal=is_causal) for batch in self._batches]
+        self._batches = [batch for batch in batches if batch.sizes() != (0,)] or self._batches
+        self._identify()
+        return self
 
     @classmethod
     def of_metric(
@@ -401,6 +415,10 @@ class Proxy:
         own = [places for _, places in drawn]
         num_own = sum(size for batch in self._batches for size in batch.sizes()[:1])
         every = self.ranks.gather((own, num_own))
+        num_all = num_own if self._is_same else sum(num for _, num in every)
+        if self._num_examples not in (None, num_all):  # whose, nobody knows
+            self.keep_whole(f"{num_all} examples have {self._num_examples} values")
+            return ()
         # every rank has to run what the others run, so it needs something to run
         if not all(of_rank and all(map(len, of_rank)) for of_rank, _ in every):
             return ()

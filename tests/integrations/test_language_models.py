@@ -229,6 +229,8 @@ def forms(words: transformers.PreTrainedTokenizerFast) -> dict[str, object]:
     return {
         "texts": TEXTS,
         "texts one by one": iter(TEXTS),
+        "batches of texts": torch.utils.data.DataLoader(TEXTS, batch_size=2),
+        "batches with a text": torch.utils.data.DataLoader([{"text": t} for t in TEXTS], 2),
         "rows with a text": Rows([{"text": text, "source": "a"} for text in TEXTS]),
         "rows with one text": [{"sentence": text, "label": 1} for text in TEXTS],
         "rows with ids": Rows(rows),
@@ -238,6 +240,12 @@ def forms(words: transformers.PreTrainedTokenizerFast) -> dict[str, object]:
         "padded rows": [{name: padded[name][i] for name in padded} for i in range(3)],
         "padded rows without a mask": [{"input_ids": ids} for ids in padded["input_ids"]],
         "a batch": [dict(padded)],
+        "a batch by itself": padded,
+        "a batch without padding": [words(TEXTS)],
+        "lists of different lengths": [ids[:2], ids[2:]],
+        "tensors of different lengths": [[*map(torch.tensor, ids)]],
+        "tuples of one": [(torch.tensor(one),) for one in ids],
+        "batches of one": [[padded["input_ids"]]],
         "a collator's batches": torch.utils.data.DataLoader(
             rows, batch_size=2,
             collate_fn=lambda part: words.pad([{"input_ids": r["input_ids"]} for r in part],
@@ -249,7 +257,7 @@ def forms(words: transformers.PreTrainedTokenizerFast) -> dict[str, object]:
 @pytest.mark.parametrize("make", [sw.Proxy.masked_lm, sw.Proxy.causal_lm])
 def test_a_dataset_in_any_form_gives_the_same_proxy(words, bert, make) -> None:
     found = {name: make(dataset, words) for name, dataset in forms(words).items()}
-    assert len(found) == 12
+    assert len(found) == 20
     hashes = {name: proxy.hash for name, proxy in found.items()}
     assert set(hashes.values()) == {hashes["texts"]}
     assert len(check_proxy(found["texts"], bert)) == 3
@@ -317,6 +325,8 @@ def test_sequences_are_spread_over_the_dataset_and_cut(words) -> None:
         ([{"question": "a b", "answer": "c d"}], r"one text in dataset\[0\], got \['answer', 'q"),
         ([{"label": 1}], r"`input_ids` or one text in dataset\[0\], got \['label'\]"),
         ([{"input_ids": [0.5, 1.0]}], r"whole numbers .* of dataset\[0\], got float64 of shape"),
+        ([(torch.arange(9), torch.arange(9))], r"of dataset\[0\], got a tuple of 2.*inputs alone"),
+        ([[torch.ones(2, 9).long()] * 2], r"got int64 of shape \(2, 9\).*inputs alone"),
         (["sparse weights"], "at least 2 sequences of 2 tokens or more in `dataset`, got 1"),
         ([], "at least 2 sequences of 2 tokens or more in `dataset`, got 0"),
     ],
@@ -334,3 +344,35 @@ def test_a_tokenizer_without_a_mask_is_refused_for_a_masked_model(folder) -> Non
         sw.Proxy.causal_lm(TEXTS, "bert-base-uncased")
     with pytest.raises(ConfigurationError, match="examples"):
         sw.Proxy.causal_lm(TEXTS, words, examples=1)
+
+
+def test_ids_need_no_tokenizer(words, bert) -> None:
+    ids = [words(text)["input_ids"] for text in TEXTS]
+    alone, with_one = sw.Proxy.causal_lm(ids), sw.Proxy.causal_lm(ids, words)
+    assert alone.evaluate(bert).tolist() == with_one.evaluate(bert).tolist()
+    with pytest.raises(ConfigurationError, match=r"`tokenizer` to be .*, for texts"):
+        sw.Proxy.causal_lm(TEXTS)
+
+
+@pytest.mark.parametrize("empty", ["", {"text": ""}, {"input_ids": []}, {"input_ids": [2, 3]}])
+def test_empty_rows_make_room_for_others(words, empty) -> None:
+    """As those of wikitext: two of three say nothing."""
+    rows = [TEXTS[i % 3] if i % 3 == 0 else empty for i in range(900)]
+    for make in (sw.Proxy.masked_lm, sw.Proxy.causal_lm):
+        seen: list[int] = []
+        make(rows, words, examples=32).evaluate(
+            torch.nn.Linear(1, 1),
+            lambda _, b, seen=seen: seen.append(len(b["input_ids"])) or torch.ones(seen[-1]),
+        )
+        assert sum(seen) == 32
+
+
+@pytest.mark.parametrize("make", [sw.Proxy.masked_lm, sw.Proxy.causal_lm])
+def test_a_source_that_draws_leaves_the_generators_and_draws_the_same(words, make) -> None:
+    source = torch.utils.data.DataLoader(TEXTS * 20, batch_size=None, shuffle=True)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = make(source, words, examples=8)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert make(source, words, examples=8).hash == first.hash

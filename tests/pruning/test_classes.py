@@ -107,18 +107,125 @@ def test_batches_of_transformers_pad_no_loss() -> None:
     assert values == pytest.approx(expected, rel=1e-6)
 
 
+class Parts(nn.Module):
+    """A model whose logits come in a container."""
+
+    def __init__(self, wrap) -> None:
+        super().__init__()
+        self.layer, self.wrap = nn.Linear(6, 4), wrap
+
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor | None = None) -> object:
+        assert labels is None  # a model that is given them may compute a loss in vain
+        return self.wrap(self.layer(inputs))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda x: x, lambda x: (x, None), lambda x: [x, x], lambda x: {"loss": 0.0, "logits": x}],
+)
+def test_logits_may_come_beside_other_things(wrap) -> None:
+    inputs, labels = data()
+    models = Parts(wrap), Parts(lambda x: x)
+    models[1].load_state_dict(models[0].state_dict())
+    batches = [(inputs, labels)], [{"inputs": inputs, "labels": labels}]
+    found = [
+        check_proxy(sw.Proxy.classification(own), one).tolist() for one in models for own in batches
+    ]
+    assert found == [found[0]] * 4
+
+
+def test_padding_of_an_encoder_hides_no_label_of_a_decoder() -> None:
+    """Also where both sequences are as long."""
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+        decoder_start_token_id=0, pad_token_id=0,
+    )).eval()  # fmt: skip
+    tokens, labels = torch.randint(1, 40, (2, 3, 6))
+    mask = (torch.arange(6) < torch.tensor([[6], [4], [2]])).long()
+    batch = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    values = sw.Proxy.classification([batch]).evaluate(model)
+    for i, value in enumerate(values):
+        with torch.no_grad():
+            expected = model(**{name: x[i : i + 1] for name, x in batch.items()}).loss
+        assert value == pytest.approx(float(expected), rel=1e-4)
+
+
+INPUTS = torch.randn(4, 6)
+
+
 @pytest.mark.parametrize(
     ("batch", "came"),
     [
-        ((torch.randn(4, 6), torch.randn(4)), r"torch\.float32 \(4,\) for logits \(4, 4\)"),
-        ((torch.randn(4, 6), torch.zeros(3, dtype=torch.int64)), r"torch\.int64 \(3,\)"),
-        ({"input": torch.randn(4, 6)}, r"Got labels None for logits \(4, 4\)"),
+        ((INPUTS, torch.randn(4)), r"labels torch\.float32 \(4,\) for logits \(4, 4\)"),
+        ((INPUTS, torch.zeros(3, dtype=torch.int64)), r"labels torch\.int64 \(3,\)"),
+        ((INPUTS, [0, 1, 2, 3]), r"Got no tensor of labels in a tuple"),
+        ((INPUTS,), r"Got no tensor of labels in a tuple"),
+        ([INPUTS], r"Got no tensor of labels in a list"),
+        (INPUTS, r"Got no tensor of labels in a Tensor"),
+        ({"input": INPUTS}, r"Got no tensor of labels in a dict of \['input'\]"),
     ],
 )
 def test_what_has_no_labels_is_refused(model, batch, came) -> None:
     proxy = sw.Proxy.classification([batch])
     with pytest.raises(ProxyError, match=rf"(?s){came}.*function of your own"):
         check_proxy(proxy, model)
+
+
+@pytest.mark.parametrize("label", [4, -1, -99, 2**40])
+def test_a_label_that_is_no_class_is_refused(model, label: int) -> None:
+    inputs, labels = data()
+    labels[3], labels[4] = label, -100
+    for metric in ("loss", "accuracy"):
+        with pytest.raises(ProxyError, match=rf"classes, in \[0, 4\),.* got {label}\."):
+            check_proxy(sw.Proxy.classification([(inputs, labels)], metric=metric), model)
+
+
+@pytest.mark.parametrize("as_batch", [lambda *pair: pair, lambda x, y: {"input": x, "labels": y}])
+def test_a_sweep_in_parts_leaves_out_what_has_no_label(model, as_batch) -> None:
+    inputs, labels = data(600)
+    labels[::7] = -100
+    labels[:40] = -100  # a whole batch
+    there = labels >= 0
+    proxy = sw.Proxy.classification(map(as_batch, inputs.split(40), labels.split(40)))
+    parts = [
+        (x[y >= 0], y[y >= 0]) for x, y in zip(inputs.split(40), labels.split(40), strict=True)
+    ]
+    assert proxy.hash == sw.Proxy.classification([as_batch(*p) for p in parts if len(p[1])]).hash
+    record = sw.measure(model, proxy, tolerance=0.5)
+    assert record.valid, record.reason
+    assert record.curve.num_examples == there.sum()
+    with torch.no_grad():
+        expected = F.cross_entropy(model(inputs[there]), labels[there])
+    assert record.curve.dense == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_value_of_ones_own_may_leave_out_examples(model, caplog) -> None:
+    """Nobody knows which, so that all are evaluated at every level."""
+    inputs, labels = data(600)
+
+    def value(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        return losses[batch[1] > 0]
+
+    proxy = sw.Proxy([*zip(inputs.split(40), labels.split(40), strict=True)], value)
+    record = sw.measure(model, proxy, tolerance=0.5)
+    assert record.valid, record.reason
+    assert record.curve.num_examples == (labels > 0).sum()
+    assert f"600 examples have {(labels > 0).sum()} values" in caplog.text
+
+
+def test_examples_without_any_label_are_refused(model) -> None:
+    inputs, labels = data()
+    proxy = sw.Proxy.classification([(inputs, labels.fill_(-100))])
+    with pytest.raises(ProxyError, match=r"at least two examples .*got 0\. None has a label"):
+        check_proxy(proxy, model)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: {"scores": x}, lambda _: None, lambda _: (1.0,)])
+def test_a_model_without_logits_is_refused(wrap) -> None:
+    with pytest.raises(ProxyError, match=r"puts out `logits`, got .*function of your own"):
+        check_proxy(sw.Proxy.classification([data()]), Parts(wrap))
 
 
 def test_another_metric_is_refused() -> None:
