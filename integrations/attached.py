@@ -90,8 +90,8 @@ class Attached:
     def requests(self, *, is_last: bool) -> list[tuple[SaveNow | StopTraining, bool]]:
         """Each action that asks something of the trainer, and whether it does so now."""
         wanted = [a for a in self._on_event if isinstance(a, SaveNow | StopTraining)]
-        if wanted and is_last and self.watcher is not None:
-            # the last chance: a snapshot that is on its way may ask for something
+        if is_last and self.watcher is not None:
+            # a snapshot that is on its way may ask for something, and loggers end before the watch
             with self.contained("waiting for the last snapshot"):
                 _events = self.watcher.events
         return [(request, request.take() is not None) for request in wanted]

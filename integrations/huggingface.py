@@ -78,16 +78,19 @@ class SparsityWatchCallback(TrainerCallback):
         return self._attached.watcher
 
     @classmethod
-    def from_eval(cls, trainer: Any, examples: int = 128, **options: Any) -> SparsityWatchCallback:
+    def from_eval(
+        cls, trainer: Any, examples: int = 128, *, logdir: str | None = None,
+        on_event: OnEvent = ("log",), **options: Unpack[WatchOptions],
+    ) -> SparsityWatchCallback:  # fmt: skip
         """Watch with the loss on some rows of the Trainer's own ``eval_dataset`` and collator.
 
         ``trainer.add_callback(SparsityWatchCallback.from_eval(trainer, every=500))``. The rows are
-        spread evenly, masked once, always the same way; padding does not count. ``options`` are
-        those of the callback.
+        spread evenly, masked once, always the same way; padding does not count. The rest is as
+        of the callback.
         """
         from sparsitywatch.integrations.language_models import eval_proxy
 
-        return cls(eval_proxy(trainer, examples), **options)
+        return cls(eval_proxy(trainer, examples), logdir=logdir, on_event=on_event, **options)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, *_: Any, **trainer: Any
@@ -109,7 +112,8 @@ class SparsityWatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Pass on to the Trainer what the events since the last step ask for."""
-        requests = self._attached.requests(is_last=state.global_step >= state.max_steps)
+        is_last = state.global_step >= state.max_steps or control.should_training_stop
+        requests = self._attached.requests(is_last=is_last)
         wanted = _agreed([is_wanted for _, is_wanted in requests], args) if requests else []
         for (request, _own), is_wanted in zip(requests, wanted, strict=True):
             if isinstance(request, SaveNow):

@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import sparsitywatch as sw
@@ -79,7 +80,7 @@ def test_a_masked_model_is_asked_for_what_the_collator_hides(tmp_path: Path, wor
     assert torch.equal(torch.get_rng_state(), state)
     assert first.hash == second.hash  # masked once, the same way
     own = batches(second)
-    assert [len(batch["input_ids"]) for batch in own] == [8, 8, 4]
+    assert [len(batch["input_ids"]) for batch in own] == [7, 8, 3]  # two of 20 have no mask
     assert set(own[0]) == {"input_ids", "attention_mask", "labels"}
     expected = []
     for batch in own:
@@ -87,10 +88,9 @@ def test_a_masked_model_is_asked_for_what_the_collator_hides(tmp_path: Path, wor
             batch["input_ids"], batch["attention_mask"] == 1, batch["labels"], strict=True
         ):
             assert (labels[~mask] == -100).all()
-            if (labels != -100).any():  # one without a mask has no loss
-                with torch.no_grad():
-                    logits = model(input_ids=ids[mask][None]).logits[0]
-                expected.append(float(F.cross_entropy(logits, labels[mask])))
+            with torch.no_grad():
+                logits = model(input_ids=ids[mask][None]).logits[0]
+            expected.append(float(F.cross_entropy(logits, labels[mask])))
     assert first.evaluate(model) == pytest.approx(expected, rel=1e-4)
 
 
@@ -143,6 +143,77 @@ def test_one_line_watches_a_trainer_by_its_own_rows(tmp_path: Path, words) -> No
     assert {record.curve.num_examples for record in records} == {24}
     mine = trainer.evaluate()["eval_loss"]  # of all 40 rows
     assert records[-1].curve.dense == pytest.approx(mine, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mlm", [True, False])
+def test_short_rows_have_masks_or_are_left_out(tmp_path: Path, words, mlm: bool) -> None:
+    """Of five tokens about half have none that is hidden; one token has no next one."""
+    torch.manual_seed(0)
+    if mlm:
+        model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL))
+    else:
+        config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=40)
+        model = transformers.GPT2LMHeadModel(config)
+    held_out = [{"input_ids": [*range(5 + i % 30, 10 + i % 30 - 4 * (i % 2))]} for i in range(300)]
+    collator = transformers.DataCollatorForLanguageModeling(words, mlm=mlm)
+    proxy = eval_proxy(trainer_of(tmp_path, model, held_out, collator), 300)
+    labels = torch.cat([nn.functional.pad(x["labels"], (0, 5 - x["labels"].shape[1]), value=-100)
+                        for x in batches(proxy)])  # fmt: skip
+    assert (labels[:, 0 if mlm else 1 :] != -100).any(1).all()
+    record = sw.measure(model, proxy, tolerance=0.5)
+    assert record.valid, record.reason
+    assert record.curve.num_examples == len(labels)
+    assert len(labels) < 300
+
+
+class Drawing(torch.utils.data.Dataset):
+    """Rows that are cut at random whenever they are asked for."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = rows()[index]
+        end = int(torch.randint(4, len(row["input_ids"]) + 1, ()))
+        return {name: row[name][:end] for name in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mlm", [True, False])
+def test_the_training_is_the_same_bit_for_bit(tmp_path: Path, words, mlm: bool) -> None:
+    """Also where rows, masks and dropout are drawn; a mirror has all before other callbacks end."""
+    found: list[dict[str, torch.Tensor]] = []
+    hashes, steps = set(), []
+
+    class Ends(transformers.TrainerCallback):
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            steps.append("end")
+
+    for is_watched in (False, True, True):
+        torch.manual_seed(0)
+        if mlm:
+            model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL))
+        else:
+            config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=40)
+            model = transformers.GPT2LMHeadModel(config)
+        collator = transformers.DataCollatorForLanguageModeling(words, mlm=mlm)
+        trainer = trainer_of(tmp_path / str(len(found)), model, Drawing(), collator)
+        if is_watched:
+            trainer.add_callback(Ends)
+            mirror = sw.sinks.Mirror(lambda _, step: steps.append(step))
+            callback = SparsityWatchCallback.from_eval(
+                trainer, examples=12, every=2, max_overhead=None, strict=True, sinks=[mirror]
+            )
+            trainer.add_callback(callback)
+        trainer.train()
+        if is_watched:
+            hashes |= {record.provenance.proxy_hash for record in callback.watcher.records}
+        found.append(model.state_dict())
+    for name, weights in found[0].items():
+        assert all(torch.equal(weights, other[name]) for other in found[1:]), name
+    assert len(hashes) == 1
+    assert steps == [2, 4, "end"] * 2
 
 
 def test_a_trainer_without_rows_of_its_own_is_refused(tmp_path: Path, words) -> None:
