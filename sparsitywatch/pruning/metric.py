@@ -31,12 +31,12 @@ class MetricProxy(Proxy):
         kinds = (vars(metric).get("multidim_average"), vars(metric).get("reduction"))
         self._by_example = "samplewise" in kinds or "none" in kinds
         others = [name for name, how in metric._reductions.items() if how is not dim_zero_sum]
-        if others and not self._by_example:
+        if (others or not metric._reductions) and not self._by_example:
             raise ProxyError(
                 f"Expected a metric whose states are sums over examples, got "
-                f"{type(metric).__name__}, whose {', '.join(map(repr, others))} are a list (`cat`) "
-                "or another thing. Give it `thresholds=100`, if it takes them, or use `sw.Proxy` "
-                "with a number for each example."
+                f"{type(metric).__name__}, whose {', '.join(map(repr, others)) or 'states'} are a "
+                "list (`cat`) or another thing. Give it `thresholds=100`, if it takes them, or use "
+                "`sw.Proxy` with a number for each example."
             )
         if options["higher_is_better"] is None:
             options["higher_is_better"] = metric.higher_is_better
@@ -65,6 +65,11 @@ class MetricProxy(Proxy):
     ) -> np.ndarray:
         seed_generators(seed)
         given: Any = value(model, batch.on(device_of(model)))
+        if not isinstance(given, tuple | list | Mapping):
+            raise ProxyError(
+                "Expected `predict(model, batch)` to return what `metric.update` takes, such as "
+                f"(predictions, targets), or a dict of it, got {type(given).__name__}."
+            )
         metric = self._metric.to(device_of(model))
         metric.reset()
         if isinstance(given, Mapping):
