@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MissingExtraError, expect, expect_whole
-from sparsitywatch.pruning.batches import preserve_rng, seed_generators
-from sparsitywatch.pruning.classes import labelled_value
-from sparsitywatch.pruning.language import IGNORED, causal_loss, items_of, masked_loss
+from sparsitywatch.pruning.batches import Batch, preserve_rng, seed_generators
+from sparsitywatch.pruning.classes import IGNORED, labelled_value
+from sparsitywatch.pruning.language import items_of
 from sparsitywatch.pruning.proxy import Proxy
 
 try:
@@ -28,17 +28,14 @@ try:
 except ImportError as error:
     raise MissingExtraError("transformers", "huggingface", "models from a config") from error
 
-__all__ = ["causal_loss", "make_model", "masked_loss", "text_proxy"]
+__all__ = ["make_model", "text_proxy"]
 
 #: Characters that are read for each token that is needed; languages and vocabularies differ.
 _CHARACTERS_PER_TOKEN = 16
 
 
 def make_model(name: str, config: str | os.PathLike[str] | None = None) -> nn.Module:
-    """A model with random weights, of a folder with a ``config.json``, or of a type and a config.
-
-    It is what the config names, else a masked language model if there is one, else a causal one.
-    """
+    """A model with random weights: of a folder with a config.json, or of a type and a config."""
     read = _read_config(name, config)
     for architecture in getattr(read, "architectures", None) or _architectures(read.model_type):
         made = getattr(transformers, architecture, None)
@@ -89,10 +86,7 @@ def text_proxy(
     num_examples: int = 128,
     length: int = 128,
 ) -> Proxy:
-    """The loss of a language model on the beginning of a text: one number per window.
-
-    The class of the model says whether it is a masked or a causal one.
-    """
+    """The loss of a model, masked or causal by its class, on windows of the beginning of a text."""
     kind = type(model).__name__
     is_masked = "MaskedLM" in kind or kind.endswith("ForPreTraining")
     if not is_masked and "CausalLM" not in kind and "LMHead" not in kind:
@@ -113,7 +107,8 @@ def text_proxy(
 def eval_proxy(trainer: transformers.Trainer, examples: int) -> Proxy:
     """The loss on some of a Trainer's held-out rows, as its collator puts them together."""
     expect_whole("examples", examples, 2)
-    expect(trainer.eval_dataset is not None, "trainer", "one with an `eval_dataset`", trainer)
+    is_one = isinstance(trainer, transformers.Trainer) and trainer.eval_dataset is not None
+    expect(is_one, "trainer", "a Trainer with an `eval_dataset`", trainer)
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
     size = trainer.args.eval_batch_size
     with preserve_rng():
@@ -124,8 +119,18 @@ def eval_proxy(trainer: transformers.Trainer, examples: int) -> Proxy:
     # only where labels are the tokens themselves each is what the one before it predicts
     is_causal = all(map(_has_own_labels, batches))
     value = functools.partial(labelled_value, is_causal=is_causal)
-    proxy = Proxy(batches, value, name=f"held-out loss of {type(trainer.model).__name__}")
-    return proxy.of_labelled(is_causal=is_causal)
+    labelled = filter(None, [_with_labels(batch, int(is_causal)) for batch in batches])
+    name = f"held-out loss of {type(trainer.model).__name__}"
+    return Proxy([*labelled] or batches, value, name=name)
+
+
+def _with_labels(batch: Any, first: int) -> Any:
+    """A batch without rows that have no label, such as short ones where no token is hidden."""
+    labels, frozen = batch.get("labels"), Batch(batch)
+    if labels is None or labels.ndim < 2 or frozen.sizes() != (len(labels),):
+        return batch
+    has = (labels[:, first:] != IGNORED).any(1).numpy()
+    return frozen.some(has).on(labels.device) if has.any() else None
 
 
 def _has_own_labels(batch: Mapping[str, Any]) -> bool:
@@ -148,10 +153,8 @@ def _load_tokenizer(folder: str | os.PathLike[str]) -> Any:
 
 def _first_tokens(text: Path, words: Any, num_examples: int, inside: int) -> torch.Tensor:
     """Ids of the first tokens of a text, int64 [num_examples, inside]."""
-    if num_examples < 2 or inside < 2:
-        raise ConfigurationError(
-            f"Expected at least 2 examples of at least 2 tokens, got {num_examples} of {inside}."
-        )
+    expect_whole("examples", num_examples, 2)
+    expect_whole("length without special tokens", inside, 2)
     needed = num_examples * inside
     with text.open(encoding="utf-8") as file:
         start = file.read(needed * _CHARACTERS_PER_TOKEN)

@@ -66,7 +66,7 @@ class SpectrumMetric(Metric):
 
     def compute(self) -> torch.Tensor:
         """The magnitude."""
-        return torch.tensor(self.spectrum.thresholds([self._level])[0])
+        return torch.tensor(self.spectrum.thresholds([self._level])[0], device=self.counts.device)
 
 
 class NearZeroFraction(SpectrumMetric):
@@ -79,4 +79,4 @@ class NearZeroFraction(SpectrumMetric):
 
     def compute(self) -> torch.Tensor:
         """The fraction, in [0, 1]."""
-        return torch.tensor(self.spectrum.sparsity_at(self._threshold))
+        return torch.tensor(self.spectrum.sparsity_at(self._threshold), device=self.counts.device)

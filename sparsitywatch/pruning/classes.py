@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from sparsitywatch.errors import ProxyError
-from sparsitywatch.pruning.batches import Batch
-from sparsitywatch.pruning.language import IGNORED, logits_in, mean_by_example
 
+#: Label of what is not to be predicted, as everywhere in PyTorch.
+IGNORED = -100
 #: What a batch that is a mapping calls its labels.
 _LABELS = ("labels", "label", "targets", "target")
 
@@ -29,8 +29,7 @@ def labelled_value(
     bad = labels[(labels != IGNORED) & ((labels < 0) | (labels >= logits.shape[1]))]
     if len(bad):  # an accelerator would end the process
         raise ProxyError(
-            f"Expected labels of {logits.shape[1]} classes, in [0, {logits.shape[1]}), or -100 "
-            f"where there is none, got {int(bad[0])}."
+            f"Expected labels in [0, {logits.shape[1]}), or -100 for none, got {int(bad[0])}."
         )
     if is_causal:
         logits, labels = logits[:, :, :-1], labels[:, 1:]
@@ -38,52 +37,48 @@ def labelled_value(
         each = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
     else:
         each = (logits.argmax(1) == labels).float()  # no class is -100
-    return mean_by_example(each, labels)
-
-
-def labelled_only(batch: Batch, *, is_causal: bool = False) -> Batch:
-    """A batch without the examples that have no label."""
-    labels = _labels_of(batch.on(torch.device("cpu")))[1]
-    if labels is None or batch.sizes() != (len(labels),):
-        return batch
-    has = (labels[:, 1:] if is_causal else labels).reshape(len(labels), -1) != IGNORED
-    return batch.some(has.any(1).numpy())
-
-
-def _labels_of(batch: Any) -> tuple[str, torch.Tensor | None]:
-    """The name of the labels of a batch, if it is a mapping, and the labels, if it has any."""
-    name, labels = "", None
-    if isinstance(batch, Mapping):
-        name = next((name for name in _LABELS if name in batch), "")
-        labels = batch.get(name)
-    elif isinstance(batch, list | tuple) and len(batch) > 1:
-        labels = batch[-1]
-    return name, labels if isinstance(labels, torch.Tensor) and labels.ndim else None
+    num = (labels != IGNORED).reshape(len(labels), -1).sum(1)
+    return each.reshape(len(labels), -1).sum(1)[num > 0] / num[num > 0]
 
 
 def _labelled(model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits of a batch, [N, classes, ...], and labels, [N, ...], -100 where there is none."""
-    (name, labels), came = _labels_of(batch), f"no tensor of labels in a {type(batch).__name__}"
-    is_mapping, mask = isinstance(batch, Mapping), None
-    if is_mapping:
+    name, labels, is_named = "", None, isinstance(batch, Mapping)
+    if is_named:
+        name = next((name for name in _LABELS if name in batch), "")
+        labels = batch.get(name)
+    elif isinstance(batch, list | tuple) and len(batch) > 1:
+        labels = batch[-1]
+    if not isinstance(labels, torch.Tensor):
+        raise _refused(f"no tensor of labels in a {_kind_of(batch)}")
+    if is_named:
         decodes = "decoder_input_ids" in inspect.signature(model.forward).parameters
+        output = model(**{key: x for key, x in batch.items() if key != name or decodes})
         mask = None if decodes else batch.get("attention_mask")
-        came += f" of {sorted(batch)}"
-    if labels is not None:
         if mask is not None and mask.shape == labels.shape:
             labels = labels.masked_fill(mask == 0, IGNORED)
-        if is_mapping:
-            output = model(**{key: x for key, x in batch.items() if key != name or decodes})
-        else:
-            output = model(*batch[:-1])
-        is_last, output = isinstance(output, Mapping), logits_in(output)
-        both = (output, output.movedim(-1, 1))  # classes are second, in transformers last
-        for logits in both[::-1] if is_last else both:
-            is_one_each = logits.shape[:1] + logits.shape[2:] == labels.shape
-            if is_one_each and not labels.is_floating_point():
-                return logits, labels.long()
-        came = f"labels {labels.dtype} {tuple(labels.shape)} for logits {tuple(output.shape)}"
-    raise ProxyError(
+    else:
+        output = model(*batch[:-1])
+    found = output[0] if isinstance(output, tuple | list) and output else output
+    if isinstance(output, Mapping):
+        found = output.get("logits", output.get("prediction_logits"))
+    if not isinstance(found, torch.Tensor):
+        raise _refused(f"no logits in a {_kind_of(output)}")
+    both = (found, found.movedim(-1, 1))  # classes are second, in transformers last
+    is_last = isinstance(output, Mapping) or (is_named and "input_ids" in batch)
+    for logits in both[::-1] if is_last else both:
+        is_one_each = logits.shape[:1] + logits.shape[2:] == labels.shape
+        if is_one_each and not labels.is_floating_point():
+            return logits, labels.long()
+    raise _refused(f"labels {labels.dtype} {(*labels.shape,)} for logits {(*found.shape,)}")
+
+
+def _kind_of(thing: Any) -> str:
+    return type(thing).__name__ + (f" of {sorted(thing)}" if isinstance(thing, Mapping) else "")
+
+
+def _refused(came: str) -> ProxyError:
+    return ProxyError(
         "Expected batches (inputs, labels), or mappings with `labels`: whole numbers [N] for "
         f"logits [N, classes], or both with more dimensions. Got {came}. Give "
         "`sw.Proxy(batches, value)` a function of your own."

@@ -7,70 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
 from sparsitywatch.errors import ProxyError, expect, expect_whole
 from sparsitywatch.pruning.batches import preserve_rng, seed_generators
+from sparsitywatch.pruning.classes import IGNORED
 
-#: Label of a position that is not to be predicted, as everywhere in PyTorch.
-IGNORED = -100
 _MASKED_SHARE = 0.15
 _SEED = 0
 _EXAMPLES_PER_BATCH = 16
 
 Row = tuple[list[int], list[int]]  # ids of a sequence, and its labels
-
-
-def masked_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of the masked tokens of each sequence, float [N].
-
-    A sequence without a masked token has no loss, and is none of the N.
-    """
-    return _mean_loss(_logits(model, batch), batch["labels"])
-
-
-def causal_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of each next token of each sequence, float [N].
-
-    Where the batch has ``labels``, those of -100 do not count.
-    """
-    labels = batch.get("labels", batch["input_ids"])
-    return _mean_loss(_logits(model, batch)[:, :-1], labels[:, 1:])
-
-
-def _logits(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    names = ("input_ids", "attention_mask")
-    return logits_in(model(**{name: batch[name] for name in names if name in batch})).float()
-
-
-def logits_in(output: Any) -> torch.Tensor:
-    """The logits that a model puts out, by themselves or beside other things."""
-    found = output[0] if isinstance(output, tuple | list) and output else output
-    if isinstance(output, Mapping):
-        found = output.get("logits", output.get("prediction_logits"))
-    if not isinstance(found, torch.Tensor):
-        names = f" of {sorted(output)}" if isinstance(output, Mapping) else ""
-        raise ProxyError(
-            f"Expected a model that puts out `logits`, got a {type(output).__name__}{names}. Give "
-            "`sw.Proxy(batches, value)` a function of your own."
-        )
-    return found
-
-
-def _mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
-    return mean_by_example(losses, labels)
-
-
-def mean_by_example(numbers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean of the numbers of each example that have a label; one without any is left out."""
-    num = (labels != IGNORED).reshape(len(labels), -1).sum(1)
-    return numbers.reshape(len(labels), -1).sum(1)[num > 0] / num[num > 0]
-
-
-# ------------------------------------------------------------------ batches
 
 
 def masked_batches(rows: Sequence[Row], tokenizer: Any) -> list[dict[str, torch.Tensor]]:
@@ -150,10 +97,7 @@ def rows_of(dataset: Any, tokenizer: Any, examples: int, length: int) -> list[Ro
 
 
 def items_of(dataset: Any, num: int) -> Iterator[tuple[int, Any]]:
-    """Items and their places: of a dataset that can be indexed ``num``, spread evenly, then more.
-
-    A batch by itself is one item.
-    """
+    """Places and items; of a dataset that can be indexed ``num``, spread evenly, then more."""
     if isinstance(dataset, Mapping) and "input_ids" in dataset:
         dataset = [dataset]
     if isinstance(dataset, Mapping):

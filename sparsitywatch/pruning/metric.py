@@ -67,8 +67,8 @@ class MetricProxy(Proxy):
         given: Any = value(model, batch.on(device_of(model)))
         if not isinstance(given, tuple | list | Mapping):
             raise ProxyError(
-                "Expected `predict(model, batch)` to return what `metric.update` takes, such as "
-                f"(predictions, targets), or a dict of it, got {type(given).__name__}."
+                "Expected `predict(model, batch)` to return what `metric.update` takes, a tuple "
+                f"(predictions, targets) or a dict, got {type(given).__name__}."
             )
         metric = self._metric.to(device_of(model))
         metric.reset()

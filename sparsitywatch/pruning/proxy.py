@@ -33,12 +33,10 @@ from sparsitywatch.pruning.batches import (
     unit_of,
     unpacked,
 )
-from sparsitywatch.pruning.classes import labelled_only, labelled_value
+from sparsitywatch.pruning.classes import labelled_value
 from sparsitywatch.pruning.language import (
     causal_batches,
-    causal_loss,
     masked_batches,
-    masked_loss,
     rows_of,
 )
 from sparsitywatch.pruning.model_copy import Runnable
@@ -99,7 +97,8 @@ class Proxy:
                 "Expected `value` to be a function value(model, batch) -> tensor [N], "
                 f"got {value!r}."
             )
-        if isinstance(batches, (torch.Tensor, str, bytes)) or not isinstance(batches, Iterable):
+        is_one = isinstance(batches, torch.Tensor | str | bytes | Mapping)
+        if is_one or not isinstance(batches, Iterable):
             raise ProxyError(
                 "Expected `batches` to be an iterable of batches such as a list or a DataLoader, "
                 f"got {type(batches).__name__}. Wrap a single batch in a list."
@@ -149,7 +148,7 @@ class Proxy:
             ProxyError: the dataset has no such rows, or the tokenizer no mask token.
         """
         batches = masked_batches(rows_of(dataset, tokenizer, examples, length), tokenizer)
-        return cls(batches, masked_loss, name="held-out masked-LM loss")
+        return cls(batches, labelled_value, name="held-out masked-LM loss")
 
     @classmethod
     def causal_lm(
@@ -172,7 +171,8 @@ class Proxy:
             ProxyError: the dataset has no such rows.
         """
         batches = causal_batches(rows_of(dataset, tokenizer, examples, length), tokenizer)
-        return cls(batches, causal_loss, name="held-out causal-LM loss")
+        value = partial(labelled_value, is_causal=True)
+        return cls(batches, value, name="held-out causal-LM loss")
 
     @classmethod
     def classification(
@@ -190,18 +190,10 @@ class Proxy:
             max_batches: as of ``Proxy``.
         """
         expect(metric in ("loss", "accuracy"), "metric", "'loss' or 'accuracy'", metric)
-        proxy = cls(
+        return cls(
             batches, partial(labelled_value, metric=metric), higher_is_better=metric == "accuracy",
             name=f"held-out {metric}", max_batches=max_batches,
         )  # fmt: skip
-        return proxy.of_labelled()
-
-    def of_labelled(self, *, is_causal: bool = False) -> Proxy:
-        """This proxy without the examples that have no label, if any has one."""
-        batches = [labelled_only(batch, is_causal=is_causal) for batch in self._batches]
-        self._batches = [batch for batch in batches if batch.sizes() != (0,)] or self._batches
-        self._identify()
-        return self
 
     @classmethod
     def of_metric(

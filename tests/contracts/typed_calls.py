@@ -11,6 +11,8 @@ from sparsitywatch.integrations.lightning import SparsityWatch
 
 SparsityWatchCallback(every=3, tolerance=0.1, on_event=["log", print], max_overhead=None)
 SparsityWatchCallback(toleranc=0.1)  # type: ignore[call-arg]
+SparsityWatchCallback.from_eval(None, 64, every=3, logdir="runs")
+SparsityWatchCallback.from_eval(None, toleranc=0.1)  # type: ignore[call-arg]
 SparsityWatch(every=sw.adaptive(5), levels=[0.5], logdir="runs", strict=True)
 SparsityWatch(toleranc=0.1)  # type: ignore[call-arg]
 SparsityWatch(every="often")  # type: ignore[arg-type]

@@ -224,7 +224,8 @@ def test_a_trainer_without_rows_of_its_own_is_refused(tmp_path: Path, words) -> 
     with pytest.raises(ProxyError, match="one split of it"):
         SparsityWatchCallback.from_eval(trainer)
     trainer.eval_dataset = None
-    with pytest.raises(ConfigurationError, match="`trainer` to be one with an `eval_dataset`"):
-        SparsityWatchCallback.from_eval(trainer)
+    for one in (trainer, model):
+        with pytest.raises(ConfigurationError, match="to be a Trainer with an `eval_dataset`"):
+            SparsityWatchCallback.from_eval(one)
     with pytest.raises(ConfigurationError, match="examples"):
         SparsityWatchCallback.from_eval(trainer, examples=1)

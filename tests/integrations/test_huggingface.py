@@ -24,8 +24,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import sparsitywatch as sw
 from sparsitywatch.integrations import huggingface
 from sparsitywatch.integrations.huggingface import SparsityWatchCallback
-from sparsitywatch.integrations.language_models import masked_loss
 from sparsitywatch.live.watch import WatchOptions, watch
+from sparsitywatch.pruning.classes import labelled_value
 from sparsitywatch.settings import SettingsFields
 from sparsitywatch.sinks.jsonl import read_records
 
@@ -173,7 +173,7 @@ def natural_proxy(num_sentences: int = 16, **options) -> sw.Proxy:
     held = [{"input_ids": words} for words in words_of]
     collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.5)
     loader = torch.utils.data.DataLoader(held, 8, shuffle=True, collate_fn=collate)
-    return sw.Proxy(loader, masked_loss, **options)
+    return sw.Proxy(loader, labelled_value, **options)
 
 
 def test_the_natural_proxy_is_the_same_at_every_launch() -> None:

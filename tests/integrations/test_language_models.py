@@ -16,12 +16,11 @@ import sparsitywatch as sw
 from sparsitywatch.cli import main
 from sparsitywatch.errors import ConfigurationError, ProxyError
 from sparsitywatch.integrations.language_models import (
-    causal_loss,
     make_model,
-    masked_loss,
     text_proxy,
 )
 from sparsitywatch.pruning.checks import check_proxy
+from sparsitywatch.pruning.classes import labelled_value
 from sparsitywatch.sinks.jsonl import read_records
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -120,7 +119,7 @@ def test_losses_are_means_over_the_tokens_that_are_asked_for(folder: Path) -> No
     labels = torch.tensor([[-100, 7, 8, -100], [-100, -100, 9, -100]])
     with torch.no_grad():
         log_p = model(input_ids=tokens).logits.log_softmax(-1).double()
-        found = masked_loss(model, {"input_ids": tokens, "labels": labels})
+        found = labelled_value(model, {"input_ids": tokens, "labels": labels})
     expected = [-(log_p[0, 1, 7] + log_p[0, 2, 8]) / 2, -log_p[1, 2, 9]]
     assert found.tolist() == pytest.approx([float(x) for x in expected], rel=1e-5)
     gpt = transformers.GPT2LMHeadModel(
@@ -128,7 +127,7 @@ def test_losses_are_means_over_the_tokens_that_are_asked_for(folder: Path) -> No
     ).eval()
     with torch.no_grad():
         log_p = gpt(input_ids=tokens).logits.log_softmax(-1).double()
-        found = causal_loss(gpt, {"input_ids": tokens})
+        found = labelled_value(gpt, {"input_ids": tokens, "labels": tokens}, is_causal=True)
     expected = [-sum(float(log_p[i, k, tokens[i, k + 1]]) for k in range(3)) / 3 for i in range(2)]
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
 
@@ -139,7 +138,7 @@ def test_texts_and_models_that_cannot_be_used(folder: Path, tmp_path: Path) -> N
         text_proxy(text, folder, model, num_examples=100)
     with pytest.raises(ConfigurationError, match="--tokenizer FOLDER"):
         text_proxy(text, tmp_path, model)
-    with pytest.raises(ConfigurationError, match="at least 2 examples"):
+    with pytest.raises(ConfigurationError, match="`examples` to be a whole number >= 2"):
         text_proxy(text, folder, model, num_examples=1, length=8)
     with pytest.raises(ConfigurationError, match=r"masked or causal language model .* Linear"):
         text_proxy(text, folder, torch.nn.Linear(2, 2))
@@ -182,13 +181,13 @@ def test_a_window_without_a_masked_token_has_no_loss() -> None:
     tokens = torch.randint(20, (4, 6))
     labels = torch.full_like(tokens, -100)
     labels[0, 1], labels[2, :3] = 5, 7
-    losses = masked_loss(model, {"input_ids": tokens, "labels": labels})
+    losses = labelled_value(model, {"input_ids": tokens, "labels": labels})
     logits = model(input_ids=tokens).logits.log_softmax(-1)
     expected = [-logits[0, 1, 5], -logits[2, :3, 7].mean()]
     torch.testing.assert_close(losses, torch.stack(expected))
     none = {"input_ids": tokens[1:2], "labels": labels[1:2]}
-    assert masked_loss(model, none).shape == (0,)
-    proxy = sw.Proxy([none, {"input_ids": tokens, "labels": labels}], masked_loss)
+    assert labelled_value(model, none).shape == (0,)
+    proxy = sw.Proxy([none, {"input_ids": tokens, "labels": labels}], labelled_value)
     check_proxy(proxy, model)  # two examples, and both are numbers
 
 

@@ -177,42 +177,30 @@ def test_a_label_that_is_no_class_is_refused(model, label: int) -> None:
     inputs, labels = data()
     labels[3], labels[4] = label, -100
     for metric in ("loss", "accuracy"):
-        with pytest.raises(ProxyError, match=rf"classes, in \[0, 4\),.* got {label}\."):
+        with pytest.raises(ProxyError, match=rf"labels in \[0, 4\),.* got {label}\."):
             check_proxy(sw.Proxy.classification([(inputs, labels)], metric=metric), model)
 
 
-@pytest.mark.parametrize("as_batch", [lambda *pair: pair, lambda x, y: {"input": x, "labels": y}])
-def test_a_sweep_in_parts_leaves_out_what_has_no_label(model, as_batch) -> None:
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_sweep_where_examples_have_no_label(model, caplog, is_own: bool) -> None:
+    """Nobody knows which, so that all are evaluated at every level."""
     inputs, labels = data(600)
-    labels[::7] = -100
-    labels[:40] = -100  # a whole batch
-    there = labels >= 0
-    proxy = sw.Proxy.classification(map(as_batch, inputs.split(40), labels.split(40)))
-    parts = [
-        (x[y >= 0], y[y >= 0]) for x, y in zip(inputs.split(40), labels.split(40), strict=True)
-    ]
-    assert proxy.hash == sw.Proxy.classification([as_batch(*p) for p in parts if len(p[1])]).hash
+
+    def own(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        losses = F.cross_entropy(model(batch[0]), batch[1].clamp_min(0), reduction="none")
+        return losses[batch[1] >= 0]
+
+    labels[::7], labels[:40] = -100, -100  # a whole batch, and others here and there
+    batches = [*zip(inputs.split(40), labels.split(40), strict=True)]
+    proxy = sw.Proxy(batches, own) if is_own else sw.Proxy.classification(batches)
     record = sw.measure(model, proxy, tolerance=0.5)
     assert record.valid, record.reason
+    there = labels >= 0
     assert record.curve.num_examples == there.sum()
     with torch.no_grad():
         expected = F.cross_entropy(model(inputs[there]), labels[there])
     assert record.curve.dense == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_a_value_of_ones_own_may_leave_out_examples(model, caplog) -> None:
-    """Nobody knows which, so that all are evaluated at every level."""
-    inputs, labels = data(600)
-
-    def value(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        losses = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
-        return losses[batch[1] > 0]
-
-    proxy = sw.Proxy([*zip(inputs.split(40), labels.split(40), strict=True)], value)
-    record = sw.measure(model, proxy, tolerance=0.5)
-    assert record.valid, record.reason
-    assert record.curve.num_examples == (labels > 0).sum()
-    assert f"600 examples have {(labels > 0).sum()} values" in caplog.text
+    assert f"600 examples have {there.sum()} values" in caplog.text
 
 
 def test_examples_without_any_label_are_refused(model) -> None:
@@ -224,7 +212,9 @@ def test_examples_without_any_label_are_refused(model) -> None:
 
 @pytest.mark.parametrize("wrap", [lambda x: {"scores": x}, lambda _: None, lambda _: (1.0,)])
 def test_a_model_without_logits_is_refused(wrap) -> None:
-    with pytest.raises(ProxyError, match=r"puts out `logits`, got .*function of your own"):
+    with pytest.raises(
+        ProxyError, match=r"Got no logits in a (dict of|NoneType|tuple).*function of your own"
+    ):
         check_proxy(sw.Proxy.classification([data()]), Parts(wrap))
 
 

@@ -197,6 +197,7 @@ def test_an_endless_source_needs_a_limit() -> None:
     [
         ([], "at least one batch, got none"),
         (torch.ones(2, 3), "Wrap a single batch in a list"),
+        ({"input_ids": torch.ones(2, 3)}, "got dict. Wrap a single batch in a list"),
         (5, "iterable of batches such as a list or a DataLoader, got int"),
         ([object()], r"got object at batches\[0\]"),
     ],
