@@ -91,7 +91,8 @@ def rows_of(dataset: Any, tokenizer: Any, examples: int, length: int) -> list[Ro
             break
     if len(found) < 2:
         raise ProxyError(
-            f"Expected at least 2 sequences of 2 tokens or more in `dataset`, got {len(found)}."
+            f"Expected at least 2 sequences of 2 tokens or more in `dataset`, got {len(found)}. "
+            "Labels of -100 do not count."
         )
     return found[:examples]
 
