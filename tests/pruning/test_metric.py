@@ -119,8 +119,8 @@ def test_the_value_is_that_of_all_batches_and_its_error_the_jackknifes(name: str
 
 @pytest.mark.parametrize("name", METRICS)
 def test_the_interval_covers_what_resampling_shows(name: str) -> None:
-    """Of the difference, of 16 batches of 8 examples, drawn 200 times from a population of 300."""
-    proxy = sw.Proxy.of_metric(batches_of(name, 1, num=300), predict, METRICS[name][0]())
+    """Of the difference, of 16 batches of 8 examples, drawn 120 times from a population of 200."""
+    proxy = sw.Proxy.of_metric(batches_of(name, 1, num=200), predict, METRICS[name][0]())
     states = [proxy.by_batch(Says(which), proxy.value) for which in (0, 1)]
     assert proxy.unit == ""  # nothing is summed yet
 
@@ -130,11 +130,11 @@ def test_the_interval_covers_what_resampling_shows(name: str) -> None:
         )
         return pruned - dense
 
-    draws, true = np.random.Generator(np.random.PCG64(0)), lost(range(300)).mean()
-    found = [lost(draws.integers(300, size=16)) for _ in range(200)]
+    draws, true = np.random.Generator(np.random.PCG64(0)), lost(range(200)).mean()
+    found = [lost(draws.integers(200, size=16)) for _ in range(120)]
     means, errors = np.array([(one.mean(), one.std(ddof=1) / 4) for one in found]).T
     covered = np.abs(means - true) <= t_quantile(0.95, 15) * errors
-    assert 0.84 <= covered.mean() <= 0.96  # nominal: 0.9, with a standard deviation of 0.02
+    assert 0.83 <= covered.mean() <= 0.97  # nominal: 0.9, with a standard deviation of 0.027
     assert errors.mean() == pytest.approx(means.std(), rel=0.15)
 
 

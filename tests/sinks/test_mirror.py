@@ -195,6 +195,7 @@ def test_a_watch_calls_it_in_the_thread_of_the_training(tmp_path: Path, backgrou
 
 #: Begins each program: a training of 30 steps, watched at every third.
 TRAINING = """
+import torch
 from contracts.watched import Run, sees_step_6
 import sparsitywatch as sw
 
@@ -203,6 +204,12 @@ def watched(mirror, logdir=None):
     training = Run()
     options = sees_step_6() | {"on_event": [], "sinks": [mirror] if mirror else []}
     return training.watch(logdir, background=True, **options)
+
+def is_unchanged():
+    alone = Run()
+    alone.train(30)
+    pairs = zip(alone.model.parameters(), training.model.parameters())
+    return all(torch.equal(*pair) for pair in pairs)
 """
 STEPS = [*range(3, 31, 3)]
 
@@ -249,6 +256,7 @@ for how in ["explicit", "twice", "without", "epochs", "never"]:
                 run.log({"lr": step}, step=step)
             training.train(1)
             loop(how, run, step)
+    assert is_unchanged()
 
 os.mkdir("tensorboard")
 with wandb.init(project="sparsity", dir="tensorboard", sync_tensorboard=True) as run:
@@ -352,6 +360,7 @@ with mlflow.start_run() as run:
         for step in range(30):
             training.train(1)
             mlflow.log_metrics({"loss": step}, step)
+assert is_unchanged()
 client = mlflow.MlflowClient()
 names = ["loss", "sparsity/near_zero/initial_0.1", "sparsity/num_events"]
 found = {
@@ -386,6 +395,7 @@ for how in ["explicit", "without"]:
             training.train(1)
             trackio.log({"loss": step}, step=step if how == "explicit" else None)
     trackio.finish()
+    assert is_unchanged()
 
 import json
 from trackio.sqlite_storage import SQLiteStorage
