@@ -131,8 +131,7 @@ def _sequences(item: Any, where: str, tokenizer: Any, length: int) -> Iterator[R
             )
         (item,) = [named["text"]] if "text" in named else named.values()
     if texts := _texts(item):
-        is_one = callable(tokenizer)
-        expect(is_one, "tokenizer", "a tokenizer of transformers, for texts", tokenizer)
+        expect(callable(tokenizer), "tokenizer", "one of transformers, for texts", tokenizer)
         for text in texts:
             ids = tokenizer(text, truncation=True, max_length=length)["input_ids"]
             yield list(ids), list(ids)

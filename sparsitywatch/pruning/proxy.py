@@ -171,8 +171,7 @@ class Proxy:
             ProxyError: the dataset has no such rows.
         """
         batches = causal_batches(rows_of(dataset, tokenizer, examples, length), tokenizer)
-        value = partial(labelled_value, is_causal=True)
-        return cls(batches, value, name="held-out causal-LM loss")
+        return cls(batches, partial(labelled_value, is_causal=True), name="held-out causal-LM loss")
 
     @classmethod
     def classification(
