@@ -155,16 +155,16 @@ def test_short_rows_have_masks_or_are_left_out(tmp_path: Path, words, mlm: bool)
     else:
         config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=40)
         model = transformers.GPT2LMHeadModel(config)
-    held_out = [{"input_ids": [*range(5 + i % 30, 10 + i % 30 - 4 * (i % 2))]} for i in range(300)]
+    held_out = [{"input_ids": [*range(5 + i % 30, 10 + i % 30 - 4 * (i % 2))]} for i in range(160)]
     collator = transformers.DataCollatorForLanguageModeling(words, mlm=mlm)
-    proxy = eval_proxy(trainer_of(tmp_path, model, held_out, collator), 300)
+    proxy = eval_proxy(trainer_of(tmp_path, model, held_out, collator), 160)
     labels = torch.cat([nn.functional.pad(x["labels"], (0, 5 - x["labels"].shape[1]), value=-100)
                         for x in batches(proxy)])  # fmt: skip
     assert (labels[:, 0 if mlm else 1 :] != -100).any(1).all()
     record = sw.measure(model, proxy, tolerance=0.5)
     assert record.valid, record.reason
     assert record.curve.num_examples == len(labels)
-    assert len(labels) < 300
+    assert len(labels) < 160
 
 
 class Drawing(torch.utils.data.Dataset):
