@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from unittest import TestCase
 
 import pytest
 
@@ -23,6 +24,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def assert_trains() -> Any:
     """``sw.assert_trains``."""
     return sw.assert_trains
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse the marker where nobody would look at what a test returns."""
+    kind = item.cls if isinstance(item, pytest.Function) else object
+    if item.get_closest_marker("assert_trains") and issubclass(kind or object, TestCase):
+        pytest.fail("Expected a function for the marker assert_trains, got a unittest.TestCase.")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -244,7 +244,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.watch:
         return _follow(arguments.logdir, runs, arguments.since)
     if len(runs) > 1:
-        read = [_read_status(run, arguments.since) for run in runs]
+        read = [_read_status(run, arguments.since)[:3] for run in runs]
         return _status_of_several(read, as_json=arguments.json)
     found, events = _standing(runs[0], arguments.since)
     if arguments.json:
@@ -270,16 +270,18 @@ def _standing(run: Run, since: int | None) -> tuple[Verdict, Sequence[Event]]:
     return verdict(run.records, events, run.info, now=time.time()), events
 
 
-def _read_status(run: Run, since: int | None) -> tuple[str, Verdict, Sequence[Event]]:
-    """How a run stands; one that cannot be read is broken."""
+def _read_status(run: Run, since: int | None) -> tuple[str, Verdict, Sequence[Event], bool]:
+    """How a run stands, and whether nothing more comes; one that cannot be read is broken."""
     try:
-        return run.name, *_standing(run, since)
+        state = None if run.info is None else run.info.state
+        has_ended = state is None or state.status != "on" or has_died(state)
+        return run.name, *_standing(run, since), has_ended
     except (SparsityWatchError, OSError) as error:
         return run.name, Verdict(
             state="broken", badge="cannot be read", trouble="the log cannot be read",
             headline=f"The log cannot be read: {redacted(str(error))}",
             advice="Mend the file that is named, or take the folder away.",
-        ), ()  # fmt: skip
+        ), (), True  # fmt: skip
 
 
 def _follow(logdir: Path, runs: list[Run], since: int | None) -> int:
@@ -287,27 +289,18 @@ def _follow(logdir: Path, runs: list[Run], since: int | None) -> int:
     told: dict[str, Any] = {}
     while True:
         read = [_read_status(run, since) for run in runs]
-        for name, found, events in read:
+        for name, found, events, _ in read:
             now = {"state": found.state, "events": [event.id for event in events]}
             if told.get(name) != now:
                 told[name] = now
                 line = _as_told(name, found, events)
                 kept = ("name", "state", "last_step", "headline", "advice")
                 print(json.dumps({key: line[key] for key in kept} | now), flush=True)
-        if all(map(_has_ended, runs)):
-            return max(found.exit_code for _, found, _ in read)
+        if all(has_ended for *_, has_ended in read):
+            return max(found.exit_code for _, found, *_ in read)
         time.sleep(_POLL_S)
         old = {run.directory: run for run in runs}
         runs = [old.get(run.directory, run).again(now=time.time()) for run in _runs_at(logdir)]
-
-
-def _has_ended(run: Run) -> bool:
-    """Whether nothing more comes: its watch has ended, its process has died, or it is unread."""
-    try:
-        state = None if run.info is None else run.info.state
-    except (SparsityWatchError, OSError):
-        return True
-    return state is None or state.status != "on" or has_died(state)
 
 
 def _as_told(name: str, verdict: Verdict, events: Sequence[Event]) -> dict[str, Any]:

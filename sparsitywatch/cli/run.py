@@ -6,8 +6,8 @@ Nothing that the script may want to set up is imported before it: torch, numpy a
 from __future__ import annotations
 
 import argparse
+import atexit
 import builtins
-import contextlib
 import importlib.util
 import io
 import logging
@@ -44,16 +44,20 @@ def _number_or_none(text: str) -> float | None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run a script; returns 0 unless it raises."""
-    script, share = arguments.command[0], arguments.max_overhead
+    command, share = arguments.command, arguments.max_overhead
+    command = command[1:] if command[0] == "--" else command  # as of some versions of argparse
+    script = command[0]
+    tell = Teller(sys.stderr)  # the one of now: a script may look at what it puts in its place
     try:
         expect_whole("--every", arguments.every, 1)
         expect(share is None or 0.0 < share <= 1.0, "--max-overhead", "in (0, 1], or none", share)
         with io.open_code(script) as file:
             source = file.read()
     except (ConfigurationError, OSError) as error:
-        _tell(str(error))
+        tell(str(error))
         return 2  # as Python, too, does without a file
-    logger.addHandler(logging.lastResort or logging.NullHandler())  # stderr, wherever others go
+    tell.setLevel(logging.WARNING)
+    logger.addHandler(tell)
     logger.propagate = False
     logdir = (arguments.logdir or Path("runs", Path(script).stem)).absolute()
     found: list[Any] = []
@@ -62,22 +66,30 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             from sparsitywatch.live.unedited import Unedited
 
-            found.append(Unedited(logdir, _tell, every=arguments.every, max_overhead=share))
+            found.append(Unedited(logdir, tell, every=arguments.every, max_overhead=share))
         except Exception as error:  # noqa: BLE001 it is not the script's
-            _tell(f"nothing is watched: {redacted_error(error)}")
+            tell(f"nothing is watched: {redacted_error(error)}")
 
-    _after_torch(attach)
-    try:
-        _execute(source, arguments.command)
-    finally:
+    def end() -> None:
         if not any(one.num_looked_at for one in found):
-            _tell("no optimizer of torch took a step in this process: nothing was watched")
+            words = "no optimizer of torch took a step in this process: nothing was watched"
+            tell(f"{words}. Use `sw.watch` where the training is")
+
+    atexit.register(end)  # the last: threads of the script go on after it
+    _after_torch(attach)
+    _execute(source, command)
     return 0
 
 
-def _tell(words: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # the script may have closed it
-        print(f"sparsitywatch: {redacted(words)}", file=sys.stderr)
+class Teller(logging.StreamHandler):  # type: ignore[type-arg]
+    """Says words, and what the library logs; where that cannot be done, nothing."""
+
+    def __call__(self, words: str) -> None:
+        """Say them."""
+        self.handle(logging.makeLogRecord({"msg": f"sparsitywatch: {redacted(words)}"}))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 as the base has it
+        """Nothing: a script may have closed the stream."""
 
 
 def _after_torch(then: Callable[[], object]) -> None:
@@ -88,16 +100,24 @@ def _after_torch(then: Callable[[], object]) -> None:
             return None
         sys.meta_path.remove(finder)
         spec = importlib.util.find_spec(name)
+        sys.meta_path.insert(0, finder)  # a script may ask where torch is before it imports it
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
-            # what it returns nobody looks at
-            spec.loader.exec_module = lambda module: (execute(module), then())  # type: ignore
+
+            def executed(module: ModuleType) -> None:
+                execute(module)
+                if finder in sys.meta_path:
+                    sys.meta_path.remove(finder)
+                    then()
+
+            spec.loader.exec_module = executed  # type: ignore[method-assign]
         return spec
 
     finder: Any = SimpleNamespace(find_spec=find_spec)
     if "torch" in sys.modules:
         then()
-    sys.meta_path.insert(0, finder)
+    else:
+        sys.meta_path.insert(0, finder)
 
 
 def _execute(source: bytes, command: Sequence[str]) -> None:
@@ -116,7 +136,8 @@ def _execute(source: bytes, command: Sequence[str]) -> None:
         show = sys.excepthook
 
         def shown(kind: Any, error: BaseException, trace: TracebackType | None) -> None:
-            while trace is not None and trace.tb_frame.f_globals is not names:
+            # by name: whoever held the script's globals would keep them until there is no stdout
+            while trace is not None and trace.tb_frame.f_code.co_filename != file:
                 trace = trace.tb_next
             show(kind, error.with_traceback(trace), trace)
 

@@ -56,7 +56,7 @@ class Unedited:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         ids, kind = set(map(id, parameters)), type(optimizer).__name__
         for watcher in [*Watcher._all]:  # the script's own, or one of an earlier optimizer
-            if not watcher.closed and ids <= held_by(watcher._taker.model.module):
+            if not watcher.closed and ids <= held_by(watcher._taker.model.module)[0]:
                 watcher._hook.tie_to(optimizer)
                 return
         is_part = len(ids) == 1 and not hasattr(parameters[0], "_is_flat_param")
@@ -80,20 +80,28 @@ class Unedited:
 
 def module_of(parameters: set[int]) -> nn.Module | None:
     """The smallest module that holds all parameters of these ids; None if none does."""
+
+    def size(one: nn.Module) -> tuple[bool, int, bool, int]:
+        # FSDP1's wrapper knows what the module inside it has. Of those that hold the same the class
+        # of a script says more than torch's own, as a ModuleDict, which cannot be called
+        held, modules = held_by(one)
+        origins = {kind.__module__.partition(".")[0] for kind in type(one).__mro__}
+        is_of_torch = origins <= {"torch", "abc", "typing", "builtins"}
+        return "_handle" not in vars(one), len(held), is_of_torch, len(modules)
+
     modules = [one for one in gc.get_objects() if issubclass(type(one), nn.Module)]
-    found = [one for one in modules if parameters and parameters <= held_by(one)]
-    # FSDP1's wrapper knows what the module inside it has
-    return min(found, key=lambda one: ("_handle" not in vars(one), len(held_by(one))), default=None)
+    found = [one for one in modules if parameters and parameters <= held_by(one)[0]]
+    return min(found, key=size, default=None)
 
 
-def held_by(module: nn.Module) -> set[int]:
-    """Ids of the parameters in a module, and of all modules; no method of theirs is called."""
-    held, waiting = {id(module)}, [module]
+def held_by(module: nn.Module) -> tuple[set[int], set[int]]:
+    """Ids of the parameters in a module, and of the modules; no method of theirs is called."""
+    parameters, modules, waiting = set[int](), {id(module)}, [module]
     while waiting:
         inside = vars(waiting.pop())
-        held.update(map(id, inside.get("_parameters", {}).values()))
-        modules = inside.get("_modules", {}).values()
-        new = [one for one in modules if one is not None and id(one) not in held]
-        held.update(map(id, new))
+        parameters.update(map(id, inside.get("_parameters", {}).values()))
+        every = inside.get("_modules", {}).values()
+        new = [one for one in every if one is not None and id(one) not in modules]
+        modules.update(map(id, new))
         waiting += new
-    return held
+    return parameters, modules

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.cli import main
+from sparsitywatch.cli.run import Teller
 from sparsitywatch.live import unedited
 from sparsitywatch.live.unedited import Unedited, module_of
 
@@ -35,12 +37,22 @@ ENDS = {
     "Ctrl-C": "os.kill(os.getpid(), signal.SIGINT); time.sleep(9)",
     "a signal": "os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)",
     "its own hook": "sys.excepthook = lambda *e: print('hook', e[0], e[2].tb_lineno); 1 / 0",
+    "a thread": "threading.Timer(0.1, print, ['late']).start()",
+    "a worker": "if __name__ == '__main__':\n"
+    "    one = context.Process(target=take, args=(Kept(),)); one.start(); one.join()\n"
+    "    print(one.exitcode)",
+    "no stderr": "sys.stderr.close(); sys.exit(4)",
     "no Python": "print('unfinished'",
 }
 SCRIPT = """\
-import os, pickle, signal, sys, time
+import multiprocessing, os, pickle, signal, sys, threading, time
 import neighbour
 class Kept: pass
+class Left:
+    def __del__(self): print("left", __name__)
+left = Left()
+def take(kept): print(__name__, type(kept) is Kept)
+context = multiprocessing.get_context("spawn")
 early = {name for name in ("numpy", "torch", "tensorboard") if name in sys.modules}
 names = sorted(name for name in globals() if name.startswith("__"))
 print(sys.argv, sys.path[0], neighbour.__file__, early)
@@ -68,14 +80,16 @@ def test_a_script_is_run_as_python_runs_it(end: str, tmp_path: Path) -> None:
     (tmp_path / "link.py").symlink_to(inside / "script.py")
     given = ["./link.py", "--every", "x", "--", "-h", "run", "--lo"]
     expected = ran(tmp_path, *given)
-    code, output, errors = ran(tmp_path, "-m", "sparsitywatch", "run", "--every", "7", *given)
+    options = ["--every", "7", "--"]
+    code, output, errors = ran(tmp_path, "-m", "sparsitywatch", "run", *options, *given)
     own = [line for line in errors.splitlines() if line.startswith("sparsitywatch: ")]
     assert (code, output) == expected[:2]
     assert [line for line in errors.splitlines() if line not in own] == expected[2].splitlines()
-    if code != -signal.SIGTERM:
+    if code != -signal.SIGTERM and end != "no stderr":
         (words,) = own
         assert "no optimizer of torch took a step in this process: nothing was watched" in words
     assert "set()" in output or end == "no Python"
+    assert "left __main__" in output or end in ("a signal", "its own hook", "no Python")
     assert not (tmp_path / "runs").exists()
 
 
@@ -90,7 +104,7 @@ def test_a_script_that_is_not_there_and_options_that_mean_nothing(
     }.items():
         assert main(["run", *options, nowhere]) == 2
         assert words in capsys.readouterr().err
-    for refused in (["--max-overhead", "all", nowhere], []):
+    for refused in (["--max-overhead", "all", nowhere], ["--"], []):
         with pytest.raises(SystemExit, match=r"^2$"):
             main(["run", *refused])
         assert "usage: sparsitywatch run" in capsys.readouterr().err
@@ -183,8 +197,9 @@ def test_weights_are_the_same_and_each_module_has_a_log(name: str, tmp_path: Pat
 
 
 EARLY = """
-import os
+import importlib.util, os
 os.environ["OMP_NUM_THREADS"] = "1"
+assert importlib.util.find_spec("torch")  # as transformers and datasets ask before they import it
 """
 LATE = """
 print(torch.get_num_threads(), type(torch.__loader__).__name__)
@@ -204,8 +219,8 @@ def test_what_a_script_sets_up_before_torch_holds(
     (tmp_path / "train.py").write_text(EARLY + HEAD + LATE)
     options = ["--every", "2", "--max-overhead", "none", "--logdir", "log"]
     code, output, errors = ran(tmp_path, "-m", "sparsitywatch", "run", *options, "train.py")
-    assert (code, output) == ran(tmp_path, "train.py")[:2], errors
-    assert output.startswith("1 ")
+    assert (code, output) == Child(tmp_path / "train.py").communicate()[:2], errors
+    assert output.startswith("1 SourceFileLoader")
     assert [record.step for record in sw.load(tmp_path / "log" / "Net").records] == [2, 4, 6]
 
 
@@ -233,11 +248,20 @@ def test_a_script_that_resumes_goes_on_in_its_log(tmp_path: Path) -> None:
     assert [record.step for record in sw.load(folder).records] == [2, 4, 6, 8, 10, 12]
 
 
-def test_words_that_cannot_be_said_are_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = io.StringIO()
+def test_words_that_cannot_be_said_are_no_fault_and_go_where_stderr_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, closed = io.StringIO(), io.StringIO()
     closed.close()
-    monkeypatch.setattr(sys, "stderr", closed)
+    logged = logging.LogRecord("", logging.WARNING, "", 0, "sparsitywatch: %s", ("late",), None)
+    for stream in (first, closed, None):
+        tell = Teller(stream)
+        monkeypatch.setattr(sys, "stderr", closed)
+        tell("early")
+        tell.emit(logged)
+    assert first.getvalue() == "sparsitywatch: early\nsparsitywatch: late\n"
     assert main(["run", "nowhere.py"]) == 2
+    assert capsys.readouterr().out == ""
 
 
 RANKS = """
@@ -392,6 +416,14 @@ def test_where_watches_are_switched_off_that_is_said(
     assert said == ["Sequential is not watched: SPARSITYWATCH_DISABLED is set"]
 
 
+class Named(nn.Module):
+    """Whose class says more than the one in which it has its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({"inner": net()})
+
+
 def test_the_smallest_module_is_found_in_whatever_holds_it() -> None:
     inner = net()
     holder = nn.ModuleDict({"same": nn.ModuleList([inner]), "metric": nn.Identity()})
@@ -402,5 +434,7 @@ def test_the_smallest_module_is_found_in_whatever_holds_it() -> None:
     assert module_of({id(inner[2].weight)}) is inner[2]
     assert module_of({id(torch.zeros(1))}) is None
     assert module_of(set()) is None
+    compiled = torch.compile(Named(), backend="eager")
+    assert module_of({id(p) for p in compiled.parameters()}) is compiled._orig_mod
     holder._handle = object()  # as FSDP1's wrapper
     assert module_of(ids) is holder
