@@ -34,17 +34,15 @@ class Unedited:
         self._hook = StepHook(self._before, lambda *_: None)
 
     def _before(self, optimizer: Optimizer) -> None:
-        with contain_faults(self._end_by):
+        kind = type(optimizer).__name__
+        with contain_faults(lambda e: self._say(f"{kind} is not watched: {redacted_error(e)}")):
             if optimizer not in self._looked_at:
                 self._looked_at.add(optimizer)
                 self.num_looked_at += 1
                 self._look_at(optimizer)
-                if self.num_looked_at == _MOST:
-                    self._end_by(RuntimeError(f"it has looked at {_MOST} optimizers"))
-
-    def _end_by(self, error: BaseException) -> None:
-        self._hook.remove()
-        self._say(f"no more is watched: {redacted_error(error)}")
+        if self.num_looked_at == _MOST:
+            self._hook.remove()
+            self._say(f"no more is watched: it has looked at {_MOST} optimizers")
 
     def _say(self, words: str) -> None:
         """Tell it once, on one of several ranks."""

@@ -367,14 +367,19 @@ def test_what_no_module_holds_or_has_no_step_of_its_own_is_declined(
 def test_no_fault_reaches_the_script_and_it_is_told_once(
     attach: Callable[..., Unedited], said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("no such thing")
+    watch, models = unedited.watch, [net(), net(), net()]
+
+    def fail(model: nn.Module, **options: Any) -> sw.Watcher:
+        if model is not models[2]:
+            raise RuntimeError("no such thing")
+        return watch(model, **options)
 
     monkeypatch.setattr(unedited, "watch", fail)
     attach()
-    models = [net(), net()]
     stepped(*(torch.optim.AdamW(model.parameters()) for model in models))
-    assert said == ["no more is watched: RuntimeError: no such thing"]
+    assert said[0] == "AdamW is not watched: RuntimeError: no such thing"
+    assert said[1].startswith("Sequential-3 is watched")
+    assert len(said) == 2
 
 
 def test_some_optimizers_are_looked_at_and_no_more(
@@ -388,9 +393,9 @@ def test_some_optimizers_are_looked_at_and_no_more(
     assert found.num_looked_at == 2
     assert [words.partition(",")[0] for words in said] == [
         "Sequential is watched", "Sequential-2 is watched",
-        "no more is watched: RuntimeError: it has looked at 2 optimizers",
+        "no more is watched: it has looked at 2 optimizers",
     ]  # fmt: skip
-    assert len(sw.Watcher._all) == 2
+    assert sum(not watcher.closed for watcher in sw.Watcher._all) == 2
 
 
 def test_a_model_that_the_script_watches_has_one_watch(
