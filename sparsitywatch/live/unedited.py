@@ -61,7 +61,7 @@ class Unedited:
         if not is_part and (module := module_of(ids)) is not None:
             self._attach(module)
             return
-        why = "a single tensor's step is part of one" if is_part else "no module holds its tensors"
+        why = "a single tensor's step is part of one" if is_part else "no module was found for it"
         self._say(f"{kind} is not watched: {why}. Use `sw.watch` and `watcher.step()` instead")
 
     def _attach(self, module: nn.Module) -> None:

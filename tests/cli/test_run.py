@@ -357,7 +357,7 @@ def test_what_no_module_holds_or_has_no_step_of_its_own_is_declined(
     instead = "Use `sw.watch` and `watcher.step()` instead"
     assert said[:2] == [
         "SGD is not watched: a single tensor's step is part of one. " + instead,
-        "AdamW is not watched: no module holds its tensors. " + instead,
+        "AdamW is not watched: no module was found for it. " + instead,
     ]
     assert re.match(r"Linear is not watched: ScopeError: ", said[2])
     assert len(said) == 3
