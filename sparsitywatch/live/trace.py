@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import time
+import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from types import FrameType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,7 +63,7 @@ def _unwrap_optimizer(optimizer: object) -> Optimizer:
         if inner is None:
             raise ConfigurationError(
                 "Expected `optimizer` to be a torch.optim.Optimizer, a wrapper that holds one as "
-                f"`.optimizer` or `.opt`, a list of them or None, got {type(optimizer).__name__}. "
+                f"`.optimizer` or `.opt`, a list of them or None, got {type(optimizer)}. "
                 "Pass optimizer=None and call watcher.step() after each step instead."
             )
     return inner
@@ -179,17 +179,24 @@ class StepHook:
 
 def _is_running(optimizer: Optimizer) -> bool:
     """Whether a method of an optimizer has called, over whatever way, what asks."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_locals.get("self") is not optimizer:
-        frame = frame.f_back
-    return frame is not None
+    stack = traceback.walk_stack(sys._getframe())
+    return any(frame.f_locals.get("self") is optimizer for frame, _ in stack)
+
+
+def _is_made_up(optimizer: Optimizer) -> bool:
+    """Whether torch.distributed.checkpoint steps, to have an optimizer's state before any step."""
+    stack = traceback.walk_stack(sys._getframe())
+    is_still = not any(group.get("lr") for group in optimizer.param_groups)
+    return is_still and any(frame.f_code.co_name == "_init_optim_state" for frame, _ in stack)
 
 
 def _uncompiled(hook: Callable[[Optimizer], None]) -> Callable[..., None]:
     """A compiled optimizer step must not trace into the watch."""
     disabled = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
 
-    def called(optimizer: Optimizer, *_: object) -> None:
+    def called(optimizer: Optimizer, given: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+        if [*given[1:], *keywords.values()] == [None] and _is_made_up(optimizer):
+            return
         # a step that is not compiled need not pay for it
         (disabled if torch.compiler.is_compiling() else hook)(optimizer)
 

@@ -14,6 +14,10 @@ import pytest
 import torch
 from contracts.watched import Run, steps_of
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import sparsitywatch as sw
@@ -440,7 +444,7 @@ def test_what_holds_an_optimizer_stands_for_it(name: str) -> None:
     with run.watch(None, every=10, optimizer=Holding(name, Holding("opt", run.optimizer))) as watch:
         run.train(10)
     assert watch.step_count == 10
-    with pytest.raises(sw.ConfigurationError, match=r"as `\.optimizer` or `\.opt`.*got Holding"):
+    with pytest.raises(sw.ConfigurationError, match=r"as `\.optimizer` or `\.opt`.*got .*Holding"):
         run.watch(None, optimizer=Holding(name, None))
 
 
@@ -548,3 +552,22 @@ def test_compiled_steps_are_counted() -> None:
         run.train(16)
     assert watcher.step_count == 20
     assert steps_of(watcher.records) == [20]  # the compiled step keeps the first one alive
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("wrapper", ["", "a schedule", "as Accelerate's"])
+def test_a_step_that_only_makes_the_state_for_a_checkpoint_is_none(kind, wrapper) -> None:
+    """torch.distributed.checkpoint takes one before it saves or loads that of a new optimizer."""
+    run = Run(optimizer=kind)
+    step = run.optimizer.step
+    if wrapper == "a schedule":
+        torch.optim.lr_scheduler.ConstantLR(run.optimizer)
+    elif wrapper:
+        run.optimizer.step = lambda closure=None: step(closure)
+    with run.watch(None, every=1) as watcher:
+        saved = get_optimizer_state_dict(run.model, run.optimizer)
+        assert watcher.step_count == 0
+        watcher.load_state_dict(watcher.state_dict())  # nothing has begun
+        run.train(2)
+        set_optimizer_state_dict(run.model, run.optimizer, saved)
+    assert steps_of(watcher.records) == [1, 2]
