@@ -230,6 +230,8 @@ class _Pickler(pickle.Pickler):
         """How the copy of a thing is made, and filled."""
         if isinstance(thing, nn.Module):
             self.kinds[type(thing)] = None
+            if "_orig_mod" in thing._modules:  # a wrapper of torch.compile, which runs the original
+                return operator.itemgetter(0), ([thing._orig_mod],)
             return object.__new__, (type(thing),), vars(thing), None, None, _fill_module
         if isinstance(thing, types.FunctionType):
             self.functions.append(thing)
@@ -274,6 +276,12 @@ def _fill_module(made: nn.Module, held: dict[str, Any]) -> None:
     vars(made).update(held, training=False)
     if "_compiled_call_impl" in held:  # by module.compile(): of the original
         vars(made)["_compiled_call_impl"] = None
+    if "_trainer" in held:  # of Lightning: it would log an evaluation among the training's numbers
+        vars(made)["log"] = _log_nothing
+
+
+def _log_nothing(*_: object, **__: object) -> None:
+    pass
 
 
 def _fill_container(made: Any, held: tuple[Any, list[Any], list[Any]]) -> None:

@@ -753,6 +753,23 @@ def test_an_iterator_that_goes_round_is_refused_and_stays_where_it_is() -> None:
     assert model.tick() == 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_part_that_was_compiled_is_evaluated_with_the_masks(is_nested: bool) -> None:
+    """``self.backbone = torch.compile(...)``: the wrapper would run the original."""
+    part = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    if is_nested:
+        part = nn.Sequential(torch.compile(part, backend="eager"), nn.Linear(6, 6))
+    model = nn.Sequential(torch.compile(part, backend="eager"), nn.Linear(6, 2))
+    model(torch.ones(4, 6))
+    record = sw.measure(model, sw.Proxy([torch.ones(4, 6)], mean_square), scope="layers")
+    assert record.valid
+    assert record.curve.value[-1] != record.curve.value[0]  # with everything removed
+    assert record.curve.value[0] == pytest.approx(
+        mean_square(model, torch.ones(4, 6)).mean().item()
+    )
+
+
 # ------------------------------------------------------------------ beside the model
 
 
