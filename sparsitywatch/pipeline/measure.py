@@ -305,7 +305,8 @@ def expect_model(model: object, proxy: object) -> None:
     """Refuse what is no model, or no proxy for one."""
     if not isinstance(model, nn.Module):
         raise ConfigurationError(
-            f"Expected `model` to be a torch.nn.Module, got {type(model).__name__}."
+            f"Expected `model` to be a torch.nn.Module, got {type(model).__name__}. Give the model "
+            "that a trainer, a learner or an engine trains."
         )
     is_proxy = proxy is None or isinstance(proxy, Proxy)
     expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)

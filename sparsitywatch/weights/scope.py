@@ -275,6 +275,8 @@ def _decided(
     scope: ScopeLike,
 ) -> tuple[LedgerEntry, ...]:
     """The ledger of a live model where its modules are known, else of stored tensors."""
+    if layout.modules is not None and not entries:
+        raise ScopeError("Expected a model with parameters, got one that has none. Build it first.")
     decide = _decider(layout, parameters, scope)
     by_storage: dict[object, dict[str, Entry]] = {}
     for entry in entries:

@@ -468,6 +468,8 @@ def test_a_scope_that_matches_nothing_is_an_error_that_says_what_there_was() -> 
         (lambda: Scope.of_entries(entries, ["x*"]), r"'x\*' matches none of 44"),
         (lambda: Scope.of_entries(entries, "block"), "one of"),
         (lambda: Scope.of_entries([]), "selects none of 0 parameters"),
+        (lambda: Scope.of(nn.ReLU()), "model with parameters, .* Build it first"),
+        (lambda: Scope.of(nn.ReLU(), ["*kernel"]), "model with parameters, .* Build it first"),
     ):
         with pytest.raises(ScopeError, match=message):
             scoped()
@@ -480,7 +482,6 @@ WITHOUT_A_SCOPE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "bag of words": (lambda: nn.Sequential(nn.EmbeddingBag(30, 4), nn.Linear(4, 2)), "matrices"),
     "a layer and norms": (lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)), "layers"),
     "norms": (lambda: nn.Sequential(nn.LayerNorm(4), nn.BatchNorm2d(4)), ""),
-    "nothing": (nn.ReLU, ""),
 }
 
 
