@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import nn
-
 from sparsitywatch.actions import SaveNow, StopTraining, log_event
-from sparsitywatch.errors import ConfigurationError, contain_faults, reraise_foreign
+from sparsitywatch.errors import ConfigurationError, contain_faults, expect, reraise_foreign
 from sparsitywatch.live.watch import WatchOptions, watch
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.proxy import Proxy
@@ -33,16 +31,16 @@ class Attached:
         self, proxy: Proxy | None, on_event: OnEvent, options: WatchOptions, *, is_asked: bool
     ) -> None:
         known = WatchOptions.__annotations__.keys()
-        if unknown := sorted(options.keys() - known):
-            raise ConfigurationError(
-                f"Expected options of sparsitywatch.watch, one of {sorted(known)}, got {unknown}."
-            )
+        unknown = sorted(options.keys() - known)
+        expect(not unknown, "watch_options", f"of sparsitywatch.watch: {sorted(known)}", unknown)
+        is_proxy = proxy is None or isinstance(proxy, Proxy)
+        expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
         self._proxy, self._options, self._is_asked = proxy, options, is_asked
         self._on_event = _as_actions(on_event)
         self._is_strict = options.get("strict", False)
         self.watcher: Watcher | None = None
 
-    def begin(self, model: nn.Module, optimizer: Any, *, logdir: str, step: int | None) -> bool:
+    def begin(self, model: Any, optimizer: Any, *, logdir: str | None, step: int | None) -> bool:
         """Attach after so many steps, if that is known; whether there is a state to restore."""
         self.end()
         self.watcher, is_resumed = None, step != 0
@@ -115,9 +113,6 @@ def _as_actions(on_event: Any) -> list[Callable[[Event], object]]:
     words: Mapping[str, Callable[[], Any]]
     words = {"log": lambda: log_event, "save": SaveNow, "stop": StopTraining}
     is_list = isinstance(on_event, Sequence) and not isinstance(on_event, str)
-    if not is_list or not all(callable(action) or action in words for action in on_event):
-        raise ConfigurationError(
-            f"Expected `on_event` to be a list of functions and of the words {sorted(words)}, "
-            f"got {on_event!r}."
-        )
+    is_good = is_list and all(callable(action) or action in words for action in on_event)
+    expect(is_good, "on_event", f"a list of functions and of the words {sorted(words)}", on_event)
     return [words[action]() if isinstance(action, str) else action for action in on_event]

@@ -4,8 +4,6 @@
 
     trainer = Trainer(..., callbacks=[SparsityWatchCallback(proxy, every=500)])
 
-With ``on_event=["log", "save"]`` the Trainer saves a checkpoint when an event is seen.
-
 On several ranks (torchrun; DDP or FSDP2) the callback of each of them watches, and the first one
 writes.
 """

@@ -46,15 +46,15 @@ _KEY = "sparsitywatch"  # of a checkpoint
 class SparsityWatch(Callback):
     """Watches the module that a Lightning Trainer trains, from its first step to its last.
 
-    With several optimizers one round of all of them is a step, while Lightning's ``global_step``
-    counts each.
+    With several optimizers a step is one of that which holds most of the weights in scope, while
+    Lightning's ``global_step`` counts each.
 
     Args:
         proxy: what to evaluate, or None to measure the weights only. Its value function gets the
             LightningModule.
         logdir: by default the folder that holds the versions of a logger (``lightning_logs``), else
             ``default_root_dir``; the same for every launch of a run, so that a resumed one goes on
-            in it. The log goes to ``<logdir>/sparsitywatch``.
+            in it. The log goes to ``<logdir>/sparsitywatch``. A ``fast_dev_run`` writes none.
         on_event: called with each event, as of ``sparsitywatch.watch``. The words "log", "save" and
             "stop" log a warning, save a checkpoint into ``<logdir>/sparsitywatch-saved`` and stop
             the Trainer, after the batch at which the event is delivered. So do
@@ -89,11 +89,12 @@ class SparsityWatch(Callback):
         if self not in _watching(trainer):
             return
         saved = self._saved or self._attached.state()  # else of an earlier fit
-        optimizers, step, self._saved = trainer.optimizers, trainer.global_step, {}
-        known = step if step == 0 or len(optimizers) == 1 else None
-        if self._attached.begin(
-            pl_module, optimizers or None, logdir=self._folder(trainer), step=known
-        ):
+        # Lightning makes one up where it knows of none
+        real = [x for x in trainer.optimizers if type(x).__name__ != "_MockOptimizer"]
+        optimizer, step, self._saved = real[0] if len(real) == 1 else None, trainer.global_step, {}
+        known = step if step == 0 or optimizer is not None else None
+        logdir = None if trainer.fast_dev_run else self._folder(trainer)  # type: ignore[attr-defined]
+        if self._attached.begin(pl_module, optimizer, logdir=logdir, step=known):
             words = "the checkpoint's state of the watch"
             self._attached.restore(lambda: saved or None, words, is_first=trainer.is_global_zero)
 
@@ -108,7 +109,9 @@ class SparsityWatch(Callback):
             checkpoint.setdefault(_KEY, []).append(state)
 
     def on_load_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
-        """Keep the state until training starts."""
+        """Keep the state until training starts, if the checkpoint is not loaded to test it."""
+        if trainer.state.fn != "fit":
+            return
         states = dict(zip(_watching(trainer), checkpoint.get(_KEY, []), strict=False))
         self._saved = states.get(self, {})
 
@@ -137,8 +140,9 @@ class SparsityWatch(Callback):
                 trainer.should_stop = True
 
     def _folder(self, trainer: Trainer) -> str:
-        of_logger = getattr(trainer.logger, "root_dir", None)  # each launch has its own version
-        return self._logdir or os.fspath(of_logger or trainer.default_root_dir)
+        found = getattr(trainer.logger, "root_dir", None)  # each launch has a version inside it
+        is_path = isinstance(found, str | os.PathLike)  # a DummyLogger has any attribute
+        return self._logdir or str(found if is_path else trainer.default_root_dir)
 
 
 class AskedFor(SparsityWatch):

@@ -18,7 +18,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from contracts.live_runs import loss_per_sentence, tiny_bert
 from contracts.trainers import Sentences, proxy, train
 from contracts.watched import SeesStep
@@ -99,17 +99,32 @@ def stopped(folder: Path) -> dict:
     return {"step": trainer.state.global_step, "seen": seen}
 
 
-def accelerated(folder: Path) -> dict:
-    """A plain loop through an Accelerator, whose optimizer is wrapped."""
-    accelerator = Accelerator(cpu=True)
+def sharded() -> dict[str, Any]:
+    """What an Accelerator needs for FSDP2."""
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["BertLayer"],
+        state_dict_type="SHARDED_STATE_DICT",
+    )
+    return {"fsdp_plugin": plugin}
+
+
+def accelerated(folder: Path, first: int, last: int, **options: Any) -> dict:
+    """A plain loop through an Accelerator, whose optimizer is wrapped, between two steps."""
+    accelerator = Accelerator(**options or {"cpu": True})
     watched = model()
     optimizer = torch.optim.AdamW(watched.parameters(), lr=1e-3)
     watched, optimizer = accelerator.prepare(watched, optimizer)
     with sw.watch(watched, optimizer, proxy=proxy(4), logdir=folder / "log", **OPTIONS) as watcher:
-        for batch in DataLoader(Sentences(8 * STEPS), 8):
+        accelerator.register_for_checkpointing(watcher)
+        if first:
+            accelerator.load_state(str(folder / "saved"))
+        for batch in [*DataLoader(Sentences(8 * STEPS), 8)][first:last]:
             optimizer.zero_grad()
             accelerator.backward(loss_per_sentence(watched, batch).mean())
             optimizer.step()
+        accelerator.save_state(str(folder / "saved"))
     return said(watched, watcher)
 
 
@@ -220,7 +235,8 @@ def main(folder: Path) -> None:
         "ddp": lambda to: trained(to, BEFORE),
         "ddp-resumed": lambda to: resumed(to.with_name("ddp")),
         "events": stopped,
-        "accelerate": accelerated,
+        "accelerate": lambda to: accelerated(to, 0, BEFORE),
+        "accelerate-resumed": lambda to: accelerated(to.with_name("accelerate"), BEFORE, STEPS),
         **{
             f"lightning-{name}{part}": lambda to, steps=steps, strategy=strategy, ckpt=ckpt: lit(
                 to.with_name(to.name.removesuffix("-resumed")),
@@ -238,6 +254,10 @@ def main(folder: Path) -> None:
         "lightning-events": lit_stopped,
         "fsdp": lambda to: trained(to, BEFORE, **FSDP2),
         "fsdp-resumed": lambda to: resumed(to.with_name("fsdp"), **FSDP2),
+        "accelerate-fsdp": lambda to: accelerated(to, 0, BEFORE, **sharded()),
+        "accelerate-fsdp-resumed": lambda to: accelerated(
+            to.with_name("accelerate-fsdp"), BEFORE, STEPS, **sharded()
+        ),
     }
     found: dict[str, Any] = {"saved": saved}
     for name, case in cases.items():

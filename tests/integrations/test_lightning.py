@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from contracts.forked import said
 from contracts.live_runs import loss_per_sentence, tiny_bert
 from contracts.trainers import Sentences
 from contracts.watched import SeesStep
@@ -45,6 +45,9 @@ class Lit(lightning.LightningModule):
             return self.kind(own, lr=self.lr)
         halves = own[: len(own) // 2], own[len(own) // 2 :]
         return [self.kind(half, lr=self.lr) for half in halves]
+
+    def validation_step(self, batch: Any) -> None:
+        self.log("seen", loss_per_sentence(self.inner, batch).mean())
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor | None:
         if self.ends_at is not None and index == 3:
@@ -84,7 +87,8 @@ def fit(
 
 
 def watching(**options: Any) -> SparsityWatch:
-    return SparsityWatch(proxy(), **{"max_overhead": None, "every": 2, "strict": True, **options})
+    usual = {"max_overhead": None, "every": 2, "strict": True, "levels": [0.5]}
+    return SparsityWatch(proxy(), **{**usual, **options})
 
 
 class SavesAt(lightning.Callback):
@@ -125,6 +129,141 @@ def test_one_line_watches_a_trainer(tmp_path: Path, num_optimizers: int) -> None
     assert records[0].scope.num_tensors == 12
 
 
+# ------------------------------------------------------------------ ways to train
+
+
+class Small(lightning.LightningModule):
+    """Two layers; what is logged of an evaluation is none of the training's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = torch.nn.Sequential(
+            torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)
+        )
+
+    def losses(self, batch: torch.Tensor) -> torch.Tensor:
+        """Of each row; logged, as a step shared by training and validation does."""
+        losses = (self.inner(batch) - batch[:, :2]).square().mean(dim=1)
+        self.log("seen", losses.mean(), on_step=True, on_epoch=True)
+        return losses
+
+    def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.losses(batch).mean()
+
+    def validation_step(self, batch: torch.Tensor) -> None:
+        self.losses(batch)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.inner.parameters(), lr=1e-2)
+
+
+class Paced(Small):
+    """Two optimizers by turns; the smaller one begins late, as that of many a GAN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.AdamW(layer.parameters()) for layer in (self.inner[2], self.inner[0])]
+
+    def training_step(self, batch: torch.Tensor) -> None:
+        late, early = self.optimizers()
+        self.manual_backward(super().training_step(batch))
+        for optimizer in (early, late) if self.trainer.global_step > 6 else (early,):
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+class OwnOptimizer(Small):
+    """One that Lightning does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.own = torch.optim.SGD(self.inner.parameters(), lr=1e-2)
+
+    def configure_optimizers(self) -> None:
+        return None
+
+    def training_step(self, batch: torch.Tensor) -> None:
+        self.own.zero_grad()
+        self.manual_backward(super().training_step(batch))
+        self.own.step()
+
+
+class CompiledPart(Small):
+    """As people compile the backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.compile(self.inner, backend="eager")
+
+
+class Quiet(Small):
+    """Lightning cannot compile what logs."""
+
+    def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+        return (self(batch) - batch[:, :2]).square().mean()
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.inner(batch)
+
+    def losses(self, batch: torch.Tensor) -> torch.Tensor:
+        return (self(batch) - batch[:, :2]).square().mean(dim=1)
+
+
+def compiled() -> Any:
+    return torch.compile(Quiet(), backend="eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (Small, {}),
+        (Small, {"accumulate_grad_batches": 2}),
+        (Small, {"gradient_clip_val": 0.1, "precision": "bf16-mixed"}),
+        (Small, {"num_sanity_val_steps": 2, "limit_val_batches": 2, "val_check_interval": 3}),
+        (Small, {"fast_dev_run": 4}),
+        (Paced, {}),
+        (OwnOptimizer, {}),
+        (CompiledPart, {}),
+        (compiled, {}),
+    ],
+)
+def test_every_way_to_train_is_watched_and_stays_as_it_was(
+    tmp_path: Path, caplog, make: Any, options: dict[str, Any]
+) -> None:
+    def train(*callbacks: Any) -> tuple[Any, ...]:
+        trainer = lightning.Trainer(**{
+            "default_root_dir": tmp_path, "max_epochs": 1, "limit_train_batches": 8,
+            "accelerator": "cpu", "devices": 1, "callbacks": [*callbacks], "logger": False,
+            "enable_progress_bar": False, "enable_model_summary": False,
+            "enable_checkpointing": False, "limit_val_batches": 0, **options,
+        })  # fmt: skip
+        rows = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+        batches = DataLoader(rows, 4, shuffle=True)
+        trainer.fit(make(), batches, DataLoader(rows, 4))
+        states = [one.state_dict() for one in trainer.optimizers]
+        told = (dict(trainer.callback_metrics), dict(trainer.logged_metrics))
+        return trainer.lightning_module.state_dict(), states, told, torch.get_rng_state()
+
+    held_out = torch.randn(8, 6, generator=torch.Generator().manual_seed(2))
+    proxy = sw.Proxy([held_out], lambda lit, batch: lit.losses(batch))
+    callback = SparsityWatch(proxy, every=2, max_overhead=None, strict=True)
+    watched, plain = train(callback), train()
+    torch.testing.assert_close(watched, plain, rtol=0, atol=0)
+    num_steps = 4 if {"accumulate_grad_batches", "fast_dev_run"} & options.keys() else 8
+    assert [record.step for record in callback.watcher.records] == [*range(2, num_steps + 1, 2)]
+    assert all(record.valid and record.curve is not None for record in callback.watcher.records)
+    assert callback.watcher.records[-1].scope.num_tensors == 1
+    # Lightning itself writes nothing then, and no log of a whole training is set aside
+    assert (tmp_path / "sparsitywatch").exists() == ("fast_dev_run" not in options)
+    assert "no step has been counted" not in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_optimizers", [1, 2])
 def test_a_resumed_trainer_goes_on_in_the_same_log(tmp_path: Path, num_optimizers: int) -> None:
@@ -161,6 +300,35 @@ def test_a_second_fit_goes_on_from_the_first(tmp_path: Path, caplog) -> None:
     trainer.fit(trainer.lightning_module, DataLoader(ConcatDataset([Sentences(8)] * 12), 8))
     assert steps(tmp_path) == [2, 4, 6, 8]
     assert logged(tmp_path)[-1].decay_clock == pytest.approx(8e-5)
+    assert "cannot be taken up" not in caplog.text
+
+
+@pytest.mark.slow
+def test_a_checkpoint_from_before_the_first_snapshot_is_gone_on_from(
+    tmp_path: Path, caplog
+) -> None:
+    at_1 = tmp_path / "at-1.ckpt"
+    fit(tmp_path, 2, watching(every=4), SavesAt(1, at_1))
+    fit(tmp_path, 8, watching(every=4), ckpt=at_1)
+    assert steps(tmp_path) == [4, 8]
+    assert [r.decay_clock for r in logged(tmp_path)] == pytest.approx([4e-5, 8e-5])
+    assert "cannot be taken up" not in caplog.text
+
+
+@pytest.mark.slow
+def test_what_is_validated_is_not_watched_nor_gone_on_from(tmp_path: Path, caplog) -> None:
+    """Somebody looks at an earlier checkpoint between two parts of a training."""
+    at_2, callback = tmp_path / "at-2.ckpt", watching()
+    batches = DataLoader(ConcatDataset([Sentences(8)] * 12), 8)
+    trainer = fit(tmp_path, 4, callback, SavesAt(2, at_2))
+    other = fit(tmp_path / "other", 0, watching())
+    other.validate(Lit(), batches, ckpt_path=at_2)
+    assert not (tmp_path / "other" / "sparsitywatch").exists()
+    trainer.validate(trainer.lightning_module, batches, ckpt_path=at_2)
+    trainer.fit_loop.epoch_loop.max_steps = 8
+    trainer.fit(trainer.lightning_module, batches)
+    assert steps(tmp_path) == [2, 4, 6, 8]
+    assert callback.watcher.step_count == trainer.global_step == 8
     assert "cannot be taken up" not in caplog.text
 
 
@@ -257,6 +425,8 @@ def test_what_it_does_not_know_is_refused() -> None:
         SparsityWatch(evry=3)
     with pytest.raises(sw.ConfigurationError, match=r"words \['log', 'save', 'stop'\]"):
         SparsityWatch(on_event=["halt"])
+    with pytest.raises(sw.ConfigurationError, match=r"`proxy` to be a sw.Proxy\(batches, value\)"):
+        SparsityWatch(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.slow
@@ -293,6 +463,14 @@ def test_nothing_is_added_where_nobody_asks(monkeypatch, value: str) -> None:
     assert lightning_callbacks() == []
 
 
+@pytest.mark.parametrize("broken", ["sparsitywatch.integrations.lightning", "sparsitywatch.errors"])
+def test_a_package_that_is_broken_breaks_no_trainer(monkeypatch, caplog, broken: str) -> None:
+    monkeypatch.delitem(sys.modules, "sparsitywatch.integrations.lightning")
+    monkeypatch.setitem(sys.modules, broken, None)
+    assert asked() == []
+    assert "SPARSITYWATCH_LIGHTNING cannot be followed" in caplog.text
+
+
 @pytest.mark.slow
 def test_who_has_given_one_gets_no_second_and_may_change_it(tmp_path: Path, caplog) -> None:
     """A checkpoint that the one has saved is the other's, too."""
@@ -317,11 +495,22 @@ def test_it_is_declared_under_both_names() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
-def test_a_trainer_finds_it_and_trains_with_it(monkeypatch, tmp_path: Path, package: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "other"),
+    [
+        ("lightning.pytorch", "os"),
+        ("pytorch_lightning", "os"),
+        ("pytorch_lightning", "lightning.pytorch"),
+    ],
+)
+def test_a_trainer_finds_it_and_trains_with_it(
+    monkeypatch, tmp_path: Path, package: str, other: str
+) -> None:
     """Not one line of the script knows of it."""
     monkeypatch.setenv("SPARSITYWATCH_LIGHTNING", "1")
     script = (
+        f"import warnings, {other}\n"
+        "warnings.simplefilter('ignore')\n"
         f"from {package} import Trainer\n"
         f"from {package}.demos.boring_classes import BoringModel\n"
         "from torch.nn import Linear, Sequential\n"
@@ -335,9 +524,6 @@ def test_a_trainer_finds_it_and_trains_with_it(monkeypatch, tmp_path: Path, pack
         "(found,) = [one for one in trainer.callbacks if type(one).__name__ == 'AskedFor']\n"
         "print(found.watcher.step_count, found.watcher.closed, found.watcher.off)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        check=True, capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.stdout.splitlines()[-1] == "3 True "
+    printed, _ = said(script, tmp_path)
+    assert printed.splitlines()[-1] == "3 True "
     assert (tmp_path / "here" / "lightning_logs" / "sparsitywatch" / "run.json").exists()

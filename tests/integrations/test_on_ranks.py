@@ -52,7 +52,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def train(folder: Path) -> None:
         trained(folder / "trainer", STEPS)
-        accelerated(folder / "accelerate")
+        accelerated(folder / "accelerate", 0, STEPS)
         lit(folder / "lightning", STEPS)
 
     return once(tmp_path_factory, "wrappers-alone", train)
@@ -78,6 +78,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
         ("ddp", "DistributedDataParallel", "trainer"),
         ("fsdp", "FSDPBertForMaskedLM", "trainer"),
         ("accelerate", "DistributedDataParallel", "accelerate"),
+        ("accelerate-fsdp", "FSDPBertForMaskedLM", "accelerate"),
         ("lightning-ddp", "DistributedDataParallel", "lightning"),
         ("lightning-fsdp", "FSDPBertForMaskedLM", "lightning"),
     ],
@@ -85,7 +86,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 def test_two_ranks_log_what_one_process_does(
     case: str, wrapper: str, reference: str, ranks: Path, alone: Path
 ) -> None:
-    """The Trainers have been interrupted, and taken up from their checkpoint, half way."""
+    """All have been interrupted, and taken up from their checkpoint, half way."""
     found, expected = logged(ranks / case), logged(alone / reference)
     assert [record["step"] for record in found] == list(range(1, STEPS + 1))
     assert found == expected
@@ -141,3 +142,11 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
     # the log of two ranks is beyond it
     trained(tmp_path, STEPS, resume=str(tmp_path / "run" / half))
     assert logged(tmp_path) == logged(alone / "trainer")
+
+
+def test_lightning_alone_goes_on_from_the_checkpoint_of_two_ranks(
+    ranks: Path, alone: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(ranks / "lightning-ddp" / "log", tmp_path / "log")
+    lit(tmp_path, STEPS, str(ranks / "lightning-ddp" / f"step={BEFORE}.ckpt"))
+    assert logged(tmp_path) == logged(alone / "lightning")
