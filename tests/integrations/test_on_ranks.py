@@ -31,7 +31,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def start(folder: Path) -> None:
         script = TESTS / "contracts" / "wrappers_on_ranks.py"
         imports = f"contracts.wrappers_on_ranks,{WATCHED_BERT}"
-        status, output = forked(script, str(folder), imports=imports)
+        status, output = forked(script, str(folder), imports=imports, limit_s=300)
         assert status == 0, output
 
     return once(tmp_path_factory, "wrappers-on-ranks", start)
