@@ -67,7 +67,7 @@ def imported(folder: str) -> set[str]:
         for name in {folder, "examples", "examples/paper", "benchmarks"} - {"integrations"}
         for path in (ROOT / name).iterdir()  # whose own names are those of libraries
     )
-    tops -= {path.stem for path in neighbours} | {"typing_extensions"}  # type checkers bring it
+    tops -= {path.stem for path in neighbours}
     declared = names_of([*PROJECT["dependencies"], *GROUPS["dev"]])
     found = ([n.lower().replace("-", "_") for n in DISTRIBUTIONS.get(top, [top])] for top in tops)
     return {next(filter(declared.__contains__, names), names[0]) for names in found}
