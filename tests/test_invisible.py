@@ -40,8 +40,10 @@ def mean_square(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 #: Makes further arguments of ``sw.watch``. A way to watch is one line here.
 WATCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "weights only": lambda: {"background": False},
-    "with proxy": lambda: {"proxy": sw.Proxy([torch.ones(4, WIDTH), held_out()], mean_square)},
-    "background": lambda: {"background": True},
+    "with proxy": lambda: {
+        "background": True,
+        "proxy": sw.Proxy([torch.ones(4, WIDTH), held_out()], mean_square),
+    },
 }
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {

@@ -211,8 +211,8 @@ class Training:
             after(self.step)
 
     def average_what_is_whole(self) -> None:
-        """What FSDP2 leaves with every rank, as its users do; of DDP it does nothing more."""
-        if distributed.is_initialized() and self.way != "fsdp1":
+        """What FSDP2 leaves with every rank, as its users do; DDP and FSDP1 do all themselves."""
+        if distributed.is_initialized() and self.way not in ("ddp", "fsdp1"):
             for parameter in self.model.parameters():
                 if not hasattr(parameter, "placements"):
                     distributed.all_reduce(parameter.grad)
