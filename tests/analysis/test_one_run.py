@@ -73,7 +73,9 @@ def test_clean_series_have_no_finding(run: Trained, recipe: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", WRONG)
 def test_planted_faults_are_named_under_every_recipe(run: Trained, fault: str) -> None:
-    for recipe in RECIPES.keys() - {"few", "long", *QUICK}:
+    """Each with half of the recipes, by turns."""
+    others = [recipe for recipe in RECIPES if recipe not in ("few", "long", *QUICK)]
+    for recipe in others[WRONG.index(fault) % 2 :: 2]:
         if recipe in TO_AND_FRO and "swapped" in fault:
             continue
         if recipe in STAND_STILL and fault == "shards of the last one":

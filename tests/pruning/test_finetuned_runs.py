@@ -367,7 +367,7 @@ def test_dense_trainings_are_taken_over(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def forking() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
+    context.set_forkserver_preload(["torch._dynamo"])  # an optimizer imports it
     return context
 
 
