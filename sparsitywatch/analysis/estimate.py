@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -88,6 +89,23 @@ def essential_sparsity(
     return told(
         value=value, last_crossing=last, low=low, high=high, knee=knee, sharpness=sharpness,
         informative=True, reason="; ".join(notes),
+    )  # fmt: skip
+
+
+def essential_alone(
+    curve: SparsityCurve, tolerance: float, mode: str, confidence: float
+) -> EssentialSparsity:
+    """The same of one tensor of a model, which may do without all of it: then the value is 1."""
+    found = essential_sparsity(curve, tolerance, mode, confidence)
+    cost, allowed = curve.reliance, allowed_harm(curve.dense, tolerance, mode)
+    high = curve.reliance_interval(confidence)[1]
+    if found.informative or not (cost <= allowed and high - cost <= allowed):
+        return found
+    end = 1.0 if high <= allowed else math.nan
+    reason = f"all of it can go: that costs {cost:.3g} of {allowed:.3g}"
+    return replace(
+        found, value=1.0, last_crossing=1.0, low=end, high=end, informative=True,
+        examples_needed=None, reason=reason,
     )  # fmt: skip
 
 

@@ -14,8 +14,13 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
-from sparsitywatch.errors import ConfigurationError, expect, reraise_foreign
+from sparsitywatch.analysis.estimate import (
+    ROUNDING,
+    allowed_harm,
+    essential_alone,
+    essential_sparsity,
+)
+from sparsitywatch.errors import ConfigurationError, MeasurementError, expect, reraise_foreign
 from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
@@ -254,6 +259,7 @@ def measure(
     model: nn.Module,
     proxy: Proxy | None = None,
     *,
+    each: bool = False,
     settings: Settings | None = None,
     **fields: Unpack[SettingsFields],
 ) -> Record:
@@ -266,6 +272,8 @@ def measure(
         model: in whatever wrappers (compiled, DDP).
         proxy: what to evaluate; without one there is no essential sparsity, only what the
             weights say by themselves.
+        each: measure each in-scope tensor by itself, too, all others as they are: ``record.alone``.
+            It takes about as long again for each tensor; less where all of it can go.
         settings: what is measured and how; by default ``Settings()``.
         fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``.
 
@@ -287,6 +295,10 @@ def measure(
     """
     expect_model(model, proxy)
     chosen = Settings.of(settings, **fields)
+    expect(isinstance(each, bool), "each", "True or False", each)
+    expect(not each or proxy is not None, "each", "False without a `proxy`", each)
+    has_budgets = isinstance(vars(chosen.pattern).get("allocation"), dict)
+    expect(not (each and has_budgets), "each", "False with sparsities by name of the tensor", each)
     inner = unwrap_model(model)
     expect_whole_model(modules_of(inner))
     scope = Scope.of(inner, chosen.scope)
@@ -298,7 +310,31 @@ def measure(
     started = time.perf_counter()
     with torch.no_grad():
         measured = measure_snapshot(snapshot, run, model=MaskedModel(model, scope))
+        if each and proxy is not None:
+            alone = _each_alone(MagnitudeSpectrum.of(snapshot.tensors), run, model, proxy)
+            measured = replace(measured, record=replace(measured.record, alone=alone))
     return record_of(measured, stall_s=time.perf_counter() - started)
+
+
+def _each_alone(
+    spectrum: MagnitudeSpectrum, run: RunContext, model: nn.Module, proxy: Proxy
+) -> dict[str, EssentialSparsity]:
+    """Essential sparsity of each tensor where all others stay as they are."""
+    settings, mode = run.settings, run.provenance.tolerance_mode
+    told: Any = {"tolerance": settings.tolerance, "mode": mode, "confidence": settings.confidence}
+    rest: Any = {"pattern": settings.pattern, "sweep": settings.effective_sweep}
+    found = {}
+    for name in run.scope.names:
+        ledger = tuple(replace(line, in_scope=line.name == name) for line in run.scope.ledger)
+        masked = MaskedModel(model, replace(run.scope, ledger=ledger))
+        own = MagnitudeSpectrum({name: spectrum.histograms[name]})
+        try:
+            curve = run_sweep(masked, proxy, own, allowed=run.allowed, **rest).curve
+            found[name] = essential_alone(curve, **told)
+        except MeasurementError as error:  # such as of an expert that no example goes through
+            unknown: Any = {"value": math.nan, "last_crossing": math.nan, "informative": False}
+            found[name] = EssentialSparsity(**unknown, reason=str(error), **told)
+    return found
 
 
 def expect_model(model: object, proxy: object) -> None:

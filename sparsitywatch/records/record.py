@@ -426,6 +426,8 @@ class Record:
             is no curve.
         reliance_low, reliance_high: its interval, of the confidence of essential sparsity's.
         essential_sparsity: None where there is no curve.
+        alone: essential sparsity of each in-scope tensor where all others stay as they are, of its
+            own weights, by name; empty unless ``measure`` was asked for ``each``.
         layers: one per in-scope tensor, in the natural order of their names (2 before 10): a
             live model and its checkpoints give the same. Of a log they are read when they are
             first asked for.
@@ -463,6 +465,7 @@ class Record:
     reliance_low: float = _NAN
     reliance_high: float = _NAN
     essential_sparsity: EssentialSparsity | None = None
+    alone: Mapping[str, EssentialSparsity] = field(default_factory=dict)
     not_evaluated: str = ""
     layers: Sequence[LayerShare] = ()
     replicas: Replicas | None = None

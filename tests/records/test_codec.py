@@ -90,6 +90,7 @@ RECORDS = plain(
     curve=st.none() | curves(),
     controls=st.dictionaries(NAMES, curves(), max_size=2),
     essential_sparsity=st.none() | plain(EssentialSparsity),
+    alone=st.dictionaries(NAMES, plain(EssentialSparsity), max_size=2),
     layers=st.lists(plain(LayerShare, near_zero=RULES), max_size=2).map(tuple),
     replicas=st.none() | plain(Replicas),
     source=st.none() | plain(Source),
@@ -190,7 +191,7 @@ def change(path: str, value: object) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("step", ..., r"Expected a field 'step' in Record, got \['controls', .*\]"),
+        ("step", ..., r"Expected a field 'step' in Record, got \['alone', .*\]"),
         ("cost.stall_s", ..., r"Expected a field 'stall_s' in Record\.cost"),
         ("step", 1.5, r"Expected a int at Record\.step, got 1\.5"),
         ("step", True, r"Expected a int at Record\.step, got True"),
