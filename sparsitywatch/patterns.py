@@ -14,6 +14,7 @@ from sparsitywatch.pruning.patterns import (
     SparseGPT,
     Wanda,
     Weights,
+    from_budget,
     mask_similarity,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "SparseGPT",
     "Wanda",
     "Weights",
+    "from_budget",
     "mask_similarity",
 ]

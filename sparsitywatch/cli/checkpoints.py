@@ -77,6 +77,7 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     add_measuring_options(parser, "the whole record as a line of JSON")
     _add_replay(commands)
+    _add_export(commands)
 
 
 # ------------------------------------------------------------------ inspect
@@ -492,3 +493,37 @@ def _summary(replayed: Replayed, name: str) -> str:
 def _fields(failure: ListedCheckpoint) -> dict[str, Any]:
     said = {name: vars(failure)[name] for name in ("url", "step", "reason", "unit")}
     return {**said, "url": failure.shown}
+
+
+# ------------------------------------------------------------------ export
+
+#: What can be exported, and the file by default.
+_ARTEFACTS = {"masks": "masks.safetensors", "pruned": "pruned.safetensors", "budget": "budget.json"}
+
+
+def _add_export(commands: Any) -> None:
+    words = "write masks, a pruned checkpoint, or a sparsity for each tensor"
+    parser = add_command(commands, "export", _export, words)
+    add_measuring_options(parser, "the card as a line of JSON")
+    add = parser.add_argument
+    add("--at", metavar="SPARSITY|essential", required=True, type=_rate,
+        help="how much goes: a fraction, or what is essential: of a run what it measured, of a "
+        "checkpoint what is measured now")  # fmt: skip
+    add("--what", choices=tuple(_ARTEFACTS), required=True,
+        help="masks: bool, with the names of torch.nn.utils.prune; pruned: all tensors; budget: "
+        "JSON for sw.patterns.from_budget, also of a run")  # fmt: skip
+    add("--each", action="store_true",
+        help="prune each tensor by what is essential of it alone; with a fraction, all by as much "
+        "more or less as that takes")  # fmt: skip
+    files = ", ".join(_ARTEFACTS.values())
+    add("-o", "--output", metavar="FILE", type=Path, help=f"the new file (default: {files})")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from sparsitywatch.offline.export import export
+
+    options, output = measuring_options(arguments), arguments.output
+    output = output or Path(_ARTEFACTS[arguments.what])
+    options |= {name: vars(arguments)[name] for name in ("what", "at", "each")}
+    card = export(options.pop("urls"), output, **options)
+    print(to_json(card) if arguments.json else "\n".join([*card.lines(), str(output)]))

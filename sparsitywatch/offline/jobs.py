@@ -100,7 +100,7 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
                 sampler=None if num_samples == 0 else Sampler(num_samples),
                 examined=nothing_examined if num_samples == 0 else unread(_NOT_TOLD),
             )
-            _expect_written(checkpoint)
+            expect_written(checkpoint)
             mark = mark_of(checkpoint, run.scope.names)
             source = Source(address=checkpoint.url, key=checkpoint.key, mark=mark)
             record = replace(measured.record, source=source)
@@ -111,7 +111,7 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
         return CheckpointError(f"Cannot replay {redacted_url(url)}: {one_line(error)}.")
 
 
-def _expect_written(checkpoint: Checkpoint) -> None:
+def expect_written(checkpoint: Checkpoint) -> None:
     """Raise IncompleteCheckpointError where a file without checksums is still being written."""
     age_s = checkpoint.left_alone_s()
     if 0.0 <= age_s < _LEFT_ALONE_S:

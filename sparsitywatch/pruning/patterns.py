@@ -16,6 +16,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -448,6 +449,26 @@ def as_pattern(pattern: str | Pattern | None, argument: str = "pattern") -> Patt
         "as 'wanda:2:4' or 'magnitude:layer:owl', or a pattern such as "
         f"sw.patterns.Pattern('wanda', '2:4'), got {pattern!r:.80}."
     )
+
+
+def from_budget(path: str | Path) -> Pattern:
+    """The pattern in which each tensor loses what ``sparsitywatch export`` wrote to ``path``.
+
+    Raises:
+        ConfigurationError: there is no such file, or it holds no budget.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "budget.json")
+    >>> size = path.write_text('{"sparsities": {"a.weight": 0.5, "b.weight": 0.75}}')
+    >>> from_budget(path).allocation
+    {'a.weight': 0.5, 'b.weight': 0.75}
+    """
+    try:
+        return Pattern(allocation=json.loads(Path(path).read_bytes())["sparsities"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigurationError(
+            f"Expected {str(path)!r} to be a budget of `sparsitywatch export`: {error}."
+        ) from error
 
 
 # ------------------------------------------------------------------ how alike two masks are

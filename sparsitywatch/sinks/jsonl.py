@@ -23,7 +23,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from operator import attrgetter, index
 from pathlib import Path
@@ -192,11 +192,12 @@ def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:
         raise StateError(f"{path}: {error}") from error
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file so that a reader sees the old one or the new one, whole."""
     temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ FACES = {
     "patterns": {
         "Cut", "GlobalMagnitude", "GlobalNormalised", "KeepNM", "Layerwise", "MaskSimilarity",
         "Pattern", "PerRow", "Random", "RandomERK", "SparseGPT", "Wanda", "Weights",
-        "mask_similarity",
+        "from_budget", "mask_similarity",
     },
     "schedules": {"Schedule", "adaptive", "at", "every", "geometric"},
     "sinks": {"JsonlSink", "MemorySink", "Mirror", "Sink", "TensorBoardSink"},
