@@ -358,7 +358,7 @@ def _seconds(x: float) -> str:
 
 #: Instead of thousandths, where nothing was measured.
 _UNKNOWN = -1
-_KINDS = ("near_zero", "dormant", "removed")
+_KINDS = ("alone", "near_zero", "dormant", "removed")
 #: Ends of the magnitude bins: a quarter of a decade each.
 _PER_DECADE = 4
 
@@ -387,6 +387,8 @@ def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:
         rows = [place_of[name] for name in layers.names]
         cells["near_zero"][rows, t] = layers.near_zero.get(rule, math.nan)
         cells["dormant"][rows, t] = layers.dormant
+        if record.alone:
+            cells["alone"][rows, t] = [record.alone[name].value for name in layers.names]
         if level in levels and len(layers.removed):
             cells["removed"][rows, t] = layers.removed[levels.index(level)]
     return {

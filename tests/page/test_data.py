@@ -307,6 +307,16 @@ def test_a_long_run_is_thinned_and_says_so(monkeypatch) -> None:
     assert MAX_SNAPSHOTS == 2000
 
 
+def test_a_map_of_what_is_essential_of_each_tensor_alone() -> None:
+    record, _ = fake_run.look(1000)
+    estimate, first = record.essential_sparsity, record.layers[0].name
+    alone = {layer.name: replace(estimate, value=0.625) for layer in record.layers}
+    alone[first] = replace(estimate, value=math.nan, informative=False)
+    rows = details_of(Run([replace(record, alone=alone)]), for_file=True)["maps"]["rows"]
+    assert next(iter(rows)) == "alone"  # is asked for, so it is shown first
+    assert rows["alone"] == [[-1], *[[625]] * 11]
+
+
 @pytest.mark.slow
 def test_many_tensors_have_fewer_columns_and_every_row() -> None:
     looks = [fake_run.look(step, num_tensors=300) for step in (0, 1000, 2000)]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from contracts.page import inside_of
 from torch import nn
 from torch.nn.utils import prune
 
 import sparsitywatch as sw
+from sparsitywatch.records import from_json, to_json
 
 LEVELS = [0.2, 0.4, 0.6, 0.8, 0.9]
 
@@ -108,6 +112,12 @@ def test_raced_it_is_that_of_a_scope_of_one_tensor(model: nn.Module) -> None:
     whole = sw.measure(model, proxy(), **FIELDS)
     assert raced.essential_sparsity == whole.essential_sparsity
     assert not whole.alone
+
+
+def test_a_log_has_it_and_a_page_shows_it(record: sw.Record, tmp_path: Path) -> None:
+    assert repr(from_json(sw.Record, to_json(record)).alone) == repr(record.alone)
+    page = sw.Run([record]).report(tmp_path / "alone.html").read_text()
+    assert inside_of(page)["details"]["maps"]["rows"]["alone"][0] == [1000]  # faint.weight
 
 
 def test_the_model_stays_as_it_is(model: nn.Module) -> None:

@@ -65,7 +65,7 @@ export class Page {
     this.tau = "";
     this.other = "";
     this.tensor = "";
-    this.choice = { kind: "near_zero", group: "none", sort: "", search: "" };
+    this.choice = { kind: "", group: "none", sort: "", search: "" };
     this.frame = 0;
     this.failure = "";
     this.isAsking = false;
