@@ -239,6 +239,7 @@ class OverheadBudget:
         self.now = now
         self.weights = _Account()
         self.evaluations = _Account()
+        self.inline_s = 0.0  # what the last one takes, which is waited for, if others are not
         self._spent_s = 0.0  # on everything
         self.once_s = 0.0  # of it with the first step, on the log and such: no later one takes it
         self._is_first_step = False
@@ -313,7 +314,7 @@ class OverheadBudget:
         weights_s = self.weights.spent_s + self.weights.price_s
         evaluations_s = self.evaluations.spent_s
         if due is Due.EVERYTHING:
-            evaluations_s += self.evaluations.price_s
+            evaluations_s += max(self.evaluations.price_s, self.inline_s * is_last)
         needed_s = weights_s + evaluations_s
         if self.evaluates and not is_last:
             needed_s = weights_s / _WEIGHTS_SHARE
@@ -339,6 +340,8 @@ _UNPAID, _BUSY, _UNSEEN = (
     "since the one before was on its way",
     "since their steps were seen too late",
 )
+#: Snapshots of the weights for each one that was left out beside an evaluation.
+_NUM_OWED = 4
 
 
 class BudgetedSchedule:
@@ -357,13 +360,14 @@ class BudgetedSchedule:
         self.budget = OverheadBudget(max_overhead, evaluates=evaluates)
         self.left_out: Counter[str] = Counter()  # snapshots by the reason, since the attach
         self.num_left_out = 0  # of them since the last snapshot
+        self._num_owed = 0  # snapshots of the weights before the next evaluation
         self.last_step = 0  # that was asked about
         self._num_steps = 0
         self._explained: set[Due] = set()
         self._attached_at = self.budget.now()
         self._attach_s = math.nan
 
-    def due(self, step: int, *, is_busy: bool) -> Due | None:
+    def due(self, step: int, *, is_busy: bool, is_apart: bool = False) -> Due | None:
         """What to measure after ``step``; None where no rank wants anything, whatever it saw."""
         self.budget.start()
         self.last_step = step
@@ -371,11 +375,14 @@ class BudgetedSchedule:
         if not self.schedule(step):
             return Due.NOTHING if self.schedule.is_due_after_alert(step) else None
         if is_busy and self.budget.max_overhead is not None:  # else it is to wait
+            self._num_owed += _NUM_OWED * is_apart
             return self._leave_out(_BUSY)
-        if self.budget.wait_s(Due.EVERYTHING) <= 0.0:
+        if not self._num_owed and self.budget.wait_s(Due.EVERYTHING) <= 0.0:
             return Due.EVERYTHING
         if self.budget.evaluates and self.budget.wait_s(Due.WEIGHTS) <= 0.0:
-            self._explain_once(Due.EVERYTHING, step)
+            if not self._num_owed:
+                self._explain_once(Due.EVERYTHING, step)
+            self._num_owed = max(self._num_owed - 1, 0)
             return Due.WEIGHTS
         self._explain_once(Due.WEIGHTS, step)
         return self._leave_out(_UNPAID)

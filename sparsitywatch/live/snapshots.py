@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError, ProxyError, TrainingChangedError, reraise_foreign
+from sparsitywatch.live.behind import Behind, Where
 from sparsitywatch.live.schedule import OverheadBudget
 from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.pipeline.measure import (
+    Evaluated,
     Examined,
     Measured,
     RunContext,
@@ -59,8 +61,9 @@ class SnapshotTaker:
     """Reads a model's weights, measures them, passes on what they say, and accounts for the time.
 
     Behind the training runs what needs neither the model nor the optimizer: the sinks, and, where
-    nothing is evaluated, all that is said about weights on the CPU, from a copy of them. Weights on
-    a device are counted there. One is on its way at a time; the interpreter's end waits for it.
+    nothing is evaluated, or that is done in a fork, all that is said about weights on the CPU, from
+    a copy of them. Weights on a device are counted there. One is on its way at a time; the
+    interpreter's end waits for it.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class SnapshotTaker:
         pipeline: Pipeline,
         trace: OptimizerTrace,
         budget: OverheadBudget,
+        evaluate: Where = "inline",
     ) -> None:
         self.run = run  # replaced where an earlier log is gone on from
         self.pipeline = pipeline
@@ -82,6 +86,7 @@ class SnapshotTaker:
         self._pool: ThreadPoolExecutor | None = None
         self.job: Future[FinishedSnapshot] | None = None  # on its way, or not collected yet
         self._is_on_cpu = False  # as of the latest read
+        self.behind = Behind(evaluate, model, reader)
         # an evaluation begins when nothing is on its way, so it may restore from the same buffers
         self._copy = model.spare = WarmCopy()
 
@@ -103,6 +108,8 @@ class SnapshotTaker:
     def price(self, snapshot: Snapshot, dense: np.ndarray | None) -> None:
         """Tell the budget what snapshots will take; ProxyError if one changes the training."""
         run, budget = self.run, self._budget
+        if run.proxy is not None:
+            self.behind.rehearse(run.proxy, dense)
         if budget.max_overhead is None:
             return
         budget.weights.expect(self._rehearsed_s(snapshot) + _WRITING_S)
@@ -130,6 +137,7 @@ class SnapshotTaker:
             )
             logger.warning(words, redacted_error(error), each_s)
         budget.evaluations.expect(each_s * (1 + len(run.settings.controls)))
+        budget.inline_s = budget.evaluations.price_s if self.behind.is_safe() else 0.0
 
     def _rehearsed_s(self, snapshot: Snapshot) -> float:
         """Seconds for the weights of a snapshot and what moved since the one before, tried here."""
@@ -161,17 +169,16 @@ class SnapshotTaker:
         """Take a snapshot, ``behind`` the training as far as it can be; ``collect`` gives it."""
         now = self._budget.now
         began = now()
-        evaluated = self.run.proxy is not None and not not_evaluated
-        is_later = behind and self._is_on_cpu and not evaluated
+        evaluates = self.run.proxy is not None and not not_evaluated
         outcome: _Outcome | None = None
         try:
             with torch.no_grad():
-                model = self.model if evaluated else None
-                measured = self._read_to_measure(step, model, not_evaluated, is_later=is_later)
+                model = self.model if evaluates else None
+                measured, is_later = self._to_measure(step, model, not_evaluated, behind=behind)
                 outcome = None if is_later else measured()
         except BaseException as error:  # noqa: BLE001 sorted by _failed
             outcome = self._failed(step, error, not_evaluated)
-        released = now()
+        released = self.behind.since_s = now()
 
         def finish() -> FinishedSnapshot:
             began_here = time.thread_time()
@@ -191,12 +198,12 @@ class SnapshotTaker:
                 *said,
                 stall_s=front_s(),
                 publish_s=self.pipeline.publish_s,
-                overhead=self._budget.overhead(behind_s()),
+                overhead=self._budget.overhead(behind_s() + self.behind.lost_s),
                 num_left_out=num_left_out,
                 num_evaluations_left_out=int(bool(not_evaluated)),
             )
             record, events = self.pipeline.take(record, said[0].detail)
-            return FinishedSnapshot(record, events, evaluated, front_s(), behind_s())
+            return FinishedSnapshot(record, events, evaluates, front_s(), behind_s())
 
         if behind:
             self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="sparsitywatch")
@@ -221,8 +228,9 @@ class SnapshotTaker:
         finally:
             if job.done():  # else a signal has interrupted the wait
                 self.job = None
-        self._budget.charge(finished.behind_s)
-        seconds = finished.front_s + finished.behind_s
+        beside_s, self.behind.is_on = finished.behind_s + self.behind.lost_s, False
+        self._budget.charge(beside_s)
+        seconds = finished.front_s + beside_s
         self._budget.attribute(seconds, evaluated=finished.evaluated)
         return finished
 
@@ -246,14 +254,19 @@ class SnapshotTaker:
         examined = self.trace.examine(step, every, training, strict=self.run.strict)
         return snapshot, self.trace.reading(training), examined
 
-    def _read_to_measure(
-        self, step: int, model: MaskedModel | None, not_evaluated: str, *, is_later: bool
-    ) -> Callable[[], _Outcome]:
-        """What says all about the model, here and now; or later, of a copy made here."""
+    def _to_measure(
+        self, step: int, model: MaskedModel | None, not_evaluated: str, *, behind: bool
+    ) -> tuple[Callable[[], _Outcome], bool]:
+        """What says all about the model; whether it may be called later: of a copy made here."""
         snapshot, reading, examined = self._read(step)
         reader, motion = self._reader, self.trace.motion
+        elsewhere: Callable[[], Evaluated] | None = None
+        is_later = behind and self._is_on_cpu and (model is None or self.behind.is_safe())
         if is_later:
-            snapshot, reader = self._copy.take(snapshot), reader.behind
+            live, snapshot, reader = snapshot, self._copy.take(snapshot), reader.behind
+            if model is not None:  # from here on the training may write to the weights again
+                elsewhere = self.behind.start(live, self.run)
+                is_later = elsewhere is not None
 
         def measured() -> _Outcome:
             found = measure_snapshot(
@@ -261,6 +274,7 @@ class SnapshotTaker:
                 self.run,
                 reader,
                 model=model,
+                elsewhere=elsewhere,
                 not_evaluated=not_evaluated,
                 sampler=None if motion is None else motion.sampler,
                 examined=examined,
@@ -268,7 +282,7 @@ class SnapshotTaker:
             moved = None if motion is None else compared(found, motion, reading, self.run)
             return found, reading, moved
 
-        return measured
+        return measured, is_later
 
     def _failed(self, step: int, error: BaseException, not_evaluated: str) -> _Outcome:
         """An invalid snapshot that says why."""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from sparsitywatch.errors import (
     expect_path,
     expect_whole,
 )
+from sparsitywatch.live.behind import Where
 from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
 from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizers
@@ -67,6 +69,7 @@ def watch(
     sinks: Sequence[Sink] = (),
     max_overhead: float | None = 0.01,
     background: bool = True,
+    evaluate: Where = "inline",
     keep_spectra: int = 1,
     initial_step: int | None = None,
     strict: bool = False,
@@ -111,6 +114,11 @@ def watch(
             the optimizer; False: finish every snapshot before the training goes on. Either way
             ``on_event`` and ``on_record`` are called in the training's thread, at a later
             step if the snapshot was behind it.
+        evaluate: where the proxy is evaluated: "inline" holds up the training. "behind" is a fork
+            of its process, with one thread, on Linux, for a model on a CPU with a core that is
+            idle; what the value function puts aside stays there. Where that is not safe it is
+            inline, as with ``background=False``. "auto" is "behind" where torch has one thread, so
+            that values are the same bits, else inline.
         keep_spectra: keep the magnitude spectrum of every so many snapshots on disk, beside the
             last one's. All by default; the spectra are most of a log.
         initial_step: optimizer steps done before this call. None: from
@@ -131,6 +139,8 @@ def watch(
     chosen = Settings.of(settings, **fields)
     expect_model(model, proxy)
     _expect(initial_step, logdir, keep_spectra, background=background, strict=strict)
+    is_known = isinstance(evaluate, str) and evaluate in get_args(Where)
+    expect(is_known, "evaluate", "'inline', 'behind' or 'auto'", evaluate)
     inner = unwrap_model(model)
     ranks, off = _who_watches(inner, logdir)
     leads = not off and ranks.rank == 0
@@ -172,7 +182,8 @@ def watch(
         trace = OptimizerTrace(
             optimizers, lambda: reader.lookup(inner, scope)[1], dict(scope.sizes), motion, examiner
         )
-        taker = SnapshotTaker(masked, run, reader, pipeline, trace, schedule.budget)
+        where = evaluate if background else "inline"
+        taker = SnapshotTaker(masked, run, reader, pipeline, trace, schedule.budget, where)
         if not off:
             trace.attach(ranks)
             taker.begin(initial_step, behind=background)
@@ -194,6 +205,7 @@ class WatchOptions(SettingsFields, total=False):
     sinks: Sequence[Sink]
     max_overhead: float | None
     background: bool
+    evaluate: Where
     keep_spectra: int
     strict: bool
 

@@ -409,6 +409,7 @@ class Watcher:
         step = before + num_steps if step is None else step
         self._step = step
         is_busy = False
+        self._taker.behind.step(self._budget.now())
         if self._taker.job is not None:
             self._collect()
             if self._off:
@@ -420,7 +421,8 @@ class Watcher:
             self._report()
         if num_steps > 1:
             self._schedule.miss(range(before + 1, step))
-        due = self._schedule.due(step, is_busy=is_busy)
+        is_apart = is_busy and self._taker.behind.is_on
+        due = self._schedule.due(step, is_busy=is_busy, is_apart=is_apart)
         # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
         if due is not None and (decided := Due(self._ranks.decide(f"step {step}", due))):
             self._take(decided, behind=self._background)

@@ -60,6 +60,8 @@ from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 #: Finishes what was read, once, in any thread, given the spectrum of the weights in scope; None
 #: where they were not counted.
 Examined = Callable[[MagnitudeSpectrum | None], Vital | None]
+#: What the model is worth at many levels, also by each control; and why it is not known.
+Evaluated = tuple[SweepResult | None, dict[str, SweepResult], str]
 
 
 def nothing_examined(_: MagnitudeSpectrum | None) -> Vital | None:
@@ -144,6 +146,7 @@ def measure_snapshot(
     reader: ShardedReader = WHOLE_MODEL,
     *,
     model: MaskedModel | None = None,  # holds the weights; None to leave the evaluation out
+    elsewhere: Callable[[], Evaluated] | None = None,  # waits for one that is on its way
     not_evaluated: str = "",  # why it is left out on purpose
     sampler: Sampler | None = None,  # of the weights to compare with those of other snapshots
     examined: Examined = nothing_examined,
@@ -154,7 +157,8 @@ def measure_snapshot(
     rms = spectrum.layer_rms()
     initial_rms = run.initial_rms or rms
     counted_at = time.perf_counter()
-    result, controls, reason = _evaluated(snapshot.step, spectrum, run, model)
+    here = partial(evaluated, snapshot.step, spectrum, run, model)
+    result, controls, reason = (elsewhere or here)()
     curve = result.curve if result else None
     confidence = run.settings.confidence
     reliance = curve.reliance_interval(confidence) if curve else (math.nan, math.nan)
@@ -348,10 +352,10 @@ def expect_model(model: object, proxy: object) -> None:
     expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
 
 
-def _evaluated(
+def evaluated(
     step: int, spectrum: MagnitudeSpectrum, run: RunContext, model: MaskedModel | None
-) -> tuple[SweepResult | None, dict[str, SweepResult], str]:
-    """What the model is worth at many levels, also by each control; and why it is not known."""
+) -> Evaluated:
+    """Evaluate the run's proxy on a model, if there are both; what fails is a reason."""
     proxy, settings = run.proxy, run.settings
     controls: dict[str, SweepResult] = {}
     if model is None or proxy is None:

@@ -125,7 +125,7 @@ class Proxy:
         self._num_examples: int | None = None
         self._sizes: list[int] = []  # numbers of each batch
         self._subsets: dict[tuple[float, ...], tuple[ExampleSubset, ...]] = {}  # by their shares
-        self._is_kept_whole = False
+        self.is_kept_whole = False
         self._identify()
 
     @classmethod
@@ -387,7 +387,7 @@ class Proxy:
         # other shapes, such as those padded to their longest sequence, are populations of their
         # own, of which each part has its share. There are none where nobody knows what an example
         # is, where one would be empty, and after keep_whole.
-        if self._is_kept_whole or self.unit not in ("", "example"):
+        if self.is_kept_whole or self.unit not in ("", "example"):
             return ()
         key = tuple(shares)
         if key not in self._subsets:
@@ -396,7 +396,7 @@ class Proxy:
 
     def keep_whole(self, why: str) -> None:
         """Draw no parts from here on, since they would tell something else."""
-        self._is_kept_whole = True
+        self.is_kept_whole = True
         words = "every level is evaluated on all examples, which takes some four times as long: %s."
         logger.warning(words, why)
 

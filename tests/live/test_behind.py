@@ -1,0 +1,400 @@
+"""Evaluations in a fork of the training: the same numbers, and no end of either harms the other."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from contracts.watched import Run, child, steps_of
+from torch.utils.data import DataLoader, TensorDataset
+
+import sparsitywatch as sw
+from sparsitywatch.live import behind
+from sparsitywatch.live.behind import Behind, Fork, ForkError
+from sparsitywatch.live.schedule import BudgetedSchedule, Due, OverheadBudget
+from sparsitywatch.records import Record, to_json
+from sparsitywatch.redact import logger
+from sparsitywatch.sinks.jsonl import read_records
+
+
+@pytest.fixture(autouse=True)
+def _one_of_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(behind, "_num_cores", lambda: 2)
+    monkeypatch.setattr(behind, "_spare_bytes", lambda: 0)
+    monkeypatch.setattr(behind, "_LOOK_S", 0.02)
+
+
+class InFork:
+    """A training whose value function does something in forks, once it is told to."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.run, self.is_armed, self._pid = Run(), False, os.getpid()
+        value = self.run.proxy().value
+
+        def acts(model, batch) -> torch.Tensor:
+            if self.is_armed and os.getpid() != self._pid:
+                act()
+            return value(model, batch)
+
+        self.proxy = sw.Proxy([[self.run.inputs[:10], self.run.targets[:10]]], acts)
+
+    def watch(self, logdir: Path | None = None, **options) -> sw.Watcher:
+        options = {"proxy": self.proxy, "evaluate": "behind", "levels": [0.5], **options}
+        watcher = self.run.watch(logdir, **options)
+        self.is_armed = True
+        return watcher
+
+
+class Gate:
+    """Holds a fork until it is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "open"
+
+    def open(self) -> None:
+        self._file.touch()
+
+    def wait(self) -> None:
+        while not self._file.exists():
+            time.sleep(0.005)
+
+
+def untimed(records: list[Record]) -> list[str]:
+    """All that records say, but for times."""
+    times = dict.fromkeys(("stall_s", "spectrum_s", "evaluation_s", "publish_s", "overhead"), 0.0)
+    return [to_json(replace(r, wall_time=0.0, cost=replace(r.cost, **times))) for r in records]
+
+
+# ------------------------------------------------------------------ a function in a fork
+
+
+def test_a_function_in_a_fork_gives_what_it_returns_or_raises() -> None:
+    assert Fork(lambda: torch.ones(300, 300).sum().item()).result() == 90_000.0
+    assert len(Fork(lambda: b"x" * 2**22).result()) == 2**22  # more than a pipe holds
+    with pytest.raises(ZeroDivisionError):
+        Fork(lambda: 1 / 0).result()
+    with pytest.raises(ForkError, match="but it returned 1"):
+        Fork(lambda: lambda: 0).result()  # which cannot be sent
+
+
+def test_threads_that_the_training_has_used_do_not_hang_a_fork(monkeypatch) -> None:
+    monkeypatch.undo()
+    num, one = torch.get_num_threads(), torch.ones(400, 400)
+    torch.set_num_threads(2)
+    try:
+        total = float((one @ one).exp().isinf().sum() + one.relu_().sum())
+        again = Fork(lambda: float((one @ one).exp().isinf().sum() + one.relu_().sum()))
+        assert again.result() == total
+        assert Fork(torch.get_num_threads).result() == 1
+    finally:
+        torch.set_num_threads(num)
+
+
+def test_a_fork_that_is_killed_or_hangs_is_told_and_leaves_no_zombie(monkeypatch) -> None:
+    killed = Fork(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ForkError, match="signal 9 has ended it"):
+        killed.result()
+    monkeypatch.setattr(behind, "_STILL_S", 0.1)
+    hanging = Fork(lambda: time.sleep(60))
+    with pytest.raises(ForkError, match=r"it used no processor for 0\.1 s"):
+        hanging.result()
+    for fork in (killed, hanging):
+        with pytest.raises(ProcessLookupError):
+            os.kill(fork.pid, 0)
+
+
+def test_a_fork_whose_end_somebody_else_has_waited_for_is_done() -> None:
+    fork = Fork(lambda: 7)
+    os.waitpid(fork.pid, 0)
+    assert fork.result() == 7
+
+
+def test_a_fork_leaves_signals_buffers_and_generators_to_the_training(capfd) -> None:
+    def shoot() -> str:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
+            os.kill(os.getpid(), number)
+        print("said in the fork")
+        return "alive"
+
+    before = signal.signal(signal.SIGALRM, lambda *_: os._exit(3))
+    try:
+        print("said before", end=", ")
+        assert Fork(shoot).result() == "alive"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert capfd.readouterr().out == "said before, said in the fork\n"
+    state = random.getstate()
+    drawn = Fork(random.random).result()
+    assert random.getstate() == state
+    assert drawn == random.random()
+
+
+def test_what_is_logged_in_a_fork_is_logged_by_the_training(caplog) -> None:
+    def log() -> None:
+        try:
+            int("no number")
+        except ValueError:
+            logger.exception("evaluation failed at %s", "step 3")
+
+    Fork(log).result()
+    assert [record.getMessage() for record in caplog.records] == [
+        "sparsitywatch: evaluation failed at step 3"
+    ]
+    assert "ValueError: invalid literal" in caplog.text
+
+
+# ------------------------------------------------------------------ evaluations
+
+
+@pytest.mark.parametrize("options", [{}, {"controls": ["random"], "levels": [0.3, 0.6]}])
+def test_a_log_and_a_training_are_the_same_behind_and_inline(tmp_path: Path, options) -> None:
+    found = []
+    for where in ("inline", "behind", "auto"):
+        run = Run()
+        options = {"near_zero": ["abs_0.1"], **options}
+        with run.watch(tmp_path / where, evaluate=where, every=2, **options) as watcher:
+            run.train(7)
+        records = untimed(watcher.records)
+        assert untimed(read_records(tmp_path / where / "sparsitywatch")) == records
+        bits = [tensor.numpy().tobytes() for tensor in run.model.state_dict().values()]
+        found.append((records, bits, torch.get_rng_state().tolist()))
+        assert watcher._taker.behind._told == set()
+        assert steps_of(watcher.records) == [2, 4, 6]
+        assert all(record.curve is not None for record in watcher.records)
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_training_goes_on_and_what_asks_for_records_waits(tmp_path: Path) -> None:
+    gate, seen = Gate(tmp_path), []
+    apart = InFork(gate.wait)
+    with apart.watch(every=2, max_overhead=1.0, on_record=[seen.append]) as watcher:
+        watcher._budget.wait_s = lambda *_, **__: 0.0
+        apart.run.train(7)
+        assert seen == []
+        gate.open()
+        state = watcher.state_dict()
+        assert steps_of(watcher._pipeline.records) == [2]
+        assert (state["step"], state["optimizer"]["motion"]["step"]) == (7, 2)
+        apart.run.train(1)
+    assert steps_of(seen) == [2, 8]
+    # two were left out, so that eight of the weights come before another evaluation
+    assert [record.curve is None for record in seen] == [False, True]
+    assert seen[1].cost.num_left_out == 2
+
+
+def test_without_a_limit_one_that_is_due_waits(tmp_path: Path) -> None:
+    apart = InFork(lambda: time.sleep(0.01))
+    with apart.watch(every=1) as watcher:
+        apart.run.train(3)
+        apart.run.train(1)  # one is in flight when it is closed
+    assert steps_of(watcher.records) == [1, 2, 3, 4]
+    assert all(record.curve is not None for record in watcher.records)
+
+
+def test_an_exception_in_the_training_waits_for_the_evaluation(tmp_path: Path) -> None:
+    apart = InFork(lambda: time.sleep(0.01))
+
+    def train() -> None:
+        with apart.watch(tmp_path, every=2):
+            apart.run.train(2)
+            raise KeyError("of the training")
+
+    with pytest.raises(KeyError):
+        train()
+    (record,) = read_records(tmp_path / "sparsitywatch")
+    assert record.step == 2
+    assert record.curve is not None
+
+
+def test_an_evaluation_that_raises_is_marked_as_inline(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("no loss today")
+
+    apart = InFork(fail)
+    with apart.watch(every=1, strict=False) as watcher:
+        apart.run.train(2)
+        assert not watcher.off
+    assert {record.reason for record in watcher.records} == {"ValueError: no loss today"}
+    assert watcher.records[0].near_zero  # the weights were measured
+
+
+def test_after_a_fork_was_killed_evaluations_are_inline(caplog) -> None:
+    apart = InFork(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with apart.watch(every=1, strict=False) as watcher:
+        apart.run.train(3)
+    first, *others = watcher.records
+    assert "signal 9 has ended it" in first.reason
+    assert all(record.valid and record.curve is not None for record in others)
+    assert caplog.text.count("the training waits for evaluations") == 1
+
+
+def test_what_a_fork_had_to_learn_is_known_to_the_next_one() -> None:
+    def learn() -> None:
+        model.renews = proxy.is_kept_whole = True
+        if proxy.num_batches == 1:
+            raise MemoryError
+
+    apart = InFork(learn)
+    with apart.watch(every=1) as watcher:
+        proxy, model = watcher._taker.run.proxy, watcher._taker.model
+        apart.run.train(1)
+        (record,) = watcher.records
+    assert record.valid
+    assert (model.renews, proxy.is_kept_whole, proxy.num_batches) == (True, True, 2)
+
+
+@pytest.mark.slow
+def test_a_fork_ends_with_a_training_that_is_killed() -> None:
+    code = """
+    from sparsitywatch.live.behind import Fork
+    print(Fork(lambda: time.sleep(60)).pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    returned, output, errors = child("\n".join(map(str.strip, code.splitlines()))).communicate()
+    assert returned == -signal.SIGKILL, errors
+    status = Path(f"/proc/{int(output)}/status")
+    for _ in range(100):
+        if not status.exists() or "State:\tZ" in status.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("the fork outlives the training")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_workers_of_a_loader_beside_a_fork(method: str) -> None:
+    apart = InFork(lambda: time.sleep(0.001))
+    loader = DataLoader(TensorDataset(torch.arange(8.0)), num_workers=1, timeout=60,
+                        multiprocessing_context=method)  # fmt: skip
+    with apart.watch(every=2) as watcher:
+        for _ in loader:
+            apart.run.train(1)
+        seen = [float(batch) for (batch,) in loader]  # workers that are made beside one
+    assert seen == [*range(8)]
+    assert steps_of(watcher.records) == [2, 4, 6, 8]
+    assert all(record.curve is not None for record in watcher.records)
+
+
+# ------------------------------------------------------------------ where, and what it costs
+
+
+UNSAFE = {
+    "only Linux": ("sys", SimpleNamespace(platform="darwin")),
+    "several processes": ("is_distributed", lambda: True),
+    "not run in the main thread": (
+        "threading",
+        SimpleNamespace(current_thread=int, main_thread=str),
+    ),
+    "a device is in use": ("torch.cuda.is_initialized", lambda: True),
+    "last digits might differ": ("torch.get_num_threads", lambda: 2),
+    "no core is idle: torch uses 1 of 1": ("_num_cores", lambda: 1),
+    "0.5 GiB of memory are missing": ("_spare_bytes", lambda: -(2**29)),
+}
+
+
+@pytest.mark.parametrize("why", UNSAFE)
+def test_where_a_fork_is_not_safe_the_training_waits_and_is_told_why(why, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    place, instead = UNSAFE[why]
+    if why == "last digits might differ":
+        monkeypatch.setattr(behind, "_num_cores", lambda: 3)
+    monkeypatch.setattr(f"sparsitywatch.live.behind.{place}", instead)
+    run = Run()
+    with run.watch(None, evaluate="auto", every=1) as watcher:
+        run.train(1)
+        assert watcher._taker.behind.is_on is False
+    monkeypatch.undo()
+    assert watcher.records[0].curve is not None
+    assert caplog.text.count(why) == 1
+
+
+def test_with_several_threads_a_fork_is_asked_for(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(behind, "_num_cores", lambda: 4)
+    for where, is_safe in {"behind": True, "auto": False, "inline": False}.items():
+        with Run().watch(None, evaluate=where) as watcher:
+            assert watcher._taker.behind.is_safe() is is_safe
+    with Run().watch(None, evaluate="behind", background=False) as watcher:
+        assert not watcher._taker.behind.is_safe()
+    with pytest.raises(
+        sw.errors.ConfigurationError, match="`evaluate` to be 'inline', 'behind' or"
+    ):
+        Run().watch(None, evaluate="apart")
+
+
+def test_auto_is_inline_where_a_fork_gives_other_values(caplog) -> None:
+    caplog.set_level("INFO")
+    run, pid = Run(), os.getpid()
+    value = run.proxy().value
+    batches = [[run.inputs[:10], run.targets[:10]]]
+    proxy = sw.Proxy(batches, lambda *given: value(*given) + 1e-6 * (os.getpid() != pid))
+    with run.watch(None, evaluate="auto", proxy=proxy) as watcher:
+        assert not watcher._taker.behind.is_safe()
+    assert "a fork gives other values" in caplog.text
+
+
+def test_cores_and_memory_are_those_of_the_control_group(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.undo()
+    inner = tmp_path / "pod" / "box"
+    inner.mkdir(parents=True)
+    (inner / "cpu.max").write_text("max 100000")
+    (tmp_path / "pod" / "cpu.max").write_text("50000 100000")
+    (inner / "memory.max").write_text(str(2**40))
+    (inner / "memory.current").write_text(str(2**40))
+    (inner / "memory.stat").write_text(f"anon 5\ninactive_file {2**20}\nactive_file 7\n")
+    without = behind._num_cores(), behind._spare_bytes()
+    groups = behind.Path
+
+    def path(where: str) -> Path:
+        if where == "/proc/self/cgroup":
+            (tmp_path / "cgroup").write_text("12:cpu:/old\n0::/pod/box\n")
+            return tmp_path / "cgroup"
+        return groups(where.replace("/sys/fs/cgroup", str(tmp_path)))
+
+    monkeypatch.setattr(behind, "Path", path)
+    assert behind._num_cores() == 0.5 < without[0]
+    assert behind._spare_bytes() < 0
+
+
+def test_the_budget_counts_by_how_much_steps_are_slower_beside_a_fork() -> None:
+    apart = Behind("auto", None, None)
+    took_s = [1.0] * 9 + [1.2, 1.1, 1.0, 100.0]
+    now_s = [*itertools.accumulate([0.0, *took_s])]
+    for now in now_s[:10]:
+        apart.step(now)
+    assert apart.lost_s == 0.0
+    apart.is_on = True
+    for now in now_s[10:]:
+        apart.step(now)
+    assert apart.lost_s == pytest.approx(0.2 + 0.1 + 1.0)  # at most as much again of any step
+    apart.is_on = False
+    assert apart.lost_s == 0.0
+
+
+def test_the_last_one_which_is_waited_for_is_not_cheap() -> None:
+    budget = OverheadBudget(0.5, evaluates=True, now=lambda: 100.0)
+    budget._started = 90.0
+    budget.evaluations.add(0.1)
+    assert budget.wait_s(Due.EVERYTHING, is_last=True) <= 0.0
+    budget.inline_s = 9.0
+    assert budget.wait_s(Due.EVERYTHING) <= 0.0 < budget.wait_s(Due.EVERYTHING, is_last=True)
+
+
+def test_snapshots_that_an_evaluation_beside_them_has_cost_are_owed() -> None:
+    schedule = BudgetedSchedule(1, 0.5, evaluates=True)
+    schedule.budget.wait_s = lambda *_, **__: 0.0
+    taken = [schedule.due(1, is_busy=False), schedule.due(2, is_busy=True, is_apart=True)]
+    taken += [schedule.due(step, is_busy=False) for step in range(3, 9)]
+    assert taken == [Due.EVERYTHING, Due.NOTHING, *[Due.WEIGHTS] * 4, *[Due.EVERYTHING] * 2]
+    schedule.due(9, is_busy=True)  # by a snapshot of the weights, which is no matter of this
+    assert schedule.due(10, is_busy=False) is Due.EVERYTHING
