@@ -10,19 +10,22 @@ minutes are measured from outside, from the first step to the end of ``close``, 
 it. Compared is processor time, of the training's thread in both kinds of steps, to which that of
 all other threads is added: what a watch takes of a wall on which no core is free, and so the most
 that it takes of any. Unwatched steps are told apart in the same way, every other one: by how much
-they differ stands beside, and is what this can tell. Close what else uses the cores.
+they differ stands beside, and is what this can tell. Where an evaluation may run behind the
+training, on a core that is idle, wall time is compared, of one training after the other. Close what
+else uses the cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import random
 import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -171,21 +174,21 @@ class Digits:
 class Sentences:
     """A BERT of 11.6 million parameters, with steps of some tenths of a second, as ``Digits``."""
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-        self.model = bert(4, hidden=384, vocabulary=10_000).train()
+    def __init__(self, batch: int, hidden: int = 384, vocabulary: int = 10_000) -> None:
+        self.batch, self.vocabulary = batch, vocabulary
+        self.model = bert(4, hidden, vocabulary).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
 
     def step(self) -> None:
         """One optimizer step."""
-        tokens = torch.randint(10_000, (self.batch, 64))
+        tokens = torch.randint(self.vocabulary, (self.batch, 64))
         self.optimizer.zero_grad()
         self.model(input_ids=tokens, labels=tokens.flip(0)).loss.backward()
         self.optimizer.step()
 
     def proxy(self) -> sw.Proxy:
         """The loss of 16 sequences."""
-        batch = batch_of(8, 64, 10_000)
+        batch = batch_of(8, 64, self.vocabulary)
         return sw.Proxy([batch, batch], loss_per_example)
 
 
@@ -279,6 +282,47 @@ def budgeted(*, small: bool) -> Part:
     )  # fmt: skip
 
 
+def wall_time_s(where: Literal["inline", "behind"] | None, every: int, hidden: int) -> float:
+    """Seconds of a training with two evaluations, ``where`` they run; None: nobody watches it."""
+    training = Sentences(2, hidden, 30_522)
+    for _ in range(4):
+        training.step()
+    watched: Any = contextlib.nullcontext()
+    if where is not None:
+        watched = sw.watch(
+            training.model, training.optimizer, proxy=training.proxy(), logdir=None, every=every,
+            initial_step=0, max_overhead=None, evaluate=where,
+        )  # fmt: skip
+    began = time.perf_counter()
+    with watched as watcher:
+        for _ in range(3 * every - 1):
+            training.step()
+    took_s = time.perf_counter() - began
+    assert watcher is None or [r.curve is not None for r in watcher.records] == [True, True]
+    return took_s
+
+
+def behind_part(*, small: bool) -> Part:
+    """A training on one of the cores, its evaluations on the same one and on another."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    every, hidden = (6, 64) if small else (50, 512)
+    ways: list[Literal["inline", "behind"] | None] = [None, "inline", "behind", None]
+    before_s, inline_s, behind_s, after_s = (wall_time_s(way, every, hidden) for way in ways)
+    torch.set_num_threads(num_threads)
+    alone_s = (before_s + after_s) / 2.0
+    rows = {
+        "nobody watches": alone_s,
+        "evaluated inline": inline_s,
+        "evaluated behind the training": behind_s,
+        "nobody watches, the second time": after_s,
+    }
+    cells = [[name, f"{s:,.1f}", f"{s / alone_s:,.3f}"] for name, s in rows.items()]
+    title = f"A BERT of 4 layers and width {hidden}, one thread, an evaluation every {every} steps:"
+    goal = Goal("wall time with evaluations behind the training", 1.05, behind_s / alone_s)
+    return [title, "", *table(["training", "wall time, s", "against none"], cells)], [goal]
+
+
 def operations_part(num_layers: int, repeats: int, num_looks: int) -> Part:
     """Single operations and whole snapshots against a copy of the weights."""
     with tempfile.TemporaryDirectory() as logdir:
@@ -311,6 +355,7 @@ def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
     return f"A watch on a BERT of {num_layers} layers", [
         operations_part(num_layers, arguments.repeats, 1 if small else 3),
         budgeted(small=small),
+        behind_part(small=small),
     ]
 
 
