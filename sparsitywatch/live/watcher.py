@@ -385,7 +385,8 @@ class Watcher:
             return
         if self._off and self._ranks.is_alone:  # else others may wait for an answer
             return
-        if float(getattr(optimizer, "found_inf", None) or 0.0) > 0.0:
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and float(found_inf) > 0.0:  # waits for the device, which knows
             return  # a gradient scaler skipped it inside a fused update; others are not called
         with _Contained(self, since_s):
             num_steps = self._trace.saw(optimizer, reached, is_inside=is_inside)

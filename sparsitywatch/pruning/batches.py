@@ -61,7 +61,7 @@ class Batch:
 
     def on(self, device: torch.device) -> Any:
         """The batch with its tensors on a device, in containers of its own."""
-        leaves = [
+        leaves = [  # waits for the device
             leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves
         ]
         return self._build(iter(leaves))

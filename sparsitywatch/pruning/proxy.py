@@ -371,7 +371,7 @@ class Proxy:
         if isinstance(result, torch.Tensor):
             came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
             # none of a batch is possible: examples without a label have no loss
-            if result.ndim == 1 and result.is_floating_point():
+            if result.ndim == 1 and result.is_floating_point():  # waits for the device
                 return result.detach().to("cpu", torch.float64).numpy()
         raise ProxyError(
             "Expected `value(model, batch)` to return a floating-point tensor of shape [N], one "

@@ -221,7 +221,7 @@ def _within(
     sizes = values.detach().reshape(-1)
     sizes = sizes.float() if sizes.itemsize < 4 else sizes  # float8 of powers of two
     sizes = _among(sizes, [*filter(None, intervals)]) if sizes.is_cpu else sizes.abs()
-    picked = (
+    picked = (  # waits for the device, as the transfer does
         sizes[(sizes > low) & (sizes <= high)] for low, high in (o or (0, 0) for o in intervals)
     )
     return [one.cpu().double().numpy() for one in picked]

@@ -340,7 +340,7 @@ class Gradients:
                 part = None if held is None else kept_for(self._parameters[name], held)
                 own[name] = np.full(some.num, math.nan)
                 if part is not None and some.num:
-                    own[name] = float64_of(some.of(part).cpu())
+                    own[name] = float64_of(some.of(part).cpu())  # waits for the device
         return self._reader.united(picked, own, np.float64)
 
     def are_kept_apart(self, names: Sequence[str]) -> np.ndarray:
@@ -368,7 +368,7 @@ def _have_some(parts: Sequence[torch.Tensor]) -> list[bool]:
     found = [part.is_cpu and _has_some(part) for part in parts]
     for device in {part.device for part in parts if not part.is_cpu}:
         places = [i for i, part in enumerate(parts) if part.device == device]
-        said = torch.stack([parts[i].any() for i in places]).tolist()
+        said = torch.stack([parts[i].any() for i in places]).tolist()  # waits for the device
         for i, is_so in zip(places, said, strict=True):
             found[i] = is_so
     return found

@@ -296,7 +296,7 @@ class Account:
             return
         self.num_steps += 1
         said = [list(map(group.get, _READ)) for group in optimizer.param_groups]
-        if said != self._said:  # as long as it is the same nobody asks again
+        if said != self._said:  # else nobody asks again; a tensor waits for the device
             # a tensor may change in place
             self._said = [[x.item() if torch.is_tensor(x) else x for x in one] for one in said]
             self._group_steps = [_GroupStep.of(optimizer, g) for g in optimizer.param_groups]

@@ -157,7 +157,7 @@ class SampleIndex:
         elif self.where is None:
             found = bits.clone()
         else:
-            found = bits[torch.from_numpy(self.where).to(bits.device)]
+            found = bits[torch.from_numpy(self.where).to(bits.device)]  # waits for the device
         return found.view(tensor.dtype)
 
 
@@ -174,7 +174,7 @@ def gather_sample(tensors: Tensors, chosen: Mapping[str, SampleIndex]) -> dict[s
         one = found[name] = some.of(tensors[name])
         if not one.is_cpu:
             on_devices.setdefault((one.device, one.dtype), []).append(name)
-    for (_, dtype), names in on_devices.items():  # each in one transfer
+    for (_, dtype), names in on_devices.items():  # each in one transfer, which waits for the device
         bits = torch.cat([bits_of(found[name]) for name in names]).cpu().view(dtype)
         found.update(zip(names, torch.split(bits, [chosen[n].num for n in names]), strict=True))
     return found

@@ -283,7 +283,7 @@ def _transferred(
 ) -> dict[str, Histogram]:
     """Raw counts on a device as histograms; infinities that share a bin are counted there."""
     sizes = [len(own) for own in raw_counts.values()]
-    rows = torch.split(torch.cat([*raw_counts.values()]).cpu(), sizes)
+    rows = torch.split(torch.cat([*raw_counts.values()]).cpu(), sizes)  # waits for the device
     found = {}
     for name, row in zip(raw_counts, rows, strict=True):
         storage, counts = storages[name], row.numpy()
@@ -297,7 +297,7 @@ def _transferred(
 
 
 def _num_inf(chunks: Iterable[Any], storage: Storage) -> int:
-    """Infinities among bits, those of numpy or of torch."""
+    """Infinities among bits, those of numpy or of torch; waits for the device."""
     return sum(int(((bits & storage.sign_off) == storage.inf_bits).sum()) for bits in chunks)
 
 
