@@ -194,7 +194,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:
 
 def replace_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file so that a reader sees the old one or the new one, whole."""
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)

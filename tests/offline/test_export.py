@@ -194,6 +194,12 @@ def test_nothing_is_written_over(checkpoint: Path, capsys: pytest.CaptureFixture
     assert "Expected `--output` to be a new file" in capsys.readouterr().err
 
 
+def test_a_file_may_have_any_name(checkpoint: Path) -> None:
+    output = checkpoint.with_name("made.tmp")
+    exported(checkpoint, "--what", "masks", "-o", str(output))
+    assert len(load_file(output)) == 4
+
+
 def test_a_budget_is_what_the_masks_remove(checkpoint: Path) -> None:
     """A pattern of the budget of one threshold removes the same weights, tensor by tensor."""
     path = exported(checkpoint, "--what", "budget")
