@@ -53,7 +53,7 @@ class Series:
     @property
     def needs_proxy(self) -> bool:
         """Whether only an evaluation of the proxy tells it."""
-        return self.source.startswith(("curve.", "essential_sparsity.", "reliance"))
+        return self.source.startswith(("curve.", "essential_sparsity.", "reliance", "xray."))
 
     def trend(self, direction: str) -> str:
         """Where the model goes with the number: "sparsifying", "densifying", or "" if unsaid."""
@@ -193,6 +193,24 @@ SERIES = (
            "Parameters of the model, in scope or not, that are provably untrained, losing their "
            "updates in rounding, not decaying as stated (decay), not finite, returned to an "
            "earlier state, overwritten, or blowing up."),
+    # the dense forward
+    Series("xray/dead", "xray.dead", "fraction", "dead units",
+           "Share of the units, the inputs of linear and convolutional layers, that stay below a "
+           "thousandth of the root mean square of their layer's inputs on all held-out examples."),
+    Series("xray/dead_units", "xray.dead_units", "fraction", "dead units of the worst layer",
+           "The same of the layer that has most."),
+    Series("xray/sign_diversity", "xray.sign_diversity", "bits", "sign diversity",
+           "Entropy of whether a unit is above zero, over the held-out positions, in bits: mean "
+           "over a layer's units, then over layers that read both signs. 1: as often as not."),
+    Series("xray/massive", "xray.massive", "ratio", "largest output beside the median",
+           "Largest output of an in-scope layer, divided by the median output at its position. "
+           "From 1,000 on it is called a massive activation."),
+    Series("xray/super_weights", "xray.num_super_weights", "count", "super weights",
+           "Weights that make more than half of a massive activation by themselves; the record "
+           "names them."),
+    Series("xray/unreached", "xray.num_unreached", "count", "layers that no example reached",
+           "Layers that ran for no held-out example, beside others of their list that did: experts "
+           "that no token is routed to."),
     # the watch itself
     Series("watch/valid", "valid", "0 or 1", "whether the snapshot is valid",
            "0 where a measurement failed or contradicted itself; records.jsonl says why."),

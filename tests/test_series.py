@@ -80,7 +80,9 @@ def test_what_a_direction_means(name: str, up: str, down: str) -> None:
 def test_what_needs_a_proxy() -> None:
     needing = {name for name in FULL.series() if describe(name).needs_proxy}
     assert needing == {
-        name for name in FULL.series() if name.startswith(("essential_sparsity/", "value/"))
+        name
+        for name in FULL.series()
+        if name.startswith(("essential_sparsity/", "value/", "xray/"))
     }
 
 

@@ -187,6 +187,7 @@ def measure_snapshot(
             reliance_high=reliance[1],
             essential_sparsity=None if curve is None else _estimate(curve, controls, run),
             not_evaluated=not_evaluated,
+            xray=result.xray if result else None,
             layers=_layers(spectrum, rms, near_zero_of, result),
             provenance=run.provenance,
             cost=Cost(
@@ -362,7 +363,7 @@ def evaluated(
         return None, controls, ""
     evaluate = partial(run_sweep, model, proxy, spectrum, allowed=run.allowed)
     try:
-        result = evaluate(pattern=settings.pattern, sweep=settings.effective_sweep)
+        result = evaluate(pattern=settings.pattern, sweep=settings.effective_sweep, looks=True)
         same = SameLevels(result.curve, settings.effective_sweep.examples)
         for control in settings.controls if len(result.cuts) > 2 else ():
             controls[control.name] = evaluate(pattern=control, sweep=same)

@@ -28,7 +28,7 @@ from sparsitywatch.errors import (
     reraise_foreign,
 )
 from sparsitywatch.pipeline.rundir import Claim
-from sparsitywatch.records import Detail, Event, Record, RunInfo, Vital, WatchState
+from sparsitywatch.records import Detail, Event, Record, RunInfo, Vital, WatchState, XRayLayers
 from sparsitywatch.records.event import latest_versions
 from sparsitywatch.redact import logger
 from sparsitywatch.sinks.base import Sink
@@ -191,7 +191,8 @@ class History:
             self._first_steps.setdefault(record.fingerprint, record.step)
         if len(self.records) > LAYERS_KEPT:
             old = -LAYERS_KEPT - 1
-            self.records[old] = dataclasses.replace(self.records[old], layers=())
+            xray = (x := self.records[old].xray) and dataclasses.replace(x, layers=XRayLayers())
+            self.records[old] = dataclasses.replace(self.records[old], layers=(), xray=xray)
 
 
 def _intervals(record: Record) -> dict[str, dict[str, float]]:

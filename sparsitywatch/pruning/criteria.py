@@ -33,10 +33,11 @@ _BLOCK = re.compile(r"(?:.*?\.)??\d+(?=\.)")
 def input_axes(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
     """The axis of each tensor that runs over inputs, where its layer says so."""
     layers = _layers(model, names)
-    return {name: axis for name, layer in layers.items() if (axis := _axis(layer)) is not None}
+    return {name: axis for name, layer in layers.items() if (axis := axis_of(layer)) is not None}
 
 
-def _axis(layer: nn.Module) -> int | None:
+def axis_of(layer: nn.Module) -> int | None:
+    """The axis of a layer's weight that runs over inputs; None of a layer of another kind."""
     kinds = {kind.__name__ for kind in type(layer).__mro__}
     if "Conv1D" in kinds or "_ConvTransposeNd" in kinds:  # transformers' linear layer
         return 0
@@ -56,10 +57,9 @@ def _counted(name: str, inputs: torch.Tensor, masks: Sequence[torch.Tensor]) -> 
     shape, vectors = tuple(inputs.shape[:-1]), inputs.reshape(-1, inputs.shape[-1])
     if not masks:
         return vectors
-    for mask in masks:
-        for turned in (mask, mask.transpose(0, -1)):
-            if shape in (tuple(turned.shape), (turned.numel(),)):
-                return vectors[turned.reshape(-1).to(vectors.device)]
+    mask = matching(masks, shape)
+    if mask is not None:
+        return vectors[mask.to(vectors.device)]
     if any(len(vectors) in (len(mask), int(mask.sum())) for mask in masks):
         return vectors
     raise MeasurementError(
@@ -68,6 +68,15 @@ def _counted(name: str, inputs: torch.Tensor, masks: Sequence[torch.Tensor]) -> 
         "count, by sw.Proxy(..., positions=function): a function of the batch that gives a mask "
         "for each shape, or None, if all count."
     )
+
+
+def matching(masks: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor | None:
+    """The mask of positions that lie in this shape, in one row; None if there is none."""
+    for mask in masks:
+        for turned in (mask, mask.transpose(0, -1)):
+            if shape in (tuple(turned.shape), (turned.numel(),)):
+                return turned.reshape(-1)
+    return None
 
 
 def inputs_of(
@@ -96,7 +105,7 @@ def inputs_of(
 
     with contextlib.ExitStack() as stack, torch.no_grad():
         for name, layer in _layers(model, names).items():
-            if _axis(layer) is None or (isinstance(layer, nn.Conv2d) and layer.groups > 1):
+            if axis_of(layer) is None or (isinstance(layer, nn.Conv2d) and layer.groups > 1):
                 raise MeasurementError(
                     f"Expected {printable(name)!r} to be the weight of a linear layer or of an "
                     f"nn.Conv2d without groups, got one of {type(layer).__name__}. Leave it out of "

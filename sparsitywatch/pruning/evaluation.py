@@ -34,6 +34,7 @@ from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.records.curve import Array
+from sparsitywatch.records.xray import XRay
 from sparsitywatch.redact import logger, printable
 from sparsitywatch.weights.layout import clean_name, unwrap_model
 from sparsitywatch.weights.scope import Scope
@@ -59,6 +60,7 @@ class SweepResult:
     curve: SparsityCurve
     cuts: tuple[Cut, ...]  # what was removed at each point
     num_forwards: int  # calls of the value function
+    xray: XRay | None = None  # what the dense forward showed of the layers, if it was looked at
 
 
 def run_sweep(
@@ -69,6 +71,7 @@ def run_sweep(
     pattern: Pattern,
     sweep: Sweep,
     allowed: Allowed,
+    looks: bool = False,  # into the layers, on the dense pass
 ) -> SweepResult:
     """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now."""
     # where memory does not suffice it begins again with batches of half the size, which the proxy
@@ -80,7 +83,7 @@ def run_sweep(
             # on several ranks, what fails on one while the model is opened fails on all
             with proxy.ranks.all_or_none("an evaluation"), model.session(proxy.value) as masks:
                 evaluation = Evaluation(masks, proxy, pattern, spectrum)
-                evaluation.begin(sweep, allowed)
+                evaluation.begin(sweep, allowed, looks=looks)
                 evaluation.go_through(sweep)
             return evaluation.result()
         except TrainingChangedError as error:
@@ -148,14 +151,17 @@ class Evaluation:
         self._wholes: dict[float, float] = {}  # the mean where all were evaluated at once
         self._is_exact = False  # whether the batch that an example is in changes nothing
         self._num_forwards = 0
+        self._xray: XRay | None = None
         self.shares: tuple[float, ...] = (1.0,)
         self.ends_s = (0.0, 0.0)  # that level 0 on the smallest share took, and level 1 on all
 
     # ------------------------------------------------------------------ the ends
 
-    def begin(self, sweep: Sweep, allowed: Allowed, dense: Array | None = None) -> None:
+    def begin(
+        self, sweep: Sweep, allowed: Allowed, dense: Array | None = None, *, looks: bool = False
+    ) -> None:
         """Evaluate the dense model, if need be, level 0 and 1, and refuse what cannot be right."""
-        self._dense = self._evaluated_dense(dense)
+        self._dense = self._evaluated_dense(dense, looks)
         self._whole = ExampleSubset(self._proxy, np.arange(len(self._dense)))
         self._num_forwards = self._proxy.num_batches
         tolerated = allowed(float(self._dense.mean()))
@@ -190,7 +196,7 @@ class Evaluation:
         self._num_forwards += self._proxy.num_batches
         return not np.array_equal(self._dense, self._proxy.values(*model))
 
-    def _evaluated_dense(self, known: Array | None) -> Array:
+    def _evaluated_dense(self, known: Array | None, looks: bool) -> Array:
         """The values of the dense model; on the way, what the pattern has to know of its layers."""
         names = list(self._weights.shapes)
         if self._pattern.ranks != "shards":  # else magnitudes are all it needs
@@ -198,11 +204,29 @@ class Evaluation:
 
             axes = input_axes(self._masks.module, names)
             self._weights = replace(self._weights, input_axes=axes)
-        if not self._pattern.needs_inputs:
-            return self._proxy.values(*self._masks.dense()) if known is None else known
-        inputs, values = inputs_on(self._proxy, self._masks.dense(), names, self._pattern)
+        if not self._pattern.needs_inputs and known is not None:
+            return known
+        with self._looked_at(self._masks.dense(), names, looks) as copied:
+            if not self._pattern.needs_inputs:
+                return self._proxy.values(*copied)
+            inputs, values = inputs_on(self._proxy, copied, names, self._pattern)
         self._weights = replace(self._weights, inputs=inputs)
         return values
+
+    @contextlib.contextmanager
+    def _looked_at(self, copied: Runnable, names: list[str], looks: bool) -> Iterator[Runnable]:
+        """What is to be run in the place of a copy; if it looks, its layers are seen."""
+        if not looks:
+            yield copied
+            return
+        from sparsitywatch.pruning.xray import Lens
+
+        is_own = copied.module is self._masks.module
+        reason = "shards are evaluated in the model in training, without hooks" if is_own else ""
+        lens = Lens(self._proxy, copied, names, reason)
+        with lens.on() as seen:
+            yield seen
+        self._xray = lens.developed()
 
     def _divide(self, examples: int, tolerated: float) -> None:
         """Draw subsets, the smallest with so many examples at least, if that can be done."""
@@ -314,7 +338,7 @@ class Evaluation:
             num_seen=[mean.num_seen for mean in means] if self._subsets else None,
             unit=self._proxy.unit,
         )
-        return SweepResult(curve, cuts, self._num_forwards)
+        return SweepResult(curve, cuts, self._num_forwards, self._xray)
 
 
 # ------------------------------------------------------------------ a model that can be masked

@@ -324,6 +324,11 @@ class Proxy:
         # num_batches: calls of the value function per evaluation that count, on all ranks
         self._turns, self.num_batches = self.ranks.turns(sizes, is_same=self._is_same)
 
+    @property
+    def places(self) -> list[int | None]:
+        """The place of the batch of each call on this rank; None where another rank counts it."""
+        return [place for _, place in self._turns]
+
     def values(self, model: nn.Module, value: ValueFunction) -> np.ndarray:
         """The value of every example, float64 [N]; of each batch, where that is what it gives."""
         return self.examples(self.by_batch(model, value))

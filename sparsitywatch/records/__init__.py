@@ -37,12 +37,13 @@ from sparsitywatch.records.run import (
     WatchState,
     ledger_in_short,
 )
+from sparsitywatch.records.xray import XRay, XRayLayers
 
 __all__ = [
-    "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Cost", "DecayProjection", "Detail",
-    "Difference", "Dormant", "EssentialSparsity", "Event", "Finding", "Forecast", "LayerColumns",
-    "LayerShare", "Layers",
-    "LedgerEntry", "LogHistogram", "MaskOverlap", "Movement", "Provenance", "Record", "Replicas",
-    "RunInfo", "ScopeSummary", "Source", "SparsityCurve", "Vital", "WatchState", "from_data",
-    "from_json", "html_of", "latest_versions", "ledger_in_short", "to_json",
+    "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Cost", "DecayProjection",
+    "Detail", "Difference", "Dormant", "EssentialSparsity", "Event", "Finding", "Forecast",
+    "LayerColumns", "LayerShare", "Layers", "LedgerEntry", "LogHistogram", "MaskOverlap",
+    "Movement", "Provenance", "Record", "Replicas", "RunInfo", "ScopeSummary", "Source",
+    "SparsityCurve", "Vital", "WatchState", "XRay", "XRayLayers", "from_data", "from_json",
+    "html_of", "latest_versions", "ledger_in_short", "to_json",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import VITAL_KINDS, Event
+from sparsitywatch.records.xray import XRay
 from sparsitywatch.redact import html_table, printable
 from sparsitywatch.series import SERIES, count, describe, numbered, percent
 
@@ -434,6 +435,8 @@ class Record:
         replicas: whether the ranks that hold the same weights hold the same bits; None where no
             two do, or only one watches.
         vital: what was seen of all parameters, in scope or not; None if nobody looked.
+        xray: what the dense forward of the evaluation showed of the layers; None without one, and
+            of a sharded model, which is evaluated itself.
         source: the checkpoint that a replay measured; None of a live model.
         cost, provenance: what it cost, and what it depends on.
     """
@@ -470,6 +473,7 @@ class Record:
     layers: Sequence[LayerShare] = ()
     replicas: Replicas | None = None
     vital: Vital | None = None
+    xray: XRay | None = None
     source: Source | None = None
     cost: Cost
     provenance: Provenance

@@ -40,6 +40,8 @@ from sparsitywatch.records import (
     SparsityCurve,
     Vital,
     WatchState,
+    XRay,
+    XRayLayers,
 )
 from sparsitywatch.sinks import JsonlSink, Sink
 
@@ -145,6 +147,7 @@ def look(
         layers=layers,
         replicas=Replicas(num_ranks=2),
         vital=_vital(step),
+        xray=_xray(names(num_tensors), broken),
         source=Source(address=f"/runs/bert/step-{step}.pt", mark="0123456789abcdef"),
         cost=Cost(
             stall_s=0.31,
@@ -177,6 +180,31 @@ def _vital(step: int) -> Vital:
         still_since_start=0.01,
         since_step=step - 25,
         findings=(finding,),
+    )
+
+
+def _xray(tensors: list[str], broken: float) -> XRay:
+    same = [0.01 * i for i in range(len(tensors))]
+    layers = XRayLayers(
+        names=tuple(tensors),
+        num_units=(64,) * len(tensors),
+        dead=tuple(broken * x for x in same),
+        active_low=tuple(same),
+        active=tuple(0.3 + x for x in same),
+        active_high=tuple(0.6 + x for x in same),
+        sign_diversity=tuple(0.8 - broken * x for x in same),
+        massive=tuple(10.0 + x for x in same),
+    )
+    return XRay(
+        dead=0.02 * broken,
+        dead_units=max(layers.dead),
+        sign_diversity=0.75,
+        massive=1200.0,
+        num_super_weights=1.0,
+        num_unreached=1.0,
+        super_weights=(f"{tensors[-1]}[5, 17]",),
+        unreached=(tensors[0],),
+        layers=layers,
     )
 
 

@@ -327,7 +327,7 @@ def plain(record: Record) -> Record:
     cost = dataclasses.replace(
         record.cost, stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, publish_s=0.0, overhead=0.0
     )
-    return dataclasses.replace(record, wall_time=0.0, cost=cost, replicas=None)
+    return dataclasses.replace(record, wall_time=0.0, cost=cost, replicas=None, xray=None)
 
 
 def lines(records: list[Record]) -> list[str]:

@@ -24,6 +24,7 @@ from contracts.sharded import (
 )
 
 import sparsitywatch as sw
+from sparsitywatch.records import to_json
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +45,7 @@ def watched_and_not(folder: Path, way: str, num_rows: int = 13) -> Told:
             "unlike": unlike(alone, training.state()),
             "compared": [*training.state()],
             "records": lines(watcher.records),
+            "xrays": [to_json(record.xray) for record in watcher.records],
             "replicas": [record.replicas and record.replicas.ranks for record in watcher.records],
             "events": [event.id for event in watcher.events],
             "off": watcher.off,
@@ -131,7 +133,18 @@ def test_every_rank_says_what_one_process_says(way: str, num: int, came: Came) -
         assert told["off"] == ""
         assert told["records"] == expected["records"]
         assert told["events"] == expected["events"]
+        if way == "ddp":  # what all ranks have counted
+            assert told["xrays"] == expected["xrays"]
     assert log_of(came.folder(f"{way}_{num}") / "log") == log_of(came.folder(one) / "log")
+
+
+@pytest.mark.parametrize(("way", "num"), [way for way in WAYS if way[0] != "ddp"])
+def test_shards_are_not_looked_at_and_it_is_said(way: str, num: int, came: Came) -> None:
+    for told in came(f"{way}_{num}"):
+        for xray in map(json.loads, told["xrays"]):
+            assert "in training" in xray["reason"]
+            assert xray["dead"] is None
+            assert "layers.0.up.weight" in xray["unseen"]
 
 
 @pytest.mark.parametrize(("way", "num"), [way for way in WAYS if "tp" in way[0]])

@@ -114,7 +114,7 @@ def page(make_page: Make) -> Page:
 def without_proxy(look: tuple[Record, Detail]) -> tuple[Record, Detail]:
     record, detail = look
     record = fake_run.without(record, "curve", "essential_sparsity", "reliance", "forecast")
-    record = fake_run.without(record, "reliance_low", "reliance_high")
+    record = fake_run.without(record, "reliance_low", "reliance_high", "xray")
     layers = tuple(replace(layer, removed=()) for layer in record.layers)
     provenance = replace(record.provenance, proxy_hash="")
     return replace(record, layers=layers, provenance=provenance), detail

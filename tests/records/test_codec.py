@@ -35,6 +35,8 @@ from sparsitywatch.records import (
     SparsityCurve,
     Vital,
     WatchState,
+    XRay,
+    XRayLayers,
     from_json,
     to_json,
 )
@@ -94,6 +96,7 @@ RECORDS = plain(
     layers=st.lists(plain(LayerShare, near_zero=RULES), max_size=2).map(tuple),
     replicas=st.none() | plain(Replicas),
     source=st.none() | plain(Source),
+    xray=st.none() | plain(XRay, layers=plain(XRayLayers)),
     vital=st.none() | plain(Vital, findings=st.lists(plain(Finding), max_size=2).map(tuple)),
     cost=plain(Cost),
     provenance=PROVENANCES,
