@@ -18,6 +18,7 @@ import numpy as np
 from sparsitywatch.analysis.detect.detector import Course, noise_sd
 from sparsitywatch.analysis.detect.value import value_trend
 from sparsitywatch.records import SERIES_KINDS, Event, LayerShare, Record, from_json, to_json
+from sparsitywatch.records.event import XRAY_KINDS
 from sparsitywatch.redact import logger
 from sparsitywatch.series import describe
 
@@ -336,7 +337,7 @@ class Changes:
 
 
 #: What stays true, whatever the series does later.
-_FOR_GOOD = frozenset({"standstill", *SERIES_KINDS})
+_FOR_GOOD = frozenset({"standstill", *SERIES_KINDS, *XRAY_KINDS})
 
 
 @dataclass

@@ -47,7 +47,7 @@ from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
-from sparsitywatch.vital import VitalReviewer, VitalTracker
+from sparsitywatch.vital import VitalReviewer, VitalTracker, XRayReviewer
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
@@ -154,7 +154,7 @@ def watch(
             in_log=(partial(JsonlSink, keep_spectra=keep_spectra), TensorBoardSink),
             sinks=sinks if leads else (),
             detectors=default_detectors(chosen) if detectors is None else detectors,
-            reviewers=(VitalReviewer(),),
+            reviewers=(VitalReviewer(), XRayReviewer()),
             on_event=on_event if leads else (),
             on_record=on_record if leads else (),
             strict=strict,

@@ -21,6 +21,13 @@ VITAL_KINDS: Mapping[str, str] = {
     "overwritten": "overwritten by something else than the optimizer",
     "blew_up": "changing far more than ever",
 }
+#: Kinds of what an x-ray shows, and what is said of the tensors of these layers.
+XRAY_KINDS: Mapping[str, str] = {
+    "dead_units": "with dead inputs",
+    "unreached": "reached by no example",
+    "super_weights": "with a super weight",
+    "sign_diversity": "with inputs that hardly change sign",
+}
 #: Kinds of what the checkpoints of a replay are to each other, and what is said of two of them.
 SERIES_KINDS: Mapping[str, str] = {
     "another_run": "{} are not weights of one run",
@@ -66,9 +73,9 @@ class Event:
         num_not_finite: in-scope weights that were NaN or infinite at ``detected_step``.
         kind: "abrupt": the series jumped, or began to rise or fall; "steady": it grew
             evenly since its floor, which is its baseline; "replicas": ranks that ought to hold the
-            same weights hold others, in ``layers``; or one of ``VITAL_KINDS``: what is wrong with
-            parameters, in scope or not, for sure. Of the proxy's value also "lost": half of what
-            it had gained is gone; "standstill": the latest half of the run gained nothing.
+            same weights hold others, in ``layers``; or one of ``XRAY_KINDS``, ``VITAL_KINDS``: what
+            is wrong with parameters, in scope or not. Of the proxy's value also "lost": half of
+            what it had gained is gone; "standstill": the latest half of the run gained nothing.
         jumped: whether most of the change came within two snapshots, and hardly any after them.
         peak: the farthest that it came, where it was on its way back when it was seen; else NaN.
         value_trend: what the held-out value of the dense model did meanwhile: "better", "worse",
@@ -165,9 +172,9 @@ class Event:
         if self.kind in SERIES_KINDS:
             both = self._numbered(self.before_step, self.detected_step)
             return SERIES_KINDS[self.kind].format(both[:1].upper() + both[1:])
-        if self.kind in VITAL_KINDS:
+        if words := VITAL_KINDS.get(self.kind) or XRAY_KINDS.get(self.kind):
             tensors = "tensors" if self.value > 1 else "tensor"
-            return f"{self.value:,.0f} {tensors} {VITAL_KINDS[self.kind]}"
+            return f"{self.value:,.0f} {tensors} {words}"
         series = describe(self.series)
         subject = printable(series.subject)
         if self.kind == "standstill":
@@ -393,6 +400,8 @@ _SEVERITY = {
     "value/reliance up": "note",
     "essential_sparsity down": "note",
     "standstill": "note",
+    "super_weights": "note",
+    "unreached": "note",
     "lost": "act",
     "replicas": "act",
     "untrained": "act",
@@ -437,4 +446,8 @@ _ADVICE = {
     "of another model, an initialisation, a merge. Go on from a checkpoint of {before} or before.",
     "blew_up": "Look at the learning rate and the gradients of these tensors, and at what may have "
     "overwritten them. Go on from a checkpoint of {before} or before.",
+    "dead_units": "Look at the learning rate and the biases of the layer before. {compare}.",
+    "unreached": "Look at the router and at its balancing loss.",
+    "super_weights": "No action needed: keep this weight when you prune or quantise.",
+    "sign_diversity": "Lower the learning rate, or go on from a checkpoint of {before} or before.",
 }

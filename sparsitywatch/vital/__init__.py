@@ -8,5 +8,6 @@ Plugged into live, offline and pipeline through the seams ``Examiner`` and ``Rev
 from sparsitywatch.vital.judgement import VitalReviewer, unread
 from sparsitywatch.vital.one_run import OneRunReviewer
 from sparsitywatch.vital.reading import VitalTracker
+from sparsitywatch.vital.xray import XRayReviewer
 
-__all__ = ["OneRunReviewer", "VitalReviewer", "VitalTracker", "unread"]
+__all__ = ["OneRunReviewer", "VitalReviewer", "VitalTracker", "XRayReviewer", "unread"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparsitywatch.records import SERIES_KINDS, VITAL_KINDS, Event
-from sparsitywatch.records.event import _ADVICE
+from sparsitywatch.records.event import _ADVICE, XRAY_KINDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "alarms.md"
 HEAD = "| what is told | what it means | what people do |"
@@ -63,7 +63,7 @@ def test_there_is_a_row_for_every_advice() -> None:
     keys |= {f"{e.series.partition('/')[0]} {e.direction}" for e in EVENTS}
     keys |= {f"{e.series.partition('/')[0]} {e.direction} {e.kind}" for e in EVENTS}
     keys |= {e.kind for e in EVENTS}
-    assert set(_ADVICE) <= keys | {"replicas", *VITAL_KINDS, *SERIES_KINDS}
+    assert set(_ADVICE) <= keys | {"replicas", *VITAL_KINDS, *XRAY_KINDS, *SERIES_KINDS}
 
 
 @pytest.mark.parametrize("kind", SERIES_KINDS)

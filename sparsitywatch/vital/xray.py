@@ -1,0 +1,66 @@
+"""What an x-ray shows for the first time and a person should see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sparsitywatch.pipeline.pipeline import Reviewer
+from sparsitywatch.records import Event, Record, XRay
+from sparsitywatch.series import percent
+from sparsitywatch.vital.judgement import event_at
+
+#: A layer with this share of dead units reads hardly anything; it has died where once it had at
+#: most the other share.
+_DEAD, _ALIVE = 0.9, 0.5
+#: Below this share of the most that it was, of so many bits at least, sign diversity collapsed.
+_COLLAPSED, _DIVERSE = 0.5, 0.5
+
+
+class XRayReviewer(Reviewer):
+    """Makes events of layers that die, unreached ones, super weights, and signs that collapse."""
+
+    def events(
+        self, record: Record, earlier: Sequence[Record], told: Sequence[Event]
+    ) -> list[Event]:
+        """What the evaluations before did not show; again where twice as many tensors have it."""
+        if record.xray is None:
+            return []
+        before = {r.step: r.xray for r in earlier if r.xray is not None}
+        since, found = max(before, default=-1), []
+        for kind, names, reason in _signs(record.xray, list(before.values())):
+            known = {name for event in told if event.kind == kind for name in event.layers}
+            tensors = tuple(dict.fromkeys(name.partition("[")[0] for name in names))
+            if tensors and len(known.union(tensors)) >= 2 * len(known):
+                event = event_at(
+                    record, since, kind=kind, series=f"xray/{kind}", direction="", baseline=0.0,
+                    value=float(len(tensors)), layers=tensors, reason=reason,
+                )  # fmt: skip
+                found.append(event)
+        return found
+
+
+def _signs(now: XRay, before: Sequence[XRay]) -> Iterator[tuple[str, Sequence[str], str]]:
+    """What is to be told of an x-ray: its kind, tensors or weights, and why."""
+    last = before[-1] if before else XRay()
+    shares = [dict(zip(x.layers.names, x.layers.dead, strict=True)) for x in (*before, now)]
+    # what reads sparse data has many from the start, and is well
+    yield "dead_units", [
+        name for name, share in shares[-1].items()
+        if (share >= _DEAD and min(s.get(name, 1.0) for s in shares) <= _ALIVE)
+        or (share == 1.0 and shares[-2:][0].get(name) == 1.0 and before)
+    ], f"{percent(_DEAD)} or more of what they read is zero or nearly so"  # fmt: skip
+    # by chance no token of few may be routed to an expert: twice in a row is none
+    experts = [name for name in now.unreached if "expert" in name or "moe" in name]
+    again = [name for name in experts if name in last.unreached]
+    yield "unreached", again, "no held-out example came to them, twice in a row"
+    which = ", ".join(now.super_weights[:3])
+    why = f"{which} made more than half of an output {now.massive:,.0f} times the median"
+    yield "super_weights", now.super_weights, why
+    most = max((x.sign_diversity for x in before if x.sign_diversity > 0.0), default=0.0)
+    pairs = sorted(zip(now.layers.sign_diversity, now.layers.names, strict=True))
+    names = [name for x, name in pairs if x < _COLLAPSED * most]
+    # one layer alone may read what has one sign, and where there was little there is little to lose
+    if now.sign_diversity < _COLLAPSED * most and most >= _DIVERSE and len(names) > 1:
+        fell = f"from {most:.2g} to {now.sign_diversity:.2g} bits"
+        why = f"sign diversity fell {fell}: most units keep one sign on all examples"
+        yield "sign_diversity", names, why
