@@ -358,7 +358,7 @@ def _seconds(x: float) -> str:
 
 #: Instead of thousandths, where nothing was measured.
 _UNKNOWN = -1
-_KINDS = ("alone", "near_zero", "dormant", "removed")
+_KINDS = ("alone", "near_zero", "dormant", "dead", "removed")
 #: Ends of the magnitude bins: a quarter of a decade each.
 _PER_DECADE = 4
 
@@ -389,6 +389,13 @@ def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:
         cells["dormant"][rows, t] = layers.dormant
         if record.alone:
             cells["alone"][rows, t] = [record.alone[name].value for name in layers.names]
+        if record.xray is not None:
+            seen = record.xray.layers
+            pairs = zip(seen.names, seen.dead, strict=True)
+            # what no example reached reads nothing
+            for name, share in (*pairs, *((name, 1.0) for name in record.xray.unreached)):
+                if name in place_of:
+                    cells["dead"][place_of[name], t] = share
         if level in levels and len(layers.removed):
             cells["removed"][rows, t] = layers.removed[levels.index(level)]
     return {

@@ -483,9 +483,9 @@ export class Page {
       pin: (step) => this.pin(step), hover: (step) => this.hover(step) });
     const level = details.maps.level === null ? "" : ` when ${percent(details.maps.level)} of all go`;
     map.replaceChildren(
-      h("h2", {}, `Every tensor${this.whose} by ${data.unit} `, h("small", {}, "share of each tensor's own weights; click a name for the size of its weights")),
+      h("h2", {}, `Every tensor${this.whose} by ${data.unit} `, h("small", {}, "share of each tensor's own weights, or of its layer's inputs; click a name for the size of its weights")),
       h("div", { class: "tools" },
-        this.select("show", "kind", kinds.map((kind) => [kind, KINDS[kind] + (kind === "removed" ? level : "")])),
+        this.select("show", "kind", kinds.map((kind) => [kind, KINDS[kind] + (kind === "removed" ? level : kind === "dead" ? ", dormant" : "")])),
         this.select("group by", "group", [["none", "nothing"], ["block", "block"], ["kind", "kind"]]),
         this.select("sort by", "sort", [["model", "order in the model"], ["largest", "share at the cursor"], ["rise", "rise since the beginning"]]),
         h("label", {}, "search ", h("input", { type: "search", value: this.choice.search, oninput: (/** @type {Event} */ e) => {
@@ -537,9 +537,12 @@ export class Page {
     const steps = columns.map((t) => data.steps[t] ?? 0);
     const rows = rowsOf(data.tensors, cells, nearest(steps, this.step), this.choice, data.facts.ledger);
     heatmap.step = this.step;
-    heatmap.draw(steps, cells, rows, this.charts?.shownRange ?? [steps[0], steps[steps.length - 1]], this.tensor);
+    const under = (this.choice.kind === "dead" && details.maps.rows.dormant) || [];
+    heatmap.draw(steps, cells, rows, this.charts?.shownRange ?? [steps[0], steps[steps.length - 1]], this.tensor, under);
     const rule = this.choice.kind !== "near_zero" ? "" : byTau ? `, |w| ≤ ${power(Number(this.tau.slice(4)))}` : ` (${data.about[`near_zero/${data.rule}`]?.label.split(", ")[1] ?? ""})`;
-    note.replaceChildren(`${KINDS[this.choice.kind]}${rule}:`, scale(this.root),
+    const halves = under.length ? " (upper half of a row) and dormant weights (lower half)" : "";
+    note.replaceChildren(`${KINDS[this.choice.kind]}${halves}${rule}:`, scale(this.root),
+      this.choice.kind === "dead" ? ". Dead: zero on every held-out example, or none reaches the layer. Dormant: no gradient. Grey: not known" : "",
       `. ${rows.filter((row) => !row.isGroup).length} of ${data.tensors.length} tensors; the number at the right is at the cursor`);
   }
 

@@ -19,7 +19,7 @@ const PALE_TO_DARK = ["ffffd9", "edf8b1", "c7e9b4", "7fcdbb", "41b6c4", "1d91c0"
 /** Shares whose colours are said. */
 const SAID = [0, 0.01, 0.05, 0.25, 0.5, 1];
 /** @type {Record<string, string>} */
-export const KINDS = { alone: "essential sparsity alone", near_zero: "near zero", dormant: "dormant", removed: "removed" };
+export const KINDS = { alone: "essential sparsity alone", near_zero: "near zero", dormant: "dormant", dead: "dead inputs", removed: "removed" };
 
 /** @param {Element} root on which the colours are @returns {(share: number) => number[]} red, green, blue */
 function paintOf(root) {
@@ -151,6 +151,8 @@ export class Heatmap {
     this.rows = [];
     /** @type {number[][]} */
     this.cells = [];
+    /** @type {number[][]} shown below these in each row; none: all of a row is theirs */
+    this.under = [];
     /** @type {number[]} */
     this.steps = [];
     /** @type {[number, number]} */
@@ -160,9 +162,9 @@ export class Heatmap {
     this.numbers = { t: -1, rows: [], dense: 1 };
   }
 
-  /** @param {number[]} steps of the columns @param {number[][]} cells @param {Row[]} rows @param {[number, number]} range @param {string} open */
-  draw(steps, cells, rows, range, open) {
-    Object.assign(this, { steps, cells, rows, range });
+  /** @param {number[]} steps of the columns @param {number[][]} cells @param {Row[]} rows @param {[number, number]} range @param {string} open @param {number[][]} [under] */
+  draw(steps, cells, rows, range, open, under = []) {
+    Object.assign(this, { steps, cells, rows, range, under });
     this.names.replaceChildren(...rows.map((row) =>
       h("li", { class: row.isGroup ? "group" : "" }, row.isGroup ? h("span", {}, row.label)
         : h("button", { type: "button", title: row.key, "aria-pressed": String(row.key === open), onclick: () => this.told.open(row.member[0]) }, row.label, row.real === row.label ? null : h("small", {}, ` ${row.real}`)))));
@@ -181,6 +183,11 @@ export class Heatmap {
     this.paint();
   }
 
+  /** What each row shows, from top to bottom. */
+  bands() {
+    return this.under.length ? [this.cells, this.under] : [this.cells];
+  }
+
   /** The colour of each number of thousandths, as a pixel of four bytes. */
   paints() {
     const bytes = new Uint8ClampedArray(4 * 1001);
@@ -194,19 +201,19 @@ export class Heatmap {
     if (!width || !this.rows.length) return;
     const [low, high] = this.range;
     const columns = Array.from({ length: width }, (_, x) => nearest(this.steps, low + ((x + 0.5) / width) * (high - low)));
-    Object.assign(this.canvas, { width, height: this.rows.length });
+    const bands = this.bands();
+    const lines = bands.length > 1 ? 9 : 1; // of a row: four of each band, and one that parts it from the next row
+    Object.assign(this.canvas, { width, height: this.rows.length * lines });
     this.canvas.style.height = `${this.rows.length * ROW}px`;
     const context = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d"));
-    const image = context.createImageData(width, this.rows.length);
+    const image = context.createImageData(width, this.rows.length * lines);
     const pixels = new Uint32Array(image.data.buffer);
     const paints = this.paints();
-    this.rows.forEach((row, y) => {
-      const own = row.isGroup ? this.steps.map((_, t) => Math.round(meanOf(row.member.map((i) => this.cells[i][t])))) : this.cells[row.member[0]];
-      for (let x = 0; x < width; x += 1) {
-        const thousandths = own[columns[x]];
-        if (thousandths >= 0) pixels[y * width + x] = paints[thousandths];
-      }
-    });
+    this.rows.forEach((row, y) => bands.forEach((cells, b) => {
+      const own = row.isGroup ? this.steps.map((_, t) => Math.round(meanOf(row.member.map((i) => cells[i][t])))) : cells[row.member[0]];
+      const colours = columns.map((t) => (own[t] >= 0 ? paints[own[t]] : 0));
+      for (let line = 0; line < Math.min(lines, 4); line += 1) pixels.set(colours, (y * lines + 4 * b + line) * width);
+    }));
     context.putImageData(image, 0, 0);
     this.show(this.step);
   }
@@ -224,8 +231,10 @@ export class Heatmap {
     const seen = this.numbers;
     if (seen.t === t && seen.rows === this.rows && seen.dense === dense) return; // another range, or the same column
     this.numbers = { t, rows: this.rows, dense };
-    Object.assign(this.values, { width: VALUES * dense, height: this.rows.length * ROW * dense });
-    Object.assign(this.values.style, { width: `${VALUES}px`, height: `${this.rows.length * ROW}px` });
+    const bands = this.bands();
+    const width = VALUES * (bands.length > 1 ? 1.7 : 1);
+    Object.assign(this.values, { width: width * dense, height: this.rows.length * ROW * dense });
+    Object.assign(this.values.style, { width: `${width}px`, height: `${this.rows.length * ROW}px` });
     const context = /** @type {CanvasRenderingContext2D} */ (this.values.getContext("2d"));
     context.scale(dense, dense);
     context.fillStyle = colour(this.root, "ink");
@@ -233,7 +242,8 @@ export class Heatmap {
     context.textAlign = "right";
     context.textBaseline = "middle";
     this.rows.forEach((row, y) => {
-      context.fillText(share(Math.round(meanOf(row.member.map((i) => this.cells[i][t])))), VALUES - 2, (y + 0.5) * ROW);
+      const shares = bands.map((cells) => share(Math.round(meanOf(row.member.map((i) => cells[i][t])))));
+      context.fillText(shares.join(" · "), width - 2, (y + 0.5) * ROW);
     });
   }
 }
