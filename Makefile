@@ -14,7 +14,7 @@ PAPER := layers patterns finetuned_curve mask_similarity
 PAPER_ROWS := "data_volume data_finetuned" "lottery_ticket decoder"
 PAPER_RUN = for name; do echo "examples/paper/$$name.py"; $(BIN)/python "examples/paper/$$name.py" $(ARGS); done
 BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py benchmarks/replay.py \
-	benchmarks/ranks.py benchmarks/masks.py benchmarks/pages.py benchmarks/export.py
+	benchmarks/ranks.py benchmarks/masks.py benchmarks/xray.py benchmarks/pages.py benchmarks/export.py
 
 # modules and tests are compiled once, whatever the environment says: else by each process anew
 export PYTHONDONTWRITEBYTECODE :=
