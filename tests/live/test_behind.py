@@ -274,13 +274,15 @@ def test_a_fork_ends_with_a_training_that_is_killed() -> None:
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_workers_of_a_loader_beside_a_fork(method: str) -> None:
     apart = InFork(lambda: time.sleep(0.001))
-    loader = DataLoader(TensorDataset(torch.arange(8.0)), num_workers=1, timeout=60,
-                        multiprocessing_context=method)  # fmt: skip
+    data = TensorDataset(torch.arange(6.0))
+    loader = DataLoader(data, num_workers=1, multiprocessing_context=method)
+    seen = []
     with apart.watch(every=2) as watcher:
-        for _ in loader:
+        apart.run.train(2)  # the worker is made beside a fork
+        for (batch,) in loader:
             apart.run.train(1)
-        seen = [float(batch) for (batch,) in loader]  # workers that are made beside one
-    assert seen == [*range(8)]
+            seen.append(float(batch))
+    assert seen == [*range(6)]
     assert steps_of(watcher.records) == [2, 4, 6, 8]
     assert all(record.curve is not None for record in watcher.records)
 
