@@ -179,8 +179,8 @@ class Lens:
         super_weights = tuple(dict.fromkeys(w for _, w in sorted(weights, reverse=True)))
         return XRay(
             **_summed(found),
-            num_super_weights=len(super_weights),
-            num_unreached=len(unreached),
+            num_super_weights=float(len(super_weights)),
+            num_unreached=float(len(unreached)),
             super_weights=super_weights,
             unreached=unreached[:_MAX_NAMES],
             unseen=tuple(name for name in self._in_scope if name not in known)[:_MAX_NAMES],

@@ -147,7 +147,7 @@ def look(
         layers=layers,
         replicas=Replicas(num_ranks=2),
         vital=_vital(step),
-        xray=_xray(names(num_tensors), broken),
+        xray=_xray(names(num_tensors), broken) if num_tensors else None,
         source=Source(address=f"/runs/bert/step-{step}.pt", mark="0123456789abcdef"),
         cost=Cost(
             stall_s=0.31,
@@ -204,6 +204,7 @@ def _xray(tensors: list[str], broken: float) -> XRay:
         num_unreached=1.0,
         super_weights=(f"{tensors[-1]}[5, 17]",),
         unreached=(tensors[0],),
+        unseen=(tensors[-1],),
         layers=layers,
     )
 
