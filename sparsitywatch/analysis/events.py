@@ -337,7 +337,7 @@ class Changes:
 
 
 #: What stays true, whatever the series does later.
-_FOR_GOOD = frozenset({"standstill", *SERIES_KINDS, *XRAY_KINDS})
+_FOR_GOOD = frozenset({"standstill", "spike", *SERIES_KINDS, *XRAY_KINDS})
 
 
 @dataclass

@@ -76,6 +76,7 @@ class Event:
             same weights hold others, in ``layers``; or one of ``XRAY_KINDS``, ``VITAL_KINDS``: what
             is wrong with parameters, in scope or not. Of the proxy's value also "lost": half of
             what it had gained is gone; "standstill": the latest half of the run gained nothing.
+            "spike": the loss spiked at ``onset_high``; ``layers`` moved first, from ``onset_low``.
         jumped: whether most of the change came within two snapshots, and hardly any after them.
         peak: the farthest that it came, where it was on its way back when it was seen; else NaN.
         value_trend: what the held-out value of the dense model did meanwhile: "better", "worse",
@@ -169,6 +170,8 @@ class Event:
         if self.kind == "replicas":
             ranks = ", ".join(map(str, self.ranks))
             return f"Replicas differ: rank{'s' if len(self.ranks) > 1 else ''} {ranks}"
+        if self.kind == "spike":
+            return f"Spike of the {self.series.partition('/')[2]} at step {self.onset_high:,}"
         if self.kind in SERIES_KINDS:
             both = self._numbered(self.before_step, self.detected_step)
             return SERIES_KINDS[self.kind].format(both[:1].upper() + both[1:])
@@ -319,7 +322,7 @@ class Event:
             text = f"{self.headline} did not hold the weights that other ranks held of {names}, "
             text += f"{self._seen}{same}. The records go on with what rank 0 holds"
             return text + (f"; all ranks agree again {over}" if over else "")
-        if self.kind in SERIES_KINDS:
+        if self.kind == "spike" or self.kind in SERIES_KINDS:
             return f"{self.headline}: {self.reason}"
         names = some_of(self.layers, max(int(self.value), len(self.layers)))
         text = f"{self.headline}: {names}; {self.reason}; {self.when}"
