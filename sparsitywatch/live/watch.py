@@ -29,6 +29,7 @@ from sparsitywatch.errors import (
     expect_whole,
 )
 from sparsitywatch.live.behind import Where
+from sparsitywatch.live.ring import Ring
 from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
 from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizers
@@ -72,6 +73,7 @@ def watch(
     evaluate: Where = "inline",
     keep_spectra: int = 1,
     initial_step: int | None = None,
+    ring: bool | None = None,
     strict: bool = False,
     **fields: Unpack[SettingsFields],
 ) -> Watcher:
@@ -124,6 +126,8 @@ def watch(
         initial_step: optimizer steps done before this call. None: from
             ``watcher.load_state_dict``, else from the optimizer's own count, else that of the log's
             record of these very weights, else 0.
+        ring: keep how far each block moved at each of the last 2,000 steps, to say where a spike
+            of the loss began. None: if that takes at most 0.3 % of the first steps; see the log.
         strict: let what goes wrong in the watch out, for tests.
         fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``,
             ``scope="layers"`` or ``levels=[0.5, 0.9]``.
@@ -141,6 +145,7 @@ def watch(
     _expect(initial_step, logdir, keep_spectra, background=background, strict=strict)
     is_known = isinstance(evaluate, str) and evaluate in get_args(Where)
     expect(is_known, "evaluate", "'inline', 'behind' or 'auto'", evaluate)
+    expect(ring is None or isinstance(ring, bool), "ring", "True, False or None", ring)
     inner = unwrap_model(model)
     ranks, off = _who_watches(inner, logdir)
     leads = not off and ranks.rank == 0
@@ -149,12 +154,14 @@ def watch(
         schedule = BudgetedSchedule(every, max_overhead, evaluates=proxy is not None, tells=leads)
         optimizers = unwrap_optimizers(optimizer)
         directory = place(logdir) if logdir is not None and leads else None
+        claim = Claim(directory)
+        moves = Ring(ring if leads else False, claim, strict=strict)
         pipeline = Pipeline(
-            claim=Claim(directory),
+            claim=claim,
             in_log=(partial(JsonlSink, keep_spectra=keep_spectra), TensorBoardSink),
             sinks=sinks if leads else (),
             detectors=default_detectors(chosen) if detectors is None else detectors,
-            reviewers=(VitalReviewer(), XRayReviewer()),
+            reviewers=(VitalReviewer(), XRayReviewer(), moves),
             on_event=on_event if leads else (),
             on_record=on_record if leads else (),
             strict=strict,
@@ -188,10 +195,11 @@ def watch(
             trace.attach(ranks)
             taker.begin(initial_step, behind=background)
             taker.price(snapshot, dense)
+            moves.attach(reader.lookup(inner, scope)[1])
         if directory is not None:
             prepare(directory)
         return Watcher(
-            taker, schedule, ranks, background=background, initial_step=initial_step, off=off
+            taker, schedule, ranks, moves, background=background, initial_step=initial_step, off=off
         )
 
 
@@ -207,6 +215,7 @@ class WatchOptions(SettingsFields, total=False):
     background: bool
     evaluate: Where
     keep_spectra: int
+    ring: bool | None
     strict: bool
 
 

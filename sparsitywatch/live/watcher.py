@@ -27,6 +27,7 @@ from sparsitywatch.errors import (
     reraise_foreign,
 )
 from sparsitywatch.live.resume import check_state, open_log, restore_proxy, step_in_log
+from sparsitywatch.live.ring import Ring
 from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.live.trace import Optimizer, StepHook
@@ -85,7 +86,7 @@ class CopiedWatcher:
     def _do_nothing(self, *_: object, **__: object) -> None:
         """Nothing: nobody watches."""
 
-    __exit__ = step = load_state_dict = close = _do_nothing
+    __exit__ = step = log_loss = load_state_dict = close = _do_nothing
 
     def snapshot(self) -> Record:
         """Raise a MeasurementError: there is nothing that could be measured."""
@@ -108,6 +109,7 @@ class Watcher:
         taker: reads and measures; has the optimizers' trace, and what becomes of the records.
         schedule: when to take one.
         ranks: that watch together with this one, or may still come.
+        ring: keeps what moved at each of the latest steps.
         background: whether what can be done behind the training is done there.
         initial_step: steps done before the first one that is watched; None to find out.
         off: why this watch does nothing; empty if it does.
@@ -120,6 +122,7 @@ class Watcher:
         taker: SnapshotTaker,
         schedule: BudgetedSchedule,
         ranks: Ranks,
+        ring: Ring,
         *,
         background: bool,
         initial_step: int | None,
@@ -131,6 +134,7 @@ class Watcher:
         self._schedule = schedule
         self._budget = schedule.budget
         self._ranks = ranks
+        self._ring = ring
         self._background = background
         self._off = off
         self._step = initial_step  # optimizer steps done; None until that is found out
@@ -222,6 +226,16 @@ class Watcher:
                 self._decline(self.step_count + 1 if step is None else step)
             else:
                 self._advance(1, step)
+
+    def log_loss(self, value: torch.Tensor | float, step: int | None = None) -> None:
+        """Report the training's loss, so that a spike of it is told; waits for no device.
+
+        Call it before the optimizer's step; of several calls the last counts. Later, give ``step``,
+        the number of the step.
+        """
+        if not self._is_idle():
+            with _Contained(self):
+                self._ring.say_loss(value, step)
 
     def snapshot(self) -> Record:
         """Take a snapshot now, whatever the schedule says.
@@ -336,6 +350,7 @@ class Watcher:
         if self._opened:
             self._taker.close()
             with _Contained(self):
+                self._ring.end(self._pipeline.events)
                 self._report("ended" if ended_by else "closed", ended_by or reason)
             self._pipeline.close()
         else:
@@ -409,6 +424,7 @@ class Watcher:
         before = self._step or 0
         step = before + num_steps if step is None else step
         self._step = step
+        self._ring.after_step(step, step - before)
         is_busy = False
         self._taker.behind.step(self._budget.now())
         if self._taker.job is not None:
@@ -450,6 +466,7 @@ class Watcher:
             if self._off:
                 raise WatchOffError(self._off)
         note_signal_handlers()
+        self._ring.look()
         self._taker.take(
             self.step_count,
             behind=behind,
@@ -593,6 +610,7 @@ class Watcher:
         logger.error("the watch switched itself off: %s", reason)
         if self._opened:
             self._taker.close()
+            self._ring.end(self._pipeline.events)
             self._report("off", reason)
             self._pipeline.close()
 

@@ -430,6 +430,8 @@ _ADVICE = {
     "essential_sparsity up": "{value} {compare} before you prune.",
     "essential_sparsity down": "No action needed: the model makes use of more weights.",
     # by kind, where it is no change of a series
+    "spike": "Look at the data of these steps and the learning rate of the layers named. If the "
+    "loss stays up, go on from an earlier checkpoint.",
     "another_run": "{compare}: one of them comes from another run, or was replaced. Replay the "
     "checkpoints of one run.",
     "unlike": "{compare}: they may come from two runs. If they are of one, they lie far apart: "

@@ -8,6 +8,7 @@
     layers.npys                   the layers' numbers: one array of numpy (.npy) after another
     events.jsonl                  one Event per line; of lines with one id the last counts
     spectra/step-00001000.npz     the arrays of one MagnitudeSpectrum
+    ring.npz                      what moved at each of the latest steps, as of a spike, or the end
     superseded.jsonl              lines of a future that was lost when a run was resumed
     spectra/superseded/           its spectra
     records.torn, events.torn     what a kill in the middle of a write left behind
@@ -31,6 +32,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from sparsitywatch.analysis.spikes import Moves
 from sparsitywatch.errors import StateError, expect_whole
 from sparsitywatch.records import (
     SCHEMA_VERSION,
@@ -50,6 +52,7 @@ from sparsitywatch.sinks.base import AppendingFile, GuardedSink, first_lost_step
 
 _MANIFEST = "run.json"
 _LAYERS = "layers.npys"
+_MOVES = "ring.npz"
 _SPECTRUM = re.compile(r"step-(\d+)\.npz")
 
 T = TypeVar("T")
@@ -201,6 +204,20 @@ def replace_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> N
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_moves(directory: Path, moves: Moves) -> None:
+    """Write what moved at each of the latest steps."""
+    replace_file(directory / _MOVES, _as_npz(vars(moves)))
+
+
+def read_moves(directory: Path) -> Moves | None:
+    """What ``write_moves`` wrote; None where that is damaged, or is not there."""
+    try:
+        with np.load(io.BytesIO((directory / _MOVES).read_bytes()), allow_pickle=False) as file:
+            return Moves(**file)
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile):
+        return None
 
 
 # ------------------------------------------------------------------ spectra

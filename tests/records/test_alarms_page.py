@@ -63,7 +63,14 @@ def test_there_is_a_row_for_every_advice() -> None:
     keys |= {f"{e.series.partition('/')[0]} {e.direction}" for e in EVENTS}
     keys |= {f"{e.series.partition('/')[0]} {e.direction} {e.kind}" for e in EVENTS}
     keys |= {e.kind for e in EVENTS}
-    assert set(_ADVICE) <= keys | {"replicas", *VITAL_KINDS, *XRAY_KINDS, *SERIES_KINDS}
+    assert set(_ADVICE) <= keys | {
+        "replicas", "spike", *VITAL_KINDS, *XRAY_KINDS, *SERIES_KINDS
+    }  # fmt: skip
+
+
+def test_the_page_says_what_is_done_about_a_spike() -> None:
+    told = event("spike/loss", "up", (2.0, 3.5), kind="spike")
+    assert f" | {told.advice} |" in PAGE.read_text().split("| `spike` |")[1].splitlines()[0]
 
 
 @pytest.mark.parametrize("kind", SERIES_KINDS)

@@ -163,6 +163,7 @@ def test_files(directory: Path) -> None:
     fake_run.write_to(JsonlSink(directory), [(fake_run.look(2000)[0], Detail())], first=1000)
     (directory / "spectra" / "step-00000000.npz").touch()
     (directory / "sparsitywatch-proxy-0123.pt").touch()
+    (directory / "ring.npz").touch()
     documented = re.findall(r"^\| (`.*`) \| ", DOCS.split("\n## ")[0], re.MULTILINE)
     patterns = {name for cell in documented for name in re.findall(r"`([^`]+)`", cell)}
     found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
