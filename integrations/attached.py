@@ -85,6 +85,12 @@ class Attached:
         """What a checkpoint keeps of the watch; empty if none is on."""
         return {} if self.watcher is None or self.watcher.off else self.watcher.state_dict()
 
+    def log_loss(self, value: Any, step: int | None) -> None:
+        """Report the loss of the training, if the framework gives one."""
+        if self.watcher is not None and value is not None:
+            with self.contained("reporting the loss"):
+                self.watcher.log_loss(value, step)
+
     def requests(self, *, is_last: bool) -> list[tuple[SaveNow | StopTraining, bool]]:
         """Each action that asks something of the trainer, and whether it does so now."""
         wanted = [a for a in self._on_event if isinstance(a, SaveNow | StopTraining)]

@@ -120,6 +120,11 @@ class SparsityWatchCallback(TrainerCallback):
                 control.should_training_stop |= is_wanted
         return control
 
+    def on_log(self, *given: Any, **trainer: Any) -> None:
+        """Report the loss; to find where its spikes began log it every ten steps, or more often."""
+        state = given[1]
+        self._attached.log_loss((trainer.get("logs") or {}).get("loss"), state.global_step)
+
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Put the watch's state beside the checkpoint that was just saved."""
         with self._attached.contained("saving the watch's state"):

@@ -98,8 +98,11 @@ class SparsityWatch(Callback):
             words = "the checkpoint's state of the watch"
             self._attached.restore(lambda: saved or None, words, is_first=trainer.is_global_zero)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Save and stop, if the events since the last batch ask for it."""
+    def on_train_batch_end(self, trainer: Trainer, *given: Any, **_: Any) -> None:
+        """Report the loss; save and stop, if the events since the last batch ask for it."""
+        outputs = given[1] if given[1:] else None  # of the training step, after the module
+        loss = outputs.get("loss") if isinstance(outputs, dict) else None
+        self._attached.log_loss(loss, trainer.global_step)
         self._answer(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, _: Any, checkpoint: dict[str, Any]) -> None:
