@@ -19,18 +19,22 @@ from sparsitywatch.analysis.digest import CURVE_FIELDS, Digest, digest, first_st
 from sparsitywatch.analysis.emergence import bin_ends, counted, is_counted
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.analysis.spikes import find_spikes
 from sparsitywatch.analysis.verdict import essential_sparsity_of, moment
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import Event, Layers, Record, ledger_in_short
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import count, describe, numbered, percent
+from sparsitywatch.sinks.jsonl import read_moves
 
 #: Of more snapshots some are left out; the log has all.
 MAX_SNAPSHOTS = 2000
 #: Curves of removal that are kept, and numbers in maps and magnitudes.
 _MAX_CURVES, _MAX_CELLS, _MAX_MAGNITUDES, _MAX_COLUMNS = 240, 40_000, 120_000, 240
 _DIGITS = 7
+#: Steps around a spike that are drawn.
+_STEPS_AROUND = 60
 #: Longer lists are for `sparsitywatch scope` and for a program.
 _MAX_LEDGER, _MAX_FAILED = 1500, 200
 #: Large numbers at the top: series and label; ``{rule}`` is the first near-zero rule, ``{kind}`` is
@@ -90,8 +94,31 @@ def page_data(run: Run) -> dict[str, Any]:
         },
         "events": [_event(number, event) for number, event in enumerate(run.events, start=1)],
         "curves": _curves(run, kept),
+        "spike": _spike(run),
         "tensors": [printable(name) for name in run.tensors],
         "facts": _facts(run),
+    }
+
+
+def _spike(run: Run) -> dict[str, Any] | None:
+    """The steps around the last spike of the ring: the loss, and each block's updates."""
+    moves = None if run.directory is None else read_moves(run.directory)
+    spikes = [] if moves is None else find_spikes(moves)
+    if moves is None or not spikes:
+        return None
+    began, at = np.searchsorted(moves.steps, [spikes[-1].onset_low, spikes[-1].onset_high])
+    first = max(int(began) - _STEPS_AROUND, 0)
+    rows = slice(first, int(at) + _STEPS_AROUND)
+    before = np.nan_to_num(moves.relative[max(began - 200, 0) : began], nan=-99.0)
+    doublings = (moves.relative[rows] - np.median(before, axis=0)) / math.log(2.0)
+    return {
+        "told": spikes[-1].describe(),
+        "steps": moves.steps[rows].tolist(),
+        "loss": _rounded(moves.loss[rows], 4),
+        "blocks": [printable(block) for block in moves.blocks],
+        "rises": [_rounded((1000.0 * column).round()) for column in doublings.T],
+        "began": int(began) - first if spikes[-1].layers else -1,
+        "at": int(at) - first,
     }
 
 

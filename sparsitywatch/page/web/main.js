@@ -5,7 +5,7 @@ import { Charts, moreOf, panelsOf } from "./charts.js";
 import { csv, nearest } from "./data.js";
 import { capital, h, percent } from "./format.js";
 import { Heatmap, KINDS, drawHistogram, power, rowsOf, scale } from "./tensors.js";
-import { drawCost, events, foot, header, runTable, tiles } from "./view.js";
+import { drawCost, events, foot, header, runTable, spikePicture, tiles } from "./view.js";
 
 /**
  * @typedef {import("./data.js").PageData} PageData
@@ -231,7 +231,7 @@ export class Page {
     this.map = h("section", { class: "tensors", id: "tensors" });
     this.surface = h("section", { class: "tensors", id: "thresholds" });
     const left = h("div", { class: "left" }, this.tools(), plots);
-    this.root.replaceChildren(top, h("main", {}, tiles(data), h("div", { class: "grid" }, side, left), this.map, this.surface, below));
+    this.root.replaceChildren(top, h("main", {}, tiles(data), h("div", { class: "grid" }, side, left), spikePicture(data), this.map, this.surface, below));
     for (const { id, open } of folds) document.getElementById(id)?.toggleAttribute("open", open);
     this.drawCharts();
     document.documentElement.scrollTop = scroll;

@@ -175,6 +175,31 @@ function costSvg(curve, value, low, high) {
   return svg;
 }
 
+// ------------------------------------------------------------------ where a spike began
+
+/** The loss around the last spike, and under it how far each block moved. @param {PageData} data */
+export function spikePicture({ spike }) {
+  if (!spike) return "";
+  const { steps, loss, blocks, rises, began, at } = spike;
+  const [left, row, top, wide] = [235, 16, 70, 700 / steps.length];
+  const bottom = top + row * blocks.length;
+  const x = (/** @type {number} */ t) => left + wide * t;
+  const known = loss.map((value, t) => ({ t, value: value ?? NaN })).filter((p) => !Number.isNaN(p.value));
+  const [low, high] = [Math.min(...known.map((p) => p.value)), Math.max(...known.map((p) => p.value))];
+  const y = (/** @type {number} */ value) => top - 8 - ((top - 16) * (value - low)) / (high - low || 1);
+  const text = (/** @type {number} */ at, /** @type {number} */ high, /** @type {string} */ words, end = "end") => s("text", { x: at, y: high, class: `tick ${end}` }, words);
+  const svg = s("svg", { viewBox: `0 0 ${left + 720} ${bottom + 24}`, role: "img", "aria-label": spike.told, class: "spike" },
+    s("polyline", { points: known.map((p) => `${x(p.t + 0.5).toFixed(1)},${y(p.value).toFixed(1)}`).join(" ") }));
+  if (known.length) svg.append(text(left - 8, y(high) + 4, `loss ${significant(high, 3)}`), text(left - 8, y(low) + 4, significant(low, 3)));
+  blocks.forEach((block, i) => svg.append(text(left - 8, top + row * i + 12, block.split(".").slice(-2).join(".")), ...rises[i].map((rise, t) =>
+    s("rect", { x: x(t).toFixed(1), y: top + row * i, width: (wide + 0.3).toFixed(1), height: row - 1, opacity: Math.min(Math.max((rise ?? 0) / 2000, 0), 1).toFixed(2) }))));
+  for (const [t, words, end] of /** @type {[number, string, string][]} */ ([[0, "", "start"], [began, "began at ", "end"], [at, "spike at ", "start"]])) {
+    if (t >= 0) svg.append(s("line", { x1: x(t), x2: x(t), y1: 0, y2: bottom + 4 }), text(x(t), bottom + 18, `${words}${whole(steps[t])}`, end));
+  }
+  return h("section", { class: "tensors", id: "spike" }, h("h2", {}, "Where the last spike began"), h("p", { class: "legend" }, `${spike.told}.`), svg,
+    h("p", { class: "axis" }, "Rows are blocks of the model, columns are steps. Colour: how far the step moved the block's weights, beside the usual before the rise. None: as far or less. Full: four times as far or more."));
+}
+
 // ------------------------------------------------------------------ at the foot
 
 /** @param {PageData} data @param {boolean} live */
