@@ -24,6 +24,7 @@ import random
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,8 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import BertConfig, BertForMaskedLM
 
 import sparsitywatch as sw
+from sparsitywatch.live.ring import Ring
+from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 from sparsitywatch.sinks.jsonl import read_manifest
@@ -106,6 +109,26 @@ def single_operations(num_layers: int, repeats: int, logdir: Path) -> dict[str, 
     watcher.close()
     writer.close()
     return {n: statistics.median(found) for n, found in times.items()} | {"whole": whole_s}
+
+
+def norms_of_a_step(num_layers: int, repeats: int) -> tuple[float, float]:
+    """Median seconds of a step of the ring, and of the same norms of all weights, with a copy."""
+    model = bert(num_layers)
+    weights = [parameter.detach() for parameter in model.parameters()]
+    for parameter, weight in zip(model.parameters(), weights, strict=True):
+        parameter.grad = weight
+    ring, before = Ring(True, Claim(None)), [weight.clone() for weight in weights]
+    ring.attach(dict(model.named_parameters()))
+
+    def of_all() -> None:
+        torch._foreach_sub_(before, weights)
+        for tensors in (before, weights, weights):
+            torch._foreach_norm(tensors)
+        torch._foreach_copy_(before, weights)
+
+    pairs = [(timed(partial(ring.after_step, step)), timed(of_all)) for step in range(repeats + 1)]
+    sampled_s, of_all_s = zip(*pairs[1:], strict=True)  # the first one is a warm-up
+    return statistics.median(sampled_s), statistics.median(of_all_s)
 
 
 def whole_look(num_layers: int, repeats: int) -> tuple[float, float]:
@@ -332,6 +355,7 @@ def operations_part(num_layers: int, repeats: int, num_looks: int) -> Part:
     with tempfile.TemporaryDirectory() as logdir:
         times = single_operations(num_layers, repeats, Path(logdir))
     forwards_s, beside_s = whole_look(num_layers, num_looks)
+    ring_s, of_all_s = norms_of_a_step(num_layers, repeats)
     copy_s = times["copy"]
     rows = {
         "one copy of the weights into warm buffers": copy_s,
@@ -341,12 +365,15 @@ def operations_part(num_layers: int, repeats: int, num_looks: int) -> Part:
         "SummaryWriter.add_histogram of each tensor": times["add_histogram"],
         f"a snapshot with a proxy, {BATCH} x {LENGTH} tokens: forward passes": forwards_s,
         "the same snapshot, all the rest": beside_s,
+        "a step of the ring, 8,192 weights of each block (`ring=True`)": ring_s,
+        "the same norms of all weights": of_all_s,
     }
     cells = [[name, f"{1e3 * s:,.1f}", f"{s / copy_s:,.2f}"] for name, s in rows.items()]
     return table(["case", "time, ms", "against a copy"], cells), [
         Goal("masking against a copy", 1.2, times["mask"] / copy_s),
         Goal("a snapshot beyond its forward passes", 10.0, 100 * beside_s / forwards_s, unit=" %"),
         Goal("stall without a proxy against a copy", 1.3, times["stall"] / copy_s),
+        Goal("a step of the ring against a copy", 0.3, ring_s / copy_s),
         Goal("our snapshot against add_histogram", 1.0, times["whole"] / times["add_histogram"]),
     ]
 

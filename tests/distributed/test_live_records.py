@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from contracts.rank_cases import Came, case
@@ -39,9 +40,12 @@ def watched_and_not(folder: Path, way: str, num_rows: int = 13) -> Told:
     """What a watched run says, and where it ends otherwise than the same run without a watch."""
     alone = unwatched(way, num_rows=num_rows)
     training = Training(way, num_rows)
-    with training.watch(folder / "log") as watcher:
+    with training.watch(folder / "log", ring=True) as watcher:
         training.train()
+        watcher._ring.look()
+        moves = watcher._ring.moves
         return {
+            "ring": [moves.blocks.tolist(), moves.steps.tolist(), moves.update[1:].tolist()],
             "unlike": unlike(alone, training.state()),
             "compared": [*training.state()],
             "records": lines(watcher.records),
@@ -123,6 +127,18 @@ def test_the_training_is_bit_for_bit_the_unwatched_one(way: str, num: int, came:
         assert told["unlike"] == []
         kinds = {name.split()[0] for name in told["compared"]}
         assert {"parameter", "gradient", "exp_avg", "buffer", "torch's", "numpy's"} <= kinds
+
+
+@pytest.mark.parametrize(("way", "num"), WAYS)
+def test_rank_0_keeps_the_updates_of_what_it_holds(way: str, num: int, came: Came) -> None:
+    (whole,) = came("one_13")
+    first, *others = [told["ring"] for told in came(f"{way}_{num}")]
+    assert first[:2] == whole["ring"][:2]
+    assert first[1] == [*range(1, 10)]
+    # of a shard with few weights; where all are held it is the same
+    bound = 1e-6 if way == "ddp" else 0.5
+    np.testing.assert_allclose(first[2], whole["ring"][2], rtol=bound)
+    assert all(ring[1] == [] for ring in others)
 
 
 @pytest.mark.parametrize(("way", "num"), [way for way in WAYS if "tp" not in way[0]])
