@@ -142,10 +142,9 @@ def watch(
     """
     chosen = Settings.of(settings, **fields)
     expect_model(model, proxy)
-    _expect(initial_step, logdir, keep_spectra, background=background, strict=strict)
-    is_known = isinstance(evaluate, str) and evaluate in get_args(Where)
-    expect(is_known, "evaluate", "'inline', 'behind' or 'auto'", evaluate)
-    expect(ring is None or isinstance(ring, bool), "ring", "True, False or None", ring)
+    _expect(
+        initial_step, logdir, keep_spectra, evaluate, ring, background=background, strict=strict
+    )
     inner = unwrap_model(model)
     ranks, off = _who_watches(inner, logdir)
     leads = not off and ranks.rank == 0
@@ -225,8 +224,14 @@ def option_names() -> frozenset[str]:
     return Settings.names() | own
 
 
-def _expect(initial_step: object, logdir: object, keep_spectra: object, **flags: object) -> None:
+def _expect(
+    initial_step: object, logdir: object, keep_spectra: object, evaluate: object, ring: object,
+    **flags: object,
+) -> None:  # fmt: skip
     """Refuse arguments of another kind."""
+    is_known = isinstance(evaluate, str) and evaluate in get_args(Where)
+    expect(is_known, "evaluate", "'inline', 'behind' or 'auto'", evaluate)
+    expect(ring is None or isinstance(ring, bool), "ring", "True, False or None", ring)
     if initial_step is not None:
         expect_whole("initial_step", initial_step, 0)
     if logdir is not None:
