@@ -401,9 +401,10 @@ class Watcher:
         if self._off and self._ranks.is_alone:  # else others may wait for an answer
             return
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and float(found_inf) > 0.0:  # waits for the device, which knows
-            return  # a gradient scaler skipped it inside a fused update; others are not called
         with _Contained(self, since_s):
+            may_skip = found_inf is not None and self._trace.knows(optimizer)
+            if may_skip and float(found_inf) > 0.0:  # waits for the device, which knows
+                return  # a gradient scaler skipped it inside a fused update; others are not called
             num_steps = self._trace.saw(optimizer, reached, is_inside=is_inside)
             if not num_steps:
                 return

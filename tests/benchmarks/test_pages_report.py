@@ -21,10 +21,10 @@ def test_the_long_log_has_every_kind_of_number(tmp_path: Path) -> None:
     assert data["verdict"]["headline"].startswith("Near-zero weights began to rise")
     rooms = {name.partition("/")[0] for name in data["series"]}
     assert rooms == {"near_zero", "motion", "forecast", "essential_sparsity", "value", "weights",
-                     "vital", "watch"}  # fmt: skip
+                     "vital", "watch", "xray"}  # fmt: skip
     assert len(data["curves"]) == 40
     details = details_of(run, for_file=False)
-    assert set(details["maps"]["rows"]) == {"near_zero", "dormant", "removed"}
+    assert set(details["maps"]["rows"]) == {"near_zero", "dead", "dormant", "removed"}
     assert len(details["magnitudes"]["columns"]) == 40
     first, last = (
         read_spectrum(tmp_path / "run" / "sparsitywatch", int(s)) for s in run.steps[[0, -1]]

@@ -69,6 +69,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     for record in records:
         del record["cost"], record["wall_time"]
         record.pop("replicas", None)
+        record.pop("xray", None)  # of shards there is none, and it says so
     return records
 
 

@@ -306,7 +306,7 @@ UNSAFE = {
 
 @pytest.mark.parametrize("why", UNSAFE)
 def test_where_a_fork_is_not_safe_the_training_waits_and_is_told_why(why, monkeypatch, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "sparsitywatch")
     place, instead = UNSAFE[why]
     if why == "last digits might differ":
         monkeypatch.setattr(behind, "_num_cores", lambda: 3)
@@ -335,7 +335,7 @@ def test_with_several_threads_a_fork_is_asked_for(monkeypatch) -> None:
 
 
 def test_auto_is_inline_where_a_fork_gives_other_values(caplog) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "sparsitywatch")
     run, pid = Run(), os.getpid()
     value = run.proxy().value
     batches = [[run.inputs[:10], run.targets[:10]]]
