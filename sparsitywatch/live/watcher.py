@@ -400,7 +400,7 @@ class Watcher:
             return
         if self._off and self._ranks.is_alone:  # else others may wait for an answer
             return
-        found_inf = getattr(optimizer, "found_inf", None)
+        found_inf: Any = getattr(optimizer, "found_inf", None)
         with _Contained(self, since_s):
             may_skip = found_inf is not None and self._trace.knows(optimizer)
             if may_skip and float(found_inf) > 0.0:  # waits for the device, which knows
