@@ -73,7 +73,7 @@ def watch(
     evaluate: Where = "inline",
     keep_spectra: int = 1,
     initial_step: int | None = None,
-    ring: bool | None = None,
+    ring: bool | None = False,
     strict: bool = False,
     **fields: Unpack[SettingsFields],
 ) -> Watcher:
@@ -127,7 +127,7 @@ def watch(
             ``watcher.load_state_dict``, else from the optimizer's own count, else that of the log's
             record of these very weights, else 0.
         ring: keep how far each block moved at each of the last 2,000 steps, to say where a spike
-            of the loss began. None: if that takes at most 0.3 % of the first steps; see the log.
+            of the loss began. None: where that takes at most 0.3 % of a step; 20 steps try it.
         strict: let what goes wrong in the watch out, for tests.
         fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``,
             ``scope="layers"`` or ``levels=[0.5, 0.9]``.

@@ -49,7 +49,7 @@ class OnFakeDevice:
         proxy = sw.Proxy(batches, lambda model, b: (model(b[0]) - b[1]).square().mean(dim=1))
         return sw.watch(
             self.model, self.optimizer, logdir=None, proxy=proxy if with_proxy else None, every=4,
-            max_overhead=None, strict=True, scope="layers", dormant_samples=1000,
+            max_overhead=None, ring=True, strict=True, scope="layers", dormant_samples=1000,
         )  # fmt: skip
 
 
