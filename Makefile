@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 help:
 	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
-	@echo "make test    run every test                          ARGS=\"-k spectrum\""
+	@echo "make test    run the tests            ARGS=\"-k spectrum\"; all of each family: ARGS=--whole"
 	@echo "make test-fast   before a commit: some of every room, a minute"
 	@echo "make check   formatting, lint, types, import rules, prose"
 	@echo "make docs    build the manual into build/manual"

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,6 +29,18 @@ _ALL_SLOW = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.slow\b", re.MULTILINE
 
 def _is_slow_out(config: pytest.Config) -> bool:
     return "not slow" in config.getoption("markexpr")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="all of each family of tests, not a part")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `whole`, unless all is asked for."""
+    if not config.getoption("whole"):
+        left_out = [item for item in items if item.get_closest_marker("whole")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("whole")]
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -56,3 +69,7 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: no collection of garbage has to look at it again."""
     gc.collect()
     gc.freeze()
+    # each seed, for devices that are not there, would keep the stack of its caller as text: 1 ms
+    for name in ("torch.cuda", "torch.xpu", "torch.mtia"):
+        if name in sys.modules:
+            sys.modules[name].traceback = SimpleNamespace(format_stack=list)

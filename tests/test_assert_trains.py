@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib.metadata import entry_points
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from contracts.families import whole
 from contracts.fault_zoo import (
     CUTS,
     EVERY,
@@ -28,8 +28,6 @@ from torch import nn
 import sparsitywatch as sw
 
 SEED = 11
-#: The whole table takes a minute; else there is a fault of each kind, in one model each.
-IS_WHOLE = bool(os.environ.get("SPARSITYWATCH_WHOLE_GATE"))
 #: The zoo's, and gradients that end in the middle of a run.
 TWENTY = {**FAULTS, "cut": Fault("untrained", lambda t: CUTS["taken away"](t, ONSET), ONSET)}
 FIRSTS = [*{fault.kind: name for name, fault in reversed(FAULTS.items())}.values(), "cut"]
@@ -66,36 +64,36 @@ def maker(model: str, optimizer: str, change: Callable[[Training], Any]) -> Call
     return make_training
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TWENTY if IS_WHOLE else FIRSTS)
-def test_each_fault_is_red_and_names_tensors(name: str) -> None:
+def cases(names: Iterable[str], part: Collection[str]) -> list[Any]:
+    """Each name with all models; one model of those in the part, and the rest with ``--whole``."""
+    return [
+        pytest.param(name, *pair, marks=whole if which or name not in part else pytest.mark.slow)
+        for index, name in enumerate(names)
+        for which, pair in enumerate(optimizer_of(index))
+    ]
+
+
+@pytest.mark.parametrize(("name", "model", "optimizer"), cases(TWENTY, FIRSTS))
+def test_each_fault_is_red_and_names_tensors(name: str, model: str, optimizer: str) -> None:
     fault = TWENTY[name]
-    for model, optimizer in islice(
-        optimizer_of([*TWENTY].index(name)), len(MODELS) if IS_WHOLE else 1
-    ):
-        truth = set(fault.plant(Training(model, optimizer, SEED)))
-        make_training = maker(model, optimizer, fault.plant)
-        with pytest.raises(sw.errors.TrainingError) as caught:
-            sw.assert_trains(make_training, fault.onset + 2 * EVERY, every=EVERY)
-        first, named = caught.value.tensors[0], set(caught.value.tensors)
-        assert fault.spreads or first in truth, (model, optimizer)
-        # what is not finite is everywhere two snapshots later
-        spreads = fault.spreads or fault.kind == "not_finite"
-        assert spreads or named <= truth, (model, optimizer)
-        assert 2 * len(named & truth) >= len(truth), (model, optimizer)
-        assert first in str(caught.value)
+    truth = set(fault.plant(Training(model, optimizer, SEED)))
+    make_training = maker(model, optimizer, fault.plant)
+    with pytest.raises(sw.errors.TrainingError) as caught:
+        sw.assert_trains(make_training, fault.onset + 2 * EVERY, every=EVERY)
+    first, named = caught.value.tensors[0], set(caught.value.tensors)
+    assert fault.spreads or first in truth
+    # what is not finite is everywhere two snapshots later
+    assert fault.spreads or fault.kind == "not_finite" or named <= truth
+    assert 2 * len(named & truth) >= len(truth)
+    assert first in str(caught.value)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", HEALTHY if IS_WHOLE else HEALTHY[::4])
-def test_each_training_that_is_well_is_green(name: str) -> None:
-    for model, optimizer in islice(
-        optimizer_of(HEALTHY.index(name)), len(MODELS) if IS_WHOLE else 1
-    ):
-        report = sw.assert_trains(maker(model, optimizer, ODDITIES[name]), 16)
-        assert report.equal, (model, optimizer)
-        assert report.deterministic
-        assert len(report.records) == 5
+@pytest.mark.parametrize(("name", "model", "optimizer"), cases(HEALTHY, HEALTHY[::4]))
+def test_each_training_that_is_well_is_green(name: str, model: str, optimizer: str) -> None:
+    report = sw.assert_trains(maker(model, optimizer, ODDITIES[name]), 16)
+    assert report.equal
+    assert report.deterministic
+    assert len(report.records) == 5
 
 
 # ------------------------------------------------------------------ what it says

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from contracts.families import some_of
 from numpy.typing import NDArray
 
 from sparsitywatch.analysis.estimate import essential_sparsity
@@ -76,8 +77,8 @@ def coverage(estimates: list[EssentialSparsity], crossing: float) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "levels", "examples", "noise"),
-    [
+    "case",
+    some_of([
         ("linear", 12, 256, 4.0),
         ("power", 16, 64, 3.0),
         ("logistic", 14, 128, 4.0),
@@ -85,9 +86,11 @@ def coverage(estimates: list[EssentialSparsity], crossing: float) -> float:
         ("gains first", 20, 128, 8.0),
         ("crosses twice", 20, 256, 4.0),
         ("nearly crosses", 16, 512, 4.0),
-    ],
-)
-def test_coverage_is_nominal(name: str, levels: int, examples: int, noise: float) -> None:
+    ], 2),
+    ids=lambda case: case[0],
+)  # fmt: skip
+def test_coverage_is_nominal(case: tuple[str, int, int, float]) -> None:
+    name, levels, examples, noise = case
     curves = simulate(SHAPES[name], levels, examples, noise, seed=levels + examples)
     estimates = [essential_sparsity(curve, confidence=0.9) for curve in curves]
     # 3.7 standard errors around what is asked for

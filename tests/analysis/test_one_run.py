@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from contracts.clean_series import RECIPES, train
+from contracts.families import some_of, whole
 from contracts.once import once
 from contracts.planted_series import FAULTS, Given, facts_of
 from hypothesis import given, settings
@@ -65,12 +66,12 @@ def test_a_planted_fault_is_named(run: Trained, recipe: str, fault: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", some_of(RECIPES, 3))
 def test_clean_series_have_no_finding(run: Trained, recipe: str) -> None:
     check(run, recipe, "nothing")
 
 
-@pytest.mark.slow
+@whole
 @pytest.mark.parametrize("fault", WRONG)
 def test_planted_faults_are_named_under_every_recipe(run: Trained, fault: str) -> None:
     """Each with half of the recipes, by turns."""

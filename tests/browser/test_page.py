@@ -28,6 +28,7 @@ from browser.conftest import (
 )
 from contracts import event_readers, fake_run
 from contracts.event_readers import page_server
+from contracts.families import some_of
 from contracts.once import once
 from contracts.page import inside_of
 from matplotlib import colormaps
@@ -718,7 +719,7 @@ def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.mark.parametrize("serve", [page_server, event_readers.server])
+@pytest.mark.parametrize("serve", some_of([event_readers.server, page_server], 2))
 def test_a_long_log_opens_with_two_megabytes(open_page: Open, long_log: Path, serve: Any) -> None:
     with serve(long_log) as url:
         page = open_page(url if serve is page_server else f"{url}/#sparsity")

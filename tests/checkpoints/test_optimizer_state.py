@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 from contracts.clean_series import RECIPES, Recipe, trained
+from contracts.families import whole
 from torch import nn
 
 import sparsitywatch as sw
@@ -43,7 +44,7 @@ def looked_at(state: State, weights: State) -> dict[str, OptimizerState]:
     "recipe",
     [
         name if name in ("momentum, cosine", "a new optimizer", "frozen at first")
-        else pytest.param(name, marks=pytest.mark.slow)
+        else pytest.param(name, marks=whole)
         for name in RECIPES
         if name not in ("long", "converged", "converged whole batches")  # longer, but as others
     ],

@@ -26,6 +26,7 @@ import smollm2
 import texts
 import torch
 import tuning
+from contracts.families import whole
 from contracts.paper import said, table
 
 import sparsitywatch as sw
@@ -282,7 +283,7 @@ def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(tmp_path, monkey
         said(finetuned_curve, tmp_path, *arguments[:3], "2", *arguments[4:])
 
 
-@pytest.mark.slow
+@whole
 def test_other_processes_give_what_one_alone_gives(tmp_path, monkeypatch):
     pool = tuning.ProcessPoolExecutor  # one is started, which takes seconds
     monkeypatch.setattr(tuning, "ProcessPoolExecutor", lambda num, *given: pool(num - 1, *given))

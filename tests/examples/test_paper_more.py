@@ -12,6 +12,7 @@ import pytest
 import texts
 import torch
 import trained_here
+from contracts.families import some_of
 from contracts.paper import said, table
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -39,7 +40,7 @@ def ran(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [lottery_ticket, decoder])
+@pytest.mark.parametrize("command", some_of([decoder, lottery_ticket], 2))
 def test_started_again_it_trains_nothing_and_says_the_same(command, ran, monkeypatch):
     out, text = ran(command)
     name = command.__name__

@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 from contracts.clean_series import RECIPES, train
+from contracts.families import whole
 from contracts.hub_server import Hub, MadeFile, hub_server
 
 import sparsitywatch as sw
@@ -262,7 +263,7 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.mark.slow
+@whole
 def test_planted_faults_of_154_branches_are_named_for_a_fraction_of_the_bytes(
     hub: Hub, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from contracts.families import whole
 from contracts.live_runs import held_out, save_torch, tiny_bert, told_by_weights, train
 from contracts.stored_run import detectors, on_disk
 
@@ -20,7 +21,7 @@ with warnings.catch_warnings():
     distributed = pytest.importorskip("distributed")
 
 pytestmark = [
-    pytest.mark.slow,
+    whole,
     pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore"),
 ]  # its own warnings
@@ -40,7 +41,6 @@ def client(forking: ForkServerContext) -> Iterator[Any]:
         yield client
 
 
-@pytest.mark.slow
 def test_the_same_files_as_in_series(client, run, tmp_path: Path) -> None:
     executor = client.get_executor(pure=False)
     sw.replay(run, logdir=tmp_path / "series", detectors=detectors())
@@ -48,7 +48,6 @@ def test_the_same_files_as_in_series(client, run, tmp_path: Path) -> None:
     assert on_disk(tmp_path / "many") == on_disk(tmp_path / "series")
 
 
-@pytest.mark.slow
 def test_the_same_evaluations(client, tmp_path: Path) -> None:
     train(None, save_torch(tmp_path / "run"))
     here = sw.replay(tmp_path / "run", logdir=None, model=tiny_bert, proxy=held_out())
