@@ -335,7 +335,7 @@ def test_what_is_seen_over_the_blocks_decides_about_the_layers():
     assert told().endswith("attention is higher.")
 
 
-@pytest.mark.slow
+@whole
 def test_patterns_are_judged_as_pruned_and_after_training(tmp_path):
     text = said(patterns, tmp_path, "--steps", 1, "--seeds", 0, 1)
     _, _, *rows = table(text)

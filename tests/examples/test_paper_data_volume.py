@@ -16,6 +16,7 @@ import pytest
 import torch
 from common import concluded
 from contracts import fake_run
+from contracts.families import whole
 from contracts.paper import table
 from data_volume import (
     VolumeRun,
@@ -86,7 +87,7 @@ def test_every_share_and_seed_once_then_a_table_and_a_conclusion(tmp_path, capsy
     assert (tmp_path / "data_volume.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@whole
 def test_the_pretrained_models_are_fine_tuned_and_the_shares_compared(tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be: that is the question. " * 1_000)

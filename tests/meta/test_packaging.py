@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from contracts.families import whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -205,7 +206,7 @@ def test_addresses_are_absolute_as_soon_as_the_repository_has_one() -> None:
     assert all(address.startswith("https://") for address in project["urls"].values())
 
 
-@pytest.mark.slow
+@whole
 def test_wheel_imports_alone(clean_python: Path, tmp_path: Path) -> None:
     probe = """
 import importlib, json, pkgutil, sparsitywatch as sw

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contracts.families import some_of
 from torch import nn
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import (
@@ -117,7 +118,7 @@ def test_the_value_is_that_of_all_batches_and_its_error_the_jackknifes(name: str
     assert again.evaluate(Says(1)).tolist() == pruned.tolist()
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", some_of(METRICS, 2))
 def test_the_interval_covers_what_resampling_shows(name: str) -> None:
     """Of the difference, of 16 batches of 8 examples, drawn 120 times from a population of 200."""
     proxy = sw.Proxy.of_metric(batches_of(name, 1, num=200), predict, METRICS[name][0]())

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from contracts import fake_run
+from contracts.families import whole
 from contracts.sink_contract import SinkContract
 from contracts.watched import Run, sees_step_6
 
@@ -372,7 +373,7 @@ print(len(client.search_runs(["0", "1"])))
 """
 
 
-@pytest.mark.slow
+@whole
 def test_mlflow_has_every_point_in_the_run_of_the_training(tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="MLflow is read back")
     pytest.importorskip("sqlalchemy", reason="so is its store")
@@ -404,7 +405,7 @@ print(json.dumps([logs, SQLiteStorage.get_alerts("sparsity")]))
 """
 
 
-@pytest.mark.slow
+@whole
 def test_trackio_has_every_point_and_the_loops_own_in_order(tmp_path: Path) -> None:
     pytest.importorskip("trackio", reason="Trackio is read back")
     logs, alerts = json.loads(run(TRACKIO, tmp_path).splitlines()[-1])
