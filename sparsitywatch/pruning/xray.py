@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import is_out_of_memory
-from sparsitywatch.pruning.criteria import axis_of, matching, widest
+from sparsitywatch.pruning.criteria import axis_of, matching
 from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records.xray import XRay, XRayLayers
@@ -41,6 +41,12 @@ _QUIET = 0.1
 _MAX_NAMES = 100
 #: They run without their parts, and in another way where these have hooks: the bits would differ.
 _FAST_PATHS = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+#: Of a call: positions where signs are counted, norm and least of the inputs there; and of its peak
+#: the largest output, how many times the median of its position it is, row and column of the weight
+#: that makes most of it, and its share of it.
+_Call = tuple[int, torch.Tensor, torch.Tensor, torch.Tensor | None]
+#: How many positions a sample has, which positions count, and the index of the sample.
+_Places = tuple[int, torch.Tensor | None, tuple[Any, ...]]
 _LAST_NUMBER = re.compile(r"\.\d+\.(?!.*\.\d+\.)")
 
 
@@ -50,13 +56,11 @@ class _Layer:
 
     module: nn.Module
     axis: int  # of its weight, along the inputs
+    channels: int  # axis of its units in its inputs, from the end
     has_outputs: bool  # that are looked at
     positive: torch.Tensor  # positions at which a unit is above zero, int64 [units]
     largest: torch.Tensor  # magnitude of each unit, float32 [units]
-    #: Of each call, by the place of its batch: positions where signs are counted, norm and least of
-    #: the inputs there; largest output, how many times the median of its position it is, row and
-    #: column of the weight that makes most of it, and its share of it.
-    calls: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    calls: list[tuple[int, _Call]] = field(default_factory=list)  # by place of its batch
 
 
 class Lens:
@@ -65,8 +69,9 @@ class Lens:
     def __init__(self, proxy: Proxy, copied: Runnable, in_scope: list[str], reason: str) -> None:
         self._proxy, self._copied, self._in_scope = proxy, copied, in_scope
         self._batch: Any = None  # that runs
-        self._chosen: dict[Any, tuple[torch.Tensor | None, torch.Tensor]] = {}  # of it, by shape
+        self._chosen: dict[Any, _Places] = {}  # by shape, and by batch where it has masks
         self._places = iter(proxy.places)
+        self._masks: list[torch.Tensor] | None = None  # of it; None: not asked for yet
         self._place: int | None = None  # of the batch that runs; None: another rank counts it
         self._reason = reason  # why nothing is known; empty if something is
         self._layers = {} if reason else _layers(copied.module, set(in_scope))
@@ -82,7 +87,7 @@ class Lens:
 
     def _value(self, model: nn.Module, batch: Any) -> Any:
         """The value function, which is called once for each turn, in their order."""
-        self._place, self._batch, self._chosen = next(self._places, None), batch, {}
+        self._place, self._batch, self._masks = next(self._places, None), batch, None
         return self._copied.value(model, batch)
 
     # ------------------------------------------------------------------ in a hook
@@ -101,41 +106,48 @@ class Lens:
         if numbers is not None:
             layer.calls.append((self._place, numbers))
 
-    def _seen(self, layer: _Layer, inputs: torch.Tensor, out: Any) -> torch.Tensor | None:
+    def _seen(self, layer: _Layer, inputs: torch.Tensor, out: Any) -> _Call | None:
         """The numbers of a call; None where no position counts."""
-        size = getattr(layer.module, "kernel_size", None)
-        given = inputs if size is None else inputs.movedim(-len(size) - 1, -1)
-        given = given if given.ndim > 1 else given[None]
-        rows, some_rows = self._counting(tuple(given.shape[:-1]), given.device)
-        if given.shape[-1] != len(layer.positive) or not len(some_rows):
+        # after a layer has run each operation is slow, whatever its size: few of them
+        units, axis = len(layer.positive), layer.channels
+        given = inputs if inputs.ndim > -axis else inputs[None]
+        if given.shape[axis] != units:
             return None
-        some = _at(given, some_rows)
-        norm = torch.linalg.vector_norm(some, dtype=torch.float32).reshape(1)
-        largest = some.abs().amax(0).float()
+        count, rows, sample = self._counting(given, axis)
+        if not count:
+            return None
+        some = given[sample].float()
+        norm, largest = torch.linalg.vector_norm(some), some.abs().amax(0)
         # of most units a sample proves that they live; on other devices to ask would be to wait
-        quiet = largest <= _QUIET * norm / math.sqrt(some.numel())
-        which: Any = quiet.nonzero()[:, 0] if quiet.device.type == "cpu" else slice(None)
-        largest[which] = _at(given[..., which], rows).abs().amax(0).float()
-        layer.positive = layer.positive.to(norm.device) + (some > 0).sum(0)
+        limit = norm * (_QUIET / math.sqrt(count * units))
+        if not given.is_cpu or not float(largest.amin()) > float(limit):
+            which: Any = (largest <= limit).nonzero()[:, 0] if given.is_cpu else slice(None)
+            every = given.movedim(axis, -1)[..., which].flatten(0, -2)
+            largest[which] = (every if rows is None else every[rows]).abs().amax(0).float()
+        layer.positive = (some > 0).sum(0).add_(layer.positive.to(norm.device))
         layer.largest = torch.maximum(layer.largest.to(norm.device), largest)
-        counts = torch.full((1,), len(some), dtype=widest(norm.device), device=norm.device)
-        peak = torch.full((5,), math.nan)
+        peak = None
         if layer.has_outputs and _is_plain(out) and out.shape[:-1] == inputs.shape[:-1]:
-            peak = _peak(layer, _at(given, None), out.detach().reshape(-1, out.shape[-1]), rows)
-        least = some.amin().reshape(1)
-        return torch.cat([counts, *(one.to(counts) for one in (norm, least, peak))])
+            vectors, outputs = given.flatten(0, -2), out.detach().reshape(-1, out.shape[-1])
+            peak = _peak(layer, vectors, outputs, rows)
+        return count, norm, some.amin(), peak
 
-    def _counting(
-        self, shape: tuple[int, ...], device: torch.device
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Which positions of this shape count, None: all, also where no mask fits; and a sample."""
-        key = shape, device
+    def _counting(self, given: torch.Tensor, axis: int) -> _Places:
+        """Which positions count, None: all, also where no mask fits; and a sample of them."""
+        if self._masks is None:
+            self._masks = self._proxy.counted(self._batch)
+        shape, device = given.shape, given.device
+        key = shape, axis, device, self._place if self._masks else None
         if key not in self._chosen:
-            masks = self._proxy.counted(self._batch)
-            mask = matching(masks, shape) if masks else None
-            rows = None if mask is None else mask.nonzero()[:, 0].to(device)
-            every = torch.arange(math.prod(shape), device=device) if rows is None else rows
-            self._chosen[key] = rows, every[:: max(1, len(every) // _POSITIONS)]
+            positions = shape[:axis] + shape[axis:][1:]
+            mask = matching(self._masks, tuple(positions))
+            rows = None if mask is None or mask.all() else mask.nonzero()[:, 0].to(device)
+            every = np.arange(positions.numel()) if rows is None else rows.cpu().numpy()
+            every = every[:: max(1, len(every) // _POSITIONS)]
+            places = np.stack(np.unravel_index(every, positions))
+            at: list[Any] = [*torch.from_numpy(places).to(device)]  # without a copy of the inputs
+            at.insert(len(shape) + axis, slice(None))
+            self._chosen[key] = len(every), rows, tuple(at)
         return self._chosen[key]
 
     # ------------------------------------------------------------------ what it amounts to
@@ -145,8 +157,10 @@ class Lens:
         ranks, layers = self._proxy.ranks, list(self._layers.values())
         own: dict[int, list[list[float]]] = {}
         for i, layer in enumerate(layers):
-            for place, numbers in layer.calls:
-                own.setdefault(place, []).append([i, *numbers.tolist()])
+            for place, (num, norm, least, most) in layer.calls:
+                numbers = [i, num, float(norm), float(least)]
+                numbers += [] if most is None else most.tolist()
+                own.setdefault(place, []).append(numbers + [math.nan] * (9 - len(numbers)))
         every = ranks.merged(own)
         reason = next(filter(None, ranks.gather(self._reason)), "")
         if reason or not every:
@@ -202,9 +216,9 @@ def _layers(model: nn.Module, in_scope: set[str]) -> dict[str, _Layer]:
         # the weight of a transposed convolution has the inputs of all its groups
         units = weight.shape[axis] * (getattr(module, "groups", 1) if axis else 1)
         positive, has_outputs = torch.zeros(units, dtype=torch.int64), weight.ndim == 2
-        found[name] = _Layer(
-            module, axis, has_outputs and name in in_scope, positive, torch.zeros(units)
-        )
+        channels = -1 - len(getattr(module, "kernel_size", ()))
+        has_outputs = has_outputs and name in in_scope
+        found[name] = _Layer(module, axis, channels, has_outputs, positive, torch.zeros(units))
     return found
 
 
@@ -213,20 +227,12 @@ def _is_plain(tensor: Any) -> TypeGuard[torch.Tensor]:
     return is_whole and tensor.is_floating_point() and tensor.ndim > 0
 
 
-def _at(given: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """Some positions of what has its units last, all for None, [positions, units]."""
-    if rows is None:
-        return given.flatten(0, -2)
-    return given[torch.unravel_index(rows, given.shape[:-1])]  # no copy of a convolution's inputs
-
-
 def _peak(
     layer: _Layer, vectors: torch.Tensor, outputs: torch.Tensor, rows: torch.Tensor | None
-) -> torch.Tensor:
-    """The largest output, also beside the median of its position, and what makes it, [5]."""
-    unknown = torch.full((5,), math.nan, device=outputs.device)
+) -> torch.Tensor | None:
+    """The largest output, also beside the median of its position, and what makes it, [5] or [2]."""
     if outputs.shape[-1] < _FEWEST_OUTPUTS:
-        return unknown
+        return None
     sizes = torch.maximum(outputs.amax(1), -outputs.amin(1))  # without a copy of its size
     position = (sizes if rows is None else sizes[rows]).argmax().reshape(1)
     position = position if rows is None else rows.index_select(0, position)
@@ -235,7 +241,7 @@ def _peak(
     peak, median = row.index_select(0, place), row.abs().median()
     sizes = torch.cat([peak.abs(), peak.abs() / median])
     if sizes.device.type == "cpu" and not sizes[1] >= MASSIVE:  # elsewhere to ask would be to wait
-        return torch.cat([sizes, unknown[2:]])
+        return sizes
     weight: Any = layer.module.weight
     weights = weight.detach().index_select(1 - layer.axis, place).reshape(-1).float()
     parts = vectors.index_select(0, position)[0].float() * weights / peak
@@ -250,7 +256,7 @@ def _numbers(calls: np.ndarray, positive: np.ndarray, largest: np.ndarray) -> di
     rms = math.sqrt(float(calls[:, 1] @ calls[:, 1]) / (num_sampled * len(positive)))
     peaks = calls[np.isfinite(calls[:, 4])]
     share = positive / num_sampled
-    low, middle, high = np.percentile(share, (5, 50, 95))
+    low, middle, high = np.interp((0.05, 0.5, 0.95), np.linspace(0, 1, len(share)), np.sort(share))
     inside = share[(share > 0.0) & (share < 1.0)]
     entropy = -(inside * np.log2(inside) + (1.0 - inside) * np.log2(1.0 - inside))
     found = {
