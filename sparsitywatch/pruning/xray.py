@@ -60,6 +60,7 @@ class _Layer:
     has_outputs: bool  # that are looked at
     positive: torch.Tensor  # positions at which a unit is above zero, int64 [units]
     largest: torch.Tensor  # magnitude of each unit, float32 [units]
+    least: float = 0.0  # of these; what a unit proves for one batch it proves for others
     calls: list[tuple[int, _Call]] = field(default_factory=list)  # by place of its batch
 
 
@@ -117,15 +118,18 @@ class Lens:
         if not count:
             return None
         some = given[sample].float()
-        norm, largest = torch.linalg.vector_norm(some), some.abs().amax(0)
-        # of most units a sample proves that they live; on other devices to ask would be to wait
+        norm = torch.linalg.vector_norm(some)
+        # of most units a sample proves that they live, once; elsewhere to ask would be to wait
         limit = norm * (_QUIET / math.sqrt(count * units))
-        if not given.is_cpu or not float(largest.amin()) > float(limit):
-            which: Any = (largest <= limit).nonzero()[:, 0] if given.is_cpu else slice(None)
-            every = given.movedim(axis, -1)[..., which].flatten(0, -2)
-            largest[which] = (every if rows is None else every[rows]).abs().amax(0).float()
+        if not given.is_cpu or not layer.least > (limit := float(limit)):
+            largest = some.abs().amax(0)
+            if not given.is_cpu or not float(largest.amin()) > limit:
+                which: Any = (largest <= limit).nonzero()[:, 0] if given.is_cpu else slice(None)
+                every = given.movedim(axis, -1)[..., which].flatten(0, -2)
+                largest[which] = (every if rows is None else every[rows]).abs().amax(0).float()
+            layer.largest = torch.maximum(layer.largest.to(norm.device), largest)
+            layer.least = float(layer.largest.amin()) if given.is_cpu else 0.0
         layer.positive = (some > 0).sum(0).add_(layer.positive.to(norm.device))
-        layer.largest = torch.maximum(layer.largest.to(norm.device), largest)
         peak = None
         if layer.has_outputs and _is_plain(out) and out.shape[:-1] == inputs.shape[:-1]:
             vectors, outputs = given.flatten(0, -2), out.detach().reshape(-1, out.shape[-1])
