@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from browser.conftest import PHONE, WIDE, Open, faults, needs_axe, picture
+from contracts.families import some_of
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
@@ -67,7 +68,7 @@ BROKEN = "[...document.images].filter((i) => i.complete && !i.naturalWidth).map(
 
 
 @needs_axe
-@pytest.mark.parametrize("look", ["light", "dark", "phone"])
+@pytest.mark.parametrize("look", some_of(["light", "dark", "phone"], 2))
 def test_pages_fit_and_axe_finds_nothing(
     open_page: Open, site: tuple[str, list[str]], look: str
 ) -> None:

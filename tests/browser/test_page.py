@@ -396,7 +396,7 @@ def test_the_pictures_of_the_docs(open_page: Open, tmp_path: Path, log: Path) ->
 
 
 @needs_axe
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", some_of(["light", "dark"], 2))
 def test_axe_finds_nothing(open_page: Open, report: Path, scheme: str) -> None:
     page = open_page(report.as_uri(), color_scheme=scheme, bypass_csp=True)
     expect_text(page, ".heat", "query")
@@ -619,7 +619,7 @@ FILTERS = {
 }
 
 
-@pytest.mark.parametrize("elsewhere", BOXES)
+@pytest.mark.parametrize("elsewhere", some_of(BOXES, 2))
 def test_what_is_hidden_or_filtered_elsewhere_is_not_here(
     open_page: Open, board: str, elsewhere: str
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contracts.families import whole
 from contracts.forked import Child
 from contracts.live_runs import held_out, save_safetensors, save_torch, train
 from contracts.stored_run import NUM, SHRUNK, save_run, weights
@@ -113,7 +114,7 @@ def test_the_scale_of_a_live_run(tmp_path: Path) -> None:
     assert [r.near_zero for r in read_records(tmp_path / "sparsitywatch")] == expected
 
 
-@pytest.mark.slow
+@whole
 def test_by_several_processes(run: Path, tmp_path: Path) -> None:
     arguments = ["replay", str(run), "--scope", "second.*", "--tolerance", "0.02", "--logdir"]
     assert main([*arguments, str(tmp_path / "one")]) == 0

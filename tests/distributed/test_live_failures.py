@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from contracts.families import whole
 from contracts.rank_cases import Came, case
 from contracts.sharded import Batch, Training, batch, lines, loss, unlike, unwatched
 from torch import distributed, nn
@@ -109,7 +110,7 @@ for _name, (_way, _fault) in FAULTS.items():
 case(4, name="in the middle, HSDP")(lambda _: with_fault("hsdp", Fault("layers.1.up", ranks=(2,))))
 
 
-@pytest.mark.parametrize("name", [*FAULTS, "in the middle, HSDP"])
+@pytest.mark.parametrize("name", [*FAULTS, pytest.param("in the middle, HSDP", marks=whole)])
 def test_a_value_that_raises_makes_one_invalid_record_on_every_rank(name: str, came: Came) -> None:
     found = came(name)
     named = {"on rank 0": [0], "on both": [0, 1], "HSDP": [2]}

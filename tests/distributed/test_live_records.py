@@ -66,6 +66,13 @@ def of_the_whole(training: Training, num_rows: int) -> sw.Record:
 
 
 WAYS = [("ddp", 2), ("fsdp", 2), ("bf16", 2), ("tp", 2), ("hsdp", 4), ("tp_fsdp", 4)]
+
+
+def marked(ways: list[tuple[str, int]]) -> list[Any]:
+    """Those of four processes wait for ``--whole``."""
+    return [pytest.param(*way, marks=pytest.mark.whole if way[1] == 4 else ()) for way in ways]
+
+
 for _way, _num in WAYS:
     case(_num, name=f"{_way}_{_num}")(
         lambda folder, way=_way: watched_and_not(folder, way, 12 if "tp" in way else 13)
@@ -121,7 +128,7 @@ def test_the_run_of_one_process_has_all_that_is_compared(came: Came) -> None:
     assert set(log["spectra"]) == {3, 6, 9}
 
 
-@pytest.mark.parametrize(("way", "num"), WAYS)
+@pytest.mark.parametrize(("way", "num"), marked(WAYS))
 def test_the_training_is_bit_for_bit_the_unwatched_one(way: str, num: int, came: Came) -> None:
     for told in came(f"{way}_{num}"):
         assert told["unlike"] == []
@@ -129,7 +136,7 @@ def test_the_training_is_bit_for_bit_the_unwatched_one(way: str, num: int, came:
         assert {"parameter", "gradient", "exp_avg", "buffer", "torch's", "numpy's"} <= kinds
 
 
-@pytest.mark.parametrize(("way", "num"), WAYS)
+@pytest.mark.parametrize(("way", "num"), marked(WAYS))
 def test_rank_0_keeps_the_updates_of_what_it_holds(way: str, num: int, came: Came) -> None:
     (whole,) = came("one_13")
     first, *others = [told["ring"] for told in came(f"{way}_{num}")]
@@ -141,7 +148,7 @@ def test_rank_0_keeps_the_updates_of_what_it_holds(way: str, num: int, came: Cam
     assert all(ring[1] == [] for ring in others)
 
 
-@pytest.mark.parametrize(("way", "num"), [way for way in WAYS if "tp" not in way[0]])
+@pytest.mark.parametrize(("way", "num"), marked([way for way in WAYS if "tp" not in way[0]]))
 def test_every_rank_says_what_one_process_says(way: str, num: int, came: Came) -> None:
     one = "bf16_1" if way == "bf16" else "one_13"  # of the same precision
     (expected,), found = came(one), came(f"{way}_{num}")
@@ -154,7 +161,7 @@ def test_every_rank_says_what_one_process_says(way: str, num: int, came: Came) -
     assert log_of(came.folder(f"{way}_{num}") / "log") == log_of(came.folder(one) / "log")
 
 
-@pytest.mark.parametrize(("way", "num"), [way for way in WAYS if way[0] != "ddp"])
+@pytest.mark.parametrize(("way", "num"), marked([way for way in WAYS if way[0] != "ddp"]))
 def test_shards_are_not_looked_at_and_it_is_said(way: str, num: int, came: Came) -> None:
     for told in came(f"{way}_{num}"):
         for xray in map(json.loads, told["xrays"]):
@@ -163,7 +170,7 @@ def test_shards_are_not_looked_at_and_it_is_said(way: str, num: int, came: Came)
             assert "layers.0.up.weight" in xray["unseen"]
 
 
-@pytest.mark.parametrize(("way", "num"), [way for way in WAYS if "tp" in way[0]])
+@pytest.mark.parametrize(("way", "num"), marked([way for way in WAYS if "tp" in way[0]]))
 def test_a_rank_of_a_split_layer_says_within_a_bound_what_one_process_says(
     way: str, num: int, came: Came
 ) -> None:
@@ -178,7 +185,7 @@ def test_a_rank_of_a_split_layer_says_within_a_bound_what_one_process_says(
     assert log_of(log)["files"] == log_of(came.folder("one_12") / "log")["files"]
 
 
-@pytest.mark.parametrize(("way", "num"), [way for way in WAYS if way[0] != "bf16"])
+@pytest.mark.parametrize(("way", "num"), marked([way for way in WAYS if way[0] != "bf16"]))
 def test_the_last_record_is_what_one_process_measures_of_the_same_weights(
     way: str, num: int, came: Came
 ) -> None:
@@ -197,7 +204,7 @@ def test_the_last_record_is_what_one_process_measures_of_the_same_weights(
             assert differences(last[name], measured[name], bound) == []
 
 
-@pytest.mark.parametrize(("way", "num"), WAYS)
+@pytest.mark.parametrize(("way", "num"), marked(WAYS))
 def test_replicas_are_compared_where_there_are_any(way: str, num: int, came: Came) -> None:
     """Of FSDP2 that is `mix` alone, which is not sharded."""
     assert [told["replicas"] for told in came(f"{way}_{num}")] == [[()] * 3] * num
@@ -210,6 +217,7 @@ def test_a_model_that_is_sharded_over_one_rank_is_watched(came: Came) -> None:
     assert told["unlike"] == []
 
 
+@pytest.mark.whole
 def test_uneven_parts_of_parts_add_up_to_the_whole(came: Came) -> None:
     for told in came("uneven"):
         found, measured = json.loads(told["found"][0]), json.loads(told["measured"][0])

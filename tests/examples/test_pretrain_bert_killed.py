@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from contracts import event_readers, logged
+from contracts.families import whole
 from contracts.forked import WATCHED_BERT, Child
 
 pytestmark = [
@@ -84,6 +85,7 @@ def _assert_same_results(killed: Path, whole: Path) -> None:
         assert curves == reference
 
 
+@whole
 def test_killed_at_random_instants_a_run_ends_as_if_it_had_not_been(tmp_path, script, tiny):
     rng = random.Random(0)
     arguments = [*tiny, "--steps", str(STEPS), "--every", str(EVERY), "--logdir"]

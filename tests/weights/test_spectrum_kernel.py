@@ -15,6 +15,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from contracts.families import whole
 from hypothesis import given, settings
 
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting, kernel
@@ -237,7 +238,7 @@ print("kept:", sum(compiled.stats.cache_misses.values()), sum(compiled.stats.cac
 """
 
 
-@pytest.mark.slow
+@whole
 @needs_numba
 def test_compiled_once_and_kept_on_disk(tmp_path):
     found = [run_probe(tmp_path) for _ in range(2)]
