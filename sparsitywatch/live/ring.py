@@ -2,7 +2,7 @@
 
 An update is what the weights differ by from those before it. Of all weights that takes a copy of
 the model, and 6 to 13 % of a step of BERT on a CPU. So norms are estimated from a fixed sample of
-each block, 8,192 weights in runs of 16: 0.1 to 0.4 % of such a step, and off by 5 % (rms), 16 % at
+each block, 8,192 weights in runs of 16: 0.1 to 0.5 % of such a step, and off by 5 % (rms), 16 % at
 most. Nothing waits for the device until the ring is read. Of shards a rank samples what it holds.
 """
 
