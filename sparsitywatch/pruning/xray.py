@@ -70,7 +70,7 @@ class Lens:
     def __init__(self, proxy: Proxy, copied: Runnable, in_scope: list[str], reason: str) -> None:
         self._proxy, self._copied, self._in_scope = proxy, copied, in_scope
         self._batch: Any = None  # that runs
-        self._chosen: dict[Any, _Places] = {}  # by shape, and by batch where it has masks
+        self._chosen: dict[Any, _Places] = {}  # by shape; of one batch where it has masks
         self._places = iter(proxy.places)
         self._masks: list[torch.Tensor] | None = None  # of it; None: not asked for yet
         self._place: int | None = None  # of the batch that runs; None: another rank counts it
@@ -88,6 +88,8 @@ class Lens:
 
     def _value(self, model: nn.Module, batch: Any) -> Any:
         """The value function, which is called once for each turn, in their order."""
+        if self._masks:  # of the batch before
+            self._chosen = {}
         self._place, self._batch, self._masks = next(self._places, None), batch, None
         return self._copied.value(model, batch)
 
@@ -141,7 +143,7 @@ class Lens:
         if self._masks is None:
             self._masks = self._proxy.counted(self._batch)
         shape, device = given.shape, given.device
-        key = shape, axis, device, self._place if self._masks else None
+        key = shape, axis, device
         if key not in self._chosen:
             positions = shape[:axis] + shape[axis:][1:]
             mask = matching(self._masks, tuple(positions))

@@ -21,6 +21,7 @@ with warnings.catch_warnings():
     distributed = pytest.importorskip("distributed")
 
 pytestmark = [
+    pytest.mark.slow,
     whole,
     pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore"),

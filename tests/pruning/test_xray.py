@@ -100,6 +100,17 @@ def test_batches_divided_otherwise_show_the_same_dead_units_and_massive_outputs(
     assert one.layers.massive == pytest.approx(two.layers.massive, rel=1e-4, nan_ok=True)
 
 
+@pytest.mark.parametrize(("spike", "dead"), [(0.0, 0.25), (1e4, 0.0)])
+def test_what_a_quiet_batch_proves_is_no_proof_for_a_loud_one(spike: float, dead: float) -> None:
+    quiet, loud = torch.ones(600, 4), torch.full((600, 4), 1e4)
+    loud[:, 0] = 0.0
+    loud[1, 0] = spike  # every second position is in the sample
+    proxy = sw.Proxy([quiet, loud], lambda model, batch: model(batch).square().mean(1))
+    record = sw.measure(nn.Sequential(nn.Linear(4, 20)), proxy, scope="layers", levels=[0.5])
+    assert record.xray is not None
+    assert record.xray.layers.dead == (dead,)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
