@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,11 +66,20 @@ def _nobody_writes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(jobs, "_LEFT_ALONE_S", 0.0)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported by now stays: no collection of garbage has to look at it, now or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+
+
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: no collection of garbage has to look at it again."""
-    gc.collect()
-    gc.freeze()
-    # each seed, for devices that are not there, would keep the stack of its caller as text: 1 ms
+    """Each seed, for devices that are not there, would keep its caller's stack as text: 1 ms."""
     for name in ("torch.cuda", "torch.xpu", "torch.mtia"):
         if name in sys.modules:
             sys.modules[name].traceback = SimpleNamespace(format_stack=list)
