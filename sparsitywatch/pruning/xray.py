@@ -35,6 +35,8 @@ DEAD = 1e-3
 MASSIVE, _FEWEST_OUTPUTS, _MOST = 1000.0, 16, 0.5
 #: Signs are counted at so many positions of a batch at least, evenly spread over it.
 _POSITIONS = 256
+#: Of a convolution's inputs so many that lie side by side, as a line of the cache has them.
+_RUN = 8
 #: A unit that exceeds this share of the rms at one of them lives; else all positions are looked at.
 _QUIET = 0.1
 #: Names of tensors that are kept.
@@ -122,21 +124,27 @@ class Lens:
         some = given[sample].float()
         norm = torch.linalg.vector_norm(some)
         # of most units a sample proves that they live, once; elsewhere to ask would be to wait
-        limit = norm * (_QUIET / math.sqrt(count * units))
-        if not given.is_cpu or not layer.least > (limit := float(limit)):
+        limit = (float(norm) if given.is_cpu else norm) * (_QUIET / math.sqrt(count * units))
+        if not given.is_cpu or not layer.least > limit:
             largest = some.abs().amax(0)
-            if not given.is_cpu or not float(largest.amin()) > limit:
+            largest = torch.maximum(largest, layer.largest) if layer.calls else largest
+            layer.least = float(largest.amin()) if given.is_cpu else 0.0
+            if not given.is_cpu or not layer.least > limit:
                 which: Any = (largest <= limit).nonzero()[:, 0] if given.is_cpu else slice(None)
                 every = given.movedim(axis, -1)[..., which].flatten(0, -2)
-                largest[which] = (every if rows is None else every[rows]).abs().amax(0).float()
-            layer.largest = torch.maximum(layer.largest.to(norm.device), largest)
-            layer.least = float(layer.largest.amin()) if given.is_cpu else 0.0
-        layer.positive = (some > 0).sum(0).add_(layer.positive.to(norm.device))
+                most = (every if rows is None else every[rows]).abs().amax(0).float()
+                largest[which] = torch.maximum(largest[which], most)
+                layer.least = float(largest.amin()) if given.is_cpu else 0.0
+            layer.largest = largest
         peak = None
         if layer.has_outputs and _is_plain(out) and out.shape[:-1] == inputs.shape[:-1]:
             vectors, outputs = given.flatten(0, -2), out.detach().reshape(-1, out.shape[-1])
             peak = _peak(layer, vectors, outputs, rows)
-        return count, norm, some.amin(), peak
+        least = some.amin()
+        # in its own place: a comparison that makes booleans takes five times as long
+        positive = some.gt_(0).sum(0).long()
+        layer.positive = positive.add_(layer.positive) if layer.calls else positive
+        return count, norm, least, peak
 
     def _counting(self, given: torch.Tensor, axis: int) -> _Places:
         """Which positions count, None: all, also where no mask fits; and a sample of them."""
@@ -148,10 +156,13 @@ class Lens:
             positions = shape[:axis] + shape[axis:][1:]
             mask = matching(self._masks, tuple(positions))
             rows = None if mask is None or mask.all() else mask.nonzero()[:, 0].to(device)
-            every = np.arange(positions.numel()) if rows is None else rows.cpu().numpy()
-            every = every[:: max(1, len(every) // _POSITIONS)]
-            places = np.stack(np.unravel_index(every, positions))
-            at: list[Any] = [*torch.from_numpy(places).to(device)]  # without a copy of the inputs
+            size, run = positions.numel() if rows is None else len(rows), 1 if axis == -1 else _RUN
+            starts = np.arange(0, size, run * max(1, size // _POSITIONS))
+            every = np.add.outer(starts, np.arange(run)).ravel()
+            every = every[every < size]
+            every = every if rows is None else rows.cpu().numpy()[every]
+            places = np.unravel_index(every, positions)
+            at: list[Any] = [torch.from_numpy(one).to(device) for one in places]  # copies no inputs
             at.insert(len(shape) + axis, slice(None))
             self._chosen[key] = len(every), rows, tuple(at)
         return self._chosen[key]

@@ -133,6 +133,19 @@ def test_the_units_of_a_convolution_are_its_input_channels(
     assert column(found, "dead")["0.weight"] == pytest.approx(2 / 6, rel=1e-5)
 
 
+def test_of_a_convolution_s_positions_runs_of_eight_are_counted() -> None:
+    x = torch.randn(5, 6, 304, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Conv1d(6, 4, 3), nn.Flatten(), nn.Linear(4 * 302, 3))
+    proxy = sw.Proxy([x], lambda m, b: m(b).square().sum(1))
+    found = sw.measure(model, proxy, levels=[0.5], scope="layers").xray
+    assert found is not None
+    runs = x.transpose(1, 2).reshape(-1, 8, 6)  # 190, of which each fifth makes 256 positions
+    share = (runs[::5].reshape(-1, 6) > 0).double().mean(0)
+    wanted = np.percentile(share, (5, 50, 95))
+    at = [column(found, name)["0.weight"] for name in ("active_low", "active", "active_high")]
+    assert at == pytest.approx(wanted, rel=1e-6)
+
+
 # ------------------------------------------------------------------ what is planted is told
 
 
