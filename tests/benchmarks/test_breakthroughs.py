@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contracts.families import whole
 from detecting import breakthroughs
 from detecting.breakthroughs import LONGEST_GAP, Left
 from detecting.work import Job, Results
@@ -59,6 +60,7 @@ def test_a_watch_with_a_proxy_leaves_the_training_as_it_was_without(run: Any) ->
     assert left is None or abs(left - left_plain) <= 100
 
 
+@whole
 @pytest.mark.slow
 def test_a_recording_ends_after_the_plateau_or_when_it_is_long_enough(
     monkeypatch: pytest.MonkeyPatch,

@@ -23,6 +23,7 @@ PAPER_MD = Path(__file__).parents[2] / "docs" / "reports" / "paper.md"
 PAPER = PAPER_MD.read_text("utf-8")
 
 
+@whole
 @pytest.mark.slow
 def test_a_run_is_kept_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -311,6 +311,7 @@ def blocks(content: bytes) -> Iterator[bytes]:
             whole = b""
 
 
+@whole
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["explicit", "twice", "without", "epochs", "never"])
 def test_wandb_loses_no_point_and_no_row_of_the_loop(wandb_runs, how: str) -> None:
@@ -331,6 +332,7 @@ def test_wandb_loses_no_point_and_no_row_of_the_loop(wandb_runs, how: str) -> No
     assert (glob.glob_name, glob.step_metric) == ("sparsity/*", "sparsity/step")
 
 
+@whole
 @pytest.mark.slow
 def test_wandb_sees_the_folder_of_the_watch_beside_a_writers(wandb_runs) -> None:
     """With ``sync_tensorboard=True``; the mirror's rows arrive, too."""
@@ -344,6 +346,7 @@ def test_wandb_sees_the_folder_of_the_watch_beside_a_writers(wandb_runs) -> None
     assert seen == [(step, pytest.approx(number)) for step, number in own]
 
 
+@whole
 @pytest.mark.slow
 def test_wandb_without_a_run_is_refused(wandb_runs) -> None:
     assert "call wandb.init() first" in wandb_runs[1]
