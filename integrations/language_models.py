@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MissingExtraError, expect, expect_whole
-from sparsitywatch.pruning.batches import Batch, preserve_rng, seed_generators
+from sparsitywatch.pruning.batches import Batch, drawn
 from sparsitywatch.pruning.classes import IGNORED, labelled_value
 from sparsitywatch.pruning.language import items_of
 from sparsitywatch.pruning.proxy import Proxy
@@ -111,11 +111,13 @@ def eval_proxy(trainer: transformers.Trainer, examples: int) -> Proxy:
     expect(is_one, "trainer", "a Trainer with an `eval_dataset`", trainer)
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
     size = trainer.args.eval_batch_size
-    with preserve_rng():
-        seed_generators(0)  # what the data set draws, and the collator, such as masks
+
+    def collated() -> list[Any]:  # the data set draws, and the collator, such as masks
         some = itertools.islice(items_of(trainer.eval_dataset, examples), examples)
         rows = [row for _, row in some]
-        batches = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+        return [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    batches = drawn(collated, seed=0)
     # only where labels are the tokens themselves each is what the one before it predicts
     is_causal = all(map(_has_own_labels, batches))
     value = functools.partial(labelled_value, is_causal=is_causal)

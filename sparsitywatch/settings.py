@@ -33,6 +33,7 @@ class SettingsFields(TypedDict, total=False):
     confidence: float
     near_zero: Sequence[str]
     dormant_samples: int | None
+    threads_draw: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,9 @@ class Settings:
             "abs_0.001" and "zero"; detectors watch them as one family.
         dormant_samples: how many weights are compared from snapshot to snapshot, a fixed random
             sample; None for all of them, 0 for none.
+        threads_draw: whether other threads may draw from the global generators of torch, numpy and
+            python, or use what ``value`` changes. Beside such threads a watch, and ``measure``,
+            evaluate in a fork, or not at all. False: you say that none does. A replay does not ask.
 
     Raises:
         ConfigurationError: a value cannot be used; the field is named.
@@ -79,6 +83,7 @@ class Settings:
     confidence: float = 0.9
     near_zero: tuple[str, ...] = DEFAULT_RULES
     dormant_samples: int | None = 1_000_000
+    threads_draw: bool = True
     effective_sweep: Sweep = field(init=False, repr=False, compare=False)
     rules: Mapping[str, NearZeroRule] = field(init=False, repr=False, compare=False)
 
@@ -90,6 +95,9 @@ class Settings:
         expect_number("confidence", self.confidence, lambda c: 0.0 < c < 1.0, "in (0, 1)")
         if self.dormant_samples is not None:
             expect_whole("dormant_samples", self.dormant_samples, 0)
+        expect(
+            isinstance(self.threads_draw, bool), "threads_draw", "True or False", self.threads_draw
+        )
         rules = near_zero_rules(self.near_zero)
         if not rules:
             raise ConfigurationError("Expected `near_zero` with at least one rule, got none.")

@@ -8,7 +8,12 @@ was imported last.
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
+import os
+import queue
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -28,8 +33,11 @@ from sparsitywatch.errors import (
 from sparsitywatch.live.schedule import Schedule
 from sparsitywatch.live.watch import option_names, watch
 from sparsitywatch.live.watcher import Watcher
+from sparsitywatch.pruning.apart import why_no_fork
 from sparsitywatch.pruning.batches import preserve_rng
 from sparsitywatch.pruning.model_copy import plain_state
+from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import logger, printable
 from sparsitywatch.vital import VitalReviewer
@@ -164,28 +172,87 @@ class Difference:
         return f"{printable(self.name)}: {self.detail}, first {when}"
 
 
+class OtherThread:
+    """A thread that draws from each global generator once a step, in an evaluation if there is one.
+
+    It is there until half of the steps are done. Without an evaluation it draws at a step's end.
+    """
+
+    def __init__(self) -> None:
+        self.drawn: list[float] = []
+        self._asked, self._done = queue.SimpleQueue[bool](), threading.Semaphore(0)
+        self._thread: threading.Thread | None = None
+        self._pid, self._is_due = os.getpid(), False
+
+    def begin(self, model: nn.Module) -> None:
+        """Start, if evaluations can run beside it."""
+        if not why_no_fork(model, ALONE):
+            self._thread = threading.Thread(target=self._work, name="draws beside the training")
+            self._thread.start()
+            self._is_due = True
+
+    def _work(self) -> None:
+        while self._asked.get():
+            numpys = np.random.random()  # noqa: NPY002 what user code draws from
+            pythons = random.random()  # noqa: S311 the same
+            self.drawn += [float(torch.rand(())), float(numpys), pythons]
+            self._done.release()
+
+    def draw(self, *, again: bool = False) -> None:
+        """Have it draw, if it has not yet in this step; ``again``: then the next one begins."""
+        if self._thread is not None and self._is_due and os.getpid() == self._pid:
+            self._asked.put(True)
+            self._done.acquire()
+            self._is_due = again
+
+    def within(self, proxy: Proxy) -> Proxy:
+        """The proxy, in whose evaluations it draws."""
+        inside = copy.copy(proxy)
+        inside.value = functools.partial(self._beside, proxy.value)
+        return inside
+
+    def _beside(self, value: Callable[..., Any], *given: Any) -> Any:
+        self.draw()
+        return value(*given)
+
+    def end(self) -> None:
+        """Wait for its end."""
+        if self._thread is not None:
+            self._asked.put(False)
+            self._thread.join()
+            self._thread = None
+
+
 def trace(
     make_training: Callable[[], Any],
     steps: int,
     seed: int = 0,
     attach: Callable[[Training], AbstractContextManager[Any]] | None = None,
+    other: OtherThread | None = None,
 ) -> Trace:
     """Train from the seed on, watched by what ``attach`` opens, and keep what it was by step."""
-    with preserve_rng():
+    with preserve_rng(), contextlib.ExitStack() as stack:
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 what user code draws from
         random.seed(seed)
         training = Training.of(make_training())
-        with contextlib.ExitStack() as stack:
-            watcher = None if attach is None else stack.enter_context(attach(training))
-            returned = None
-            digests = []
-            for _ in range(steps):
-                digests.append({n: hash(bits) for n, bits in _leaves(training, returned).items()})
+        thread = OtherThread() if other is None else other
+        if other is not None:
+            thread.begin(training.model)
+        stack.callback(thread.end)
+        with contextlib.nullcontext() if attach is None else attach(training) as watcher:
+            thread.draw(again=True)
+            returned, digests = None, []
+            for number in range(steps):
+                found = _leaves(training, returned, thread)
+                digests.append({name: hash(bits) for name, bits in found.items()})
+                if number == steps // 2:
+                    thread.end()
                 returned = training.step()
                 if training.optimizer is None and watcher is not None:
                     watcher.step()
-        last = _leaves(training, returned)
+                thread.draw(again=True)
+        last = _leaves(training, returned, thread)
     digests.append({name: hash(bits) for name, bits in last.items()})
     return Trace(tuple(digests), last, seed)
 
@@ -203,7 +270,7 @@ def compare(expected: Trace, got: Trace) -> tuple[Difference, ...]:
     )
 
 
-def _leaves(training: Training, returned: Any) -> dict[str, Leaf]:
+def _leaves(training: Training, returned: Any, thread: OtherThread) -> dict[str, Leaf]:
     """Everything that a watch could disturb, by name."""
     model = training.model
     names, optimizer_state = _parameters_and_state(model, training.optimizer)
@@ -231,6 +298,7 @@ def _leaves(training: Training, returned: Any) -> dict[str, Leaf]:
         "numpy generator's position": repr(numpy_place),
         "python generator": np.array(python_words),
         "python generator's next gauss": python_gauss,
+        "drawn by another thread": thread.drawn,
     }
     return dict(leaves("", everything))
 
@@ -328,7 +396,8 @@ def verify(
     and the train/eval flag, the attributes of each module and what containers, plain objects,
     generators and closures in them hold, the keys of the state dict, and what ``step()`` returned.
     The training runs three times: twice without a watch, which shows whether it is deterministic
-    by itself, then with one. Each step is hashed on the CPU, so a small model answers sooner.
+    by itself, then with one. On a CPU of Linux another thread draws from these generators during
+    half of the steps. Each step is hashed on the CPU, so a small model answers sooner.
 
     Args:
         make_training: builds everything from scratch and returns
@@ -369,8 +438,8 @@ def verify(
     """
     _check(make_training, steps, seed, baseline, watch_arguments)
     if baseline is None:
-        plain = trace(make_training, steps, seed)
-        odd = compare(plain, trace(make_training, steps, seed))
+        plain = trace(make_training, steps, seed, other=OtherThread())
+        odd = compare(plain, trace(make_training, steps, seed, other=OtherThread()))
         # a time or a count of runs that an object remembers says nothing about the watch
         by_itself = frozenset(d.name for d in odd if d.name.startswith(f"{STATE} "))
         unstable = tuple(d for d in odd if d.name not in by_itself)
@@ -379,13 +448,17 @@ def verify(
         unstable = baseline.unstable
         by_itself = baseline.by_itself
     watchers: list[Watcher] = []
+    thread = OtherThread()
 
     def attach(training: Training) -> Watcher:
         arguments = {"logdir": None, "max_overhead": None, **watch_arguments}
+        proxy = arguments.get("proxy")
+        if isinstance(proxy, Proxy) and arguments.get("threads_draw", True):
+            arguments["proxy"] = thread.within(proxy)
         watchers.append(watch(training.model, training.optimizer, every=every, **arguments))
         return watchers[-1]
 
-    watched = trace(make_training, steps, seed, attach)
+    watched = trace(make_training, steps, seed, attach, thread)
     (watcher,) = watchers
     if not watcher.records:
         raise MeasurementError(

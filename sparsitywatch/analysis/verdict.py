@@ -111,7 +111,12 @@ def _ended(state: WatchState) -> _Trouble | None:
 
 
 def _not_measured(state: WatchState, records: Sequence[Record]) -> _Trouble | None:
-    """A watch that has come to its end without a snapshot, or without an evaluation."""
+    """A watch that cannot evaluate, or has come to its end without a snapshot or an evaluation."""
+    if records and (why := records[-1].why_blind):
+        words = "essential sparsity is not measured"
+        sentence = f"No evaluation at {records[-1].place}: {why.rstrip('.')}."
+        advice = "Mend what the reason names; the weights are watched all the same."
+        return _Trouble("look", "not measured", words, sentence, advice)
     if state.status in ("on", "off") or (records and state.num_evaluated):
         return None
     words = "essential sparsity was never measured"

@@ -1,207 +1,51 @@
-"""Evaluation off the training's path, in a fork of its process: the weights are those of that step.
+"""Where a watch evaluates: in the training's thread, in a fork beside it, or in one it waits for.
 
-Whatever a value function uses is there, and the system copies, page by page, only what the training
-writes to meanwhile. A fork has one thread, ends with the training at the latest, and has no part in
-its end: no handler of a signal, nothing at exit, no buffer of a file that would be written twice.
+In a fork the weights are those of that step: whatever a value function uses is there, and the
+system copies, page by page, only what the training writes to meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import math
 import os
-import pickle
-import random
 import re
-import select
-import signal
 import statistics
-import sys
 import threading
 import time
-import traceback
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain
-from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Generic, Literal, NoReturn, TypeVar, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from sparsitywatch.errors import MeasurementError
 from sparsitywatch.pipeline.measure import Evaluated, RunContext, evaluated
+from sparsitywatch.pruning.apart import Fork, ForkError, others, why_no_fork
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.ranks.protocol import is_distributed
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.weights.snapshot import Snapshot
 
-T = TypeVar("T")
-
 #: Where a proxy is evaluated: "auto" is behind where that gives the same bits, else inline.
 Where = Literal["inline", "behind", "auto"]
-#: A fork that has used no processor for so long hangs, in a lock that another thread held, say.
-_STILL_S = 60.0
-#: So often a fork that says nothing is looked at.
-_LOOK_S = 1.0
 #: The time of a step without a fork is the median of so many; known from so many on.
 _NUM_STEPS, _FEWEST_STEPS = 32, 4
-
-
-class ForkError(MeasurementError):
-    """A fork has ended, or was ended, without a result."""
-
-
-class Fork(Generic[T]):
-    """A function on its way in a fork of this process; ``result`` is called once."""
-
-    def __init__(self, run: Callable[[], T]) -> None:
-        self._pipe, writer = os.pipe()
-        self._status = 0
-        _flush()
-        state, parent = random.getstate(), os.getpid()  # a fork has Python seed it anew
-        try:
-            with _forking():
-                self.pid = os.fork()
-                if not self.pid:
-                    _be_the_fork(run, writer, parent, state)
-        except OSError:
-            os.close(self._pipe)
-            raise
-        finally:
-            os.close(writer)
-
-    def result(self) -> T:
-        """Wait for what the function returns or raises; a ForkError if the fork ends before."""
-        said, used, since, why = bytearray(), "", time.monotonic(), ""
-        poll = select.poll()
-        poll.register(self._pipe, select.POLLIN)
-        while True:
-            if poll.poll(1e3 * _LOOK_S):
-                if not (some := os.read(self._pipe, 2**20)):
-                    break
-                said += some
-            elif self._has_ended():  # a process of somebody else may hold the pipe open
-                break
-            elif (now := self._used()) != used:
-                used, since = now, time.monotonic()
-            elif time.monotonic() - since > _STILL_S and not why:
-                why = f"it used no processor for {_STILL_S:g} s"
-                os.kill(self.pid, signal.SIGKILL)
-        self._has_ended(wait=True)
-        os.close(self._pipe)
-        code = os.waitstatus_to_exitcode(self._status)
-        if code or not said:
-            why = why or (f"signal {-code} has ended it" if code < 0 else f"it returned {code}")
-            raise ForkError(f"Expected a result of the process that evaluates, but {why}.")
-        value, error, records = pickle.loads(said)  # noqa: S301 of this very program
-        for record in records:
-            logger.handle(record)
-        if error is not None:
-            raise error
-        return cast("T", value)
-
-    def _has_ended(self, *, wait: bool = False) -> bool:
-        with contextlib.suppress(ChildProcessError):  # who waits for any child has seen it
-            pid, status = os.waitpid(self.pid, 0 if wait else os.WNOHANG)
-            if not pid:
-                return False
-            self._status = status
-        return True
-
-    def _used(self) -> str:
-        """Processor time that it has used, as Linux has it."""
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-            return " ".join(fields[11:13])
-        return ""
-
-
-@contextlib.contextmanager
-def _forking() -> Iterator[None]:
-    """Around a fork: no handler of a signal runs in it, and nobody warns of what is seen to."""
-    name = "TOKENIZERS_PARALLELISM"  # once they were used they print lines at each fork
-    is_unsaid = "tokenizers" in sys.modules and name not in os.environ
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        if is_unsaid:
-            os.environ[name] = "false"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside: see _STILL_S
-            yield
-    finally:
-        if is_unsaid:
-            os.environ.pop(name, None)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-def _be_the_fork(run: Callable[[], Any], writer: int, parent: int, state: Any) -> NoReturn:
-    """Run the function, say what has come of it, and end."""
-    code, value, error = 1, None, None
-    try:
-        torch.set_num_threads(1)  # first of all: others would wait for threads that are not here
-        _part_from(parent)
-        random.setstate(state)
-        kept = BufferingHandler(sys.maxsize)
-        logger.handlers, logger.propagate = [kept], False
-        try:
-            value = run()
-        except BaseException as raised:  # noqa: BLE001 raised again in the training's process
-            error = raised
-        for record in kept.buffer:  # its text is there already
-            record.exc_info = None
-        with open(writer, "wb") as pipe:
-            pickle.dump((value, error, kept.buffer), pipe)
-        code = 0
-    except BaseException:  # noqa: BLE001 nobody else would see it
-        traceback.print_exc()
-    finally:
-        _flush()
-        os._exit(code)
-
-
-def _part_from(parent: int) -> None:
-    """Leave signals to the training, end with it, and be what the system ends first."""
-    of_groups = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-    handled = {one for one in signal.valid_signals() if callable(signal.getsignal(one))}
-    for number in of_groups | handled:  # a terminal, or a scheduler, sends them to both
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it has ended already
-        os._exit(1)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    os.nice(5)  # should the cores not be idle after all
-    gc.freeze()  # nothing of the training's is finalized here
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # there may be none, or it is closed
-            stream.flush()
+#: After so many forks in a row that failed none is tried any more.
+_MOST_FAILURES = 2
 
 
 def why_unsafe(model: MaskedModel, reader: ShardedReader, *, same_bits: bool) -> str:
-    """Why an evaluation is not to go into a fork now; empty if it may."""
-    tensors = chain(model.module.parameters(), model.module.buffers())
-    num, why = torch.get_num_threads(), ""
-    if sys.platform != "linux":
-        why = "only Linux ends a fork together with the training"
-    elif not reader.ranks.is_alone or is_distributed():
-        why = "the training has several processes"
-    elif threading.current_thread() is not threading.main_thread():
+    """Why an evaluation is not to run beside the training now; empty if it may."""
+    num, why = torch.get_num_threads(), why_no_fork(model.module, reader.ranks)
+    if why:
+        return why
+    if threading.current_thread() is not threading.main_thread():
         why = "the training does not run in the main thread"
-    elif torch.cuda.is_initialized() or any(not tensor.is_cpu for tensor in tensors):  # type: ignore[no-untyped-call]
-        why = "a device is in use, and a fork knows nothing of it"
     elif same_bits and num > 1:
         why = f"torch has {num} threads and a fork one, so that last digits might differ"
     elif (cores := _num_cores()) < num + 1:
@@ -244,15 +88,23 @@ def _of_groups(read: Callable[[Path], float]) -> Iterator[float]:
 
 
 class Behind:
-    """Evaluates a model in forks, one at a time, where that is asked for and safe."""
+    """Evaluates a model in forks, one at a time.
+
+    They run beside the training where that is asked for and safe. They are waited for where other
+    threads may use what an evaluation touches.
+    """
 
     def __init__(self, where: Where, model: MaskedModel, reader: ShardedReader) -> None:
-        self.is_on = False  # whether a fork is on its way, or was, and is not accounted for
+        self.is_on = False  # whether a fork is beside the training, or was, and is unaccounted for
         self.since_s = math.nan  # when the step that is going on has begun
+        self.usual_s = math.inf  # that an evaluation takes in the training's thread
+        self.untried = ""  # why none was tried at the attach
         self._alone_s: deque[float] = deque(maxlen=_NUM_STEPS)  # what steps took without a fork
         self._lost_s = 0.0
         self._where, self._model, self._reader = where, model, reader
-        self._off = ""  # why none is made any more
+        self._off = ""  # why none is beside the training
+        self._failures: list[str] = []  # of the latest forks, in a row
+        self._took_s: dict[bool, float] = {}  # the latest fork, by whether it was waited for
         self._told: set[str] = set()
 
     def step(self, now_s: float) -> None:
@@ -270,8 +122,21 @@ class Behind:
         """What the training has lost to the fork that is on its way; to none, nothing."""
         return max(self._lost_s, 0.0) if self.is_on else 0.0
 
+    def why_left_out(self, proxy: Proxy) -> str:
+        """Why an evaluation that is due is left out; empty if it is not."""
+        if self.untried:
+            return f"none could be tried at the attach: {self.untried}"
+        if len(self._failures) >= _MOST_FAILURES:
+            return f"{len(self._failures)} evaluations in a row have failed; {self._failures[-1]}"
+        why = why_no_fork(self._model.module, self._reader.ranks) if self._failures else ""
+        return why or proxy.why_left_out(self._model.module)
+
+    def is_apart(self, proxy: Proxy) -> bool:
+        """Whether the next evaluation has to run in a fork: one that hung there would hang here."""
+        return bool(self._failures) or (proxy.threads_draw and bool(others()))
+
     def is_safe(self) -> bool:
-        """Whether the next evaluation may go into a fork."""
+        """Whether the next evaluation may run beside the training."""
         if self._where == "inline":
             return False
         is_auto = self._where == "auto"
@@ -300,33 +165,42 @@ class Behind:
         if self._where == "auto" and not is_same:
             self._off = "a fork gives other values, perhaps only in their last digits"
 
-    def start(self, snapshot: Snapshot, run: RunContext) -> Callable[[], Evaluated] | None:
-        """Evaluate the live weights of a snapshot in a fork; gives what waits for it, if it can."""
+    def start(
+        self, snapshot: Snapshot, run: RunContext, *, is_waited_for: bool
+    ) -> Callable[[], Evaluated]:
+        """Evaluate the live weights of a snapshot in a fork; gives what waits for it."""
         model, proxy = self._model, run.proxy
         assert proxy is not None  # noqa: S101 for the type checker
+        num_threads = torch.get_num_threads()
 
-        def evaluate() -> tuple[Evaluated, tuple[bool, bool, int]]:
+        def evaluate() -> Evaluated:
+            if not is_waited_for:
+                os.nice(5)  # should the cores not be idle after all
             spectrum = self._reader.counted(snapshot)[0]
             result, controls, reason = evaluated(snapshot.step, spectrum, run, model)
             plain = {name: _plain(control) for name, control in controls.items()}
-            learned = model.renews, proxy.is_kept_whole, proxy.num_batches
-            return (result and _plain(result), plain, reason), learned
+            return result and _plain(result), plain, reason
 
+        began_s, fork = time.monotonic(), None
         try:
-            fork = Fork(evaluate)
-        except OSError as error:
-            self._off = redacted_error(error)
-            return None
-        self.is_on, self._lost_s = True, 0.0
+            fork = Fork(evaluate, proxy, model, num_threads=num_threads if is_waited_for else 1)
+        except (ForkError, OSError) as error:
+            self._failures.append(redacted_error(error))
+        self.is_on, self._lost_s = fork is not None and not is_waited_for, 0.0
+        # with one thread it takes longer than with all of them
+        first_s = self.usual_s * (1 if is_waited_for else num_threads)
+        expected_s = self._took_s.get(is_waited_for, first_s)
 
         def result() -> Evaluated:
             try:
-                found, (model.renews, proxy.is_kept_whole, num_batches) = fork.result()
+                if fork is None:
+                    return None, {}, self._failures[-1]
+                found = fork.result(expected_s)
             except ForkError as error:
-                self._off = redacted_error(error)
-                return None, {}, self._off
-            while proxy.num_batches < num_batches and proxy.halve():
-                continue
+                self._failures.append(redacted_error(error))
+                return None, {}, self._failures[-1]
+            self._failures.clear()
+            self._took_s[is_waited_for] = time.monotonic() - began_s
             return found
 
         return result

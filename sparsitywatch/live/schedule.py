@@ -333,8 +333,7 @@ class OverheadBudget:
         return self.now() - self._started
 
 
-#: What a record says that was taken without its evaluation, and why a snapshot was left out.
-LEFT_OUT = "the evaluation was left out to keep within `max_overhead`"
+#: Why a snapshot was left out.
 _UNPAID, _BUSY, _UNSEEN = (
     "to keep within `max_overhead`",
     "since the one before was on its way",
@@ -431,6 +430,7 @@ class BudgetedSchedule:
         """How the watch stands after ``step``, given all records of its log."""
         evaluated = [r.step for r in records if r.curve is not None]
         num_left_out = self.num_left_out + sum(r.cost.num_left_out for r in records)
+        blind = Counter(record.why_blind.partition(". ")[0] for record in records)
         return WatchState(
             status="on",
             step=step,
@@ -439,7 +439,10 @@ class BudgetedSchedule:
             num_taken=len(records),
             num_failed=sum(not r.valid for r in records),
             num_evaluated=len(evaluated) if self.budget.evaluates else -1,
-            left_out=", ".join(f"{num:,} {why}" for why, num in self.left_out.items() if num),
+            left_out=", ".join(
+                [f"{num:,} {why}" for why, num in self.left_out.items() if num]
+                + [f"{num:,} evaluations: {why}" for why, num in blind.items() if why]
+            ),
             last_step=records[-1].step if records else -1,
             last_evaluated_step=evaluated[-1] if evaluated else -1,
             next_due_step=self.next_step(Due.WEIGHTS, step),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -108,17 +109,18 @@ class SnapshotTaker:
     def price(self, snapshot: Snapshot, dense: np.ndarray | None) -> None:
         """Tell the budget what snapshots will take; ProxyError if one changes the training."""
         run, budget = self.run, self._budget
-        if run.proxy is not None:
+        if run.proxy is not None and not self.behind.untried:
             self.behind.rehearse(run.proxy, dense)
         if budget.max_overhead is None:
             return
         budget.weights.expect(self._rehearsed_s(snapshot) + _WRITING_S)
-        if run.proxy is None:
+        if run.proxy is None or self.behind.untried:
             return
         spectrum = self._reader.counted(snapshot)[0]
         started = time.perf_counter()
         try:
-            each_s = expected_s(
+            expect = partial(
+                expected_s,
                 self.model,
                 run.proxy,
                 spectrum,
@@ -127,6 +129,7 @@ class SnapshotTaker:
                 allowed=run.allowed,
                 dense=dense,
             )
+            each_s = run.proxy.apart(expect, self.model.module, self.model)
         except TrainingChangedError as error:
             raise ProxyError(str(error)) from error
         except (MeasurementError, MemoryError, RuntimeError) as error:
@@ -137,6 +140,7 @@ class SnapshotTaker:
             )
             logger.warning(words, redacted_error(error), each_s)
         budget.evaluations.expect(each_s * (1 + len(run.settings.controls)))
+        self.behind.usual_s = budget.evaluations.price_s
         budget.inline_s = budget.evaluations.price_s if self.behind.is_safe() else 0.0
 
     def _rehearsed_s(self, snapshot: Snapshot) -> float:
@@ -169,7 +173,10 @@ class SnapshotTaker:
         """Take a snapshot, ``behind`` the training as far as it can be; ``collect`` gives it."""
         now = self._budget.now
         began = now()
-        evaluates = self.run.proxy is not None and not not_evaluated
+        proxy = self.run.proxy
+        if proxy is not None and not not_evaluated:
+            not_evaluated = self.behind.why_left_out(proxy)
+        evaluates = proxy is not None and not not_evaluated
         outcome: _Outcome | None = None
         try:
             with torch.no_grad():
@@ -261,12 +268,14 @@ class SnapshotTaker:
         snapshot, reading, examined = self._read(step)
         reader, motion = self._reader, self.trace.motion
         elsewhere: Callable[[], Evaluated] | None = None
-        is_later = behind and self._is_on_cpu and (model is None or self.behind.is_safe())
+        proxy = None if model is None else self.run.proxy
+        is_later = behind and self._is_on_cpu and (proxy is None or self.behind.is_safe())
+        live = snapshot
         if is_later:
-            live, snapshot, reader = snapshot, self._copy.take(snapshot), reader.behind
-            if model is not None:  # from here on the training may write to the weights again
-                elsewhere = self.behind.start(live, self.run)
-                is_later = elsewhere is not None
+            snapshot, reader = self._copy.take(snapshot), reader.behind
+        if proxy is not None and (is_later or self.behind.is_apart(proxy)):
+            # from here on the training may write to the weights again, if it does not wait
+            elsewhere = self.behind.start(live, self.run, is_waited_for=not is_later)
 
         def measured() -> _Outcome:
             found = measure_snapshot(

@@ -152,8 +152,7 @@ def watch(
         scope = Scope.of(inner, chosen.scope)
         schedule = BudgetedSchedule(every, max_overhead, evaluates=proxy is not None, tells=leads)
         optimizers = unwrap_optimizers(optimizer)
-        directory = place(logdir) if logdir is not None and leads else None
-        claim = Claim(directory)
+        claim = Claim(place(logdir) if logdir is not None and leads else None)
         moves = Ring(ring if leads else False, claim, strict=strict)
         pipeline = Pipeline(
             claim=claim,
@@ -169,14 +168,15 @@ def watch(
     given = {"every": every, "max_overhead": max_overhead, **has}
     with _on_every(ranks):  # who has failed above does not come here
         _check_alike(ranks, scope, chosen, given)
-        checked, dense = _checked(proxy, inner, ranks, is_off=bool(off))
+        checked = _shared(proxy, inner, ranks, threads_draw=chosen.threads_draw)
+        untried, dense = "", None
         if checked is not None and not off:
-            scope = seen_scope(scope, chosen.scope, inner, checked)
+            untried, dense, scope = _tried(checked, inner, scope, chosen)
         reader, examiner = _readers(inner, scope, ranks, watches_all=chosen.dormant_samples != 0)
         if checked is not None:
             _check_patterns(chosen, reader)
-        average = _average_of(optimizers, inner)
-        for note in (scope.note_on_reparametrized, scope.note_on_stored, average):
+        notes = (scope.note_on_reparametrized, scope.note_on_stored)
+        for note in (*notes, _average_of(optimizers, inner)):
             if note and leads:
                 logger.warning("%s", note)
         snapshot = Snapshot.of(inner, scope, 0)
@@ -190,13 +190,14 @@ def watch(
         )
         where = evaluate if background else "inline"
         taker = SnapshotTaker(masked, run, reader, pipeline, trace, schedule.budget, where)
+        taker.behind.untried = untried
         if not off:
             trace.attach(ranks)
             taker.begin(initial_step, behind=background)
             taker.price(snapshot, dense)
             moves.attach(reader.lookup(inner, scope)[1])
-        if directory is not None:
-            prepare(directory)
+        if claim.directory is not None:
+            prepare(claim.directory)
         return Watcher(
             taker, schedule, ranks, moves, background=background, initial_step=initial_step, off=off
         )
@@ -257,20 +258,31 @@ def _average_of(optimizers: Sequence[torch.optim.Optimizer], model: nn.Module) -
     return ""
 
 
-def _checked(
-    proxy: Proxy | None, model: nn.Module, ranks: Ranks, *, is_off: bool
-) -> tuple[Proxy | None, np.ndarray | None]:
-    """The proxy as all ranks evaluate it, and its values of the model as it is, if it was tried."""
+def _shared(
+    proxy: Proxy | None, model: nn.Module, ranks: Ranks, *, threads_draw: bool
+) -> Proxy | None:
+    """The proxy as all ranks evaluate it."""
     if proxy is None:
-        return None, None
+        return None
     if flat_parameters(modules_of(model)):
         raise ProxyError(
             "Expected a model without FSDP1 (FullyShardedDataParallel) for a proxy, since "
             "its weights cannot be masked where they lie. Use FSDP2 (fully_shard), or "
             "leave `proxy` out: the weights are watched all the same."
         )
-    shared = proxy.shared(ranks)
-    return shared, None if is_off else check_proxy(shared, model)
+    return proxy.shared(ranks, threads_draw=threads_draw)
+
+
+def _tried(
+    proxy: Proxy, model: nn.Module, scope: Scope, settings: Settings
+) -> tuple[str, np.ndarray | None, Scope]:
+    """Why the proxy is not evaluated, or its values and the scope whose weights it uses."""
+    if why := proxy.why_left_out(model):
+        logger.warning("the proxy is not evaluated: %s.", why)
+        return why, None, scope
+    dense = proxy.apart(partial(check_proxy, proxy, model), model)
+    see = partial(seen_scope, scope, settings.scope, model, proxy)
+    return "", dense, proxy.apart(see, model)
 
 
 def _readers(

@@ -28,13 +28,14 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.live.resume import check_state, open_log, restore_proxy, step_in_log
 from sparsitywatch.live.ring import Ring
-from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
+from sparsitywatch.live.schedule import BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.live.trace import Optimizer, StepHook
 from sparsitywatch.pipeline.measure import not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.records import Event, Record, html_of
+from sparsitywatch.records.record import UNPAID
 from sparsitywatch.redact import logger, redacted_error
 
 _MAX_FAILURES = 3  # snapshots that fail in a row, then the watch is off
@@ -472,7 +473,7 @@ class Watcher:
             self.step_count,
             behind=behind,
             num_left_out=self._schedule.pop_left_out(),
-            not_evaluated=LEFT_OUT if due is Due.WEIGHTS else "",
+            not_evaluated=UNPAID if due is Due.WEIGHTS else "",
         )
         self._collect()
 

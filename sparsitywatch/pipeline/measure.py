@@ -25,6 +25,7 @@ from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import SameLevels
+from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import (
     Cost,
@@ -290,7 +291,8 @@ def measure(
         ScopeError: the scope selects nothing, or the model is sharded over processes: `sw.watch`
             measures those, on every rank.
         ProxyError: the proxy does not work on this model.
-        MeasurementError: the evaluation failed.
+        MeasurementError: the evaluation failed, or other threads may draw meanwhile and it cannot
+            run in a fork (``threads_draw``).
 
     >>> torch.manual_seed(0).initial_seed()
     0
@@ -307,18 +309,27 @@ def measure(
     inner = unwrap_model(model)
     expect_whole_model(modules_of(inner))
     scope = Scope.of(inner, chosen.scope)
-    if proxy is not None:
-        check_proxy(proxy, inner)
-        scope = seen_scope(scope, chosen.scope, inner, proxy)
-    snapshot = Snapshot.of(inner, scope, 0)
-    run = RunContext(settings=chosen, scope=scope, proxy=proxy, dtypes=snapshot.dtypes, strict=True)
-    started = time.perf_counter()
-    with torch.no_grad():
-        measured = measure_snapshot(snapshot, run, model=MaskedModel(model, scope))
-        if each and proxy is not None:
-            alone = _each_alone(MagnitudeSpectrum.of(snapshot.tensors), run, model, proxy)
-            measured = replace(measured, record=replace(measured.record, alone=alone))
-    return record_of(measured, stall_s=time.perf_counter() - started)
+
+    def measured(scope: Scope) -> Record:
+        if proxy is not None:
+            check_proxy(proxy, inner)
+            scope = seen_scope(scope, chosen.scope, inner, proxy)
+        snapshot = Snapshot.of(inner, scope, 0)
+        run = RunContext(
+            settings=chosen, scope=scope, proxy=proxy, dtypes=snapshot.dtypes, strict=True
+        )
+        started = time.perf_counter()
+        with torch.no_grad():
+            found = measure_snapshot(snapshot, run, model=MaskedModel(model, scope))
+            if each and proxy is not None:
+                alone = _each_alone(MagnitudeSpectrum.of(snapshot.tensors), run, model, proxy)
+                found = replace(found, record=replace(found.record, alone=alone))
+        return record_of(found, stall_s=time.perf_counter() - started)
+
+    if proxy is None:
+        return measured(scope)
+    proxy = proxy.shared(ALONE, threads_draw=chosen.threads_draw)
+    return proxy.apart(partial(measured, scope), inner)
 
 
 def _each_alone(
@@ -363,10 +374,11 @@ def evaluated(
         return None, controls, ""
     evaluate = partial(run_sweep, model, proxy, spectrum, allowed=run.allowed)
     try:
-        result = evaluate(pattern=settings.pattern, sweep=settings.effective_sweep, looks=True)
-        same = SameLevels(result.curve, settings.effective_sweep.examples)
-        for control in settings.controls if len(result.cuts) > 2 else ():
-            controls[control.name] = evaluate(pattern=control, sweep=same)
+        with proxy.here():
+            result = evaluate(pattern=settings.pattern, sweep=settings.effective_sweep, looks=True)
+            same = SameLevels(result.curve, settings.effective_sweep.examples)
+            for control in settings.controls if len(result.cuts) > 2 else ():
+                controls[control.name] = evaluate(pattern=control, sweep=same)
     except BaseException as error:  # sorted by reraise_foreign
         reraise_foreign(error, strict=run.strict)
         logger.exception("evaluation failed at %s", numbered(run.unit, step))

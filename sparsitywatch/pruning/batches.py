@@ -13,14 +13,18 @@ from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sparsitywatch.errors import ProxyError
+from sparsitywatch.errors import MeasurementError, ProxyError
+from sparsitywatch.pruning.apart import EVALUATING, apart
+from sparsitywatch.ranks.protocol import ALONE
+
+T = TypeVar("T")
 
 #: value(model, batch) -> tensor [N], one floating-point number per example.
 ValueFunction = Callable[[nn.Module, Any], torch.Tensor]
@@ -319,6 +323,25 @@ def preserve_rng() -> Iterator[None]:
         yield
     finally:
         finish_despite_interrupt(put_back)
+
+
+def drawn(make: Callable[[], list[T]], seed: int | None) -> list[T]:
+    """What is made of a source that may draw, from the seed on; the generators stay as they were.
+
+    Beside threads that may draw it is made in a fork, so that an iterator is not moved on.
+    """
+
+    def made() -> list[T]:
+        with EVALUATING, preserve_rng():
+            if seed is not None:
+                seed_generators(seed)
+            return make()
+
+    try:
+        return apart(made, None, ALONE)
+    except MeasurementError as error:
+        words = "Make the proxy before these threads begin, or of a list of batches."
+        raise ProxyError(f"{error} {words}") from error
 
 
 def finish_despite_interrupt(put_back: Callable[[], object]) -> None:

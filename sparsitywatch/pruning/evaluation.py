@@ -396,6 +396,14 @@ class MaskedModel:
                 self.restore()
                 refuse_written(self.module, masks.shared)  # nobody can put that back
 
+    def learned(self) -> dict[str, Any]:
+        """What evaluations have shown of the model: plain data that ``learn`` takes up."""
+        return {"renews": self.renews}
+
+    def learn(self, state: dict[str, Any]) -> None:
+        """Take up what a copy of this has learned in a fork."""
+        self.renews = state["renews"]
+
     def restore(self) -> None:
         """Put back what a session has changed, also if its end was interrupted before it began."""
         masks, self._open = self._open, None
@@ -464,7 +472,7 @@ class OnCopies(Masks):
         self._value = value
         self._instead = instead
         dense = ModelCopy(module, value, instead[False])
-        self._surroundings = Surroundings(dense)
+        self._surroundings = Surroundings(dense, module)
         # buffers were copied, so that only other ways lead to them
         buffers = [(buffer, version_of(buffer)) for buffer in module.buffers()]
         self.shared = [*dense.shared, *self._surroundings.tensors, *buffers]

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from sparsitywatch.errors import ProxyError, expect, expect_whole
-from sparsitywatch.pruning.batches import preserve_rng, seed_generators
+from sparsitywatch.pruning.batches import drawn
 from sparsitywatch.pruning.classes import IGNORED
 
 _MASKED_SHARE = 0.15
@@ -72,13 +72,22 @@ def _split(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 # ------------------------------------------------------------------ rows of a dataset
 
 
-@preserve_rng()
 def rows_of(dataset: Any, tokenizer: Any, examples: int, length: int) -> list[Row]:
     """Some sequences of a dataset, spread evenly over one that can be indexed."""
     # a ProxyError if nothing in it is a sequence of tokens or a text
     expect_whole("examples", examples, 2)
     expect_whole("length", length, 2)
-    seed_generators(_SEED)  # a DataLoader draws even where it does not shuffle
+    # a DataLoader draws even where it does not shuffle
+    found = drawn(lambda: _first_rows(dataset, tokenizer, examples, length), _SEED)
+    if len(found) < 2:
+        raise ProxyError(
+            f"Expected at least 2 sequences of 2 tokens or more in `dataset`, got {len(found)}. "
+            "Labels of -100 do not count."
+        )
+    return found[:examples]
+
+
+def _first_rows(dataset: Any, tokenizer: Any, examples: int, length: int) -> list[Row]:
     special = set(getattr(tokenizer, "all_special_ids", ()))
     found: list[Row] = []
     for place, item in items_of(dataset, examples):
@@ -89,12 +98,7 @@ def rows_of(dataset: Any, tokenizer: Any, examples: int, length: int) -> list[Ro
                 found.append((ids, labels))
         if len(found) >= examples:
             break
-    if len(found) < 2:
-        raise ProxyError(
-            f"Expected at least 2 sequences of 2 tokens or more in `dataset`, got {len(found)}. "
-            "Labels of -100 do not count."
-        )
-    return found[:examples]
+    return found
 
 
 def items_of(dataset: Any, num: int) -> Iterator[tuple[int, Any]]:

@@ -412,13 +412,20 @@ def plain_state(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 class Surroundings:
-    """Attributes of classes, globals, defaults: no copy reaches these, so they are put back."""
+    """What no copy reaches, so that it is put back.
 
-    def __init__(self, copied: ModelCopy) -> None:
+    These are attributes of classes, globals, defaults, and which objects the modules of the
+    ``model`` in training hold.
+    """
+
+    def __init__(self, copied: ModelCopy, model: nn.Module) -> None:
         self.tensors: list[tuple[torch.Tensor, int]] = []  # with what was written to them before
         self._variables: list[tuple[Any, tuple[str, ...] | None, dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._seen: dict[int, Any] = {}
+        for one in model.modules():
+            for held in (vars(one), one._parameters, one._buffers, one._modules):
+                self._containers.append((held, held.copy()))
         for kind in copied.kinds:
             for base in kind.__mro__:
                 self._follow(base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -9,9 +10,10 @@ import math
 import pickle
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +21,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsitywatch.errors import ProxyError, expect, expect_whole
+from sparsitywatch.pruning.apart import EVALUATING, Learner, apart, others, why_shared
 from sparsitywatch.pruning.batches import (
     ROUNDING,
     Batch,
     ValueFunction,
     device_of,
     digest,
+    drawn,
     drawn_parts,
     packed,
     preserve_rng,
@@ -42,6 +46,8 @@ from sparsitywatch.pruning.language import (
 from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.ranks.protocol import ALONE, Ranks, Turns
 from sparsitywatch.redact import logger, printable, redacted_error
+
+T = TypeVar("T")
 
 #: What a batch calls the masks of the positions that are no padding.
 _MASKS = ("attention_mask", "decoder_attention_mask")
@@ -78,6 +84,8 @@ class Proxy:
             does not give masks.
     """
 
+    #: Whether other threads may draw from the generators that an evaluation seeds.
+    threads_draw = True
     #: How intervals become narrower where numbers are of batches.
     advice = "Return the mean of each example's own positions for narrower ones."
 
@@ -113,11 +121,13 @@ class Proxy:
         self.positions = positions
         self.higher_is_better = higher_is_better
         self.name = name or getattr(value, "__name__", type(value).__name__)
-        with preserve_rng():
-            if seed is not None:
-                seed_generators(seed)
+
+        def frozen() -> list[Batch]:
             some = itertools.islice(batches, max_batches)
-            self._batches = [Batch(batch, f"batches[{i}]") for i, batch in enumerate(some)]
+            return [Batch(batch, f"batches[{i}]") for i, batch in enumerate(some)]
+
+        # a list draws nothing
+        self._batches = frozen() if type(batches) in (list, tuple) else drawn(frozen, seed)
         if not self._batches:
             raise ProxyError("Expected `batches` with at least one batch, got none.")
         self.ranks: Ranks = ALONE
@@ -223,7 +233,7 @@ class Proxy:
             batches, predict, metric, higher_is_better=higher_is_better, max_batches=max_batches
         )
 
-    def shared(self, ranks: Ranks) -> Proxy:
+    def shared(self, ranks: Ranks, *, threads_draw: bool = False) -> Proxy:
         """This proxy, its batches evaluated by several ranks between them; each has all values."""
         # where all ranks have the same batches, each evaluates some of them, so that an evaluation
         # on R ranks takes about 1/R of the time. Where each has batches of its own, all of them
@@ -237,7 +247,7 @@ class Proxy:
                 f"{', '.join(sorted({printable(name) for name, _ in kinds}))}."
             )
         other = copy.copy(self)
-        other.ranks, other._subsets = ranks, {}
+        other.ranks, other.threads_draw, other._subsets = ranks, threads_draw, {}
         other._identify()
         return other
 
@@ -453,9 +463,41 @@ class Proxy:
 
         Raises:
             ProxyError: ``value`` did not return one floating-point number per example.
+            MeasurementError: other threads may draw meanwhile, and it cannot run in a fork.
         """
-        with preserve_rng():
-            return self.values(model, value or self.value)
+
+        def evaluated() -> np.ndarray:
+            with preserve_rng():
+                return self.values(model, value or self.value)
+
+        return self.apart(evaluated, model)
+
+    def apart(self, run: Callable[[], T], model: nn.Module, *learners: Learner) -> T:
+        """What evaluates, with nothing touched that other threads may use, as ``apart`` has it."""
+        if self.threads_draw and others():
+            return apart(run, model, self.ranks, self, *learners)
+        with self.here():
+            return run()
+
+    def here(self) -> AbstractContextManager[Any]:
+        """Around what evaluates in this process: one thread at a time; those of ranks wait."""
+        return EVALUATING if self.ranks.is_alone else contextlib.nullcontext()
+
+    def why_left_out(self, model: nn.Module) -> str:
+        """Why that cannot be done now on some rank; empty if it can."""
+        own = why_shared(model, self.ranks) if self.threads_draw else ""
+        return next(filter(None, self.ranks.gather(own)), "")
+
+    def learned(self) -> dict[str, Any]:
+        """What evaluations have shown of the batches: plain data that ``learn`` takes up."""
+        names = ("unit", "is_kept_whole", "_num_examples", "_sizes", "num_batches")
+        return {name: getattr(self, name) for name in names}
+
+    def learn(self, state: dict[str, Any]) -> None:
+        """Take up what a copy of this proxy has learned in a fork."""
+        while self.num_batches < state["num_batches"] and self.halve():
+            continue
+        vars(self).update(state)
 
     def check_repeats(
         self, before: Mapping[int, np.ndarray], fresh: Callable[[], Runnable]

@@ -293,6 +293,9 @@ class Layers(Sequence[LayerShare]):
 
 # ------------------------------------------------------------------ the record
 
+#: Why an evaluation was left out that was not paid for; by and by one is.
+UNPAID = "the evaluation was left out to keep within `max_overhead`"
+
 #: By what is around it, "" for the record itself: each attribute that a series is read from, by
 #: its path. Several rows read one.
 _PATHS: dict[str, dict[str, str]] = {}
@@ -571,6 +574,11 @@ class Record:
                 if name == stem or (stem != row and name.startswith(stem)):
                     found[name] = x
         return {name: float(x) for name, x in found.items() if math.isfinite(x)}
+
+    @property
+    def why_blind(self) -> str:
+        """Why it has no evaluation where no time will bring one; else empty."""
+        return "" if self.not_evaluated == UNPAID else self.not_evaluated
 
     def was_asked(self, series: str) -> bool:
         """Whether this snapshot could have had a series; False where it was not evaluated.

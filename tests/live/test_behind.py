@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,15 +14,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from contracts.watched import Run, child, steps_of
+from contracts.watched import Run, steps_of
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparsitywatch as sw
 from sparsitywatch.live import behind
-from sparsitywatch.live.behind import Behind, Fork, ForkError
+from sparsitywatch.live.behind import Behind
 from sparsitywatch.live.schedule import BudgetedSchedule, Due, OverheadBudget
+from sparsitywatch.pruning import apart
 from sparsitywatch.records import Record, to_json
-from sparsitywatch.redact import logger
 from sparsitywatch.sinks.jsonl import read_records
 
 
@@ -31,7 +31,7 @@ def _one_of_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(behind, "_num_cores", lambda: 2)
     monkeypatch.setattr(behind, "_spare_bytes", lambda: 0)
-    monkeypatch.setattr(behind, "_LOOK_S", 0.02)
+    monkeypatch.setattr(apart, "_LOOK_S", 0.02)
 
 
 class InFork:
@@ -75,84 +75,6 @@ def untimed(records: list[Record]) -> list[str]:
     return [to_json(replace(r, wall_time=0.0, cost=replace(r.cost, **times))) for r in records]
 
 
-# ------------------------------------------------------------------ a function in a fork
-
-
-def test_a_function_in_a_fork_gives_what_it_returns_or_raises() -> None:
-    assert Fork(lambda: torch.ones(300, 300).sum().item()).result() == 90_000.0
-    assert len(Fork(lambda: b"x" * 2**22).result()) == 2**22  # more than a pipe holds
-    with pytest.raises(ZeroDivisionError):
-        Fork(lambda: 1 / 0).result()
-    with pytest.raises(ForkError, match="but it returned 1"):
-        Fork(lambda: lambda: 0).result()  # which cannot be sent
-
-
-def test_threads_that_the_training_has_used_do_not_hang_a_fork(monkeypatch) -> None:
-    monkeypatch.undo()
-    num, one = torch.get_num_threads(), torch.ones(400, 400)
-    torch.set_num_threads(2)
-    try:
-        total = float((one @ one).exp().isinf().sum() + one.relu_().sum())
-        again = Fork(lambda: float((one @ one).exp().isinf().sum() + one.relu_().sum()))
-        assert again.result() == total
-        assert Fork(torch.get_num_threads).result() == 1
-    finally:
-        torch.set_num_threads(num)
-
-
-def test_a_fork_that_is_killed_or_hangs_is_told_and_leaves_no_zombie(monkeypatch) -> None:
-    killed = Fork(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(ForkError, match="signal 9 has ended it"):
-        killed.result()
-    monkeypatch.setattr(behind, "_STILL_S", 0.1)
-    hanging = Fork(lambda: time.sleep(60))
-    with pytest.raises(ForkError, match=r"it used no processor for 0\.1 s"):
-        hanging.result()
-    for fork in (killed, hanging):
-        with pytest.raises(ProcessLookupError):
-            os.kill(fork.pid, 0)
-
-
-def test_a_fork_whose_end_somebody_else_has_waited_for_is_done() -> None:
-    fork = Fork(lambda: 7)
-    os.waitpid(fork.pid, 0)
-    assert fork.result() == 7
-
-
-def test_a_fork_leaves_signals_buffers_and_generators_to_the_training(capfd) -> None:
-    def shoot() -> str:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
-            os.kill(os.getpid(), number)
-        print("said in the fork")
-        return "alive"
-
-    before = signal.signal(signal.SIGALRM, lambda *_: os._exit(3))
-    try:
-        print("said before", end=", ")
-        assert Fork(shoot).result() == "alive"
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert capfd.readouterr().out == "said before, said in the fork\n"
-    state = random.getstate()
-    drawn = Fork(random.random).result()
-    assert random.getstate() == state
-    assert drawn == random.random()
-
-
-def test_what_is_logged_in_a_fork_is_logged_by_the_training(caplog) -> None:
-    def log() -> None:
-        try:
-            int("no number")
-        except ValueError:
-            logger.exception("evaluation failed at %s", "step 3")
-
-    Fork(log).result()
-    assert [record.getMessage() for record in caplog.records] == [
-        "sparsitywatch: evaluation failed at step 3"
-    ]
-    assert "ValueError: invalid literal" in caplog.text
-
-
 # ------------------------------------------------------------------ evaluations
 
 
@@ -176,16 +98,16 @@ def test_a_log_and_a_training_are_the_same_behind_and_inline(tmp_path: Path, opt
 
 def test_the_training_goes_on_and_what_asks_for_records_waits(tmp_path: Path) -> None:
     gate, seen = Gate(tmp_path), []
-    apart = InFork(gate.wait)
-    with apart.watch(every=2, max_overhead=1.0, on_record=[seen.append]) as watcher:
+    trial = InFork(gate.wait)
+    with trial.watch(every=2, max_overhead=1.0, on_record=[seen.append]) as watcher:
         watcher._budget.wait_s = lambda *_, **__: 0.0
-        apart.run.train(7)
+        trial.run.train(7)
         assert seen == []
         gate.open()
         state = watcher.state_dict()
         assert steps_of(watcher._pipeline.records) == [2]
         assert (state["step"], state["optimizer"]["motion"]["step"]) == (7, 2)
-        apart.run.train(1)
+        trial.run.train(1)
     assert steps_of(seen) == [2, 8]
     # two were left out, so that eight of the weights come before another evaluation
     assert [record.curve is None for record in seen] == [False, True]
@@ -193,20 +115,20 @@ def test_the_training_goes_on_and_what_asks_for_records_waits(tmp_path: Path) ->
 
 
 def test_without_a_limit_one_that_is_due_waits(tmp_path: Path) -> None:
-    apart = InFork(lambda: time.sleep(0.01))
-    with apart.watch(every=1) as watcher:
-        apart.run.train(3)
-        apart.run.train(1)  # one is in flight when it is closed
+    trial = InFork(lambda: time.sleep(0.01))
+    with trial.watch(every=1) as watcher:
+        trial.run.train(3)
+        trial.run.train(1)  # one is in flight when it is closed
     assert steps_of(watcher.records) == [1, 2, 3, 4]
     assert all(record.curve is not None for record in watcher.records)
 
 
 def test_an_exception_in_the_training_waits_for_the_evaluation(tmp_path: Path) -> None:
-    apart = InFork(lambda: time.sleep(0.01))
+    trial = InFork(lambda: time.sleep(0.01))
 
     def train() -> None:
-        with apart.watch(tmp_path, every=2):
-            apart.run.train(2)
+        with trial.watch(tmp_path, every=2):
+            trial.run.train(2)
             raise KeyError("of the training")
 
     with pytest.raises(KeyError):
@@ -220,22 +142,60 @@ def test_an_evaluation_that_raises_is_marked_as_inline(tmp_path: Path) -> None:
     def fail() -> None:
         raise ValueError("no loss today")
 
-    apart = InFork(fail)
-    with apart.watch(every=1, strict=False) as watcher:
-        apart.run.train(2)
+    trial = InFork(fail)
+    with trial.watch(every=1, strict=False) as watcher:
+        trial.run.train(2)
         assert not watcher.off
     assert {record.reason for record in watcher.records} == {"ValueError: no loss today"}
     assert watcher.records[0].near_zero  # the weights were measured
 
 
-def test_after_a_fork_was_killed_evaluations_are_inline(caplog) -> None:
-    apart = InFork(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    with apart.watch(every=1, strict=False) as watcher:
-        apart.run.train(3)
-    first, *others = watcher.records
-    assert "signal 9 has ended it" in first.reason
-    assert all(record.valid and record.curve is not None for record in others)
-    assert caplog.text.count("the training waits for evaluations") == 1
+def test_after_two_forks_that_failed_no_evaluation_is_tried_any_more(caplog) -> None:
+    trial = InFork(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with trial.watch(every=1, strict=False) as watcher:
+        trial.run.train(4)
+    assert [record.valid for record in watcher.records] == [False, False, True, True]
+    assert "signal 9 has ended it" in watcher.records[0].reason
+    assert all("2 evaluations in a row have failed" in r.not_evaluated for r in watcher.records[2:])
+    assert all(record.near_zero for record in watcher.records)
+
+
+def test_a_fork_that_failed_once_is_followed_by_one_that_is_waited_for(tmp_path, caplog) -> None:
+    first = tmp_path / "first"
+
+    def fail_once() -> None:
+        if not first.exists():
+            first.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trial = InFork(fail_once)
+    with trial.watch(every=1, strict=False) as watcher:
+        trial.run.train(1)
+        watcher.snapshot()
+        watcher._taker.behind._where = "inline"  # as where no core is idle any more
+        trial.run.train(2)
+    assert [record.valid for record in watcher.records] == [False, True, True]
+    assert all(record.curve is not None for record in watcher.records[1:])
+
+
+@pytest.mark.parametrize("act", ["hang", "spin", "die", "lock"])
+def test_a_fork_is_ended_at_ten_times_what_is_usual_and_some_seconds(act, monkeypatch) -> None:
+    monkeypatch.setattr(apart, "_MORE_S", 0.2)
+    held = threading.Lock()
+
+    def spin() -> None:
+        while True:
+            continue
+
+    acts = {"hang": lambda: time.sleep(60), "spin": spin, "die": lambda: os._exit(3)}
+    trial = InFork(acts.get(act, held.acquire))
+    held.acquire()
+    with trial.watch(every=1, strict=False) as watcher:
+        watcher._taker.behind.usual_s = 0.01
+        trial.run.train(3)
+    why = "it returned 3" if act == "die" else "it took more than 0.3 s"
+    assert [why in record.reason for record in watcher.records] == [True, True, False]
+    assert "2 evaluations in a row have failed" in watcher.records[2].not_evaluated
 
 
 def test_what_a_fork_had_to_learn_is_known_to_the_next_one() -> None:
@@ -244,43 +204,26 @@ def test_what_a_fork_had_to_learn_is_known_to_the_next_one() -> None:
         if proxy.num_batches == 1:
             raise MemoryError
 
-    apart = InFork(learn)
-    with apart.watch(every=1) as watcher:
+    trial = InFork(learn)
+    with trial.watch(every=1) as watcher:
         proxy, model = watcher._taker.run.proxy, watcher._taker.model
-        apart.run.train(1)
+        trial.run.train(1)
         (record,) = watcher.records
     assert record.valid
     assert (model.renews, proxy.is_kept_whole, proxy.num_batches) == (True, True, 2)
 
 
 @pytest.mark.slow
-def test_a_fork_ends_with_a_training_that_is_killed() -> None:
-    code = """
-    from sparsitywatch.live.behind import Fork
-    print(Fork(lambda: time.sleep(60)).pid, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-    """
-    returned, output, errors = child("\n".join(map(str.strip, code.splitlines()))).communicate()
-    assert returned == -signal.SIGKILL, errors
-    status = Path(f"/proc/{int(output)}/status")
-    for _ in range(100):
-        if not status.exists() or "State:\tZ" in status.read_text():
-            return
-        time.sleep(0.05)
-    pytest.fail("the fork outlives the training")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_workers_of_a_loader_beside_a_fork(method: str) -> None:
-    apart = InFork(lambda: time.sleep(0.001))
+    trial = InFork(lambda: time.sleep(0.001))
     data = TensorDataset(torch.arange(6.0))
     loader = DataLoader(data, num_workers=1, multiprocessing_context=method)
     seen = []
-    with apart.watch(every=2) as watcher:
-        apart.run.train(2)  # the worker is made beside a fork
+    with trial.watch(every=2) as watcher:
+        trial.run.train(2)  # the worker is made beside a fork
         for (batch,) in loader:
-            apart.run.train(1)
+            trial.run.train(1)
             seen.append(float(batch))
     assert seen == [*range(6)]
     assert steps_of(watcher.records) == [2, 4, 6, 8]
@@ -291,16 +234,16 @@ def test_workers_of_a_loader_beside_a_fork(method: str) -> None:
 
 
 UNSAFE = {
-    "only Linux": ("sys", SimpleNamespace(platform="darwin")),
-    "several processes": ("is_distributed", lambda: True),
+    "only Linux": ("pruning.apart.sys.platform", "darwin"),
+    "several processes": ("pruning.apart.is_distributed", lambda: True),
     "not run in the main thread": (
-        "threading",
+        "live.behind.threading",
         SimpleNamespace(current_thread=int, main_thread=str),
     ),
-    "a device is in use": ("torch.cuda.is_initialized", lambda: True),
-    "last digits might differ": ("torch.get_num_threads", lambda: 2),
-    "no core is idle: torch uses 1 of 1": ("_num_cores", lambda: 1),
-    "0.5 GiB of memory are missing": ("_spare_bytes", lambda: -(2**29)),
+    "a device is in use": ("pruning.apart.torch.cuda.is_initialized", lambda: True),
+    "last digits might differ": ("live.behind.torch.get_num_threads", lambda: 2),
+    "no core is idle: torch uses 1 of 1": ("live.behind._num_cores", lambda: 1),
+    "0.5 GiB of memory are missing": ("live.behind._spare_bytes", lambda: -(2**29)),
 }
 
 
@@ -310,7 +253,7 @@ def test_where_a_fork_is_not_safe_the_training_waits_and_is_told_why(why, monkey
     place, instead = UNSAFE[why]
     if why == "last digits might differ":
         monkeypatch.setattr(behind, "_num_cores", lambda: 3)
-    monkeypatch.setattr(f"sparsitywatch.live.behind.{place}", instead)
+    monkeypatch.setattr(f"sparsitywatch.{place}", instead)
     run = Run()
     with run.watch(None, evaluate="auto", every=1) as watcher:
         run.train(1)
@@ -369,18 +312,18 @@ def test_cores_and_memory_are_those_of_the_control_group(tmp_path: Path, monkeyp
 
 
 def test_the_budget_counts_by_how_much_steps_are_slower_beside_a_fork() -> None:
-    apart = Behind("auto", None, None)
+    beside = Behind("auto", None, None)
     took_s = [1.0] * 9 + [1.2, 1.1, 1.0, 100.0]
     now_s = [*itertools.accumulate([0.0, *took_s])]
     for now in now_s[:10]:
-        apart.step(now)
-    assert apart.lost_s == 0.0
-    apart.is_on = True
+        beside.step(now)
+    assert beside.lost_s == 0.0
+    beside.is_on = True
     for now in now_s[10:]:
-        apart.step(now)
-    assert apart.lost_s == pytest.approx(0.2 + 0.1 + 1.0)  # at most as much again of any step
-    apart.is_on = False
-    assert apart.lost_s == 0.0
+        beside.step(now)
+    assert beside.lost_s == pytest.approx(0.2 + 0.1 + 1.0)  # at most as much again of any step
+    beside.is_on = False
+    assert beside.lost_s == 0.0
 
 
 def test_the_last_one_which_is_waited_for_is_not_cheap() -> None:
