@@ -264,6 +264,7 @@ class Account:
         #: What the param groups said of each word of _READ, None to ask again; what followed.
         self._said: list[list[Any] | None] = []
         self._rates = np.empty((0, 0))
+        self._called: dict[int, tuple[str, ...]] = {}  # names in the model by id, that rows follow
         self._row_of: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self._sizes: list[int] = []  # of the groups
         self._held: list[int] = []  # ids in their order, which ...
@@ -290,6 +291,9 @@ class Account:
         self.copied |= {name: weakref.ref(copy) for name, copy in copies.items()}
         known = {name: one for name, ref in self.copied.items() if (one := ref()) is not None}
         names = names_of(parameters) | names_of(known)
+        if names == self._called and self.is_current:  # as at most snapshots
+            return
+        self._called = names
         self._add_up()
         groups = list(map(_params, optimizer.param_groups))
         tensors = list(chain.from_iterable(groups))
@@ -390,7 +394,7 @@ class Account:
     def take_over(self, earlier: dict[str, Sums]) -> None:
         """Go on from what was done before, to the last bit; what is taken over is taken out."""
         self._add_up()
-        for row, names in enumerate(self.names):
+        for row, names in enumerate(self.names if earlier else ()):
             known = {earlier.get(name, Sums()) for name in names}
             if len(known) != 1 or known == {Sums()}:
                 continue
