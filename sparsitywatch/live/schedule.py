@@ -37,6 +37,8 @@ class Schedule(Protocol):
 class StepOnly:
     """A schedule that can say its next step; it may be asked about any step, in any order."""
 
+    heeds_alerts = False  # else nobody need ask whether something may be going on
+
     def __init__(self, next_due: Callable[[int], int], due: Schedule | None = None) -> None:
         self.next_due = next_due  # the first step after one that is due; -1 if nobody knows it
         self._due = due  # a user's function, which may remember: each step is asked about once
@@ -62,6 +64,8 @@ class StepOnly:
 
 class Adaptive(StepOnly):
     """Due at every multiple of an interval, and more often for a while after an alert."""
+
+    heeds_alerts = True
 
     def __init__(self, interval: int, *, closer: int, intervals: int) -> None:
         super().__init__(self._next_due)

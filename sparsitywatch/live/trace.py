@@ -388,8 +388,9 @@ class OptimizerTrace:
         if is_counted and step is None:
             return False
         for account in () if self._has_hooks else self._accounts:
-            if account.optimizer() in self.given:
-                account.advance(is_seen=False)
+            optimizer = account.optimizer()
+            if optimizer in self.given:
+                self._known(optimizer).advance(is_seen=False)
         return True
 
     def knows(self, optimizer: Optimizer) -> bool:

@@ -172,19 +172,18 @@ def watch(
         untried, dense = "", None
         if checked is not None and not off:
             untried, dense, scope = _tried(checked, inner, scope, chosen)
-        reader, examiner = _readers(inner, scope, ranks, watches_all=chosen.dormant_samples != 0)
+        motion = MotionTracker.of(chosen.dormant_samples)
+        reader, examiner = _readers(inner, scope, ranks, watches_all=motion is not None)
         if checked is not None:
             _check_patterns(chosen, reader)
         notes = (scope.note_on_reparametrized, scope.note_on_stored)
-        for note in (*notes, _average_of(optimizers, inner)):
-            if note and leads:
-                logger.warning("%s", note)
+        for note in filter(None, (*notes, _average_of(optimizers, inner)) if leads else ()):
+            logger.warning("%s", note)
         snapshot = Snapshot.of(inner, scope, 0)
         run = RunContext(
             settings=chosen, scope=scope, proxy=checked, dtypes=snapshot.dtypes, strict=strict
         )
         masked = MaskedModel(model, scope, reader)
-        motion = MotionTracker.of(chosen.dormant_samples)
         trace = OptimizerTrace(
             optimizers, lambda: reader.lookup(inner, scope)[1], dict(scope.sizes), motion, examiner
         )

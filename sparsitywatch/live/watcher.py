@@ -484,8 +484,9 @@ class Watcher:
             return
         record = finished.record
         self._pipeline.act(record, finished.events)
-        if finished.events or self._pipeline.history.is_suspicious:
-            self._schedule.schedule.alert(record.step)
+        schedule = self._schedule.schedule
+        if schedule.heeds_alerts and (finished.events or self._pipeline.history.is_suspicious):
+            schedule.alert(record.step)
         self._num_failures = 0 if record.valid else self._num_failures + 1
         if changed := self._taker.model.training_changed:
             self._switch_off(

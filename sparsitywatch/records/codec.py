@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +24,16 @@ from sparsitywatch.records.record import SCHEMA_VERSION
 T = TypeVar("T")
 
 _INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
+#: A text, which stays as it is, or one of Python's words that strict JSON does not know.
+_UNKNOWN = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity')
+_KNOWN = {"NaN": "null", **{word: f'"{word}"' for word in _INFINITIES}}
 
 
 def to_json(value: Any) -> str:
     """One line of strict JSON for a dataclass of this package, or what is made of some."""
     text = json.dumps(value, default=_plain, separators=(",", ":"))
-    if "NaN" in text or "Infinity" in text:  # which strict JSON has no word for
-        strict = json.loads(text, parse_constant=lambda word: None if word == "NaN" else word)
-        text = json.dumps(strict, separators=(",", ":"))
+    if "NaN" in text or "Infinity" in text:
+        text = _UNKNOWN.sub(lambda found: _KNOWN.get(found[0], found[0]), text)
     return text
 
 

@@ -9,12 +9,14 @@ docs/alarms.md says what to do.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import takewhile
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -112,26 +114,46 @@ _COLUMNS: tuple[tuple[str, type | str, Any], ...] = (
     ("num_to_decay", int, 0),  # not 0, without gradient, where decay has to be seen
     ("num_not_decayed", int, 0),  # of these, that stand still
 )
-#: A row for each tensor with these columns, and ``past_updates``, its ``update`` in earlier
-#: intervals, the oldest first.
-TensorFacts = np.recarray[Any, Any]
 
 
-def table_of(names: Sequence[str], num_past: int = 0) -> TensorFacts:
-    """Facts of tensors of which nothing is known but how many intervals are past."""
-    past = ("past_updates", float, (num_past,))
-    rows = np.zeros(len(names), np.dtype([*((name, kind) for name, kind, _ in _COLUMNS), past]))
-    for name, _, unknown in _COLUMNS:
-        rows[name] = unknown
-    rows["name"] = names
-    return rows.view(np.recarray)
+class TensorFacts(SimpleNamespace):
+    """These columns, [T] each, and ``past_updates``: ``update`` in earlier intervals [T, past].
+
+    Made of tensors of which nothing is known but how many intervals are past, the oldest first.
+    """
+
+    def __init__(self, names: Sequence[str] = (), num_past: int = 0) -> None:
+        num = len(names)
+        super().__init__(**{name: np.full(num, x, kind) for name, kind, x in _COLUMNS})
+        self.name = np.array([*names], object)
+        self.past_updates = np.zeros((num, num_past))
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+    def row(self, index: int) -> TensorRow:
+        """One tensor, to be read and written."""
+        return TensorRow(vars(self), index)
+
+
+class TensorRow:
+    """The facts of one tensor: its place in the columns."""
+
+    def __init__(self, columns: dict[str, np.ndarray], index: int) -> None:
+        vars(self).update(columns=columns, index=index)
+
+    def __getattr__(self, name: str) -> Any:
+        return self.columns[name][self.index]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.columns[name][self.index] = value
 
 
 @dataclass(frozen=True, kw_only=True)
 class VitalReading:
     """What is known of every parameter at one snapshot."""
 
-    facts: TensorFacts = field(default_factory=partial(table_of, ()))  # in the model's order
+    facts: TensorFacts = field(default_factory=TensorFacts)  # in the model's order
     since_step: int = -1  # of the snapshot before; -1 if there was none
     reason: str = ""  # why there are no facts; empty if there are
 
@@ -172,13 +194,11 @@ def _with_all_not_finite(facts: TensorFacts, spectrum: MagnitudeSpectrum) -> Ten
     """The facts with the weights in scope that are not finite, all of them, not of a sample."""
     histograms = spectrum.histograms
     if not len(facts):
-        facts = table_of(list(histograms))
-        facts.num_weights = facts.num = [one.num_weights for one in histograms.values()]
-    facts = facts.copy()
-    for one in facts:
-        if one.name in histograms:
-            histogram = histograms[one.name]
-            one.num_not_finite = histogram.num_nan + histogram.num_inf
+        facts = TensorFacts(list(histograms))
+        facts.num_weights = facts.num = np.array([h.num_weights for h in histograms.values()], int)
+    facts = copy.copy(facts)
+    known = zip(map(histograms.get, facts.name), facts.num_not_finite.tolist(), strict=True)
+    facts.num_not_finite = np.array([n if h is None else h.num_nan + h.num_inf for h, n in known])
     return facts
 
 

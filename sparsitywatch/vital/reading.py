@@ -24,10 +24,10 @@ from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.vital.judgement import (
     FAR,
     TensorFacts,
+    TensorRow,
     VitalReading,
     is_ours,
     judged,
-    table_of,
     unread,
 )
 from sparsitywatch.vital.samples import FEW, ROUNDED, SOME, Comparison, Sample, chosen
@@ -63,6 +63,7 @@ _OF_TRAINER = (
     "num_steps", "num_reached", "lr", "lr_share", "lr_rise", "weight_decay", "reach", "has_past",
     "momentum",
 )  # fmt: skip
+_NO_TRAINER = (0.0,) * len(_OF_TRAINER)
 #: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
 #: may step on some tensors only.
 _ROLES = ("frozen", "none", "unknown", "master", "own")
@@ -114,9 +115,9 @@ class VitalTracker(Examiner):
             self._start = now
         if self._before.kinds != now.kinds:
             self._forget()
-        facts = table_of(list(now.tensors), len(self._updates))
-        facts.num_weights = [one.numel() for one in weights.values()]
-        facts.num_dims = [one.dim() for one in weights.values()]
+        facts = TensorFacts(list(now.tensors), len(self._updates))
+        facts.num_weights = np.array([one.numel() for one in weights.values()], int)
+        facts.num_dims = np.array([one.dim() for one in weights.values()], int)
         since, seen, trained = self._step, None, None
         if self._before.tensors:
             seen = Comparison(self._start, self._before, now)
@@ -136,7 +137,7 @@ class VitalTracker(Examiner):
                 self._compare(facts, seen, marks)
                 if trained is not None:
                     self._tell(facts, trained, means)
-                self._carried = {name: facts[name].copy() for name in _CARRIED}
+                self._carried = {name: vars(facts)[name].copy() for name in _CARRIED}
             if not self._marks or not (marks == self._marks[-1][1]).all():
                 self._marks.append((step, marks))
             return VitalReading(facts=facts, since_step=since)
@@ -163,32 +164,35 @@ class VitalTracker(Examiner):
         facts.still_for = np.where(seen.is_still, last["still_for"] + 1, 0)
         facts.shrinks_for = np.where(seen.is_shrinking, last["shrinks_for"] + 1, 0)
         moved = ~seen.is_still & ~is_zero  # reset to zero, such as one half of a LoRA
-        for step, earlier in list(self._marks)[:-1]:
-            facts.back_at[moved & (earlier == marks)] = step  # the latest one stays
+        steps, earlier = zip(*self._marks, strict=True)
+        is_back = moved & (np.array(earlier[:-1]).reshape(-1, len(marks)) == marks)
+        for snapshot in np.flatnonzero(is_back.any(axis=1)).tolist():
+            facts.back_at[is_back[snapshot]] = steps[snapshot]  # the latest one stays
 
     def _tell_trainers(self, facts: TensorFacts, training: Training, parameters: Tensors) -> bool:
         """Add who trains each parameter, and how, on whichever rank; True if any has stepped."""
         # an optimizer with no parameter of the model may step on copies that are not known
         is_blind, done = not training.trainers, self._done_since(training)
-        codes = np.zeros((3, len(parameters)), np.int64)
-        codes[2] = training.has_stepped
-        numbers = np.zeros((len(_OF_TRAINER), len(parameters)))
-        for i, (name, parameter) in enumerate(parameters.items()):
-            trainer = training.trainers.get(name)
+        codes: list[tuple[int, int, int]] = []
+        numbers: list[tuple[float, ...]] = []
+        for name, parameter in parameters.items():
+            size, row, trainer = "unknown", _NO_TRAINER, training.trainers.get(name)
             if not parameter.requires_grad:
                 role = "frozen"
             elif trainer is not None:
                 role = "master" if name in training.copied else "own"
-                codes[1, i] = _SIZES.index(trainer.kind.size)
-                numbers[:, i] = done[name]
+                size, row = trainer.kind.size, done[name]
             else:
                 role = "unknown" if is_blind and parameter.dtype.itemsize < 4 else "none"
-            codes[0, i] = _ROLES.index(role)
+            codes.append((_ROLES.index(role), _SIZES.index(size), training.has_stepped))
+            numbers.append(row)
         # of numbers that are not negative the largest one has the largest bits
-        united = self._reader.ranks.highest(np.concatenate([codes, numbers.view(np.int64)]))
+        both = np.array(codes, np.int64), np.array(numbers, np.float64).view(np.int64)
+        columns = np.concatenate([part.reshape(len(codes), -1) for part in both], axis=1)
+        united = self._reader.ranks.highest(np.ascontiguousarray(columns.T))
         facts.trained_by, facts.sized_by = np.array(_ROLES)[united[0]], np.array(_SIZES)[united[1]]
         for name, column in zip(_OF_TRAINER, united[3:].view(np.float64), strict=True):
-            facts[name] = column
+            vars(facts)[name] = column.astype(vars(facts)[name].dtype)
         facts.lr_rise[~is_ours(facts)] = 1.0
         return bool(united[2].any())
 
@@ -219,7 +223,8 @@ class VitalTracker(Examiner):
         self._tell_of_gradients(facts, trained.are_gone(means))
         # one weight that moves is no end of losses: they add up from interval to interval
         for name in ("num_lossy_moved", "num_lossy_expected"):
-            facts[name] = np.where(facts.num_lossy > 0, last[name] + facts[name], 0)
+            column = vars(facts)[name]
+            vars(facts)[name] = np.where(facts.num_lossy > 0, last[name] + column, 0)
 
     def _tell_of_gradients(self, facts: TensorFacts, is_gone: np.ndarray) -> None:
         """Add how long each tensor has had gradients, and has had none (of late: ``is_gone``)."""
@@ -245,7 +250,7 @@ class VitalTracker(Examiner):
 
     def _last(self, facts: TensorFacts) -> dict[str, np.ndarray]:
         """What goes on from the snapshot before."""
-        return self._carried or {name: np.zeros_like(facts[name]) for name in _CARRIED}
+        return self._carried or {name: np.zeros_like(vars(facts)[name]) for name in _CARRIED}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -363,6 +368,10 @@ class Gradients:
         return state
 
 
+#: Dtypes that numpy has, too.
+_OF_NUMPY = (torch.float32, torch.float64, torch.float16)
+
+
 def _have_some(parts: Sequence[torch.Tensor]) -> list[bool]:
     """Whether each holds anything but zeros; from a device with one transfer."""
     found = [part.is_cpu and _has_some(part) for part in parts]
@@ -375,8 +384,9 @@ def _have_some(parts: Sequence[torch.Tensor]) -> list[bool]:
 
 
 def _has_some(part: torch.Tensor) -> bool:
-    flat = part.detach().reshape(-1)
-    return bool(flat[:: flat.numel() // SOME + 1].any()) or bool(flat.any())
+    flat: Any = part.detach().reshape(-1)
+    flat = flat if flat.dtype not in _OF_NUMPY else flat.numpy()  # in a third of the time
+    return bool(flat[:: len(flat) // SOME + 1].any()) or bool(flat.any())
 
 
 def goes_on_by_itself(before: np.ndarray, weights: np.ndarray, now: np.ndarray, eps: float) -> bool:
@@ -479,7 +489,7 @@ class _Trained:
             if facts.gradient[i] in ("some", "zero"):
                 size = _rms(values)
                 facts.gradient_ratio[i] = size / reference if reference > 0.0 else 1.0
-                self._look_into(facts[i], i, values, is_kept_apart=is_kept_apart)
+                self._look_into(facts.row(i), i, values, is_kept_apart=is_kept_apart)
         self._tell_beyond()
 
     @np.errstate(all="ignore")  # what is not finite is told beside
@@ -490,18 +500,17 @@ class _Trained:
         grown = np.exp(facts.reach[is_relative]) * np.maximum(facts.rms[is_relative], 1e-3)
         facts.reach[is_relative] *= grown
         for i in self._far:
-            facts.reach[i] = self._reach_of_gradients(facts[i])
+            facts.reach[i] = self._reach_of_gradients(facts.row(i))
         facts.reach[~self.is_ours] = math.inf
+        of_itself = facts.lr * np.nan_to_num(facts.weight_decay) + 2.0 * seen.eps
+        of_itself *= facts.num_steps
         # where most weights are beyond it, the root mean square is so by nearly as much
         for i in np.flatnonzero(facts.update > 0.5 * facts.reach).tolist():
-            one = facts[i]
-            eps = torch.finfo(seen.now.tensors[one.name].dtype).eps
-            of_itself = one.lr * np.nan_to_num(one.weight_decay) + 2.0 * eps
-            of_itself *= one.num_steps * np.abs(seen.before.values[seen.now.slice_of(i)])
-            one.num_beyond = seen.num_moved(i, one.reach + of_itself)
+            own = np.abs(seen.before.values[seen.now.slice_of(i)])
+            facts.num_beyond[i] = seen.num_moved(i, facts.reach[i] + of_itself[i] * own)
         facts.is_within = facts.num_beyond <= 0.5 * facts.num
 
-    def _reach_of_gradients(self, one: Any) -> float:
+    def _reach_of_gradients(self, one: TensorRow) -> float:
         """How far steps of SGD go, by the momentum at their end; infinity where that forgets."""
         # a gradient moves a weight at its own step and by what momentum makes of it; what is left
         # of it in the end is the least of the first one
@@ -528,7 +537,9 @@ class _Trained:
                 facts.gradient[i] = "some" if mean.any() else "zero"
 
     @np.errstate(all="ignore")  # what is not finite is told beside
-    def _look_into(self, one: Any, index: int, values: np.ndarray, *, is_kept_apart: bool) -> None:
+    def _look_into(
+        self, one: TensorRow, index: int, values: np.ndarray, *, is_kept_apart: bool
+    ) -> None:
         """What follows for a tensor that stands still, in part or whole, or shrinks as one."""
         is_own, seen = one.trained_by == "own", self._seen
         where = seen.now.slice_of(index)
@@ -553,7 +564,7 @@ class _Trained:
         one.num_to_decay = must_decay.sum()
 
 
-def _update(one: Any, before: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+def _update(one: TensorRow, before: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     """About the size of one step of each weight of a tensor, before it is rounded."""
     if one.sized_by == "gradient":
         return np.asarray(one.lr * np.abs(gradient) / (1.0 - min(one.momentum, 0.99)))
@@ -561,7 +572,7 @@ def _update(one: Any, before: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     return np.full(len(before), one.lr * unit)
 
 
-def _has_learned(one: Any, update: np.ndarray) -> bool:
+def _has_learned(one: TensorRow, update: np.ndarray) -> bool:
     """Whether updates are small because its gradient has ended with what there was to learn."""
     if one.sized_by != "gradient" or not len(one.past_updates):
         return False

@@ -31,12 +31,15 @@ class Sample:
         self.kinds = [(name, one.dtype, len(one)) for name, one in tensors.items()]
         self.num = np.array([num for _, _, num in self.kinds], int)
         self.starts = np.cumsum(self.num) - self.num
-        words = [bits_of(one).numpy() for one in tensors.values()]
-        self.words = np.concatenate([np.empty(0, np.uint8), *words])  # as wide as the widest
+        self._bits = [bits_of(one).numpy() for one in tensors.values()]
+        self.words = np.concatenate([np.empty(0, np.uint8), *self._bits])  # as wide as the widest
 
     @cached_property
     def values(self) -> np.ndarray:
         """The weights as numbers, float64 [N]."""
+        dtypes = {dtype for _, dtype, _ in self.kinds}
+        if len(dtypes) == 1:  # as of most models; one by one takes several times as long
+            return float64_of(torch.from_numpy(self.words).view(*dtypes))
         return float64_of(*self.tensors.values())
 
     def slice_of(self, index: int) -> slice:
@@ -56,8 +59,7 @@ class Sample:
 
     def marks(self) -> np.ndarray:
         """A checksum of each tensor's sample, int64 [T]."""
-        words = [bits_of(one).numpy().data for one in self.tensors.values()]
-        return np.array([*map(zlib.crc32, words)], int)
+        return np.array([*map(zlib.crc32, self._bits)], int)
 
 
 @lru_cache(maxsize=1 << 13)  # of the same tensors at every snapshot
@@ -75,6 +77,7 @@ class Comparison:
 
     def __init__(self, start: Sample, before: Sample, now: Sample) -> None:
         self.start, self.before, self.now = start, before, now
+        self.eps = np.array([torch.finfo(dtype).eps for _, dtype, _ in now.kinds])  # [T]
         self.is_same = before.words == now.words  # [N]
         self.num_still = now.count(self.is_same)
         self.is_still: np.ndarray = self.num_still == now.num
@@ -96,10 +99,16 @@ class Comparison:
         """How many weights of a tensor moved farther, not to a value that many of them have."""
         where = self.now.slice_of(index)
         before, now = self.before.values[where], self.now.values[where]
-        # such a value is a bound that they are held to, or the zero of a mask
-        _, place, count = np.unique(np.abs(now), return_inverse=True, return_counts=True)
         with np.errstate(all="ignore"):  # what is not finite is told beside
-            is_far = (np.abs(now - before) > allowed) & (count[place] <= len(now) // FEW)
+            is_far = np.abs(now - before) > allowed
+        # such a value is a bound that they are held to, or the zero of a mask. In their order, one
+        # that so many have is at one of these places
+        sizes, many = np.abs(now), len(now) // FEW + 1
+        places = np.arange(many - 1, len(now), many)
+        values = np.partition(sizes, places)[places] if is_far.any() else sizes[:0]
+        is_common = (sizes == values[:, None]).sum(axis=1) >= many
+        if is_common.any():
+            is_far &= ~np.isin(sizes, values[is_common])
         return int(np.count_nonzero(is_far))
 
     @np.errstate(all="ignore")  # what is not finite is told beside
@@ -107,12 +116,13 @@ class Comparison:
         # the first weights of most tensors say that they were not; of the others all are asked
         was, now = self.before.values, self.now.values
         firsts = self.now.starts[:, None] + np.minimum(np.arange(FEW), self.now.num[:, None] - 1)
-        eps = np.array([torch.finfo(dtype).eps for _, dtype, _ in self.now.kinds])
-        found: np.ndarray = _have_one_factor(was[firsts], now[firsts], eps) != 0
+        found: np.ndarray = _have_one_factor(was[firsts], now[firsts], self.eps) != 0
         for index in np.flatnonzero(found).tolist():
             where = self.now.slice_of(index)
             is_enough = np.count_nonzero(was[where]) >= FEW
-            found[index] = is_enough and _have_one_factor(was[where], now[where], eps[index]) > 0
+            found[index] = (
+                is_enough and _have_one_factor(was[where], now[where], self.eps[index]) > 0
+            )
         return found
 
 

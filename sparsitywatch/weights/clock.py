@@ -97,9 +97,7 @@ _KINDS = {
 
 def kind_of(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> Kind:
     """What a step does to the weights of one of its param groups, as that stands."""
-    kind = _kind_of_classes(type(optimizer).__mro__)
-    if kind == _SHARDED:
-        return kind_of(optimizer.optim, group)  # type: ignore[attr-defined]
+    kind = _kind_of_any(optimizer)
     if kind.decay == "normalised" and group.get("decoupled_weight_decay"):
         return kind._replace(decay="decoupled")
     if kind.decay == "normalised" and not group.get("weight_decay"):
@@ -107,7 +105,13 @@ def kind_of(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> Kind:
     return kind
 
 
-@lru_cache(maxsize=64)  # it is asked of each param group at each step
+def _kind_of_any(optimizer: optim.Optimizer) -> Kind:
+    """The same, whatever a group says of its decay."""
+    kind = _kind_of_classes(type(optimizer).__mro__)
+    return _kind_of_any(optimizer.optim) if kind == _SHARDED else kind  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=64)  # it is asked of each param group at each snapshot
 def _kind_of_classes(bases: tuple[type, ...]) -> Kind:
     base = next(base for base in bases if "step" in vars(base))
     return _KINDS.get(f"{base.__module__}.{base.__qualname__}", _UNKNOWN)
@@ -186,42 +190,53 @@ def united(parts: Iterable[Mapping[str, Sums]]) -> dict[str, Sums]:
 
 #: Steps are added up so many at a time: caches are cold between the steps of a model.
 _MANY_STEPS = 64
-#: What a param group says of a step, beside its kind.
-_READ = ("lr", "weight_decay", "momentum", "dampening", "nesterov", "decoupled_weight_decay")
-
-
-class _GroupStep(NamedTuple):
-    """What one step does to the tensors of one param group."""
-
-    decay_by: str  # as ``Kind.decay``
-    lr: float
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    dampening: float = 0.0
-    nesterov: float = 0.0
-
-    @classmethod
-    def of(cls, optimizer: optim.Optimizer, group: Mapping[str, Any]) -> _GroupStep:
-        """As the group stands."""
-        by = kind_of(optimizer, group).decay
-        # of other optimizers the same words may mean something else
-        names = ["lr", "weight_decay"] if by != "none" else ["lr"]
-        names += ["momentum", "dampening", "nesterov"] if by == "raw" else []
-        return cls(by, **{name: float(group.get(name, 0.0)) for name in names})
-
-    @property
-    def clock(self) -> Clock:
-        """Of a step without momentum."""
-        is_known = self.decay_by not in _WHY_NO_CLOCK
-        return Clock.of_step(self.lr, self.weight_decay if is_known else math.nan)
+#: What each param group says of a step, by ``Kind.decay`` of the optimizer's class: of other
+#: optimizers the same words may mean something else.
+_READ = {
+    "decoupled": ("lr", "weight_decay"),
+    "raw": ("lr", "weight_decay", "momentum", "dampening", "nesterov"),
+    "normalised": ("lr", "weight_decay", "decoupled_weight_decay"),
+    "none": ("lr",),
+    "unknown": ("lr",),
+}
+#: What a group says as it is; a tensor is asked for its number.
+_NUMBERS = {float, int, bool, np.float64}
 
 
 class _Step(NamedTuple):
     """One step that is not added up yet."""
 
-    groups: list[_GroupStep]
+    rates: np.ndarray  # [words of _READ, groups]; the same object as long as nothing changes
     is_own: np.ndarray | None  # bool [H], which tensors are its own, by place; None: all
     is_taken: np.ndarray | None  # which it reached; None: all
+
+
+def _clocks_of(decay: str, rates: np.ndarray) -> np.ndarray:
+    """What steps without momentum add to each ``Clock``, [6, ...], by rates [words, ...]."""
+    lr, *others = rates
+    weight_decay = others[0] if others else np.zeros_like(lr)
+    if decay != "normalised":
+        return _clocks(lr, weight_decay, np.full(lr.shape, decay != "unknown"))
+    return _clocks(lr, weight_decay, (others[1] != 0.0) | (weight_decay == 0.0))
+
+
+def _clocks(lr: np.ndarray, weight_decay: np.ndarray, is_law: np.ndarray) -> np.ndarray:
+    """As ``Clock.of_step``, of many, [6, ...]; where decay is no law it is not known."""
+    steps, shrink = (lr > 0.0) * 1.0, np.where(is_law, lr * weight_decay, 0.0)
+    log_shrink = np.log1p(-np.minimum(shrink, 1.0))
+    return np.stack([lr, shrink, log_shrink, lr * lr, steps, np.where(is_law, 0.0, steps)])
+
+
+def _clocks_by_momentum(rates: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a step of SGD adds to the clocks of H tensors, [6, H], and their buffers after it."""
+    # decay goes through the buffer: in the end 1 / (1 - momentum) times as much of it. The first
+    # gradient enters the buffer whole, dampened or not, as in torch
+    lr, decay, mu, dampening, nesterov = rates
+    now = mu * before + np.where(before != 0.0, 1.0 - dampening, 1.0) * decay
+    has_buffer = mu != 0.0
+    through = np.where(nesterov > 0.0, decay + mu * now, now)
+    clocks = _clocks(lr, np.where(has_buffer, through, decay), np.ones(len(lr), bool))
+    return clocks, np.where(has_buffer, now, before)
 
 
 class Account:
@@ -233,6 +248,7 @@ class Account:
 
     def __init__(self, optimizer: optim.Optimizer) -> None:
         self.optimizer = weakref.ref(optimizer)
+        self._decay = _kind_of_any(optimizer).decay
         self.num_steps = 0
         self.num_in_scope = 0  # weights that it holds
         # in the model: of one tensor, of several that lie flat in one (FSDP1), or of none
@@ -245,19 +261,23 @@ class Account:
         self._table = np.zeros((14, 0))
         self.looked_at = 0  # steps at the last snapshot
         self._steps: list[_Step] = []  # the latest, which are not added up yet
-        self._said: list[list[Any]] = []  # by the param groups, when ...
-        self._group_steps: list[_GroupStep] = []  # ... this followed
+        #: What the param groups said of each word of _READ, None to ask again; what followed.
+        self._said: list[list[Any] | None] = []
+        self._rates = np.empty((0, 0))
+        self._called: dict[int, tuple[str, ...]] = {}  # names in the model by id, that rows follow
         self._row_of: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
-        self._held: list[int] = []  # ids in the order of the groups, which ...
+        self._sizes: list[int] = []  # of the groups
+        self._held: list[int] = []  # ids in their order, which ...
         self._rows = self._groups = np.empty(0, int)  # ... these follow
 
     @property
     def is_current(self) -> bool:
         """Whether the optimizer holds the tensors that are known."""
         optimizer = self.optimizer()
-        groups = () if optimizer is None else optimizer.param_groups
-        # as _held_by has it; caches are cold at each step, and a call costs more than what it does
-        return self._held == list(map(id, chain.from_iterable(map(_params, groups))))
+        groups = [] if optimizer is None else list(map(_params, optimizer.param_groups))
+        # caches are cold at each step, and a call costs more than what it does
+        is_alike = self._sizes == list(map(len, groups))
+        return is_alike and self._held == list(map(id, chain.from_iterable(groups)))
 
     def identify(
         self,
@@ -271,8 +291,12 @@ class Account:
         self.copied |= {name: weakref.ref(copy) for name, copy in copies.items()}
         known = {name: one for name, ref in self.copied.items() if (one := ref()) is not None}
         names = names_of(parameters) | names_of(known)
+        if names == self._called and self.is_current:  # as at most snapshots
+            return
+        self._called = names
         self._add_up()
-        tensors = _held_by(optimizer)
+        groups = list(map(_params, optimizer.param_groups))
+        tensors = list(chain.from_iterable(groups))
         for tensor in tensors:
             called, row = names.get(id(tensor), ()), self._row_of.get(tensor)
             if row is None or self.names[row] not in ((), called):
@@ -282,10 +306,11 @@ class Account:
         self.is_of_model = any(self.names)
         more = len(self.names) - self._table.shape[1]
         self._table = np.pad(self._table, ((0, 0), (0, more)))
-        groups = optimizer.param_groups
-        self._held = list(map(id, tensors))
+        self._sizes, self._held = list(map(len, groups)), list(map(id, tensors))
+        self._said = [None] * len(_READ[self._decay])
+        self._rates = np.empty((len(self._said), len(groups)))
         self._rows = np.array([self._row_of[tensor] for tensor in tensors], int)
-        self._groups = np.repeat(np.arange(len(groups)), [len(g["params"]) for g in groups])
+        self._groups = np.repeat(np.arange(len(groups)), self._sizes)
         held = (name for row in self._rows.tolist() for name in self.names[row])
         self.num_in_scope = sum(sizes.get(name, 0) for name in held)
 
@@ -295,62 +320,69 @@ class Account:
         if optimizer is None or not self._held:
             return
         self.num_steps += 1
-        said = [list(map(group.get, _READ)) for group in optimizer.param_groups]
-        if said != self._said:  # else nobody asks again; a tensor waits for the device
-            # a tensor may change in place
-            self._said = [[x.item() if torch.is_tensor(x) else x for x in one] for one in said]
-            self._group_steps = [_GroupStep.of(optimizer, g) for g in optimizer.param_groups]
+        groups = optimizer.param_groups
         # of a step that was not seen the gradients are gone: it reached all
-        held = chain.from_iterable(map(_params, optimizer.param_groups)) if is_seen else ()
+        held = chain.from_iterable(map(_params, groups)) if is_seen else ()
         is_reached = [tensor.grad is not None for tensor in held]
         is_own = is_taken = None
-        if is_seen and not any(is_reached):
+        if is_seen and True not in is_reached:
             # an optimizer that is not known may have dropped them
-            is_reached = [self._group_steps[0].decay_by == _UNKNOWN.decay] * len(self._held)
-        if reached or not all(is_reached):
-            is_own = np.array([key not in reached for key in self._held])
-            is_taken = is_own & is_reached if is_seen else is_own
-        self._steps.append(_Step(self._group_steps, is_own, is_taken))
+            is_reached = [self._decay == _UNKNOWN.decay] * len(self._held)
+        if reached:
+            is_own = is_taken = np.array([key not in reached for key in self._held])
+        if not all(is_reached):
+            is_taken = np.logical_and(is_reached, True if is_own is None else is_own)
+        self._steps.append(_Step(self._rates_of(groups), is_own, is_taken))
         if len(self._steps) == _MANY_STEPS:
             self._add_up()
 
+    def _rates_of(self, groups: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """What the param groups say now, as of ``_Step``."""
+        rates = self._rates
+        for place, word in enumerate(_READ[self._decay]):
+            said: list[Any] = [group.get(word, 0.0) for group in groups]
+            if said == self._said[place]:
+                continue
+            self._said[place] = said
+            if not _NUMBERS.issuperset(map(type, said)):
+                # a tensor may change in place, and be that of all groups: it waits for the device,
+                # once a step
+                numbers = {id(x): x.item() for x in dict.fromkeys(said) if torch.is_tensor(x)}
+                self._said[place], said = None, [numbers.get(id(x), x) for x in said]
+            if rates is self._rates:  # the steps before have theirs
+                rates = rates.copy()
+            rates[place] = np.array(said, np.float64)
+        self._rates = rates
+        return rates
+
+    @np.errstate(all="ignore")  # of rates that are not finite, and of decay that wipes weights out
     def _add_up(self) -> None:
         """Add the latest steps to what was done, in their order."""
         steps, self._steps = self._steps, []
-        held = self._table[:, self._rows]
-        taken, offered, (momentum, last) = held[:6], held[6:12], held[12:]
-        groups: list[_GroupStep] = []
-        added, buffered = held[:6], None  # of the step before
+        if not steps:
+            return
+        held = self._table.take(self._rows, axis=1)
+        taken, offered, momentum, last = held[:6], held[6:12], held[12], held[13]
+        each = {id(step.rates): step.rates for step in steps}
+        has_buffers = self._decay == "raw" and any(rates[2].any() for rates in each.values())
+        if not has_buffers:
+            clocks = _clocks_of(self._decay, np.stack([*each.values()], axis=1))
+            each = dict(zip(each, clocks.swapaxes(0, 1), strict=True))
+        rates, added = None, held[:6]
         for number, step in enumerate(steps, self.num_steps - len(steps) + 1):
-            if step.groups is not groups or buffered is not None:
-                groups = step.groups
-                added, buffered = self._one_step(groups, momentum)
-            own = slice(None) if step.is_own is None else step.is_own
-            reached = slice(None) if step.is_taken is None else step.is_taken
-            offered[:, own] += added[:, own]
-            taken[:, reached] += added[:, reached]
-            last[reached] = number
-            if buffered is not None:
-                momentum[reached] = buffered[reached]
+            is_own = True if step.is_own is None else step.is_own
+            is_taken = True if step.is_taken is None else step.is_taken
+            if has_buffers:
+                own_rates = step.rates.take(self._groups, axis=1)
+                added, now = _clocks_by_momentum(own_rates, momentum)
+                np.copyto(momentum, now, where=is_taken)
+            elif step.rates is not rates:
+                rates = step.rates
+                added = each[id(rates)].take(self._groups, axis=1)
+            np.add(taken, added, out=taken, where=is_taken)
+            np.add(offered, added, out=offered, where=is_own)
+            np.copyto(last, number, where=is_taken)
         self._table[:, self._rows] = held
-
-    def _one_step(
-        self, groups: Sequence[_GroupStep], before: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """What a step adds to the clocks of H held tensors, [6, H], and SGD's buffer."""
-        added = np.array([group.clock for group in groups]).T[:, self._groups]
-        is_buffered = [group.decay_by == "raw" and group.momentum != 0.0 for group in groups]
-        if not any(is_buffered):
-            return added, None
-        # SGD's decay goes through the buffer: in the end 1 / (1 - momentum) times as much
-        decay, mu, dampening, nesterov = np.array([g[2:] for g in groups]).T[:, self._groups]
-        # the first gradient enters the buffer whole, dampened or not, as in torch
-        now = mu * before + np.where(before != 0.0, 1.0 - dampening, 1.0) * decay
-        where = np.array(is_buffered)[self._groups]
-        shrink = added[0] * np.where(nesterov > 0.0, decay + mu * now, now)
-        with np.errstate(divide="ignore"):
-            added[1:3, where] = np.stack([shrink, np.log1p(-np.minimum(shrink, 1.0))])[:, where]
-        return added, np.where(where, now, before)
 
     def sums(self) -> dict[str, Sums]:
         """By the names of the model."""
@@ -362,7 +394,7 @@ class Account:
     def take_over(self, earlier: dict[str, Sums]) -> None:
         """Go on from what was done before, to the last bit; what is taken over is taken out."""
         self._add_up()
-        for row, names in enumerate(self.names):
+        for row, names in enumerate(self.names if earlier else ()):
             known = {earlier.get(name, Sums()) for name in names}
             if len(known) != 1 or known == {Sums()}:
                 continue
@@ -385,22 +417,26 @@ class Account:
         looked_at, self.looked_at = self.looked_at, self.num_steps
         since = max(min(looked_at, self.num_steps - FEW_STEPS), 0)
         found: dict[str, Trainer] = {}
+        made: dict[tuple[float, ...], Trainer] = {}  # most tensors of a group have one alike
+        done = self._table[[4, 13]].take(self._rows, axis=1).T.tolist()
         held = zip(self._rows.tolist(), self._groups.tolist(), _held_by(optimizer), strict=True)
-        for row, index, tensor in held:
-            group = optimizer.param_groups[index]
-            kind, step = kind_of(optimizer, group), _step_of(optimizer, tensor)
-            num_taken, last = self._table[[4, 13], row]
-            trainer = Trainer(
-                optimizer=optimizer,
-                kind=kind,
-                lr=float(group.get("lr", 0.0)),
-                farthest=farthest(kind, group, step),
-                has_past=step > num_taken,
-                momentum=float(group.get("momentum", 0.0)),
-                is_active=bool(last > since),
-                num_missed=int(self.num_steps - last) if last <= looked_at else 0,
-            )
-            found |= dict.fromkeys(self.names[row], trainer)
+        for (row, index, tensor), (num_taken, last) in zip(held, done, strict=True):
+            step = _step_of(optimizer, tensor)
+            key = (index, step, num_taken, last)
+            if key not in made:
+                group = optimizer.param_groups[index]
+                kind = kind_of(optimizer, group)
+                made[key] = Trainer(
+                    optimizer=optimizer,
+                    kind=kind,
+                    lr=float(group.get("lr", 0.0)),
+                    farthest=farthest(kind, group, step),
+                    has_past=step > num_taken,
+                    momentum=float(group.get("momentum", 0.0)),
+                    is_active=last > since,
+                    num_missed=int(self.num_steps - last) if last <= looked_at else 0,
+                )
+            found |= dict.fromkeys(self.names[row], made[key])
         return found
 
 

@@ -49,8 +49,8 @@ ADVANCES = tuple(round(0.1 * k, 1) for k in range(21))
 #: Probability that a centred Gaussian lies within a small t, per t in units of the median of
 #: its absolute value: 0.6745 * sqrt(2 / pi).
 _CHANCE_DENSITY = 0.5382
-#: Of fewer weights that move there is no median speed.
-_FEW = 20
+#: Of fewer weights that move there is no median speed; so many tell it to within some per cent.
+_FEW, _TYPICAL = 20, 2048
 #: Tensors that cannot tell may hold this share of the sample; above it nothing is told. Of a tensor
 #: of which no larger share moves nobody knows whether the rest is dormant or has come to rest.
 _MAX_UNKNOWN = 0.05
@@ -250,9 +250,10 @@ def _moved(
             continue
         seen += num
         num_slow += num * motion.is_slow
-        num_dormant += int(motion.dormant.sum())
+        own = int(np.count_nonzero(motion.dormant))
+        num_dormant += own
         chance += num * motion.chance
-        layers[name] = float(motion.dormant.mean())
+        layers[name] = own / num if num else math.nan
     num_sampled = total or num_sampled
     movement = Movement(
         update_to_weight=math.sqrt(change / size) if size > 0 else math.nan,
@@ -336,10 +337,12 @@ def unexplained_change(before: np.ndarray, now: np.ndarray, log_shrink: float) -
 
 def median(values: np.ndarray) -> float:
     """The middle one of an odd number of values, else the lower of the two; NaN without any."""
+    # they are put into another order, where they are: fresh memory costs more than that
     if not len(values):
         return math.nan
     middle = (len(values) - 1) // 2
-    return float(np.partition(values, middle)[middle])
+    values.partition(middle)
+    return float(values[middle])
 
 
 def spacing(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
@@ -367,7 +370,10 @@ def _rounding(
     else:  # half a spacing at each step, up or down, which adds up as a random walk
         rounding = np.abs(before) * (math.sqrt(num_steps) * torch.finfo(dtype).eps)
     moves = USUAL_SPEED * math.sqrt(clock.lr_squared)
-    hidden = np.minimum(_CHANCE_DENSITY * rounding / max(moves, 1e-300), 1.0)
+    hides = _CHANCE_DENSITY / max(moves, 1e-300)
+    if hides * rounding.max(initial=0.0) <= MAX_CHANCE:  # as of most tensors
+        return rounding, ""
+    hidden = np.minimum(hides * rounding, 1.0)
     return rounding, COARSE if float(hidden.mean()) > MAX_CHANCE else ""
 
 
@@ -383,7 +389,8 @@ def _passing(
         dormant = change <= allowed
         moving = change[~dormant]
         if len(moving) >= _FEW:
-            typical = median(moving)
+            # an odd number apart they are of all rows and columns
+            typical = median(moving[:: len(moving) // _TYPICAL | 1])
             slower = typical / (MIN_SPEED * usual)
         else:  # as good as all stand still: those that do exactly are dormant
             typical = USUAL_SPEED * usual
@@ -394,7 +401,7 @@ def _passing(
     # as good as all standing still, or many that hardly move
     is_slow = len(moving) < max(min(_FEW, len(change) / 2), _MAX_UNKNOWN * len(change))
     if share < 1.0:
-        tolerance, rounds = share * DORMANT_TOLERANCE * clock.lr, median(rounding)
+        tolerance, rounds = share * DORMANT_TOLERANCE * clock.lr, median(rounding.copy())
         if len(moving) >= _FEW and rounds > tolerance:
             return dormant, 1.0, True  # rounding alone holds slow ones still
         finer = np.count_nonzero(change <= 0.1 * tolerance + rounding)
@@ -432,23 +439,19 @@ def decay_projection(
             advance += motion.decay * len(motion.dormant)
     if advance <= 0.0:
         return None
-    grid = np.array(ADVANCES)
-    dormant = np.zeros(len(grid))
-    entering = np.zeros(len(grid))
+    dormant, entering = np.zeros((2, len(ADVANCES)))
     weight_of_all = 0.0
     for name, motion in known.items():
         rate = -motion.log_shrink / (advance / total)  # of this tensor's clock to the mean one
-        far = np.log(np.abs(now[name]) / thresholds[name])
-        # by how much the mean clock advances until a weight is near zero
-        due = np.where(far <= 0.0, 0.0, far / rate if rate > 0.0 else math.inf)
+        living, passing = _due(now[name] / thresholds[name], motion.dormant, rate)
+        num = len(motion.dormant)
         num_dormant = int(np.count_nonzero(motion.dormant))
-        num_living = len(due) - num_dormant
-        share = _below(due[~motion.dormant], grid) / max(num_living, 1)
+        num_living = num - num_dormant
+        share = living / max(num_living, 1)
         by_chance = min(motion.chance * num_living, float(num_dormant))
-        passing = _below(due[motion.dormant], grid)
         dormant += np.maximum(passing - by_chance * share, 0.0) / total
         # tensors where weights go dormant are where more will
-        weight = max(num_dormant - 2.0 * by_chance, 0.0) + 1e-6 * len(due)
+        weight = max(num_dormant - 2.0 * by_chance, 0.0) + 1e-6 * num
         entering += weight * share
         weight_of_all += weight
     return DecayProjection(
@@ -458,10 +461,20 @@ def decay_projection(
     )
 
 
-def _below(due: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """How many are due at each point of the grid."""
-    counts = np.bincount(grid.searchsorted(due), minlength=len(grid) + 1)
-    return counts[: len(grid)].cumsum()
+def _due(far: np.ndarray, is_dormant: np.ndarray, rate: float) -> np.ndarray:
+    """How many living and dormant weights are due at each advance, [2, 21]; ``far`` is changed."""
+    # a weight is due when the mean clock has advanced by log(far) / rate; who is due already, at 0
+    num = len(ADVANCES)
+    np.abs(far, out=far)
+    np.log(far, out=far)
+    far *= 1.0 / (ADVANCES[1] * rate) if rate > 0.0 else 1e300
+    np.ceil(far, out=far)
+    np.fmin(far, num, out=far)  # never within these advances, as what is no number
+    np.maximum(far, 0.0, out=far)
+    places = far.astype(np.intp)
+    places += (num + 1) * is_dormant
+    counts = np.bincount(places, minlength=2 * (num + 1)).reshape(2, -1)
+    return np.asarray(counts[:, :num].cumsum(axis=1))
 
 
 # ------------------------------------------------------------------ without an optimizer

@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
-from sparsitywatch.vital.judgement import TensorFacts, table_of
+from sparsitywatch.vital.judgement import TensorFacts
 
 
 class Row(SimpleNamespace):
@@ -29,16 +27,19 @@ def _plain(value: Any) -> Any:
 
 def rows(facts: TensorFacts) -> dict[str, Row]:
     """Each tensor's facts, by its name."""
-    names = np.asarray(facts).dtype.names
-    return {one.name: Row(**{name: _plain(one[name]) for name in names}) for one in facts}
+    columns = vars(facts).items()
+    return {
+        name: Row(**{key: _plain(column[i]) for key, column in columns})
+        for i, name in enumerate(facts.name)
+    }
 
 
 def stacked(each: Iterable[Row]) -> TensorFacts:
     """The facts of all; intervals that only some have seen are left out."""
     each = list(each)
     num = min((len(one.past_updates) for one in each), default=0)
-    facts = table_of([one.name for one in each], num)
-    for one, row in zip(each, facts, strict=True):
+    facts = TensorFacts([one.name for one in each], num)
+    for index, one in enumerate(each):
         for name, value in vars(one).items():
-            row[name] = value[:num] if name == "past_updates" else value
+            setattr(facts.row(index), name, value[:num] if name == "past_updates" else value)
     return facts

@@ -119,3 +119,19 @@ def test_the_decay_clock_is_what_a_count_by_hand_gives(name: str, kind: str, tmp
             assert record.decay_clock == pytest.approx(by_hand, rel=1e-6)
             assert record.why_no_clock == ""
     watcher.close()
+
+
+def test_a_loop_that_says_its_steps_may_change_the_groups_between_two_snapshots() -> None:
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 3, bias=False))
+    first, second = model.parameters()
+    optimizer = optim.AdamW([{"params": [first]}, {"params": [second], "lr": 0.5}], lr=0.25)
+    with sw.watch(
+        model, optimizer, logdir=None, every=4, scope="layers", max_overhead=None, strict=True
+    ) as watcher:
+        for step in range(4):  # nobody calls the optimizer's own
+            if step == 2:
+                del optimizer.param_groups[0]
+            watcher.step()
+    (record,) = watcher.records
+    # of 48 weights two steps, of 24 four
+    assert record.lr_clock == pytest.approx((48 * 2 * 0.25 + 24 * 4 * 0.5) / 72)

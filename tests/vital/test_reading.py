@@ -386,10 +386,10 @@ def test_what_is_said_behind_the_training_is_of_the_step_that_was_read() -> None
         return last().facts
 
     now, late = (said(is_late=is_late) for is_late in (False, True))
-    assert now["num_lossy"].tolist() == [64, 0]
-    assert now["gradient"][0] == "some"
-    for name in now.dtype.names:
-        np.testing.assert_array_equal(late[name], now[name], err_msg=name)
+    assert now.num_lossy.tolist() == [64, 0]
+    assert now.gradient[0] == "some"
+    for name, column in vars(now).items():
+        np.testing.assert_array_equal(vars(late)[name], column, err_msg=name)
 
 
 # ------------------------------------------------------------------ gradients that end

@@ -178,6 +178,116 @@ def test_each_step_counts_with_the_rate_that_its_group_has_then(is_tensor: bool)
     assert taken(account, "weight").decay == pytest.approx(expected, rel=1e-12)
 
 
+class Oracle:
+    """The sums of one tensor, number by number, as ``Clock`` and ``Account`` describe them."""
+
+    def __init__(self) -> None:
+        self.taken, self.offered, self.buffer = ([0.0] * 6, [0.0] * 6, 0.0)
+
+    def step(self, make: type, group: dict[str, Any], *, is_own: bool, has_grad: bool) -> None:
+        """One step of an optimizer; tensors that are not its own are another one's."""
+        lr, decay = (float(group[word]) for word in ("lr", "weight_decay"))
+        is_known, buffer = True, self.buffer
+        if make is optim.SGD:
+            mu = group["momentum"]
+            first = 1.0 if buffer == 0.0 else 1.0 - group["dampening"]
+            if mu:
+                buffer = mu * buffer + first * decay
+                decay = decay + mu * buffer if group["nesterov"] else buffer
+        elif make is optim.Adam:
+            is_known = bool(group["decoupled_weight_decay"]) or decay == 0.0
+        shrink = lr * decay if is_known else 0.0
+        shrunk = math.log1p(-shrink) if shrink < 1.0 else -math.inf
+        steps = 1.0 if lr > 0.0 else 0.0
+        added = [lr, shrink, shrunk, lr * lr, steps, 0.0 if is_known else steps]
+        if is_own:
+            self.offered = list(map(operator.add, self.offered, added))
+        if is_own and has_grad:
+            self.taken, self.buffer = list(map(operator.add, self.taken, added)), buffer
+
+
+RATES = st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 4.0])
+#: One step: what each of two groups says, which of five tensors have a gradient, and which another
+#: optimizer has stepped on.
+STEPS = st.fixed_dictionaries({
+    "said": st.lists(st.fixed_dictionaries({
+        "lr": RATES, "weight_decay": RATES, "momentum": st.sampled_from([0.0, 0.5, 0.9]),
+        "dampening": RATES, "nesterov": st.booleans(), "decoupled_weight_decay": st.booleans(),
+    }), min_size=2, max_size=2),
+    "frozen": st.sets(st.integers(0, 4), max_size=3),
+    "others": st.sets(st.integers(0, 4), max_size=1),
+    "is_tensor": st.booleans(),
+})  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [optim.AdamW, optim.Adam, optim.SGD])
+@given(
+    steps=st.lists(STEPS, min_size=1, max_size=8),
+    repeated=st.integers(1, 30),
+    moved_at=st.integers(0, 100),
+)
+@settings(max_examples=60, deadline=None)
+def test_sums_are_those_of_a_plain_loop(
+    make: type, steps: list[Any], repeated: int, moved_at: int
+) -> None:
+    """Groups that say something else at each step, and exchange a tensor in the middle."""
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(5)]
+    names = {f"w{i}": weight for i, weight in enumerate(weights)}
+    optimizer = make([{"params": weights[:2]}, {"params": weights[2:]}], lr=0.1)
+    account, oracles = account_of(optimizer, **names), [Oracle() for _ in weights]
+    for number, step in enumerate([one for one in steps for _ in range(repeated)]):
+        if number == moved_at:  # the order of all stays the same
+            optimizer.param_groups[0]["params"].append(optimizer.param_groups[1]["params"].pop(0))
+        for group, said in zip(optimizer.param_groups, step["said"], strict=True):
+            known = {word: x for word, x in said.items() if word in group}
+            group.update(known)
+            if step["is_tensor"]:
+                group["lr"] = torch.tensor(said["lr"], dtype=torch.float64)
+        others = step["others"] - step["frozen"]
+        num_first = len(optimizer.param_groups[0]["params"])  # the groups hold them in their order
+        for i, weight in enumerate(weights):
+            has_grad, group = i not in step["frozen"], optimizer.param_groups[i >= num_first]
+            weight.grad = torch.ones(2) if has_grad else None
+            oracles[i].step(make, group, is_own=i not in others, has_grad=has_grad)
+        if not account.is_current:
+            account.identify(optimizer, names, {})
+        account.advance({id(weights[i]) for i in others})
+    for name, oracle in zip(names, oracles, strict=True):
+        sums = account.sums()[name]
+        for found, expected in ((sums.taken, oracle.taken), (sums.offered, oracle.offered)):
+            assert found[:2] + found[3:] == tuple(expected[:2] + expected[3:])
+            # numpy's logarithm may differ from that of C by a last bit
+            assert found.log_shrink == pytest.approx(expected[2], rel=1e-13)
+        assert sums.momentum == oracle.buffer
+
+
+def test_a_tensor_that_changes_its_group_in_its_place_is_seen() -> None:
+    """All tensors stay in the order of the groups, and one of them in another group."""
+    a, b = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = optim.AdamW([{"params": [a, b]}, {"params": [], "lr": 0.3}], lr=0.1)
+    account = account_of(optimizer, a=a, b=b)
+    optimizer.param_groups[1]["params"].append(optimizer.param_groups[0]["params"].pop())
+    assert not account.is_current
+    account.identify(optimizer, {"a": a, "b": b}, {})
+    a.grad = b.grad = torch.ones(2)
+    account.advance()
+    assert (taken(account, "a").lr, taken(account, "b").lr) == (0.1, 0.3)
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, optim.SGD])
+def test_a_rate_that_is_no_number_any_more_ends_a_clock_and_says_nothing(make: type) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = make([weight], lr=0.1, weight_decay=0.1)
+    account = account_of(optimizer, w=weight)
+    weight.grad = torch.ones(3)
+    for lr in (0.1, math.inf, math.nan):
+        optimizer.param_groups[0]["lr"] = lr
+        account.advance()
+    assert math.isnan(taken(account, "w").lr)
+    assert math.isnan(taken(account, "w").decay)
+
+
 def test_decay_that_begins_in_mid_run_is_seen() -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = optim.Adam([weight], lr=0.1)

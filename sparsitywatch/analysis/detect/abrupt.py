@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import mul
 from statistics import NormalDist
 
 import numpy as np
@@ -339,16 +341,14 @@ def grown(
         return None
     # chance has been tried at every snapshot; what weight decay can account for needs less proof
     threshold = 0.0 if is_decaying else in_family(limits.growth_score, len(y))
-    found = []
-    x = (steps - steps[0]) / (steps[-1] - steps[0])
-    logs, smooth = np.log(y), np.log(smooth)
+    found, logs = [], np.log(y)
     for split in kind.splits:
         past = len(y) - split
-        if past < kind.min_past or x[past - 1] < HALF:
+        if past < kind.min_past or steps[past - 1] - steps[0] < HALF * (steps[-1] - steps[0]):
             break  # half of the run so far has to lie before
         if offset and kind is RISE and split > FALL.splits[-1]:
             break  # what creeps up from zero is not abrupt
-        growth = _at_split(kind, x, logs, smooth, past, offset)
+        growth = _at_split(kind, steps, logs, past, offset)
         if growth is not None and growth.score >= threshold:
             found.append(growth)
     return max(found, key=lambda growth: growth.score, default=None)
@@ -400,30 +400,44 @@ def _steepening(x: Array, y: Array) -> float:
 
 
 def _at_split(
-    kind: Growth, x: Array, logs: Array, smooth: Array, past: int, offset: float
+    kind: Growth, steps: Array, logs: Array, past: int, offset: float
 ) -> Candidate | None:
     """The growth since snapshot ``past``, unless what was before explains it."""
-    noise = _noise(logs[:past])
-    # where it had come down to its floor, as far as can be told
-    start = int(np.argmax(logs[:past] <= smooth[:past].min() + _AT_FLOOR * noise))
-    start = min(start, past - kind.min_past)
-    noise = max(noise, _noise(logs[start:past]))
-    size = past - start
-    recent = past - min(size, max(FEW, int(LATEST * size)))
-    needed = max(SCORE * noise, math.log(kind.ratio or 1.0))
-    over, score = np.full(2, math.inf), math.inf
-    for first, degree in ((recent, 0), (start, 1), (start, 2)):
-        found = _explained(x[first:past], smooth[first:past], x[-2:], degree, noise)
-        if found is None:
-            continue
-        explained, sd = found
-        over = np.minimum(over, logs[-2:] - explained)
-        if over[1] < needed:
+    before = _Past(kind.min_past, steps[:past].tobytes(), logs[:past].tobytes())
+    needed = max(SCORE * before.noise, math.log(kind.ratio or 1.0))
+    freedom = past - before.start + _PRIOR_SNAPSHOTS - 2
+    first, last, score = math.inf, math.inf, math.inf  # in logarithms above what each fit explains
+    for fit in before.fits:
+        first = min(first, logs.item(-2) - fit.forecast(steps.item(-2))[0])
+        explained, sd = fit.forecast(steps.item(-1))
+        last = min(last, logs.item(-1) - explained)
+        if last < needed:
             return None
-        score = min(score, float(normal_score(over[1] / sd[1], size + _PRIOR_SNAPSHOTS - 2)))
-    if over[0] < HALF * over[1]:
+        score = min(score, float(normal_score(last / sd, freedom)))
+    if first < HALF * last:
         return None
-    return Candidate(kind.direction, len(logs) - past, start, float(over[1]), score, noise, offset)
+    start, noise = before.start, before.noise
+    return Candidate(kind.direction, len(logs) - past, start, last, score, noise, offset)
+
+
+@functools.lru_cache(maxsize=1024)  # the next snapshots ask the same of it at longer splits
+class _Past:
+    """What the snapshots before a split explain."""
+
+    def __init__(self, min_past: int, abscissa: bytes, logarithms: bytes) -> None:
+        steps, logs = np.frombuffer(abscissa), np.frombuffer(logarithms)
+        smooth, noise = median_of_three(logs), _noise(logs)
+        # where it had come down to its floor, as far as can be told
+        start = int(np.argmax(logs <= smooth.min() + _AT_FLOOR * noise))
+        self.start = min(start, len(logs) - min_past)
+        self.noise = max(noise, _noise(logs[self.start :]))
+        size = len(logs) - self.start
+        recent = len(logs) - min(size, max(FEW, int(LATEST * size)))
+        fits = [
+            _Fit.of(steps[first:], smooth[first:], degree, self.noise)
+            for first, degree in ((recent, 0), (self.start, 1), (self.start, 2))
+        ]
+        self.fits = [fit for fit in fits if fit is not None]
 
 
 def _noise(logs: Array) -> float:
@@ -433,27 +447,39 @@ def _noise(logs: Array) -> float:
     return math.sqrt((_PRIOR_SNAPSHOTS * _PRIOR_SD**2 + nu * square) / (_PRIOR_SNAPSHOTS + nu))
 
 
-def _explained(
-    x: Array, smooth: Array, where: Array, degree: int, noise: float
-) -> tuple[Array, Array] | None:
-    """Forecast at ``where`` and its standard deviations with that of a snapshot."""
-    n = len(x)
-    if degree == 2 and n < TREND:
-        return None
-    center, width = x[-1], max(x[-1] - x[0], 1e-12)
-    powers = np.arange(degree + 1)
-    design = ((x[:, None] - center) / width) ** powers
-    inverse = np.linalg.inv(design.T @ design)
-    fit = inverse @ (design.T @ smooth)
-    residuals = smooth - design @ fit
-    sd = max(noise, math.sqrt(float(residuals @ residuals) / max(n - degree - 1, 1)))
-    if degree == 1 and fit[1] <= 0.0:
-        return None
-    if degree == 2 and not fit[2] > _BENT * sd * math.sqrt(inverse[2, 2]):
-        return None
-    at = ((where - center) / width)[:, None] ** powers
-    leverage = np.einsum("ij,jk,ik->i", at, inverse, at)
-    return at @ fit, sd * np.sqrt(1.0 + leverage)
+@dataclass(frozen=True)
+class _Fit:
+    """A level, a line or a parabola: plain numbers, since they are few and asked often."""
+
+    center: float
+    width: float
+    coefficients: list[float]
+    inverse: list[list[float]]  # of their gram matrix
+    sd: float  # of a snapshot
+
+    @classmethod
+    def of(cls, x: Array, smooth: Array, degree: int, noise: float) -> _Fit | None:
+        """To some snapshots; None where it explains no growth."""
+        n = len(x)
+        if degree == 2 and n < TREND:
+            return None
+        center, width = float(x[-1]), max(float(x[-1] - x[0]), 1e-12)
+        design = ((x[:, None] - center) / width) ** np.arange(degree + 1)
+        inverse = np.linalg.inv(design.T @ design)
+        fit = inverse @ (design.T @ smooth)
+        residuals = smooth - design @ fit
+        sd = max(noise, math.sqrt(float(residuals @ residuals) / max(n - degree - 1, 1)))
+        if degree == 1 and fit[1] <= 0.0:
+            return None
+        if degree == 2 and not fit[2] > _BENT * sd * math.sqrt(inverse[2, 2]):
+            return None
+        return cls(center, width, fit.tolist(), inverse.tolist(), sd)
+
+    def forecast(self, step: float) -> tuple[float, float]:
+        """What it explains there, and the standard deviation of that with that of a snapshot."""
+        powers = [((step - self.center) / self.width) ** k for k in range(len(self.coefficients))]
+        leverage = sum(map(mul, powers, (sum(map(mul, row, powers)) for row in self.inverse)))
+        return sum(map(mul, self.coefficients, powers)), self.sd * math.sqrt(1.0 + leverage)
 
 
 # ------------------------------------------------------------------ what the learning rate leaves

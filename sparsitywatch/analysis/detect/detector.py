@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from statistics import NormalDist
 from typing import Any
 
@@ -145,7 +146,8 @@ class SeriesHistory:
 
     def columns(self) -> Array:
         """Steps, values, and what is known beside them, as arrays."""
-        return np.ascontiguousarray(np.array(self.rows).reshape(-1, self.width).T)
+        flat = np.fromiter(chain.from_iterable(self.rows), np.float64)
+        return np.ascontiguousarray(flat.reshape(-1, self.width).T)
 
     def view(self) -> View:
         """Of one beside which the learning rate is known."""
@@ -335,7 +337,8 @@ MAD_TO_SD = 1.0 / NormalDist().inv_cdf(0.75)
 def median_of_three(values: Array) -> Array:
     """Each value replaced by the median of itself and the two before: no lone spikes."""
     before = np.concatenate([values[:1], values[:1], values])
-    return np.asarray(np.median([before[:-2], before[1:-1], values], axis=0), dtype=np.float64)
+    low, high = np.minimum(before[:-2], before[1:-1]), np.maximum(before[:-2], before[1:-1])
+    return np.maximum(low, np.minimum(high, values), dtype=np.float64)
 
 
 def noise_sd(values: Array) -> float:

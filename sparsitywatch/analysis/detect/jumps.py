@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparsitywatch.analysis.detect.detector import (
     HALF,
@@ -29,6 +28,7 @@ from sparsitywatch.analysis.detect.detector import (
 #: Grid: snapshots after each split: a change is seen while it is young. With one there is only a
 #: forecast, no change is seen yet.
 SPLITS = tuple(range(1, 7))
+_LATEST = SPLITS[-1]  # snapshots after the longest of them
 #: Residuals are cut off at this many standard deviations.
 _WINSOR = 3.0
 
@@ -91,60 +91,72 @@ def forecasts(
     """Fit every model before every split and compare what came after it."""
     # snapshots are about one apart in x; frequency is in cycles a snapshot, ar is of lasting noise
     z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
-    grid = _Grid(z.tobytes(), ar, frequency * (x[-1] - x[0]))
+    grid, frame = _Grid(z.tobytes(), ar, frequency * (x[-1] - x[0])), _Frame(len(x))
     target = (grid.whitening @ y)[:, None, :]
-    fit, sd = _robust_fit(grid, target, floor)
-    errors = (target - fit @ grid.design) * grid.after
-    score, effect, width = _matched(grid, errors, sd)
-    plain = (y - fit @ grid.basis.T) * grid.after
-    return Forecasts(
-        np.where(grid.says, score, math.nan), effect, width, sd, plain[..., -SPLITS[-1] :]
-    )
+    fit, sd = _robust_fit(grid, frame, target, floor)
+    errors = (target - fit @ grid.design)[..., -_LATEST:]
+    score, effect, width = _matched(grid, frame, errors, sd)
+    plain = (y[-_LATEST:] - fit @ grid.basis[-_LATEST:].T) * frame.after
+    return Forecasts(np.where(frame.says, score, math.nan), effect, width, sd, plain)
+
+
+@functools.lru_cache(maxsize=8)
+class _Frame:
+    """All that the number of snapshots alone decides, for each of m models and s splits of n."""
+
+    def __init__(self, n: int) -> None:
+        age, splits = np.arange(n)[::-1], np.array(SPLITS)[:, None]
+        limits = splits + np.array([model.num_fitted for model in MODELS])[:, None, None]
+        before = (age >= splits) & (age < limits)
+        count = before.sum(axis=-1)
+        self.says = count >= TREND  # [m, s]: whether a model says anything
+        self.is_unused = ~(before & self.says[..., None])
+        self.used = 1.0 - self.is_unused  # [m, s, n]: 1 for the snapshots that are fitted to
+        self.after = (age < splits)[:, -_LATEST:] * 1.0  # [s, l]: 1 for those after the split
+        self.nu = np.maximum(count - _HAS.sum(axis=1)[:, None], 1).astype(np.float64)
+        # [2, m, s]: places of the two middle ones of the fitted, flat among all
+        seen = np.where(self.says, count, 1)
+        rows = n * np.arange(seen.size).reshape(seen.shape)
+        self.middle = np.stack([rows + (seen - 1) // 2, rows + seen // 2 % n])
+        # [m, s, p, p]: coefficients that a model does not have are held at zero; all, of the silent
+        eye = np.eye(_HAS.shape[1])
+        held = _HELD * (~_HAS[:, None, :, None] * eye)
+        self.held = np.where(self.says[..., None, None], held, eye)
+        # [s, l, 2]: a step and a ramp from each split on, one at the last snapshot
+        self.shapes = np.stack(
+            [self.after, self.after * (splits - age[-_LATEST:]) / splits], axis=-1
+        )
 
 
 @functools.lru_cache(maxsize=128)
 class _Grid:
-    """All that the abscissa alone decides, for each of m models and s splits of n snapshots."""
+    """All that the abscissa decides beside, for each of m models and s splits of n snapshots."""
 
     def __init__(self, abscissa: bytes, ar: float, cycles: float) -> None:
         z = np.frombuffer(abscissa)
-        n, phase = len(z), 2.0 * math.pi * cycles * z
-        #: [n, p] and [m, p, n]: powers of the abscissa, a cosine and a sine; and whitened
+        frame, phase = _Frame(len(z)), 2.0 * math.pi * cycles * z
+        #: [n, p] and [m, 1, p, n]: powers of the abscissa, a cosine and a sine; and whitened
         self.basis: Array = np.column_stack([z**0, z, z**2, np.cos(phase), np.sin(phase)])
-        self.whitening = _whitening(n, ar)
-        design = self.whitening @ self.basis
-        self.design = np.ascontiguousarray(np.swapaxes(design, -1, -2))
-        before, after = _masks(n)
-        count = before.sum(axis=-1)
-        used = before & (count >= TREND)[..., None]
-        self.used = used.astype(np.float64)  # [m, s, n]: 1 for the snapshots that are fitted to
-        self.after = after.astype(np.float64)  # [m, s, n]: 1 for those after the split
-        self.says = count >= TREND  # [m, s]: whether a model says anything
-        self.nu = np.maximum(count - _HAS.sum(axis=1)[:, None], 1).astype(np.float64)
-        # [2, m, s]: places of the two middle ones of the fitted, flat among all
-        seen = np.maximum(used.sum(axis=-1), 1)
-        rows = n * np.arange(seen.size).reshape(seen.shape)
-        self.middle = np.stack([rows + (seen - 1) // 2, rows + seen // 2 % n])
-        # coefficients that a model does not have are held at zero
-        weighted = np.swapaxes(design[:, None] * used[..., None], -1, -2)
-        held = _HELD * (~_HAS[..., None] * np.eye(self.basis.shape[1]))
-        gram = weighted @ np.swapaxes(weighted, -1, -2) + held[:, None]
-        gram[~used.any(axis=-1)] = np.eye(self.basis.shape[1])
+        self.whitening = _whitening(len(z), ar)
+        design = (self.whitening @ self.basis).swapaxes(-1, -2)
+        self.design = np.ascontiguousarray(design)
+        weighted = self.design[:, None] * frame.used[..., None, :]
+        gram = weighted @ weighted.swapaxes(-1, -2) + frame.held
         self.solver = np.linalg.solve(gram, weighted)  # [m, s, p, n]: makes coefficients
-        # [m, s, 2, n] and [m, s, 2]: step and ramp over the covariance of the errors after the
+        # [m, s, 2, l] and [m, s, 2]: step and ramp over the covariance of the errors after the
         # split, and what that makes of themselves. The covariance is sd^2 (1 + D inverse(gram) D'),
         # D being the design there; its inverse follows from the whole gram matrix (Woodbury).
-        late = design[:, None] * after[..., None]
-        late_t = np.swapaxes(late, -1, -2)
-        shape = np.einsum("knm,smt->ksnt", self.whitening, _shapes(n))
-        matched = shape - late @ np.linalg.solve(gram + late_t @ late, late_t @ shape)
-        self.matched = np.ascontiguousarray(np.swapaxes(matched, -1, -2))
-        self.power: Array = np.einsum("ksnt,ksnt->kst", matched, shape)
+        late = self.design[:, None, :, -_LATEST:] * frame.after[:, None]
+        late_t = late.swapaxes(-1, -2)
+        shape = self.whitening[:, None, -_LATEST:, -_LATEST:] @ frame.shapes
+        matched = shape - late_t @ np.linalg.solve(gram + late @ late_t, late @ shape)
+        self.matched = np.ascontiguousarray(matched.swapaxes(-1, -2))
+        self.power: Array = (matched * shape).sum(axis=-2)
 
 
 def season_of(x: Array, y: Array) -> float:
     """Of the waves that are tried the one that explains the snapshots before any split best."""
-    past = x[: -SPLITS[-1]]
+    past = x[:-_LATEST]
     if len(past) < TREND:
         return _FREQUENCIES[0]
     z = (past - past[-1]) / max(past[-1] - past[0], 1e-12)
@@ -156,12 +168,9 @@ def season_of(x: Array, y: Array) -> float:
 def _waves(abscissa: bytes, length: float) -> Array:
     """For each wave an orthonormal basis of a line and the wave, [waves, 4, n]."""
     z = np.frombuffer(abscissa)
-    found = []
-    for frequency in _FREQUENCIES:
-        phase = 2.0 * math.pi * frequency * length * z
-        basis = np.column_stack([np.ones_like(z), z, np.cos(phase), np.sin(phase)])
-        found.append(np.linalg.qr(basis)[0].T)
-    return np.stack(found)
+    phase = 2.0 * math.pi * length * np.array(_FREQUENCIES)[:, None] * z
+    basis = np.stack([np.ones_like(phase), z + 0.0 * phase, np.cos(phase), np.sin(phase)], axis=-1)
+    return np.linalg.qr(basis)[0].swapaxes(-1, -2)
 
 
 @functools.lru_cache(maxsize=128)
@@ -176,46 +185,30 @@ def _whitening(n: int, ar: float) -> Array:
     return np.stack(found)
 
 
-def _masks(n: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Snapshots fitted to, and those after the split; both [models, splits, n]."""
-    age = np.arange(n)[::-1]
-    after = np.array([[age < split for split in SPLITS]] * len(MODELS))
-    limits = np.array([[split + model.num_fitted for split in SPLITS] for model in MODELS])
-    return ~after & (age < limits[..., None]), after
-
-
-def _shapes(n: int) -> Array:
-    """A step and a ramp from each split on, one at the last snapshot, [splits, n, 2]."""
-    age = np.arange(n)[::-1]
-    split = np.array(SPLITS)[:, None]
-    step = (age < split).astype(np.float64)
-    return np.stack([step, step * (split - age) / split], axis=-1)
-
-
-def _robust_fit(grid: _Grid, target: Array, floor: float) -> tuple[Array, Array]:
+def _robust_fit(grid: _Grid, frame: _Frame, target: Array, floor: float) -> tuple[Array, Array]:
     """Coefficients and standard deviation of a snapshot, twice winsorised."""
-    values, unused = target * grid.used, grid.used == 0.0
+    values = target * frame.used
     for _ in range(3):
         fit = (grid.solver @ values[..., None])[..., 0]
         predicted = fit @ grid.design
         residuals = target - predicted
         sizes = np.abs(residuals)
-        sizes[unused] = math.inf
+        sizes[frame.is_unused] = math.inf
         sizes.sort(axis=-1)
-        low, high = sizes.ravel()[grid.middle]
-        mad = np.where(grid.says, (0.5 * MAD_TO_SD) * (low + high), 0.0)
+        low, high = sizes.ravel()[frame.middle]
+        mad = np.where(frame.says, (0.5 * MAD_TO_SD) * (low + high), 0.0)
         limit = (_WINSOR * np.maximum(mad, floor))[..., None]
-        cut = np.minimum(np.maximum(residuals, -limit), limit) * grid.used
-        values = predicted * grid.used + cut
-    sd = np.sqrt((cut**2).sum(axis=-1) / grid.nu)
+        cut = np.minimum(np.maximum(residuals, -limit), limit) * frame.used
+        values = predicted * frame.used + cut
+    sd = np.sqrt((cut**2).sum(axis=-1) / frame.nu)
     return fit, np.maximum(np.maximum(sd, mad), floor)
 
 
-def _matched(grid: _Grid, errors: Array, sd: Array) -> tuple[Array, Array, Array]:
+def _matched(grid: _Grid, frame: _Frame, errors: Array, sd: Array) -> tuple[Array, Array, Array]:
     """Score, effect and standard error of the better of the two templates."""
     effect = (grid.matched @ errors[..., None])[..., 0] / grid.power
     width = sd[..., None] / np.sqrt(grid.power)
-    score = normal_score(effect / width, grid.nu[..., None])
+    score = normal_score(effect / width, frame.nu[..., None])
     is_ramp = np.abs(score[..., 1]) > np.abs(score[..., 0])
     score, effect, width = (np.where(is_ramp, v[..., 1], v[..., 0]) for v in (score, effect, width))
     return score, effect, width
@@ -277,7 +270,7 @@ class Jumps:
             return replace(self, surprise=surprise)
         latest = _FORGETTING * self.beliefs[-1] - (0.5 * score**2 + np.log(width))
         beliefs = np.concatenate([self.beliefs, (latest - latest.max())[None]])
-        return Jumps(beliefs[-SPLITS[-1] - 1 :], surprise)
+        return Jumps(beliefs[-_LATEST - 1 :], surprise)
 
 
 #: Guard: nothing is known, and nothing surprises, before the first snapshot.
@@ -293,7 +286,7 @@ def _is_borne_out(errors: Array, size: float, min_effect: float) -> bool:
 
 def _lasting(values: Array) -> float:
     """Correlation of neighbouring snapshots' noise, from 0 to a little below 1."""
-    past = values[: -SPLITS[-1]]
+    past = values[:-_LATEST]
     if len(past) < TREND:
         return 0.0
     # of noise that forgets by a factor rho at each snapshot, differences over two have a variance
