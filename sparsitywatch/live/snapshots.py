@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,12 +35,23 @@ from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.weights.clock import Clock, OptimizerReading
 from sparsitywatch.weights.motion import MotionTracker, Moved
+from sparsitywatch.weights.sharded import local_of
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 
 #: What writing a snapshot takes, and what else does not depend on the number of weights.
 _WRITING_S = 0.02
 #: What an evaluation costs at most, in units of the time until it failed at the attach.
 _PASSES_AT_MOST = 16
+#: So many weights of a tensor say whether somebody has written to it.
+_MARKED = 64
+
+
+def _some_bits(parameter: torch.Tensor) -> bytes:
+    """A few weights, as they lie in memory; none on a device, which a step would wait for."""
+    if not parameter.is_cpu:
+        return b""
+    flat = local_of(parameter).detach().reshape(-1)
+    return flat[:: len(flat) // _MARKED + 1].contiguous().view(torch.uint8).numpy().tobytes()
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class SnapshotTaker:
         self.model = model
         self._reader = reader
         self._budget = budget
-        self._marks: dict[str, tuple[int, int]] = {}  # what changes where weights are written
+        self._marks: dict[str, tuple[Hashable, ...]] = {}  # what changes where weights are written
         self._pool: ThreadPoolExecutor | None = None
         self.job: Future[FinishedSnapshot] | None = None  # on its way, or not collected yet
         self._is_on_cpu = False  # as of the latest read
@@ -164,7 +175,11 @@ class SnapshotTaker:
     def mark(self) -> bool:
         """Note the weights as they stand; returns whether anything has written to them since."""
         before = self._marks
-        self._marks = {name: (id(one), version_of(one)) for name, one in self.lookup()[0].items()}
+        # who writes through ``data`` leaves no version, but other bits
+        self._marks = {
+            name: (id(one), version_of(one), one.data_ptr(), _some_bits(one))
+            for name, one in self.lookup()[0].items()
+        }
         return self._marks != before
 
     def take(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from inspect import iscode
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -69,17 +71,36 @@ def _unwrap_optimizer(optimizer: object) -> Optimizer:
     return inner
 
 
-class StepHook:
-    """Calls methods before and after each step of every optimizer in the process.
+class Step(NamedTuple):
+    """A step of an optimizer that has ended."""
 
-    Called are ``before(optimizer)``, until ``begin``, and ``after(optimizer, reached, is_inside,
-    since_s)``: the ids of the tensors that optimizers inside this step have stepped on, whether it
-    was inside another one, and the seconds that calling has taken so far.
+    optimizer: Optimizer
+    reached: Collection[int] = ()  # ids of the tensors that optimizers inside it have stepped on
+    inner: Sequence[Optimizer] = ()  # these optimizers
+    outer: Sequence[Optimizer] = ()  # in whose steps it was
+    since_s: float = 0.0  # for which hooks have been called so far
+
+
+class _Begun:
+    """A step that has begun, and what was done inside it."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.reached: set[int] = set()
+        self.inner: list[Optimizer] = []
+        self.spent_s = 0.0
+
+
+class StepHook:
+    """Calls ``before(optimizer)``, until ``begin``, and ``after(step)`` around every step.
+
+    That is, every step that an optimizer takes in the process; what one does in a step of its own,
+    as a subclass that calls ``super().step()``, is part of that.
 
     The watch lives as long as an optimizer that it is tied to, also if nobody else holds it; until
     then the process holds it. Two hooks of torch serve all watches of a process. torch goes through
     its hooks while they run, so they are taken off between steps only, never by the garbage
-    collector in the middle of one.
+    collector in the middle of one, nor while another thread may be in one.
     """
 
     _alive: ClassVar[tuple[weakref.ref[StepHook], ...]] = ()
@@ -87,25 +108,23 @@ class StepHook:
     _of_torch: ClassVar[list[RemovableHandle]] = []
     #: whose hooks run now; to set attributes of the class would make Python forget where they are
     _called: ClassVar[list[Optimizer]] = []
-    #: the steps that have begun, the outermost first, what was stepped on inside each, seconds
-    _begun: ClassVar[list[tuple[Optimizer, set[int], float]]] = []
+    #: the steps that have begun in each thread that has stepped, the outermost first
+    _begun: ClassVar[dict[int, list[_Begun]]] = {}
+    _lock: ClassVar[Any] = threading.RLock()  # the garbage collector may remove one anywhere
 
-    def __init__(
-        self,
-        before: Callable[[Optimizer], None],
-        after: Callable[[Optimizer, Collection[int], bool, float], None],
-    ) -> None:
+    def __init__(self, before: Callable[[Optimizer], None], after: Callable[[Step], None]) -> None:
         self._before: Callable[[Optimizer], None] | None = before
         self._after = after
         self._is_on = True
         self.tie: RemovableHandle | None = None  # what it lives by
         self._untied.add(self)
-        StepHook._alive = (*StepHook._alive, weakref.ref(self))
-        if not StepHook._of_torch:
-            StepHook._of_torch += [
-                register_optimizer_step_pre_hook(_uncompiled(StepHook._call_before)),
-                register_optimizer_step_post_hook(_uncompiled(StepHook._call_after)),
-            ]
+        with self._lock:
+            StepHook._alive = (*StepHook._alive, weakref.ref(self))
+            if not StepHook._of_torch:
+                StepHook._of_torch += [
+                    register_optimizer_step_pre_hook(_uncompiled(StepHook._call_before)),
+                    register_optimizer_step_post_hook(_uncompiled(StepHook._call_after)),
+                ]
 
     @classmethod
     def alive(cls) -> list[StepHook]:
@@ -130,19 +149,25 @@ class StepHook:
         """Call no more; may be called in a call, and again."""
         self._is_on = False
         self._untied.discard(self)
-        StepHook._alive = tuple(map(weakref.ref, self.alive()))
         if self.tie is not None:
             self.tie.remove()
-        if not StepHook._alive and not self._called:
-            while StepHook._of_torch:
-                StepHook._of_torch.pop().remove()
+        with self._lock:
+            StepHook._alive = tuple(map(weakref.ref, self.alive()))
+            threads = self._begun.keys() & sys._current_frames().keys()
+            if not (StepHook._alive or self._called or threads - {threading.get_ident()}):
+                self._begun.clear()
+                while StepHook._of_torch:
+                    StepHook._of_torch.pop().remove()
 
     @staticmethod
     def _call_before(optimizer: Optimizer) -> None:
-        since, begun = time.perf_counter(), StepHook._begun
-        if begun:  # a step that has raised is over, though it has never ended
-            begun[:] = [one for one in begun if _is_running(one[0])]
-        for ref in StepHook._alive:
+        since = time.perf_counter()
+        begun = StepHook._begun.setdefault(threading.get_ident(), [])
+        if begun:
+            begun[:] = _running(begun, optimizer)
+        is_part = any(one.optimizer is optimizer for one in begun)
+        begun.append(this := _Begun(optimizer))
+        for ref in () if is_part else StepHook._alive:
             hook = ref()
             if hook is not None and hook._before is not None and hook._is_on:
                 StepHook._called.append(optimizer)
@@ -151,36 +176,53 @@ class StepHook:
                 finally:
                     StepHook._called.pop()
                 since = time.perf_counter()  # the watch counts that itself
-        begun.append((optimizer, set(), time.perf_counter() - since))
+        this.spent_s = time.perf_counter() - since
 
     @staticmethod
     def _call_after(optimizer: Optimizer) -> None:
-        since, begun = time.perf_counter(), StepHook._begun
-        reached: set[int] = set()
+        since = time.perf_counter()
+        begun = StepHook._begun.get(threading.get_ident(), [])
+        this = _Begun(optimizer)  # if hooks began in the middle of it
         for place in range(len(begun) - 1, -1, -1):
-            if begun[place][0] is optimizer:
-                _, reached, before_s = begun[place]
-                since -= before_s
+            if begun[place].optimizer is optimizer:
+                this = begun[place]
+                since -= this.spent_s
                 del begun[place:]
                 break
+        outer = [one.optimizer for one in begun]
         if begun:
-            own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            begun[-1][1].update(own | reached)
+            begun[-1].reached |= this.reached
+            begun[-1].inner += this.inner
+        if optimizer in outer:
+            return
+        if begun:
+            begun[-1].reached.update(id(p) for g in optimizer.param_groups for p in g["params"])
+            begun[-1].inner.append(optimizer)
         StepHook._called.append(optimizer)
         try:
             for ref in StepHook._alive:
                 hook = ref()
                 if hook is not None and hook._is_on:  # another one may have taken it off
-                    hook._after(optimizer, reached, bool(begun), time.perf_counter() - since)
+                    since_s = time.perf_counter() - since
+                    hook._after(Step(optimizer, this.reached, this.inner, outer, since_s))
                     since = time.perf_counter()
         finally:
             StepHook._called.pop()
 
 
-def _is_running(optimizer: Optimizer) -> bool:
-    """Whether a method of an optimizer has called, over whatever way, what asks."""
-    stack = traceback.walk_stack(sys._getframe())
-    return any(frame.f_locals.get("self") is optimizer for frame, _ in stack)
+#: What torch has wrapped a step in, which calls the hooks.
+_WRAPPERS = {one for one in Optimizer.profile_hook_step.__code__.co_consts if iscode(one)}
+
+
+def _running(begun: Sequence[_Begun], optimizer: Optimizer) -> list[_Begun]:
+    """The steps that are not over, as one that has raised is, now that ``optimizer`` begins one."""
+    # a method of an optimizer has called, over whatever way, what asks
+    frames = [frame for frame, _ in traceback.walk_stack(sys._getframe())]
+    called = [(frame.f_locals.get("self"), frame.f_code in _WRAPPERS) for frame in frames]
+    others = {id(one) for one, _ in called if one is not optimizer}
+    num_own = sum(one is optimizer and is_step for one, is_step in called) - 1
+    own = [one for one in begun if one.optimizer is optimizer][: max(num_own, 0)]
+    return [one for one in begun if one in own or id(one.optimizer) in others]
 
 
 def _is_made_up(optimizer: Optimizer) -> bool:
@@ -206,65 +248,58 @@ def _uncompiled(hook: Callable[[Optimizer], None]) -> Callable[..., None]:
 class StepCounter:
     """Counts the steps of a training.
 
-    Of optimizers that were given, one round of all of them is a step. If none was, it is one of the
-    optimizer that holds most of the weights in scope, of several the first; steps inside another
-    step are not. One that takes no step while others step these weights has been replaced.
+    A step is an outermost one of an optimizer that holds weights in scope. Of optimizers that were
+    given, one round of all of them is a step, also where one of them steps inside another
+    optimizer, or through one that it holds, as that of SAM does; one that is gone is not waited
+    for. If none is left, it is one of the optimizer that holds most of the weights, of several the
+    first. That has been replaced if it takes no step while another steps these weights: the steps
+    of that one count from its first on.
     """
 
     def __init__(self, given: Sequence[Optimizer]) -> None:
-        self._given = tuple(given)
-        self._waits_for = set(self._given)
+        self._given = tuple(map(weakref.ref, given))
         self._leader: tuple[weakref.ref[Optimizer], int] | None = None
         self._beside: Counter[int] = Counter()  # steps since the last that counted, by id
         self._has_told = False
 
     def count(
         self,
-        optimizer: Optimizer,
+        step: Step,
         num_held: int,
         is_of_copy: Callable[[Optimizer], bool],  # it seems to train a copy of the model
-        *,
-        is_inside: bool,
     ) -> int:
-        """How many steps count now that ``optimizer`` took one, which holds that many weights."""
-        if not num_held and optimizer not in self._given:
+        """How many steps count now that an outermost step on that many weights was taken."""
+        optimizer = step.optimizer
+        given = [one for ref in self._given if (one := ref()) is not None]
+        if not num_held and optimizer not in given:
             self._beside[id(optimizer)] += 1
             if self._beside[id(optimizer)] == _FEW_STEPS and is_of_copy(optimizer):
                 self._tell_once(optimizer, "a copy of this model, it seems", "Watch that one")
             return 0
-        if self._given:
-            num_steps = self._of_given(optimizer, num_held)
+        if given:
+            num_steps = self._of_given(step, num_held, given)
         else:
-            num_steps = 0 if is_inside else self._of_leader(optimizer, num_held)
+            num_steps = self._of_leader(optimizer, num_held)
         if num_steps:
             self._beside.clear()
         return num_steps
 
-    def _of_given(self, optimizer: Optimizer, num_held: int) -> int:
-        if optimizer in self._given:
-            self._waits_for.discard(optimizer)
-            if not self._waits_for:
-                self._waits_for = set(self._given)
-                return 1
-        if not num_held:
-            return 0
-        self._beside[id(optimizer)] += 1
-        num_steps = self._beside[id(optimizer)]
-        if num_steps < _FEW_STEPS:
-            return 0
-        for outer in self._waits_for - {optimizer}:
-            # such as that of SAM, whose own step nobody calls
-            if any(value is optimizer for value in vars(outer).values()):
-                self._given = tuple(optimizer if one is outer else one for one in self._given)
-                self._waits_for = set(self._given)
-                return num_steps if len(self._given) == 1 else 0
-        self._tell_once(
-            optimizer,
-            f"{num_held} weights in scope",
-            "If it has taken the place of what was given, give all optimizers of these weights, or "
-            "optimizer=None for whatever steps this model",
-        )
-        return 0
+    def _of_given(self, step: Step, num_held: int, given: Sequence[Optimizer]) -> int:
+        optimizer = step.optimizer
+        took = [one for one in given if one is optimizer or one in step.inner] or [
+            one for one in given if any(value is optimizer for value in vars(one).values())
+        ]
+        for one in took or [optimizer]:
+            self._beside[id(one)] += 1
+        is_round = all(self._beside[id(one)] for one in given)
+        if self._beside[id(optimizer)] == _FEW_STEPS and not is_round:
+            self._tell_once(
+                optimizer,
+                f"{num_held} weights in scope",
+                "If it has taken the place of what was given, give all optimizers of these "
+                "weights, or optimizer=None for whatever steps this model",
+            )
+        return int(is_round)
 
     def _of_leader(self, optimizer: Optimizer, num_held: int) -> int:
         leader, most = (None, 0) if self._leader is None else (self._leader[0](), self._leader[1])
@@ -301,14 +336,15 @@ class OptimizerTrace:
         motion: MotionTracker | None,
         examiner: Examiner,
     ) -> None:
-        self.given = tuple(optimizers)
+        self.has_given = bool(optimizers)
+        self._given = tuple(map(weakref.ref, optimizers))  # who is watched does not live by that
         self.tracker = motion  # compares the weights
         self._lookup = lookup
         self._sizes = sizes  # of the weights in scope, by name
         self._examiner = examiner
         self._accounts: list[Account] = []  # of an optimizer each
         self._is_restored = False  # whether a state was loaded
-        self._counter = StepCounter(self.given)
+        self._counter = StepCounter(optimizers)
         self._is_counting = False  # whether hooks have counted a step
         self._is_said = False  # whether the training says which steps it takes
         self._has_hooks = False  # whether a step of what was given has been seen
@@ -317,9 +353,14 @@ class OptimizerTrace:
         self._earlier: dict[str, Sums] = {}
 
     @property
+    def given(self) -> tuple[Optimizer, ...]:
+        """The optimizers that were given and are not gone."""
+        return tuple(one for ref in self._given if (one := ref()) is not None)
+
+    @property
     def is_seen(self) -> bool:
         """Whether an optimizer of these weights is known."""
-        return bool(self.given) or any(account.num_in_scope for account in self._accounts)
+        return self.has_given or any(account.num_in_scope for account in self._accounts)
 
     @property
     def motion(self) -> MotionTracker | None:
@@ -329,7 +370,9 @@ class OptimizerTrace:
     @property
     def steps_done(self) -> int:
         """Steps as an optimizer itself counts them, as the Adam family does; 0 if none does."""
-        firsts = [s for one in self.given or self._alive for s in [*one.state.values()][:1]]
+        held = [account.optimizer() for account in self._accounts if account.num_in_scope]
+        every = self.given or [one for one in held if one is not None]
+        firsts = [s for one in every for s in [*one.state.values()][:1]]
         return int(max((float(state.get("step", 0.0)) for state in firsts), default=0.0))
 
     @property
@@ -369,16 +412,17 @@ class OptimizerTrace:
             )
             logger.warning(words, names, 100.0 * num_trained / total)
 
-    def saw(self, optimizer: Optimizer, reached: Collection[int], *, is_inside: bool) -> int:
-        """An optimizer took a step, as ``StepHook`` saw it; returns how many of the training's."""
+    def saw(self, step: Step) -> int:
+        """An optimizer took a step; returns how many of the training's."""
+        optimizer = step.optimizer
         account = self._known(optimizer)
         self._has_hooks = self._has_hooks or optimizer in self.given
         if account.is_of_model:
-            account.advance(reached)
-        if self._is_said:
+            account.advance(step.reached)
+        if self._is_said or any(map(self.knows, step.outer)):
             return 0
         num_held = account.num_in_scope
-        num_steps = self._counter.count(optimizer, num_held, self._is_of_copy, is_inside=is_inside)
+        num_steps = self._counter.count(step, num_held, self._is_of_copy)
         self._is_counting |= num_steps > 0
         return num_steps
 

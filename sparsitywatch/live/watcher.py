@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.util import Finalize
 from typing import Any, ClassVar, Literal
@@ -30,7 +30,7 @@ from sparsitywatch.live.resume import check_state, open_log, restore_proxy, step
 from sparsitywatch.live.ring import Ring
 from sparsitywatch.live.schedule import BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import SnapshotTaker
-from sparsitywatch.live.trace import Optimizer, StepHook
+from sparsitywatch.live.trace import Optimizer, Step, StepHook
 from sparsitywatch.pipeline.measure import not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.ranks.protocol import ALONE, Ranks
@@ -139,6 +139,9 @@ class Watcher:
         self._background = background
         self._off = off
         self._step = initial_step  # optimizer steps done; None until that is found out
+        self._done: int | None = (
+            None  # as optimizers themselves said before the first that was seen
+        )
         self._pid = os.getpid()
         self._attached = self._stepped = next(_order)  # as of ``_order``
         self._opened = False
@@ -390,23 +393,23 @@ class Watcher:
             if not self._trace.knows(optimizer):
                 return
             self._hook.begin()
+            self._done = self._trace.steps_done
             if not self._opened and self._pending is None and self._taker.mark():
                 self._taker.begin(self._step, behind=self._background)
 
-    def _on_step(
-        self, optimizer: Optimizer, reached: Collection[int], is_inside: bool, since_s: float
-    ) -> None:
-        """An optimizer took a step; ``reached`` is what others inside this step have stepped on."""
+    def _on_step(self, step: Step) -> None:
+        """An optimizer took a step."""
         if self._closed or os.getpid() != self._pid:
             return
         if self._off and self._ranks.is_alone:  # else others may wait for an answer
             return
+        optimizer = step.optimizer
         found_inf: Any = getattr(optimizer, "found_inf", None)
-        with _Contained(self, since_s):
+        with _Contained(self, step.since_s):
             may_skip = found_inf is not None and self._trace.knows(optimizer)
             if may_skip and float(found_inf) > 0.0:  # waits for the device, which knows
                 return  # a gradient scaler skipped it inside a fused update; others are not called
-            num_steps = self._trace.saw(optimizer, reached, is_inside=is_inside)
+            num_steps = self._trace.saw(step)
             if not num_steps:
                 return
             if self._off:
@@ -519,7 +522,8 @@ class Watcher:
         others = self._end_earlier()
         is_given = self._step is not None
         if self._step is None:  # not given, so the optimizer's own count says it
-            self._step = max(self._trace.steps_done - num_steps, 0)
+            after = max(self._trace.steps_done - num_steps, 0)
+            self._step = after if self._done is None else self._done
         with self._ranks.all_or_none("beginning the log"):
             if self._ranks.rank == 0:
                 if not (is_given or self._step or others == "beside"):  # or the weights do

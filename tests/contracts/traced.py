@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from sparsitywatch.live.trace import OptimizerTrace
+from sparsitywatch.live.trace import OptimizerTrace, Step
 from sparsitywatch.pipeline.measure import Examiner
 from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.weights.clock import OptimizerReading, Training
@@ -26,7 +26,7 @@ class Traced:
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer has taken a step."""
-        self.trace.saw(optimizer, (), is_inside=False)
+        self.trace.saw(Step(optimizer))
 
     def training(self) -> Training | None:
         """Who trains what, as of now."""

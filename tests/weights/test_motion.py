@@ -182,7 +182,8 @@ def test_each_group_has_its_own_decay_and_its_own_reason() -> None:
         {"params": [model[0].weight], "lr": 1e-2, "weight_decay": 1.0},
         {"params": [model[1].weight], "lr": 1e-3, "weight_decay": 0.0},
     ]
-    coupled = Traced(torch.optim.Adam([dict(group) for group in groups]), parameters=weights)
+    optimizer = torch.optim.Adam([dict(group) for group in groups])
+    coupled = Traced(optimizer, parameters=weights)
     whys = coupled.reading().not_measurable
     assert "not decoupled" in whys["0.weight"]
     assert whys["1.weight"] == ""
