@@ -13,6 +13,23 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 
+#: Files that this process holds locked.
+_locked: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    """A forked child holds no lock: it may outlive this process."""
+    for descriptor in _locked:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, descriptor, inheritable=False)  # who closes it later closes no other file
+        os.close(nowhere)
+    _locked.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
 def try_lock(descriptor: int, *, wait: bool = False) -> bool | None:
     """Whether the lock was free, or is by now, and is ours; None where there are no locks."""
     if fcntl is None:
@@ -23,11 +40,13 @@ def try_lock(descriptor: int, *, wait: bool = False) -> bool | None:
         return False
     except OSError:  # some network file systems have no locks
         return None
+    _locked.add(descriptor)
     return True
 
 
 def unlock(descriptor: int) -> None:
-    """Give a lock back; a forked child may hold the same one."""
+    """Give a lock back, before its file is closed."""
+    _locked.discard(descriptor)
     if fcntl is not None:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -33,6 +34,7 @@ from sparsitywatch.pruning.model_copy import version_of
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import logger, redacted_error
+from sparsitywatch.threads import begun
 from sparsitywatch.weights.clock import Clock, OptimizerReading
 from sparsitywatch.weights.motion import MotionTracker, Moved
 from sparsitywatch.weights.sharded import local_of
@@ -95,7 +97,7 @@ class SnapshotTaker:
         self._reader = reader
         self._budget = budget
         self._marks: dict[str, tuple[Hashable, ...]] = {}  # what changes where weights are written
-        self._pool: ThreadPoolExecutor | None = None
+        self._finishes_in = 0  # the thread that finishes the latest one
         self.job: Future[FinishedSnapshot] | None = None  # on its way, or not collected yet
         self._is_on_cpu = False  # as of the latest read
         self.behind = Behind(evaluate, model, reader)
@@ -203,7 +205,7 @@ class SnapshotTaker:
         released = self.behind.since_s = now()
 
         def finish() -> FinishedSnapshot:
-            began_here = time.thread_time()
+            self._finishes_in, began_here = threading.get_ident(), time.thread_time()
 
             def front_s() -> float:
                 return (released if behind else now()) - began
@@ -228,8 +230,7 @@ class SnapshotTaker:
             return FinishedSnapshot(record, events, evaluates, front_s(), behind_s())
 
         if behind:
-            self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="sparsitywatch")
-            self.job = self._pool.submit(finish)
+            self.job = begun(finish, "sparsitywatch")
         else:
             finished = finish()
             self.job = Future()
@@ -256,11 +257,18 @@ class SnapshotTaker:
         self._budget.attribute(seconds, evaluated=finished.evaluated)
         return finished
 
-    def close(self) -> None:
-        """End the thread; what is on its way is finished first."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
-            self._pool = None
+    def wait(self) -> None:
+        """Wait for what is on its way, unless that is who asks; it is collected later."""
+        job = self.job
+        if job is not None and not job.done() and self._finishes_in != threading.get_ident():
+            wait([job])
+
+    def then(self, act: Callable[[], object]) -> None:
+        """Act once what is on its way is done, where that is finished; or now."""
+        if self.job is None:
+            act()
+        else:
+            self.job.add_done_callback(lambda _: act())
 
     def lookup(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """The parameters in scope as they are now, by name, and every one."""

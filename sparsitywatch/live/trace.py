@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from inspect import iscode
 from typing import Any, ClassVar, NamedTuple
 
@@ -97,14 +99,15 @@ class StepHook:
     That is, every step that an optimizer takes in the process; what one does in a step of its own,
     as a subclass that calls ``super().step()``, is part of that.
 
-    The watch lives as long as an optimizer that it is tied to, also if nobody else holds it; until
-    then the process holds it. Two hooks of torch serve all watches of a process. torch goes through
-    its hooks while they run, so they are taken off between steps only, never by the garbage
-    collector in the middle of one, nor while another thread may be in one.
+    Both are methods of a watch, held weakly. It lives as long as an optimizer that it is tied to,
+    also if nobody else holds it; until then the process holds it. Two hooks of torch serve all
+    watches of a process. torch goes through its hooks while they run, so they are taken off between
+    steps only, never by the garbage collector in the middle of one, nor while another thread may be
+    in one.
     """
 
     _alive: ClassVar[tuple[weakref.ref[StepHook], ...]] = ()
-    _untied: ClassVar[set[StepHook]] = set()
+    _untied: ClassVar[dict[int, object]] = {}  # watches, by the id of their hook
     _of_torch: ClassVar[list[RemovableHandle]] = []
     #: whose hooks run now; to set attributes of the class would make Python forget where they are
     _called: ClassVar[list[Optimizer]] = []
@@ -113,11 +116,11 @@ class StepHook:
     _lock: ClassVar[Any] = threading.RLock()  # the garbage collector may remove one anywhere
 
     def __init__(self, before: Callable[[Optimizer], None], after: Callable[[Step], None]) -> None:
-        self._before: Callable[[Optimizer], None] | None = before
-        self._after = after
+        self._before: weakref.WeakMethod[Any] | None = weakref.WeakMethod(before)
+        self._after = weakref.WeakMethod(after)
         self._is_on = True
-        self.tie: RemovableHandle | None = None  # what it lives by
-        self._untied.add(self)
+        self.tie: RemovableHandle | None = None  # what the watch lives by
+        self._untied[id(self)] = before.__self__  # type: ignore[attr-defined]
         with self._lock:
             StepHook._alive = (*StepHook._alive, weakref.ref(self))
             if not StepHook._of_torch:
@@ -134,12 +137,9 @@ class StepHook:
 
     def tie_to(self, optimizer: Optimizer) -> None:
         """Live as long as ``optimizer``."""
-        self._untied.discard(self)
-        # who holds this method holds the hook; no step calls it
-        self.tie = optimizer.register_state_dict_pre_hook(self._stay)
-
-    def _stay(self, _: Optimizer) -> None:
-        """Nothing."""
+        self._untied.pop(id(self), None)
+        # who holds this method holds the watch; no step calls it
+        self.tie = optimizer.register_state_dict_pre_hook(partial(_stay, self._after()))
 
     def begin(self) -> None:
         """Call no more before steps."""
@@ -148,7 +148,7 @@ class StepHook:
     def remove(self) -> None:
         """Call no more; may be called in a call, and again."""
         self._is_on = False
-        self._untied.discard(self)
+        self._untied.pop(id(self), None)
         if self.tie is not None:
             self.tie.remove()
         with self._lock:
@@ -169,10 +169,11 @@ class StepHook:
         begun.append(this := _Begun(optimizer))
         for ref in () if is_part else StepHook._alive:
             hook = ref()
-            if hook is not None and hook._before is not None and hook._is_on:
+            before = hook._before if hook is not None and hook._is_on else None
+            if before is not None and (call := before()) is not None:
                 StepHook._called.append(optimizer)
                 try:
-                    hook._before(optimizer)
+                    call(optimizer)
                 finally:
                     StepHook._called.pop()
                 since = time.perf_counter()  # the watch counts that itself
@@ -202,12 +203,22 @@ class StepHook:
         try:
             for ref in StepHook._alive:
                 hook = ref()
-                if hook is not None and hook._is_on:  # another one may have taken it off
+                # another one may have taken it off
+                call = hook._after() if hook is not None and hook._is_on else None
+                if call is not None:
                     since_s = time.perf_counter() - since
-                    hook._after(Step(optimizer, this.reached, this.inner, outer, since_s))
+                    call(Step(optimizer, this.reached, this.inner, outer, since_s))
                     since = time.perf_counter()
         finally:
             StepHook._called.pop()
+
+
+def _stay(_: object, __: Optimizer) -> None:
+    """Nothing: it holds a watch."""
+
+
+if hasattr(os, "register_at_fork"):  # another thread may hold it when a child is forked
+    os.register_at_fork(after_in_child=StepHook._lock._at_fork_reinit)
 
 
 #: What torch has wrapped a step in, which calls the hooks.

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from sparsitywatch.errors import SparsityWatchError, contain_faults
-from sparsitywatch.live.trace import Optimizer, StepHook
+from sparsitywatch.live.trace import Optimizer, Step, StepHook
 from sparsitywatch.live.watch import watch
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.ranks.protocol import ALONE
@@ -31,7 +31,7 @@ class Unedited:
         self._num_of: Counter[str] = Counter()  # modules by class
         self._told: set[str] = set()
         self.num_looked_at = 0
-        self._hook = StepHook(self._before, lambda *_: None)
+        self._hook = StepHook(self._before, self._after)
 
     def _before(self, optimizer: Optimizer) -> None:
         kind = type(optimizer).__name__
@@ -43,6 +43,9 @@ class Unedited:
         if self.num_looked_at == _MOST:
             self._hook.remove()
             self._say(f"no more is watched: it has looked at {_MOST} optimizers")
+
+    def _after(self, _: Step) -> None:
+        """Nothing: what it has attached sees the step."""
 
     def _say(self, words: str) -> None:
         """Tell it once, on one of several ranks."""

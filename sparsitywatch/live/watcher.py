@@ -8,11 +8,13 @@ import itertools
 import math
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,12 +31,12 @@ from sparsitywatch.errors import (
 from sparsitywatch.live.resume import check_state, open_log, restore_proxy, step_in_log
 from sparsitywatch.live.ring import Ring
 from sparsitywatch.live.schedule import BudgetedSchedule, Due
-from sparsitywatch.live.snapshots import SnapshotTaker
+from sparsitywatch.live.snapshots import FinishedSnapshot, SnapshotTaker
 from sparsitywatch.live.trace import Optimizer, Step, StepHook
 from sparsitywatch.pipeline.measure import not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.ranks.protocol import ALONE, Ranks
-from sparsitywatch.records import Event, Record, html_of
+from sparsitywatch.records import Event, Record, WatchState, html_of
 from sparsitywatch.records.record import UNPAID
 from sparsitywatch.redact import logger, redacted_error
 
@@ -50,7 +52,7 @@ class WatchOffError(Exception):
 
 
 class _Contained:
-    """Where faults end: they end the watch, not the training. What it takes is counted."""
+    """Where one thread acts, and faults end: the watch ends, not the training. It is timed."""
 
     # entered at every step: a ``contextmanager`` would take several times as long
     __slots__ = ("_has_grad", "_since_s", "_watcher")
@@ -59,6 +61,7 @@ class _Contained:
         self._watcher, self._since_s = watcher, since_s
 
     def __enter__(self) -> None:
+        self._watcher._lock.acquire()
         self._watcher._budget.enter(self._since_s)
         self._has_grad = torch.is_grad_enabled()
 
@@ -70,6 +73,7 @@ class _Contained:
             if torch.is_grad_enabled() != self._has_grad:
                 torch.set_grad_enabled(self._has_grad)  # a signal came at the end of a no_grad
             self._watcher._budget.leave()
+            self._watcher._lock.release()
         return True
 
 
@@ -117,6 +121,7 @@ class Watcher:
     """
 
     _all: ClassVar[weakref.WeakSet[Watcher]] = weakref.WeakSet()  # of this process
+    _dropped: ClassVar[set[Path | None]] = set()  # logs of those that nobody has closed
 
     def __init__(
         self,
@@ -130,7 +135,7 @@ class Watcher:
         off: str,
     ) -> None:
         self._taker = taker
-        self._pipeline = pipeline = taker.pipeline
+        self._pipeline = taker.pipeline
         self._trace = trace = taker.trace
         self._schedule = schedule
         self._budget = schedule.budget
@@ -142,7 +147,9 @@ class Watcher:
         self._done: int | None = (
             None  # as optimizers themselves said before the first that was seen
         )
-        self._pid = os.getpid()
+        self._pid, self._lock = os.getpid(), threading.RLock()
+        self._thread = threading.get_ident()  # that steps, and in which actions run
+        self._finished: list[FinishedSnapshot] = []  # that nobody has acted on yet
         self._attached = self._stepped = next(_order)  # as of ``_order``
         self._opened = False
         self._closed = False
@@ -152,8 +159,6 @@ class Watcher:
         self._log = ""  # that rank 0 writes
         at_exit = functools.partial(_close_at_exit, weakref.ref(self), _last_error())
         self._at_exit = Finalize(None, at_exit, exitpriority=1)  # before the pipeline's
-        self._last_words = weakref.finalize(self, _report_dropped, os.getpid(), pipeline, schedule)
-        self._last_words.atexit = False
         self._hook = StepHook(self._before_step, self._on_step)
         if off:
             self._hook.remove()
@@ -164,6 +169,15 @@ class Watcher:
             self._take_place()
             self._all.add(self)
             self._schedule.attached()
+
+    def __del__(self) -> None:
+        """Nobody holds it, or its optimizer: its files and its lock go with it."""
+        if not vars(self).get("_closed", True) and not self._off and os.getpid() == self._pid:
+            self._at_exit.cancel()
+            self._dropped.add(self._pipeline.claim.directory)
+            state = self._schedule.state(self._pipeline.records, self._schedule.last_step)
+            state = replace(state, status="closed", reason="its optimizer was let go")
+            self._taker.then(functools.partial(_end_dropped, self._pipeline, state))
 
     def __reduce__(self) -> tuple[type[CopiedWatcher], tuple[()]]:
         return CopiedWatcher, ()
@@ -185,6 +199,7 @@ class Watcher:
     def records(self) -> list[Record]:
         """Every record, also those before a resume; waits for one on its way.
 
+        Any thread may ask. Actions run in the one that steps, or where the watch is closed.
         Layers are kept for the latest hundred only; the log has them all.
         """
         self._settle()
@@ -340,19 +355,25 @@ class Watcher:
 
     def _end(self, error: BaseException | None = None, reason: str = "") -> None:
         """Close; ``error`` is what has ended the training, ``reason`` when the watch is closed."""
-        self._settle()
-        if self._closed:
+        if os.getpid() != self._pid:  # another thread may have held locks when this was forked
+            self._closed = True
             return
-        if not (ended_by := _words_of(error)):
-            self._make_up()
-        self._closed = True
-        self._hook.remove()
-        self._last_words.detach()
-        self._at_exit.cancel()
-        if self._off or os.getpid() != self._pid:
-            return
+        with self._lock:
+            self._thread = threading.get_ident()
+            self._settle()
+            if self._closed:
+                return
+            if not (ended_by := _words_of(error)):
+                self._make_up()
+            self._closed = True
+            self._at_exit.cancel()
+            self._hook.remove()
+            if not self._off:
+                self._finish(ended_by, reason)
+
+    def _finish(self, ended_by: str, reason: str) -> None:
+        """Say the last words, and close what was opened."""
         if self._opened:
-            self._taker.close()
             with _Contained(self):
                 self._ring.end(self._pipeline.events)
                 self._report("ended" if ended_by else "closed", ended_by or reason)
@@ -421,7 +442,7 @@ class Watcher:
 
     def _advance(self, num_steps: int, step: int | None = None) -> None:
         """Some steps were taken; ``step`` is how many there are by now, if that was said."""
-        self._stepped = next(_order)
+        self._stepped, self._thread = next(_order), threading.get_ident()
         if not self._opened:
             self._open(num_steps)
         if self._off:
@@ -432,7 +453,7 @@ class Watcher:
         self._ring.after_step(step, step - before)
         is_busy = False
         self._taker.behind.step(self._budget.now())
-        if self._taker.job is not None:
+        if self._taker.job is not None or self._finished:
             self._collect()
             if self._off:
                 self._decline(step)
@@ -481,10 +502,13 @@ class Watcher:
         self._collect()
 
     def _collect(self, *, wait: bool = False) -> None:
-        """Act on the snapshot that is finished, if there is one."""
-        finished = self._taker.collect(wait=wait)
-        if finished is None:
-            return
+        """Act on the snapshot that is finished, if there is one and this thread steps."""
+        if (finished := self._taker.collect(wait=wait)) is not None:
+            self._finished.append(finished)
+        while self._finished and self._thread == threading.get_ident():
+            self._act(self._finished.pop(0))
+
+    def _act(self, finished: FinishedSnapshot) -> None:
         record = finished.record
         self._pipeline.act(record, finished.events)
         schedule = self._schedule.schedule
@@ -506,8 +530,10 @@ class Watcher:
     def _settle(self) -> None:
         """Wait for the snapshot that is on its way; in a forked child there is none."""
         if not self._is_idle():
-            with _Contained(self):
-                self._collect(wait=True)
+            self._taker.wait()  # without the lock, which a step may wait for
+            if self._thread == threading.get_ident():
+                with _Contained(self):
+                    self._collect(wait=True)
 
     # ------------------------------------------------------------------ the log
 
@@ -560,7 +586,7 @@ class Watcher:
                 return "beside"
             if not other._taker.is_busy:  # else what is late is dropped, not waited for
                 other._end(reason="another watch has begun a new log")
-        return "ended" if others else ""
+        return "ended" if others or self._pipeline.claim.directory in self._dropped else ""
 
     def _begun(self) -> tuple[Any, ...]:
         """What the others go on from, and param groups to compare with theirs; plain data."""
@@ -613,10 +639,9 @@ class Watcher:
 
     def _switch_off(self, reason: str) -> None:
         self._off = reason
-        self._last_words.detach()
         logger.error("the watch switched itself off: %s", reason)
         if self._opened:
-            self._taker.close()
+            self._taker.wait()
             self._ring.end(self._pipeline.events)
             self._report("off", reason)
             self._pipeline.close()
@@ -645,9 +670,7 @@ def _close_at_exit(of: weakref.ref[Watcher], earlier: BaseException | None) -> N
         watcher._end(None if error is earlier else error, "its process ended")
 
 
-def _report_dropped(pid: int, pipeline: Pipeline, schedule: BudgetedSchedule) -> None:
-    """Say that a watch is no more, since nobody holds it or its optimizer."""
-    if os.getpid() != pid:
-        return
-    state = schedule.state(pipeline.records, schedule.last_step)
-    pipeline.report(replace(state, status="closed", reason="its optimizer was let go"))
+def _end_dropped(pipeline: Pipeline, state: WatchState) -> None:
+    """Say that a watch is no more."""
+    pipeline.report(state)
+    pipeline.close()

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.util import Finalize
@@ -263,7 +264,7 @@ class Pipeline:
         self.history.initial_rms = dict(run.initial_rms)
         self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
-        self._at_exit = Finalize(None, self._end, exitpriority=0)
+        self._at_exit = Finalize(None, partial(_end_of, weakref.ref(self)), exitpriority=0)
 
     def take(self, record: Record, detail: Detail) -> tuple[Record, list[Event]]:
         """Complete a record, detect, remember, write to the sinks; gives what ``act`` is to say."""
@@ -360,6 +361,12 @@ class Pipeline:
                 what = "is switched off" if is_last else "is tried again at the next record"
                 name = type(sink).__name__
                 logger.exception("%s failed and %s; training goes on", name, what)
+
+
+def _end_of(ref: weakref.ref[Pipeline]) -> None:
+    """End one with its process."""
+    if (pipeline := ref()) is not None:
+        pipeline._end()
 
 
 def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:

@@ -211,6 +211,7 @@ class Claim:
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(temporary.open("xb", buffering=0))
+                stack.callback(unlock, file.fileno())
                 file.write(json.dumps(holder._asdict()).encode())
                 if try_lock(file.fileno()) is None:
                     file.close()  # Windows cannot rename a file that is open
@@ -255,7 +256,10 @@ def _is_locked(path: Path) -> bool:
     """Whether somebody holds the lock of a file; False where there are no locks."""
     try:
         with path.open("r+b") as file:
-            return try_lock(file.fileno()) is False
+            is_free = try_lock(file.fileno())
+            if is_free:
+                unlock(file.fileno())
+            return is_free is False
     except OSError:  # it has just been taken away
         return False
 

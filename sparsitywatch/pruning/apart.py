@@ -46,7 +46,8 @@ T = TypeVar("T")
 #: Packages whose threads neither draw nor look at a model: progress bars, loggers, debuggers, what
 #: hands batches on, and this library.
 _HARMLESS = (
-    "sparsitywatch.live", "sparsitywatch.actions", "sparsitywatch.page", "sparsitywatch.offline",
+    "sparsitywatch.threads", "sparsitywatch.live", "sparsitywatch.actions", "sparsitywatch.page",
+    "sparsitywatch.offline",
     "tqdm", "tensorboard", "tensorboardX", "wandb", "mlflow", "comet_ml", "neptune", "trackio",
     "torch.utils.data._utils.pin_memory", "torch._inductor", "multiprocessing.queues",
     "multiprocessing.resource_sharer", "concurrent.futures.process", "ipykernel", "IPython", "zmq",

@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from contextlib import closing
 from functools import partial
 from operator import attrgetter
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.threads import begun
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.sharded import Tensors
 from sparsitywatch.weights.snapshot import BITS, LazyTensors
@@ -180,11 +181,13 @@ def map_threads(function: Callable[[S], T], tasks: Sequence[S], num_threads: int
                 waiting.clear()
                 raise
 
-    with ThreadPoolExecutor(num_others, "sparsitywatch-spectrum") as pool:
-        others = [pool.submit(work) for _ in range(num_others)]
+    others = [begun(work, "sparsitywatch-spectrum") for _ in range(num_others)]
+    try:
         work()
-        for other in others:
-            other.result()
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
     return results
 
 

@@ -1,0 +1,28 @@
+"""Threads of our own, which begin also after the main thread has ended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def begun(function: Callable[[], T], name: str) -> Future[T]:
+    """What a function gives, in a thread that the interpreter's end waits for."""
+    # executors of concurrent.futures take nothing once main has ended, though other threads train
+    found: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(function())
+        except BaseException as error:  # noqa: BLE001 raised where the result is asked for
+            found.set_exception(error)
+
+    try:
+        threading.Thread(target=work, name=name).start()
+    except RuntimeError:  # none can begin, at the very end or at a limit of the system
+        work()
+    return found
