@@ -29,7 +29,7 @@ from typing import Any
 
 from sparsitywatch.errors import ConfigurationError, expect, expect_whole, is_number
 from sparsitywatch.records import SCHEMA_VERSION, Event, to_json
-from sparsitywatch.redact import logger, redacted_error
+from sparsitywatch.redact import NEWS, logger, redacted_error
 
 __all__ = [
     "Action", "SaveCheckpoint", "SaveNow", "StopTraining", "Webhook", "log_event", "pauses",
@@ -62,7 +62,7 @@ class Action:
 
 def log_event(event: Event) -> None:
     """The default action: a warning through the logger "sparsitywatch"."""
-    logger.warning("%s", event.report())
+    logger.warning("%s", event.report(), extra=NEWS)
 
 
 def payload(event: Event) -> dict[str, Any]:

@@ -12,11 +12,14 @@ Two URLs are the same if they are, never if they are printed the same.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import os
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from html import escape
 
 from sparsitywatch.credentials import without_secrets
@@ -118,6 +121,42 @@ def _redacted_rest(scheme: str, rest: str) -> str:
     return rest
 
 
+class Causes:
+    """What a watch has warned of: each cause once, numbers aside; ``tell`` says how often again."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, tuple[int, str, Iterator[int]]] = {}
+        self._pid = os.getpid()
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Around what may warn again and again in this thread."""
+        before = of_watch.set(self)
+        try:
+            yield
+        finally:
+            of_watch.reset(before)
+
+    def is_new(self, record: logging.LogRecord) -> bool:
+        """Whether a message is to be logged; it is counted."""
+        # what a fork for an evaluation says is logged by the process that waits for it
+        if record.levelno < logging.WARNING or hasattr(record, *NEWS) or os.getpid() != self._pid:
+            return True
+        error = record.exc_info[1] if record.exc_info else None
+        cause = f"{record.msg} {'' if error is None else redacted_error(error)}"
+        told = (record.levelno, record.msg, itertools.count())
+        *_, times = self._told.setdefault(_NUMBERS.sub("#", cause), told)
+        return next(times) == 0
+
+    def tell(self) -> None:
+        """Log how often each cause came again, and forget them."""
+        told, self._told = self._told, {}
+        for level, message, times in told.values():
+            if num := next(times) - 1:
+                words = " ".join(message.removeprefix(f"{_NAME}: ").split())
+                logger.log(level, "%d more times: %.*s", num, _LONGEST, words, extra=NEWS)
+
+
 class _Redacted(logging.Filter):
     """Lets every message of this library through, redacted, its name in front."""
 
@@ -127,11 +166,21 @@ class _Redacted(logging.Filter):
         except Exception:  # noqa: BLE001 logging itself says what is wrong with it
             return True
         record.msg, record.args = f"{_NAME}: {redacted(message.removeprefix(f'{_NAME}: '))}", ()
+        causes = of_watch.get()
+        if causes is not None and not causes.is_new(record):
+            return False
         if record.exc_info and not record.exc_text:
             record.exc_text = redacted(logging.Formatter().formatException(record.exc_info))
         return True
 
 
+#: Of what is running in this thread; None: each message is logged.
+of_watch: ContextVar[Causes | None] = ContextVar("of_watch", default=None)
+#: ``extra`` of a message that is logged each time, such as an event.
+NEWS = {"is_news": True}
+_NUMBER = r"[-+]?(?:0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*\.?(?:e[-+]?\d+)?|\b(?:nan|inf)\b)"
+_NUMBERS = re.compile(f"{_NUMBER}(?: {_NUMBER})*")
+_LONGEST = 200  # characters of a message that is told again
 _NAME = "sparsitywatch"
 #: Of the whole library. What it is given is redacted here and nowhere else: what is logged, and by
 #: whom, is not known in advance.

@@ -31,7 +31,7 @@ from sparsitywatch.pruning.evaluation import MaskedModel, expected_s
 from sparsitywatch.pruning.model_copy import version_of
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Event, Record
-from sparsitywatch.redact import logger, redacted_error
+from sparsitywatch.redact import logger, of_watch, redacted_error
 from sparsitywatch.weights.clock import Clock, OptimizerReading
 from sparsitywatch.weights.motion import MotionTracker, Moved
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
@@ -206,7 +206,9 @@ class SnapshotTaker:
             return FinishedSnapshot(record, events, evaluates, front_s(), behind_s())
 
         if behind:
-            self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="sparsitywatch")
+            self._pool = self._pool or ThreadPoolExecutor(
+                1, "sparsitywatch", initializer=of_watch.set, initargs=(self.pipeline.causes,)
+            )
             self.job = self._pool.submit(finish)
         else:
             finished = finish()
