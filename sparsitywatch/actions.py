@@ -19,17 +19,19 @@ import contextlib
 import json
 import math
 import queue
+import re
 import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, responses
 from typing import Any
 
 from sparsitywatch.errors import ConfigurationError, expect, expect_whole, is_number
 from sparsitywatch.records import SCHEMA_VERSION, Event, to_json
-from sparsitywatch.redact import logger, redacted_error
+from sparsitywatch.redact import NEWS, logger, redacted_error
 
 __all__ = [
     "Action", "SaveCheckpoint", "SaveNow", "StopTraining", "Webhook", "log_event", "pauses",
@@ -46,7 +48,11 @@ _WORTH_A_RETRY = (408, 425, 429)
 #: Longest pause between two tries, in seconds.
 _MAX_PAUSE_S = 60.0
 
-_Queue = queue.SimpleQueue[dict[str, Any] | None]  # None ends it
+_MOST = 2_147_483  # seconds, the longest that a socket waits; nothing else needs more of anything
+#: The headers that http.client sends, but for control characters.
+_NAME, _VALUE = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII), re.compile(r"[\t -~\xa0-\xff]*")
+
+_Queue = queue.SimpleQueue[Event | None]  # None ends it
 
 
 class Action:
@@ -62,7 +68,7 @@ class Action:
 
 def log_event(event: Event) -> None:
     """The default action: a warning through the logger "sparsitywatch"."""
-    logger.warning("%s", event.report())
+    logger.warning("%s", event.report(), extra=NEWS)
 
 
 def payload(event: Event) -> dict[str, Any]:
@@ -92,10 +98,11 @@ class Webhook(Action):
     """Posts each event as a JSON object, from a thread of its own.
 
     The training waits for nothing: an event goes into a queue, and is left out, with a
-    warning, when that is full. A post that fails is tried again after pauses that double,
+    message, when that is full. A post that fails is tried again after pauses that double,
     unless the server says that the request itself is wrong (4xx other than 408, 425 and
-    429) or redirects, which would drop the data. What fails for good is logged with its
-    cause. Messages show the host only: the rest of such a URL is often a secret.
+    429) or redirects, which would drop the data. What fails for good is logged once for each
+    cause; ``close`` says how many events that were. Messages show the host only: the rest of
+    such a URL is often a secret, and so are the headers.
 
     Args:
         url: http or https, without user name and password: they belong into ``headers``.
@@ -127,65 +134,84 @@ class Webhook(Action):
             "max_queue": (max_queue, 1), "close_s": (close_s, 0),
         }  # fmt: skip
         for name, (number, least) in bounds.items():
-            is_good = is_number(number) and least <= number < math.inf
-            expect(is_good, name, f"a number >= {least:g}", number)
+            is_good = is_number(number) and least <= number <= _MOST
+            kind = "number" if name.endswith("_s") else "whole number"
+            is_good = is_good and (kind == "number" or number % 1 == 0)
+            expect(is_good, name, f"a {kind} >= {least:g} and <= {_MOST:,}", number)
+        _check_headers(headers)
         self._url = url
         self._headers = {"Content-Type": "application/json", **(headers or {})}
-        self._timeout_s = timeout_s
-        self._pauses_s = (0.0, *pauses(pause_s, retries))
+        self._timeout_s, self._close_s = float(timeout_s), float(close_s)
+        self._pauses_s = (0.0, *pauses(float(pause_s), int(retries)))
         self._max_queue = max_queue
-        self._close_s = close_s
         self._opener = urllib.request.build_opener(_NoRedirect)
+        self._lost = Counter[str]()  # events, by why they were not posted
+        self._lock = threading.RLock()
         self._waiting: _Queue
         self._closing: threading.Event
         self._thread: threading.Thread | None = None
 
     def __call__(self, event: Event) -> None:
         """Put the event into the queue."""
-        if self._thread is None:
-            self._waiting = queue.SimpleQueue()
-            self._closing = threading.Event()
-            self._thread = threading.Thread(
-                target=self._work,
-                args=[self._waiting, self._closing],
-                name="sparsitywatch-webhook",
-                daemon=True,  # a server that hangs must not keep the process from ending
-            )
-            self._thread.start()
-        if self._waiting.qsize() < self._max_queue:
-            self._waiting.put(payload(event))
-        else:
-            words = "%s is not posted to %s: %d events wait already"
-            logger.warning(words, event.id, self._host, self._max_queue)
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():  # as in a forked child
+                self._waiting = queue.SimpleQueue()
+                self._closing = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._work,
+                    args=[self._waiting, self._closing],
+                    name="sparsitywatch-webhook",
+                    daemon=True,  # a server that hangs must not keep the process from ending
+                )
+                self._thread.start()
+            if self._waiting.qsize() < self._max_queue:
+                self._waiting.put(event)
+            else:
+                self._lose(event, f"{self._max_queue} events wait already")
 
     def close(self) -> None:
-        """Post what is left, without pauses, for ``close_s`` at most; then give up."""
-        thread, self._thread = self._thread, None
-        if thread is None:
-            return
-        self._closing.set()
-        self._waiting.put(None)
+        """Post what is left, without pauses, for ``close_s`` at most; say what was not posted."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is None or not thread.is_alive():
+                return
+            waiting = self._waiting
+            self._closing.set()
+            waiting.put(None)
         thread.join(self._close_s)
-        if not thread.is_alive():
-            return
-        num_left = 0  # the mark of the end counts for the one that is on its way
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._waiting.get_nowait()
-                num_left += 1
-        self._waiting.put(None)
-        logger.warning("%s does not answer; events that were not posted: %d", self._host, num_left)
+        if thread.is_alive():  # the mark of the end counts for the one that is on its way
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    waiting.get_nowait()
+                    self._lost["it does not answer"] += 1
+            waiting.put(None)
+        lost, self._lost = self._lost, Counter()
+        if causes := "; ".join(f"{num} ({cause})" for cause, num in lost.items()):
+            logger.warning("events that were not posted to %s: %s", self._host, causes)
+
+    def _lose(self, event: Event, cause: str) -> None:
+        self._lost[cause] += 1
+        if self._lost[cause] == 1:
+            logger.error("%s was not posted to %s: %s", event.id, self._host, cause)
 
     def _work(self, waiting: _Queue, closing: threading.Event) -> None:
-        for item in iter(waiting.get, None):
-            body = json.dumps(item, allow_nan=False).encode()
+        for event in iter(waiting.get, None):
+            with contextlib.suppress(Exception):  # of a log's handler; what was lost is counted
+                if cause := self._deliver(event, closing):
+                    self._lose(event, cause)
+
+    def _deliver(self, event: Event, closing: threading.Event) -> str:
+        """Why an event could not be posted, empty if it was."""
+        try:
+            body = json.dumps(payload(event), allow_nan=False).encode()
             for pause_s in self._pauses_s:
                 closing.wait(pause_s)
                 cause, is_final = self._post(body)
                 if is_final:
                     break
-            if cause:
-                logger.error("%s was not posted to %s: %s", item["id"], self._host, cause)
+        except Exception as error:  # noqa: BLE001 the next event may be posted
+            cause = redacted_error(error)
+        return cause
 
     def _post(self, body: bytes) -> tuple[str, bool]:
         """Try once; why it failed, empty if it did not, and whether another try is of no use."""
@@ -198,8 +224,10 @@ class Webhook(Action):
         except urllib.error.HTTPError as error:
             error.close()
             is_final = error.code < 500 and error.code not in _WORTH_A_RETRY
-            return f"HTTP {error.code} {error.reason}", is_final
-        except (OSError, HTTPException) as error:
+            return f"HTTP {error.code} {responses.get(error.code, '')}".rstrip(), is_final
+        except HTTPException as error:  # its text is the server's, which may repeat a secret
+            return type(error).__name__, False
+        except OSError as error:
             return redacted_error(error), False
         return "", True
 
@@ -211,25 +239,48 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+def _refused(name: str, what: str, came: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"Expected {name} to be {what}, got {came}. It is not repeated here, as it may be a secret."
+    )
+
+
 def _host(url: str) -> str:
     """The host of a URL that can be posted to; a ConfigurationError if it cannot."""
+    what, has_login = "an http or https address", False
     try:
         parts = urllib.parse.urlsplit(url)
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname)
         is_good = is_good and parts.port != 0 and url.isprintable() and " " not in url
-    except (ValueError, AttributeError, TypeError):
+        has_login = is_good and "@" in parts.netloc
+        if is_good and not has_login:  # what each post does
+            request = urllib.request.Request(url)  # noqa: S310 the scheme was checked
+            connection = HTTPConnection(request.host)
+            connection.putrequest("POST", request.selector)
+            connection.host.encode("idna")
+    except (ValueError, AttributeError, TypeError, HTTPException):
         is_good = False
+    if has_login:
+        came = "one with them. Give an Authorization header in `headers`"
+        raise _refused("`url`", f"{what} without a user name and a password", came)
     if not is_good:
-        raise ConfigurationError(
-            f"Expected `url` to be an http or https address, got a {type(url).__name__} that is "
-            "none. It is not repeated here, as it may be a secret."
-        )
-    if parts.username is not None or parts.password is not None:
-        raise ConfigurationError(
-            "Expected `url` without a user name and a password, got one with them. Give an "
-            "Authorization header in `headers`."
-        )
+        hint = " (percent-encode what is not ASCII)" * (not str(url).isascii())
+        raise _refused("`url`", what, f"a {type(url).__name__} that is none{hint}")
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _check_headers(headers: object) -> None:
+    """A ConfigurationError, without any value, if http.client would not send such headers."""
+    what = "a text of one line in latin-1, with an HTTP name that is there once"
+    if not isinstance(headers, Mapping | None):
+        raise _refused("`headers`", "a mapping", f"a {type(headers).__name__}")
+    # a post sets two by itself
+    names = ["content-length", "transfer-encoding", *(str(name).lower() for name in headers or ())]
+    for name, value in (headers or {}).items():
+        is_name = isinstance(name, str) and _NAME.fullmatch(name) and names.count(name.lower()) == 1
+        if not is_name or not isinstance(value, str) or not _VALUE.fullmatch(value):
+            hint = " with a line end at its end: strip it" * str(value).endswith(("\n", "\r"))
+            raise _refused(f"`headers[{name!r:.80}]`", what, f"a {type(value).__name__}{hint}")
 
 
 class SaveCheckpoint(Action):

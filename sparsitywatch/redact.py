@@ -12,11 +12,17 @@ Two URLs are the same if they are, never if they are printed the same.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from html import escape
+
+from sparsitywatch.credentials import without_secrets
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 #: Between the links of a chain such as zip://a.pt::https://host/b.zip; not in http://[::1].
@@ -26,20 +32,16 @@ _NO_USER = ("abfs", "abfss", "adl", "hf", "wasb", "wasbs")
 #: Addresses whose path is the secret, as Slack's.
 _HOOK = re.compile(r"(?:^|\.)hooks?\.|webhook", re.IGNORECASE)
 
-#: In a text; marks at its end belong to the sentence.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]*[^\s'\"<>`.,:;)\]}]")
-_KEYS = (
-    r"X-Amz-[\w-]+|X-Goog-[\w-]+|sig|signature|(?:access_|auth_|hf_|id_|refresh_|sas_|session_)?"
-    r"token|(?:client_)?secret|(?:aws_)?secret_access_key|password|passwd|api_?key|"
-    r"(?:access|account|shared)_?key|SharedAccessSignature|AWSAccessKeyId"
-)
-#: Secrets by what stands before them, and those that can be known by their form.
-_SECRETS = (
-    re.compile(rf"\b(?P<kept>(?:{_KEYS})=)[^\s&'\",;)]+", re.IGNORECASE),
-    re.compile(rf"(?P<kept>['\"](?:{_KEYS})['\"]: ['\"])[^'\"]+", re.IGNORECASE),
-    re.compile(r"\b(?P<kept>Bearer |Basic )[\w.~+/=-]{8,}", re.IGNORECASE),
-    re.compile(r"\b(?P<kept>hf_|gh[opsu]_|xox[abprs]-|AKIA|ASIA)[A-Za-z0-9-]{12,}"),
-)
+#: A login, or what looks like a host and its port, and is a password with a slash in it.
+_LOGIN = re.compile(r"(?s)^(/*)(?:(?:[^/?#]*@|[^/?#@:\[]*:(?!\d*(?:[/?#]|$)).*@)/*)+")
+#: The same with a colon, as after the slashes of a path that some storages take for a host.
+_PAIR = re.compile(r"^(/*)(?:[^/?#@:]*:[^/?#@]*(?:@[^/?#@]*)*@/*)+")
+_QUERY = re.compile("([?#])")
+#: In a text, behind its scheme; what may be a secret has one of these marks.
+_URL = re.compile(r"://[^\s'\"]+")
+_MAY_BE_SECRET = re.compile("[@?#]|hook", re.IGNORECASE)
+_OF_SCHEMES = f"{string.ascii_letters}{string.digits}+-."
+_ODD = re.compile(r"[^\n\t -~]+")
 
 
 def printable(name: str) -> str:
@@ -57,11 +59,7 @@ def redacted_url(url: str | os.PathLike[str]) -> str:
 
 def redacted(text: str) -> str:
     """A text of many words, such as another library's error; ends of lines stay."""
-    text = re.sub(r"[^\n\t]+", lambda line: printable(line[0]), text)
-    text = _URL.sub(lambda url: redacted_url(url[0]), text)
-    for secret in _SECRETS:
-        text = secret.sub(r"\g<kept>...", text)
-    return text
+    return without_secrets(_URL.sub(_redacted_address, _printable_lines(text)))
 
 
 def redacted_error(error: BaseException) -> str:
@@ -81,35 +79,82 @@ def _cell(cell: object) -> str:
     return escape(redacted(str(cell)))
 
 
+def _printable_lines(text: str) -> str:
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    if not text.isascii():
+        return _ODD.sub(lambda odd: printable(odd[0]), text)
+    text = text.encode("unicode_escape").decode().replace("\\\\", "\0")
+    return text.replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")
+
+
+def _redacted_address(found: re.Match[str]) -> str:
+    """What follows a scheme in a text; marks at its end belong to the sentence."""
+    address = found[0].rstrip(".,:;)]}>`")
+    if not _MAY_BE_SECRET.search(address):
+        return found[0]
+    before = found.string[max(0, found.start() - 20) : found.start()]  # no scheme is longer
+    scheme = before[len(before.rstrip(_OF_SCHEMES)) :].lstrip("+-.0123456789").lower()
+    first, *others = _LINK.split(address)
+    first = f"://{_redacted_rest(scheme, first[3:])}"
+    return "::".join([first, *map(_redacted_link, others)]) + found[0][len(address) :]
+
+
 def _redacted_link(link: str) -> str:
     scheme, found, rest = link.partition("://")
-    if not found or not _SCHEME.fullmatch(scheme):
-        return printable(link)
-    rest = _without_login(scheme.lower(), rest)
-    is_web = scheme.lower() in ("http", "https")
-    place, mark, query = [*re.split("([?#])", rest, maxsplit=1), "", ""][:3]
+    if found and _SCHEME.fullmatch(scheme):
+        link = scheme + found + _redacted_rest(scheme.lower(), rest)
+    return printable(link)
+
+
+def _redacted_rest(scheme: str, rest: str) -> str:
+    # some storages take all of it for a path, and may have a login behind its slashes
+    if not (rest.startswith("/") and scheme in ("file", "local")):
+        rest = (_PAIR if rest.startswith("/") or scheme in _NO_USER else _LOGIN).sub(r"\1", rest, 1)
+    is_web = scheme in ("http", "https")
+    place, mark, query = _QUERY.split(rest, 1) if _QUERY.search(rest) else (rest, "", "")
     if query and (is_web or "=" in query):  # elsewhere a question mark may belong to a pattern
         rest = f"{place}{mark}..."
-    if is_web and _HOOK.search(place) and "/" in rest:
-        rest = f"{rest.partition('/')[0]}/..."
-    return printable(f"{scheme}://{rest}")
-
-
-def _without_login(scheme: str, rest: str) -> str:
-    path = rest.lstrip("/")
-    if path != rest:  # some storages take all of it for a path
-        has_login = scheme not in ("file", "local") and re.match("[^/?#@]*:[^/?#@]*@", path)
-        return rest[: -len(path)] + _without_login(scheme, path) if has_login else rest
-    host = re.split("[/?#]", rest, maxsplit=1)[0]
-    behind = rest[len(host) :]
-    login, _, bare_host = host.rpartition("@")
-    if login and not (scheme in _NO_USER and ":" not in login):
-        return _without_login(scheme, bare_host + behind)
-    port = host.rpartition(":")[2] if ":" in host else ""
-    # what looks like a port and is none is a password with a slash in it
-    if port and not port.isdigit() and "@" in behind:
-        return _without_login(scheme, rest.rpartition("@")[2])
+    host, _, path = rest.partition("/")
+    if path and is_web and _HOOK.search(place):
+        rest = f"{host}/..."
     return rest
+
+
+class Causes:
+    """What a watch has warned of: each cause once, numbers aside; ``tell`` says how often again."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, tuple[int, str, Iterator[int]]] = {}
+        self._pid = os.getpid()
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Around what may warn again and again in this thread."""
+        before = of_watch.set(self)
+        try:
+            yield
+        finally:
+            of_watch.reset(before)
+
+    def is_new(self, record: logging.LogRecord) -> bool:
+        """Whether a message is to be logged; it is counted."""
+        # what a fork for an evaluation says is logged by the process that waits for it
+        if record.levelno < logging.WARNING or hasattr(record, *NEWS) or os.getpid() != self._pid:
+            return True
+        error = record.exc_info[1] if record.exc_info else None
+        cause = f"{record.msg} {'' if error is None else redacted_error(error)}"
+        told = (record.levelno, record.msg, itertools.count())
+        *_, times = self._told.setdefault(_NUMBERS.sub("#", cause), told)
+        return next(times) == 0
+
+    def tell(self) -> None:
+        """Log how often each cause came again, and forget them."""
+        told, self._told = self._told, {}
+        for level, message, times in told.values():
+            if num := next(times) - 1:
+                words = " ".join(message.removeprefix(f"{_NAME}: ").split())
+                logger.log(level, "%d more times: %.*s", num, _LONGEST, words, extra=NEWS)
 
 
 class _Redacted(logging.Filter):
@@ -121,11 +166,21 @@ class _Redacted(logging.Filter):
         except Exception:  # noqa: BLE001 logging itself says what is wrong with it
             return True
         record.msg, record.args = f"{_NAME}: {redacted(message.removeprefix(f'{_NAME}: '))}", ()
+        causes = of_watch.get()
+        if causes is not None and not causes.is_new(record):
+            return False
         if record.exc_info and not record.exc_text:
             record.exc_text = redacted(logging.Formatter().formatException(record.exc_info))
         return True
 
 
+#: Of what is running in this thread; None: each message is logged.
+of_watch: ContextVar[Causes | None] = ContextVar("of_watch", default=None)
+#: ``extra`` of a message that is logged each time, such as an event.
+NEWS = {"is_news": True}
+_NUMBER = r"[-+]?(?:0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*\.?(?:e[-+]?\d+)?|\b(?:nan|inf)\b)"
+_NUMBERS = re.compile(f"{_NUMBER}(?: {_NUMBER})*")
+_LONGEST = 200  # characters of a message that is told again
 _NAME = "sparsitywatch"
 #: Of the whole library. What it is given is redacted here and nowhere else: what is logged, and by
 #: whom, is not known in advance.

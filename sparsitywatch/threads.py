@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,7 +23,8 @@ def begun(function: Callable[[], T], name: str) -> Future[T]:
             found.set_exception(error)
 
     try:
-        threading.Thread(target=work, name=name).start()
+        context = contextvars.copy_context()  # whose watch it is
+        threading.Thread(target=context.run, args=(work,), name=name).start()
     except RuntimeError:  # none can begin, at the very end or at a limit of the system
         work()
     return found

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import socket
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import nn
 
 import sparsitywatch as sw
+from sparsitywatch import actions
 from sparsitywatch.actions import Webhook, pauses, payload
 from sparsitywatch.records import SCHEMA_VERSION, Event
 
@@ -197,7 +206,8 @@ def test_training_goes_on_while_a_server_hangs_and_close_gives_up(serve, caplog)
     assert watcher.step_count == 40
     assert len(seen) == 1
     assert [code for code, _, _ in server.posted] == [200]
-    assert "does not answer; events that were not posted: 1" in caplog.text
+    assert "events that were not posted to" in caplog.text
+    assert ": 1 (it does not answer)" in caplog.text
 
 
 def test_the_queue_is_bounded(serve, caplog) -> None:
@@ -207,10 +217,166 @@ def test_the_queue_is_bounded(serve, caplog) -> None:
     server.wait_for(1)  # this one is on its way, two may wait
     for step in (200, 300, 400):
         hook(event(step))
-    assert "near_zero/initial_0.1@350 is not posted" in caplog.text
+    assert "near_zero/initial_0.1@350 was not posted" in caplog.text
     server.let_go.set()
     hook.close()
     assert [data["detected_step"] for _, data, _ in server.posted] == [100, 200, 300]
+
+
+@pytest.mark.parametrize("code", [400, 500])
+def test_each_cause_is_told_once_and_counted_at_the_end(serve, code: int, caplog) -> None:
+    server = serve(*[code] * 6, *[503] * 2)
+    post(server.url, *map(event, range(100, 500, 100)), retries=0 if code == 400 else 1)
+    told = [record.getMessage() for record in caplog.records]
+    assert sum(f"HTTP {code}" in line and "was not posted" in line for line in told) == 1
+    last = "4 (HTTP 400 Bad Request)"
+    if code == 500:
+        last = "3 (HTTP 500 Internal Server Error); 1 (HTTP 503 Service Unavailable)"
+    assert told[-1].endswith(f"to http://127.0.0.1:{server.server_port}: {last}")
+
+
+def test_an_event_that_cannot_be_posted_stops_no_later_one(serve, caplog, monkeypatch) -> None:
+    def broken(one: Event) -> dict:
+        if one.detected_step == 100:
+            raise ZeroDivisionError("token=s3cr3t")
+        return {"step": float("nan")} if one.detected_step == 200 else payload(one)
+
+    monkeypatch.setattr(actions, "payload", broken)
+    server = serve()
+    post(server.url, *map(event, (100, 200, 300)))
+    assert [data["detected_step"] for _, data, _ in server.posted] == [300]
+    assert "near_zero/initial_0.1@50 was not posted" in caplog.text
+    assert "ZeroDivisionError: token=..." in caplog.text
+    assert "1 (ZeroDivisionError: token=...); 1 (ValueError: Out of range float" in caplog.text
+    assert "s3cr3t" not in caplog.text
+
+
+def test_a_log_whose_handler_raises_stops_no_later_event(serve, caplog) -> None:
+    class Raises(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("the log is broken")
+
+    server = serve(400)
+    hook, handler = quick(server.url), Raises()
+    logging.getLogger("sparsitywatch").addHandler(handler)
+    try:
+        hook(event(100))
+        hook(event(200))
+        server.wait_for(2)
+    finally:
+        logging.getLogger("sparsitywatch").removeHandler(handler)
+    hook.close()
+    assert [code for code, _, _ in server.posted] == [400, 200]
+    assert ": 1 (HTTP 400 Bad Request)" in caplog.text
+
+
+def test_no_event_is_lost_in_silence_where_other_threads_close_and_call(serve, caplog) -> None:
+    server = serve()
+    hook = quick(server.url, max_queue=1000)
+
+    def call(first: int) -> None:
+        for step in range(first, first + 20):
+            hook(event(step))
+
+    def close() -> None:
+        for _ in range(20):
+            hook.close()
+
+    threads = [threading.Thread(target=call, args=[first]) for first in (100, 200)]
+    threads += [threading.Thread(target=close) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hook.close()
+    steps = sorted(data["detected_step"] for _, data, _ in server.posted)
+    assert steps == [*range(100, 120), *range(200, 220)]
+    assert caplog.text == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+def test_a_fork_posts_by_a_thread_of_its_own_and_only_what_is_its_own(serve) -> None:
+    server = serve(hangs=True)
+    hook = quick(server.url)
+    hook(event(100))
+    hook(event(200))
+    server.wait_for(1)  # one is on its way, and one waits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        pid = os.fork()
+    if not pid:
+        with suppress(BaseException):
+            hook(event(300))
+            hook.close()
+            os._exit(0)
+        os._exit(1)
+    server.wait_for(1)
+    server.let_go.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    hook.close()
+    assert sorted(data["detected_step"] for _, data, _ in server.posted) == [100, 200, 300]
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[Callable[[bytes], bytes]], str]]:
+    """Servers that answer with whatever bytes, and hang up."""
+    listeners = []
+
+    def start(answer: Callable[[bytes], bytes]) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def serve() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, suppress(OSError):
+                        connection.sendall(answer(connection.recv(2**16)))
+
+        threading.Thread(target=serve, daemon=True).start()
+        return f"127.0.0.1:{listener.getsockname()[1]}/services/T0/s3cr3t"
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda _: b"", "RemoteDisconnected"),
+        (lambda _: b"\x00\x1b[2J garbage", ": BadStatusLine"),
+        (lambda asked: asked, ": BadStatusLine"),  # with all secrets in it
+        (lambda _: b"HTTP/1.1 " + b"9" * 10**5, "LineTooLong"),
+        (lambda _: b"HTTP/1.1 401 no s3cr3t t0ken123 here\r\n\r\n", "HTTP 401 Unauthorized"),
+        (lambda _: b"HTTP/1.1 299 ok\r\nContent-Length: 5\r\n\r\n", ""),
+    ],
+    ids=["nothing", "garbage", "echo", "too long", "reason", "cut"],
+)
+def test_whatever_a_server_answers_is_told_without_secrets(
+    answering, answer: Callable[[bytes], bytes], told: str, caplog
+) -> None:
+    url = answering(answer)
+    options = {"retries": 0, "headers": {"Authorization": "Bearer t0ken123"}}
+    post(f"http://{url}", event(), **options)
+    assert told in caplog.text
+    for secret in ("s3cr3t", "t0ken123"):
+        assert secret not in caplog.text
+    assert max(map(len, caplog.text.splitlines()), default=0) < 400
+
+
+def test_tls_that_fails_and_a_host_that_is_not_known(answering, caplog, monkeypatch) -> None:
+    post(f"https://{answering(lambda _: b'no tls')}", event(), retries=1)
+    assert "SSL" in caplog.text
+    caplog.clear()
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    post("http://host.invalid/services/T0/s3cr3t", event(), retries=1)
+    assert "Name or service not known" in caplog.text
+    assert "s3cr3t" not in caplog.text
 
 
 def test_pauses_double_up_to_a_minute() -> None:
@@ -252,6 +418,25 @@ def test_only_http_addresses(url: object) -> None:
         Webhook(url)
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["a..b", ".a", "a" * 64, "ho%20st", "ho%0ast", "[::1", "host:0", "host:x", "host:\uff18",
+     "h\u2028st", "\ud800", ""],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/s3cr3t", "?s3cr3t"])
+def test_a_host_that_no_post_can_reach(host: str, path: str) -> None:
+    with pytest.raises(sw.ConfigurationError, match="`url` to be an http or https") as refused:
+        Webhook(f"https://{host}{path}")
+    assert "s3cr3t" not in str(refused.value)
+
+
+def test_a_path_that_no_post_can_send_and_what_can_be_sent() -> None:
+    with pytest.raises(sw.ConfigurationError, match="percent-encode"):
+        Webhook("https://host/s3cr\xe4t")
+    for url in ("HTTPS://HOST/x", "http://b\xfccher.example", "http://[::1]:80", "http://a?b#c"):
+        Webhook(url)
+
+
 def test_credentials_belong_into_headers() -> None:
     with pytest.raises(sw.ConfigurationError, match="Authorization header") as caught:
         Webhook("https://me:hidden@host/x")
@@ -264,5 +449,91 @@ def test_credentials_belong_into_headers() -> None:
      ("pause_s", -0.1), ("max_queue", 0), ("close_s", float("nan"))],
 )  # fmt: skip
 def test_numbers_out_of_range(option: str, value: float) -> None:
-    with pytest.raises(sw.ConfigurationError, match=f"`{option}` to be a number >="):
+    with pytest.raises(sw.ConfigurationError, match=f"`{option}` to be a (whole )?number >="):
         Webhook("https://host/x", **{option: value})
+
+
+@pytest.mark.parametrize("option", ["timeout_s", "pause_s", "close_s", "retries", "max_queue"])
+@pytest.mark.parametrize("value", [True, None, "5", 1e300, 2_147_484, float("nan"), 1j, [5]])
+def test_numbers_that_a_wait_would_refuse(option: str, value: object) -> None:
+    with pytest.raises(sw.ConfigurationError, match=f"`{option}` to be a (whole )?number >="):
+        Webhook("https://host/x", **{option: value})
+
+
+def test_counts_are_whole_and_the_longest_wait_is_one_that_a_socket_takes(serve) -> None:
+    for option in ("retries", "max_queue"):
+        with pytest.raises(sw.ConfigurationError, match=f"`{option}` to be a whole .*, got 2.5"):
+            Webhook("https://host/x", **{option: 2.5})
+    server = serve(500)
+    longest = {"timeout_s": 2_147_483, "close_s": 2_147_483.0, "max_queue": 2_147_483}
+    post(server.url, event(), retries=2.0, **longest)
+    assert [code for code, _, _ in server.posted] == [500, 200]
+
+
+HIDDEN = "t0ken123"
+WRONG_HEADERS = {
+    "a line end at its end": {"Authorization": f"Bearer {HIDDEN}\n"},
+    "a line end of Windows": {"Authorization": f"Bearer {HIDDEN}\r\n"},
+    "two headers in one": {"Authorization": f"{HIDDEN}\r\nX-Other: {HIDDEN}"},
+    "a folded line": {"Authorization": f"{HIDDEN}\n {HIDDEN}"},
+    "a control character": {"Authorization": f"{HIDDEN}\x00"},
+    "an escape": {"Authorization": f"\x1b[2J{HIDDEN}"},
+    "what latin-1 has not": {"Authorization": f"{HIDDEN}\u20ac"},
+    "bytes": {"Authorization": HIDDEN.encode()},
+    "a number": {"Authorization": 5},
+    "nothing": {"Authorization": None},
+    "a list": {"Authorization": [HIDDEN]},
+    "a name that is none": {5: HIDDEN},
+    "a name of bytes": {b"Authorization": HIDDEN},
+    "a name with its colon": {"Authorization:": HIDDEN},
+    "a name of two words": {"My Token": HIDDEN},
+    "a name with a line end": {"Authorization\n": HIDDEN},
+    "no name": {"": HIDDEN},
+    "a length": {"content-length": HIDDEN},
+    "an encoding": {"Transfer-Encoding": HIDDEN},
+    "the same twice": {"Authorization": HIDDEN, "authorization": HIDDEN},
+    "pairs": [("Authorization", HIDDEN)],
+    "a text": f"Authorization: {HIDDEN}",
+    "an empty text": "",
+}
+
+
+@pytest.mark.parametrize("headers", WRONG_HEADERS.values(), ids=WRONG_HEADERS)
+def test_a_header_that_cannot_be_sent_is_refused_at_once_and_not_repeated(headers) -> None:
+    with pytest.raises(sw.ConfigurationError, match="`headers") as refused:
+        Webhook("https://host/x", headers=headers)
+    assert HIDDEN not in str(refused.value)
+    if isinstance(headers, dict):
+        name, *_ = headers
+        assert f"`headers[{name!r}]`" in str(refused.value)
+
+
+def test_a_line_end_at_the_end_of_a_token_is_named_as_what_it_is() -> None:
+    with pytest.raises(sw.ConfigurationError, match="a line end at its end: strip it"):
+        Webhook("https://host/x", headers=WRONG_HEADERS["a line end at its end"])
+
+
+_TEXT = st.text(st.characters(max_codepoint=300), max_size=6)
+
+
+@given(_TEXT, _TEXT)
+@example("Authorization", "caf\xe9\t\xa0")
+@example("X-Empty", "")
+def test_what_is_taken_is_what_http_sends(name: str, value: str) -> None:
+    try:
+        Webhook("https://host/x", headers={name: value})
+    except sw.ConfigurationError:
+        return
+    connection = HTTPConnection("host")
+    connection.putrequest("POST", "/")
+    connection.putheader(name.capitalize().title(), value)
+
+
+def test_headers_may_change_later_without_a_change_of_what_is_sent(serve) -> None:
+    server, headers = serve(), {"content-type": "text/plain", "X-Token": "caf\xe9"}
+    hook = quick(server.url, headers=headers)
+    headers["X-Token"] = "bad\n"
+    hook(event())
+    hook.close()
+    ((_, _, sent),) = server.posted
+    assert (sent["Content-Type"], sent["X-Token"]) == ("text/plain", "caf\xe9")

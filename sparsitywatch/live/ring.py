@@ -23,7 +23,7 @@ from sparsitywatch.errors import LogTakenError, contain_faults
 from sparsitywatch.pipeline.pipeline import Reviewer
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.records import Event, Record
-from sparsitywatch.redact import logger
+from sparsitywatch.redact import NEWS, logger
 from sparsitywatch.sinks.jsonl import write_moves
 from sparsitywatch.weights.sharded import Tensors, is_encoded, is_sharded
 
@@ -169,7 +169,7 @@ class Ring(Reviewer):
             self.look()
             with contextlib.suppress(LogTakenError), self._claim.writing():
                 for event in self._news(told):
-                    logger.warning("%s", event.describe())
+                    logger.warning("%s", event.describe(), extra=NEWS)
 
     def _fail(self, error: BaseException) -> None:
         self._make_room({}, 0)

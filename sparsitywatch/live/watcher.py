@@ -38,7 +38,7 @@ from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.records import Event, Record, WatchState, html_of
 from sparsitywatch.records.record import UNPAID
-from sparsitywatch.redact import logger, redacted_error
+from sparsitywatch.redact import logger, of_watch, redacted_error
 
 _MAX_FAILURES = 3  # snapshots that fail in a row, then the watch is off
 #: So often the sinks are told how the watch stands, in seconds: with a snapshot, and without one.
@@ -55,13 +55,14 @@ class _Contained:
     """Where one thread acts, and faults end: the watch ends, not the training. It is timed."""
 
     # entered at every step: a ``contextmanager`` would take several times as long
-    __slots__ = ("_has_grad", "_since_s", "_watcher")
+    __slots__ = ("_before", "_has_grad", "_since_s", "_watcher")
 
     def __init__(self, watcher: Watcher, since_s: float = 0.0) -> None:
         self._watcher, self._since_s = watcher, since_s
 
     def __enter__(self) -> None:
         self._watcher._lock.acquire()
+        self._before = of_watch.set(self._watcher._pipeline.causes)
         self._watcher._budget.enter(self._since_s)
         self._has_grad = torch.is_grad_enabled()
 
@@ -73,6 +74,7 @@ class _Contained:
             if torch.is_grad_enabled() != self._has_grad:
                 torch.set_grad_enabled(self._has_grad)  # a signal came at the end of a no_grad
             self._watcher._budget.leave()
+            of_watch.reset(self._before)
             self._watcher._lock.release()
         return True
 
@@ -297,7 +299,8 @@ class Watcher:
         self._settle()
         words = "the watch's state is not known; training goes on"
         run = self._taker.run
-        with contain_faults(lambda _: logger.exception(words), strict=run.strict):
+        counted = self._pipeline.causes.counted()
+        with counted, contain_faults(lambda _: logger.exception(words), strict=run.strict):
             return {
                 "step": self.step_count,
                 "scope_hash": run.provenance.scope_hash,

@@ -31,7 +31,7 @@ from sparsitywatch.errors import (
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.records import Detail, Event, Record, RunInfo, Vital, WatchState, XRayLayers
 from sparsitywatch.records.event import latest_versions
-from sparsitywatch.redact import logger
+from sparsitywatch.redact import Causes, logger
 from sparsitywatch.sinks.base import Sink
 
 #: Records keep their layers this long in memory; the log has all of them.
@@ -245,6 +245,7 @@ class Pipeline:
         self._unsaid: tuple[Event, ...] = ()  # by actions
         self._is_open = False
         self._at_exit: Finalize | None = None  # not called in a forked child
+        self.causes = Causes()
         self.publish_s = 0.0  # what the last record took to be detected in and written
 
     def open(
@@ -310,10 +311,12 @@ class Pipeline:
 
     def close(self) -> None:
         """Close the sinks, then the actions that can be closed; let go of the log."""
-        self._end()
-        for action in (*self._on_event, *self._on_record):
-            if isinstance(action, Action):
-                self._call(action.close)
+        with self.causes.counted():
+            self._end()
+            for action in (*self._on_event, *self._on_record):
+                if isinstance(action, Action):
+                    self._call(action.close)
+        self.causes.tell()
 
     def _end(self) -> None:
         self._is_open = False
