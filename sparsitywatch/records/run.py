@@ -65,8 +65,11 @@ class WatchState:
     overhead: float = math.nan  # share of the wall time that the watch has taken; NaN if unknown
     why_overhead: str = ""  # why it is above its limit, or has none; empty if it is within it
     step_s: float = math.nan  # wall time of a step, on average; NaN before the second one
-    pid: int = -1  # the process that trains
-    host: str = ""
+    pid: int = -1  # the process that trains, on which machine, since which boot of it, in which
+    host: str = ""  # container, and when it started; see ``sparsitywatch.processes``
+    boot: str = ""
+    namespace: str = ""
+    started: int = -1
 
     @property
     def how(self) -> str:

@@ -141,7 +141,7 @@ def test_the_last_share_of_the_time_is_written_at_the_end(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_killed_watch_is_known_by_its_process(tmp_path: Path, capsys) -> None:
+def test_a_watch_that_was_not_closed_is_known_by_its_process(tmp_path: Path, capsys) -> None:
     program = """
 run = Run()
 watcher = run.watch(Path(sys.argv[1]), proxy=None)
@@ -152,7 +152,7 @@ os._exit(9)
     assert child(program, tmp_path).communicate()[0] == 9
     assert state_of(tmp_path).status == "on"
     first = summary(tmp_path, capsys)[0]
-    assert first.startswith("broken: The training was killed after step 6;")
+    assert first.startswith("broken: The training ended without closing its watch, after step 6;")
 
 
 def test_a_living_watch_tells_that_it_lives_between_snapshots(tmp_path: Path, monkeypatch) -> None:
