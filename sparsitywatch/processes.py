@@ -1,8 +1,4 @@
-"""Which process this is, and whether one that wrote down what it is still lives.
-
-A number says which process is meant only in one pid namespace of one kernel, from its boot to its
-end, and only until the number is given to another one.
-"""
+"""Which process this is, and whether another one still lives."""
 
 from __future__ import annotations
 
@@ -16,15 +12,16 @@ from typing import NamedTuple
 class Process(NamedTuple):
     """A process among all of them; what the system does not say is empty, or -1."""
 
+    # a number is another process's on another kernel, after a boot, in another container, later
     pid: int = -1
     host: str = ""
-    boot: str = ""  # of the kernel
-    namespace: str = ""  # of pids, such as a container's
+    boot: str = ""
+    namespace: str = ""  # of pids
     started: int = -1  # clock ticks after the boot
 
     @property
     def has_died(self) -> bool:
-        """Whether it is known to be gone; of one that another kernel or container had it is not."""
+        """Whether it is known to be gone, which of another kernel or container nobody knows."""
         here = this_process()
         if not self.namespace or self.started < 0 or self[1:4] != here[1:4]:
             return False
@@ -32,7 +29,7 @@ class Process(NamedTuple):
             os.kill(self.pid, 0)  # signal 0 asks, and sends nothing
         except OSError as error:  # any other: it is somebody else's
             return isinstance(error, ProcessLookupError)
-        # which may be that of the host, whose numbers are others
+        # /proc may be that of the host, whose numbers are others
         is_own = Path("/proc/self").readlink() == Path(str(os.getpid()))
         return is_own and _started(str(self.pid)) not in (-1, self.started)
 
@@ -54,8 +51,7 @@ def _process(pid: int) -> Process:
 
 def _started(pid: str) -> int:
     """When a process started, by its number in /proc; -1 if that is not known."""
-    try:
-        # its name may hold spaces and brackets
+    try:  # its name may hold spaces and brackets
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
+    except (OSError, IndexError):
         return -1

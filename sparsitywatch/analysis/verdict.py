@@ -46,7 +46,7 @@ def _watched(
     found, own = [_blind(records)], ""
     if state is not None:
         lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))
-        found = [_ended(state), lost, *found, _not_measured(state, records)]
+        found = [_ended(state), _unlogged(state), lost, *found, _not_measured(state, records)]
         own = state.describe() if lost is None else ""
     troubles = [trouble for trouble in found if trouble is not None]
     troubles.sort(key=lambda trouble: trouble.state != "broken")
@@ -106,6 +106,16 @@ def _ended(state: WatchState) -> _Trouble | None:
         advice = f"If you did not stop it on purpose, mend the error and {_GOES_ON}"
         return _Trouble("look", "ended early", words, state.describe(), advice, is_end=True)
     return None
+
+
+def _unlogged(state: WatchState) -> _Trouble | None:
+    """A log that lacks what was measured, as on a full disk."""
+    if state.unlogged_since < 0:
+        return None
+    words = f"the log lacks what was measured since step {state.unlogged_since:,}"
+    goes_on = " The watch tries again, and writes what is lacking." * (state.status == "on")
+    advice = f"Mend what the reason names.{goes_on}"
+    return _Trouble("broken", "log is lost", words, state.describe(), advice)
 
 
 def _not_measured(state: WatchState, records: Sequence[Record]) -> _Trouble | None:

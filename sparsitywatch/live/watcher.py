@@ -168,6 +168,8 @@ class Watcher:
         state = f"off: {self._off[:80]}" if self._off else "closed" if self._closed else "on"
         if state == "on":
             state = f"on; {self._schedule.describe(self.step_count)}"
+        if lost := self._pipeline.lost:
+            state += f"; {lost}"
         return (
             f"<Watcher at step {self.step_count}, {len(self._pipeline.records)} records, "
             f"{len(self._pipeline.events)} events, {state}>"
@@ -204,8 +206,8 @@ class Watcher:
 
     @property
     def off(self) -> str:
-        """Why the watch does nothing; empty if it does."""
-        return self._off or self._pipeline.claim.lost
+        """Why the watch does nothing, or what its log lacks; empty if it does all."""
+        return self._off or self._pipeline.claim.lost or self._pipeline.lost
 
     def __enter__(self) -> Watcher:  # noqa: PYI034 typing.Self needs Python 3.11
         return self

@@ -195,6 +195,12 @@ class Claim:
             finally:
                 self._depth -= 1
 
+    def renew(self) -> None:
+        """Sign the directory again if it was deleted."""
+        if self._token and self.directory and not (self.directory / _WRITER).exists():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._sign(self.directory)
+
     def release(self) -> None:
         """Let go; calling it again, or in a forked child, does nothing."""
         if self._pid != os.getpid():

@@ -182,11 +182,16 @@ def test_a_resumed_watch_knows_its_last_snapshot(tmp_path: Path) -> None:
         assert state.next_due_step == 9
 
 
-def test_a_manifest_that_cannot_be_written_costs_no_record(tmp_path: Path, caplog, monkeypatch):
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_manifest_that_cannot_be_written_costs_no_record(
+    is_there: bool, tmp_path: Path, caplog, monkeypatch
+) -> None:
     monkeypatch.setattr("sparsitywatch.live.watcher._REPORT_S", 0.0)
     run = Run()
     with run.watch(tmp_path, every=1, proxy=None, strict=False) as watcher:
         run.train(1)
+        if not is_there:
+            (tmp_path / "sparsitywatch" / "run.json").unlink()
 
         def full(path: Path, content: bytes) -> None:
             if path.name == "run.json":
@@ -198,5 +203,6 @@ def test_a_manifest_that_cannot_be_written_costs_no_record(tmp_path: Path, caplo
         run.train(9)
         assert len(watcher.records) == 10
     assert len(read_records(tmp_path / "sparsitywatch")) == 10
-    assert "JsonlSink did not take the watch's state" in caplog.text
-    assert state_of(tmp_path).step <= 1
+    assert ("JsonlSink did not take the watch's state" in caplog.text) == (not is_there)
+    if is_there:  # what it has on the disk has room for the state
+        assert (state_of(tmp_path).status, state_of(tmp_path).step) == ("closed", 10)
