@@ -52,7 +52,7 @@ class Outlet:
         self._strict = strict
         self._kept = self._told = -1  # the last step that it has a record of, and the events
         self._writing, self._delivering = _Patience(self._name), _Patience(self._name)
-        self._reason = ""
+        self._reason, self._is_closed = "", False
         self.lost_since = -1  # step of the first record that it lacks; -1 if it has all
         self.was_lost = ""  # from when to when, in a few words
 
@@ -76,7 +76,8 @@ class Outlet:
 
         if self.lost_since < 0:
             self._try(record.step, partial(self._give, detail_of, events))
-        if self.lost_since >= 0 and time.monotonic() >= self._writing.until:
+        may_try = time.monotonic() >= self._writing.until and not self._is_closed
+        if self.lost_since >= 0 and may_try:
             self._try(record.step, partial(self._fill, detail_of, latest=events))
 
     def state(self, state: WatchState) -> None:
@@ -102,7 +103,9 @@ class Outlet:
 
     def close(self, *, is_taken: bool = False) -> None:
         """Close the sink, or abandon it where another watch has taken the log over."""
-        with contain_faults(lambda _: self._writing.failed(math.inf), strict=self._strict):
+        self._is_closed = True
+        words = "%s failed at its end; training goes on"
+        with contain_faults(lambda _: logger.exception(words, self._name), strict=self._strict):
             self._sink.abandon() if is_taken else self._sink.close()
 
     def _fill(

@@ -152,6 +152,66 @@ def test_a_sink_that_recovers_is_kept() -> None:
     assert [e.detected_step for e in flaky.events] == [e.detected_step for e in pipeline.events]
 
 
+def test_a_sink_that_is_closed_in_the_middle_of_a_write_stays_closed() -> None:
+    """As a signal's handler may do."""
+
+    class Interrupted(MemorySink):
+        def write(self, record, detail):
+            pipeline.close()
+            super().write(record, detail)
+
+    sink = Interrupted()
+    pipeline = watched(sink)
+    publish(pipeline, record(1, 0.1))
+    publish(pipeline, record(2, 0.1))
+    assert (len(sink.runs), sink.records) == (1, [])
+
+
+def test_a_sink_that_cannot_be_opened_at_first_is_given_all_later(monkeypatch) -> None:
+    class Late(MemorySink):
+        def open(self, run):
+            if clock.now < 1100.0:
+                raise OSError("not yet")
+            super().open(run)
+
+    clock, late = Clock(monkeypatch), Late()
+    pipeline = watched(late)
+    for step in range(1, 5):
+        publish(pipeline, record(step, 0.5))
+    assert late.records == []
+    clock.now += 100.0
+    publish(pipeline, record(5, 0.5))
+    assert [r.step for r in late.records] == [1, 2, 3, 4, 5]
+    assert late.records == pipeline.records
+    assert late.events == pipeline.events != []
+
+
+@pytest.mark.parametrize("fails_at", [(0, "write"), (0, "event"), (3, "write"), (3, "event")])
+def test_what_fails_once_is_told_once(fails_at) -> None:
+    """Also at step 0, and where a record was taken and its event was not."""
+
+    failed = []
+    sink = MemorySink()
+    write, event = sink.write, sink.event
+
+    def once(name, step, act, *given):
+        if (step, name) == fails_at and not failed:
+            failed.append(step)
+            raise OSError("once")
+        act(*given)
+
+    sink.write = lambda record, detail: once("write", record.step, write, record, detail)
+    sink.event = lambda one: once("event", one.reported_step, event, one)
+    pipeline = watched(sink)
+    for step in range(6):
+        publish(pipeline, record(step, 0.5 if step >= fails_at[0] else 0.1))
+    pipeline.close()
+    assert failed == [fails_at[0]]
+    assert [r.step for r in sink.records] == list(range(6))
+    assert sink.events == pipeline.events
+    assert len(sink._reported) == len({(e.id, e.reported_step) for e in sink._reported}) > 0
+
+
 def test_an_action_that_fails_is_logged_and_the_next_one_runs(caplog) -> None:
     told = []
 
