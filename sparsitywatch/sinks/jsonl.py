@@ -121,12 +121,7 @@ class JsonlSink(GuardedSink):
             with path.open("r+b", buffering=0) as file:
                 file.write(content.ljust(room))
 
-    def catch_up(
-        self,
-        records: Sequence[Record],
-        events: Sequence[Event],
-        detail_of: Callable[[Record], Detail],  # noqa: ARG002
-    ) -> None:
+    def catch_up(self, records: Sequence[Record], events: Sequence[Event], _: object) -> None:
         """Write what comes after the last record that is held; spectra are not known any more."""
         self._require()
         for record in records:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from contracts import fake_run
-from contracts.watched import Run
+from contracts.watched import Run, child
 
 from sparsitywatch.cli import main
 from sparsitywatch.processes import Process, this_process
@@ -158,7 +158,13 @@ def test_a_training_that_another_container_asks_about_lives(tmp_path: Path) -> N
 
 @container
 @pytest.mark.slow
-@pytest.mark.parametrize("proc", [True, False], ids=["its own /proc", "the /proc of the host"])
+@pytest.mark.parametrize(
+    "proc",
+    [
+        pytest.param(True, id="its own /proc"),
+        pytest.param(False, id="the /proc of the host", marks=pytest.mark.whole),
+    ],
+)
 def test_inside_a_container_who_lives_and_who_is_gone_is_known(tmp_path: Path, proc: bool) -> None:
     program = ASKED_BY_A_CHILD + ASKING
     asked = isolated(sys.executable, "-c", program, str(tmp_path / "on"), proc=proc)
@@ -185,10 +191,17 @@ def test_a_training_whose_container_is_gone_is_judged_by_its_silence(tmp_path: P
 
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)", "os.abort()"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "os._exit(0)",
+        pytest.param("os.kill(os.getpid(), 9)", marks=pytest.mark.whole),
+        pytest.param("os.abort()", marks=pytest.mark.whole),
+    ],
+)
 def test_an_end_without_a_word_is_not_called_a_kill(end: str, tmp_path: Path, capsys) -> None:
-    ended = subprocess.run([sys.executable, "-c", TRAINING + end, str(tmp_path)], timeout=90)
-    assert (ended.returncode == 0) == (end == "os._exit(0)")
+    code = child(TRAINING + end, tmp_path).communicate()[0]
+    assert (code == 0) == (end == "os._exit(0)")
     assert main(["status", str(tmp_path)]) == 2
     told = capsys.readouterr().out
     assert told.startswith(f"broken: The training {GONE}, after step 12; before that: no alarm in")
