@@ -207,7 +207,12 @@ class Watcher:
     @property
     def off(self) -> str:
         """Why the watch does nothing, or what its log lacks; empty if it does all."""
-        return self._off or self._pipeline.claim.lost or self._pipeline.lost
+        return self.why_idle or self._pipeline.lost
+
+    @property
+    def why_idle(self) -> str:
+        """Why the watch does nothing; empty also if only its log lacks something."""
+        return self._off or self._pipeline.claim.lost
 
     def __enter__(self) -> Watcher:  # noqa: PYI034 typing.Self needs Python 3.11
         return self

@@ -100,6 +100,8 @@ def test_a_disk_that_is_full_for_a_while_costs_no_record(disk: Path, now, capsys
         now[0] += 100.0
         run.train(5)
         assert watcher.off.startswith("JsonlSink lacks all since step 11: ")
+        assert watcher.why_idle == ""  # it watches on, and its state can be saved
+        assert watcher.state_dict()["step"] == 15
         assert "No space left on device" in watcher.off
         assert "JsonlSink lacks all since step 11" in repr(watcher)
         watcher._report()
