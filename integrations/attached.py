@@ -57,7 +57,7 @@ class Attached:
             reraise_foreign(error, strict=self._is_strict or (is_mistake and not self._is_asked))
             logger.exception("attaching failed; training goes on unwatched")
             return False
-        return is_resumed and not self.watcher.off
+        return is_resumed and not self.watcher.why_idle
 
     def restore(
         self, read: Callable[[], Mapping[str, Any] | None], where: object, *, is_first: bool
@@ -83,7 +83,7 @@ class Attached:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the watch; empty if none is on."""
-        return {} if self.watcher is None or self.watcher.off else self.watcher.state_dict()
+        return {} if self.watcher is None or self.watcher.why_idle else self.watcher.state_dict()
 
     def log_loss(self, value: Any, step: int | None) -> None:
         """Report the loss of the training, if the framework gives one."""

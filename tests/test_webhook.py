@@ -320,7 +320,7 @@ def test_a_fork_posts_by_a_thread_of_its_own_and_only_what_is_its_own(serve) -> 
 @pytest.fixture
 def answering() -> Iterator[Callable[[Callable[[bytes], bytes]], str]]:
     """Servers that answer with whatever bytes, and hang up."""
-    listeners = []
+    listeners, threads = [], []
 
     def start(answer: Callable[[bytes], bytes]) -> str:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -332,13 +332,19 @@ def answering() -> Iterator[Callable[[Callable[[bytes], bytes]], str]]:
                     connection, _ = listener.accept()
                     with connection, suppress(OSError):
                         connection.sendall(answer(connection.recv(2**16)))
+                        connection.shutdown(socket.SHUT_WR)
+                        while connection.recv(2**16):  # else what was not read ends it by a reset
+                            pass
 
-        threading.Thread(target=serve, daemon=True).start()
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
         return f"127.0.0.1:{listener.getsockname()[1]}/services/T0/s3cr3t"
 
     yield start
-    for listener in listeners:
+    for listener, thread in zip(listeners, threads, strict=True):
+        listener.shutdown(socket.SHUT_RDWR)  # ends the wait for a connection
         listener.close()
+        thread.join()
 
 
 @pytest.mark.parametrize(

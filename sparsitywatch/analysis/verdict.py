@@ -6,15 +6,13 @@ A watch that sees nothing must not look like a quiet one: its trouble comes befo
 from __future__ import annotations
 
 import math
-import os
-import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import NamedTuple
 
 from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS
+from sparsitywatch.processes import Process
 from sparsitywatch.records import Event, Record, RunInfo, WatchState
 from sparsitywatch.records.event import some_of
 from sparsitywatch.redact import printable, redacted
@@ -48,7 +46,7 @@ def _watched(
     found, own = [_blind(records)], ""
     if state is not None:
         lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))
-        found = [_ended(state), lost, *found, _not_measured(state, records)]
+        found = [_ended(state), _unlogged(state), lost, *found, _not_measured(state, records)]
         own = state.describe() if lost is None else ""
     troubles = [trouble for trouble in found if trouble is not None]
     troubles.sort(key=lambda trouble: trouble.state != "broken")
@@ -110,6 +108,16 @@ def _ended(state: WatchState) -> _Trouble | None:
     return None
 
 
+def _unlogged(state: WatchState) -> _Trouble | None:
+    """A log that lacks what was measured, as on a full disk."""
+    if state.unlogged_since < 0:
+        return None
+    words = f"the log lacks what was measured since step {state.unlogged_since:,}"
+    goes_on = " The watch tries again, and writes what is lacking." * (state.status == "on")
+    advice = f"Mend what the reason names.{goes_on}"
+    return _Trouble("broken", "log is lost", words, state.describe(), advice)
+
+
 def _not_measured(state: WatchState, records: Sequence[Record]) -> _Trouble | None:
     """A watch that cannot evaluate, or has come to its end without a snapshot or an evaluation."""
     if records and (why := records[-1].why_blind):
@@ -140,15 +148,16 @@ def _lost(state: WatchState, now: float | None, longest_s: float) -> _Trouble | 
         return None
     words = f"the watch was last heard of at step {state.step:,}"
     sentence = (
-        f"No step was seen for {duration(silent_s)}: the training stands still, was killed, "
-        f"or steps with an optimizer that is not watched. {sign}."
+        f"No step was seen for {duration(silent_s)}: the training stands still, has ended without "
+        f"closing its watch, or steps with an optimizer that is not watched. {sign}."
     )
     advice = "Look whether the training still makes steps."
     if is_gone:
-        words = f"the training was killed after step {state.step:,}"
-        sentence = f"The process {state.pid} of the training is gone, and wrote of no end: it was "
-        sentence += f"killed. {sign}."
-        advice = f"Look for who or what killed it (memory, a time limit), and {_GOES_ON}"
+        # at its very end, or long before: nothing of it tells
+        words = f"the training ended without closing its watch, after step {state.step:,}"
+        sentence = f"The process {state.pid} of the training is gone, and wrote of no end. {sign}."
+        advice = "If it had not come to its end, look for who or what ended it (memory, a time "
+        advice += f"limit, os._exit), and {_GOES_ON}"
     elif state.next_due_step >= 0:
         sentence += f" The snapshot of step {state.next_due_step:,} has not come."
     return _Trouble("broken", "not watching", words, sentence, advice, is_end=True)
@@ -165,13 +174,7 @@ def moment(wall_time: float) -> str:
 
 def has_died(state: WatchState) -> bool:
     """Whether the process that watched is known to be gone."""
-    if sys.platform == "win32" or state.pid <= 0 or state.host != socket.gethostname():
-        return False
-    try:
-        os.kill(state.pid, 0)  # signal 0 asks, and sends nothing
-    except OSError as error:  # any other: it is somebody else's
-        return isinstance(error, ProcessLookupError)
-    return False
+    return Process(*(getattr(state, name) for name in Process._fields)).has_died
 
 
 _MEND = "Mend what the reason names; the training itself was not touched."

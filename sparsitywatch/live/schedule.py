@@ -9,8 +9,6 @@ from __future__ import annotations
 import bisect
 import logging
 import math
-import os
-import socket
 import statistics
 import time
 from collections import Counter, deque
@@ -19,6 +17,7 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 from sparsitywatch.errors import StateError, expect, expect_number, expect_whole, listed
+from sparsitywatch.processes import this_process
 from sparsitywatch.records import Record, WatchState
 from sparsitywatch.series import percent
 
@@ -454,8 +453,7 @@ class BudgetedSchedule:
             overhead=self.budget.overhead(),
             why_overhead=self.budget.why_over(),
             step_s=self.step_s,
-            pid=os.getpid(),
-            host=socket.gethostname(),
+            **this_process()._asdict(),
         )
 
     def made_up(self, records: Sequence[Record], step: int) -> Due:

@@ -188,6 +188,8 @@ class Watcher:
         state = f"off: {self._off[:80]}" if self._off else "closed" if self._closed else "on"
         if state == "on":
             state = f"on; {self._schedule.describe(self.step_count)}"
+        if lost := self._pipeline.lost:
+            state += f"; {lost}"
         return (
             f"<Watcher at step {self.step_count}, {len(self._pipeline.records)} records, "
             f"{len(self._pipeline.events)} events, {state}>"
@@ -225,7 +227,12 @@ class Watcher:
 
     @property
     def off(self) -> str:
-        """Why the watch does nothing; empty if it does."""
+        """Why the watch does nothing, or what its log lacks; empty if it does all."""
+        return self.why_idle or self._pipeline.lost
+
+    @property
+    def why_idle(self) -> str:
+        """Why the watch does nothing; empty also if only its log lacks something."""
         return self._off or self._pipeline.claim.lost
 
     def __enter__(self) -> Watcher:  # noqa: PYI034 typing.Self needs Python 3.11

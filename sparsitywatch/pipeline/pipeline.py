@@ -26,8 +26,8 @@ from sparsitywatch.errors import (
     expect_functions,
     expect_mapping,
     listed,
-    reraise_foreign,
 )
+from sparsitywatch.pipeline.outlets import Outlet
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.records import Detail, Event, Record, RunInfo, Vital, WatchState, XRayLayers
 from sparsitywatch.records.event import latest_versions
@@ -39,8 +39,6 @@ LAYERS_KEPT = 100
 #: A series that was missing from so many records in a row begins anew, for a detector of abrupt
 #: changes: what happened meanwhile is not known.
 _LONGEST_GAP = 3
-#: A sink that failed so often in a row is not asked again.
-_MAX_FAILURES = 3
 
 
 class Reviewer:
@@ -234,14 +232,13 @@ class Pipeline:
             expect_functions(name, functions)
         self.claim = Claim(None) if claim is None else claim
         self._in_log = in_log
-        self._sinks = as_sinks(sinks)
+        self._strict = strict
         self.history = History(_as_detectors(detectors), reviewers)
         self.records = self.history.records
         self.events = self.history.events
         self._on_event = tuple(on_event)
         self._on_record = tuple(on_record)
-        self._strict = strict
-        self._failures: dict[tuple[int, str], int] = {}  # of sinks, in a row
+        self._outlets = [self._outlet(sink) for sink in as_sinks(sinks)]
         self._unsaid: tuple[Event, ...] = ()  # by actions
         self._is_open = False
         self._at_exit: Finalize | None = None  # not called in a forked child
@@ -254,14 +251,13 @@ class Pipeline:
         """Open the sinks, before the first record; those that lag behind the log catch up."""
         if self.claim.directory is not None:
             made = [make(self.claim.directory) for make in self._in_log]
-            self._sinks, self._in_log = [*made, *self._sinks], ()
+            of_log = [self._outlet(sink, self.claim) for sink in made]
+            self._outlets, self._in_log = [*of_log, *self._outlets], ()
         with self.claim.writing():
-            self._each(lambda sink: sink.open(run))
-            if self.records:
-                self._each(lambda sink: sink.catch_up(self.records, self.events, detail_of))
             late, self.history.late = self.history.late, Changes()
             self._unsaid = late.new
-            self._tell(late)
+            for outlet in self._outlets:
+                outlet.open(run, detail_of, (*late.revised, *late.new))
         self.history.initial_rms = dict(run.initial_rms)
         self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
@@ -278,7 +274,8 @@ class Pipeline:
                 for remark in record.remarks(previous):
                     logger.warning("%s: %s", record.place, remark)
                 changes = self.history.add(record)
-                self._tell(changes, record, detail)
+                for outlet in self._outlets:
+                    outlet.tell(record, detail, (*changes.revised, *changes.new))
         except LogTakenError as error:
             logger.warning("the snapshot at %s is dropped: %s", record.place, error)
             raise
@@ -293,21 +290,29 @@ class Pipeline:
                 self._call(on_event, event)
         for on_record in self._on_record:
             self._call(on_record, record)
-        self._each(lambda sink: sink.deliver(), in_thread="training")
+        for outlet in self._outlets:
+            outlet.deliver()
+
+    @property
+    def lost(self) -> str:
+        """What the log lacks of what was measured, and why; empty if it has all."""
+        return "; ".join(o.lost for o in self._outlets if o.claim and o.lost)
 
     def report(self, state: WatchState) -> None:
         """Give the sinks that ask for it how the watch stands."""
         if not self._is_open:
             return
-        sinks = self._working_sinks()
-        words = "%s did not take the watch's state: %s"
         # one that has taken the log over has a state of its own; that is known at the next snapshot
         with contextlib.suppress(LogTakenError), self.claim.writing():
-            for sink in sinks:
-                name = type(sink).__name__
-                # that it fails in this does not count: the next state says it all again
-                with contain_faults(partial(logger.warning, words, name), strict=self._strict):
-                    sink.state(state)
+            self._is_open = state.status == "on"
+            for outlet in () if self._is_open else self._outlets:
+                outlet.retry(state.step)  # for the last time
+            of_log = [outlet for outlet in self._outlets if outlet.claim]
+            since = min((outlet.lost_since for outlet in of_log if outlet.lost), default=-1)
+            past = "; ".join(outlet.was_lost for outlet in of_log if outlet.was_lost)
+            state = dataclasses.replace(state, unlogged_since=since, log=self.lost or past)
+            for outlet in self._outlets:
+                outlet.state(state)
 
     def close(self) -> None:
         """Close the sinks, then the actions that can be closed; let go of the log."""
@@ -319,51 +324,28 @@ class Pipeline:
         self.causes.tell()
 
     def _end(self) -> None:
-        self._is_open = False
+        was_open, self._is_open = self._is_open, False
         if self._at_exit is not None:
             self._at_exit.cancel()
         try:
             with self.claim.writing():
-                self._each(lambda sink: sink.close())
+                for outlet in self._outlets:
+                    if was_open and self.records:  # a replay, which reports nothing
+                        outlet.retry(self.records[-1].step)
+                    outlet.close()
         except LogTakenError as error:
             logger.warning("the log is left as it is: %s", error)
-            self._each(lambda sink: sink.abandon())
+            for outlet in self._outlets:
+                outlet.close(is_taken=True)
         self.claim.release()
+
+    def _outlet(self, sink: Sink, claim: Claim | None = None) -> Outlet:
+        return Outlet(sink, (self.records, self.events), claim=claim, strict=self._strict)
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
         words = "%r failed; training goes on"
         with contain_faults(lambda _: logger.exception(words, function), strict=self._strict):
             function(*arguments)
-
-    def _working_sinks(self) -> list[Sink]:
-        off = {sink for (sink, _), num in self._failures.items() if num >= _MAX_FAILURES}
-        return [sink for sink in self._sinks if id(sink) not in off]
-
-    def _tell(self, changes: Changes, *record: Any) -> None:
-        """Give sinks a record with its detail, if there is one, and what it says of events."""
-
-        def tell(sink: Sink) -> None:
-            if record:
-                sink.write(*record)
-            for event in (*changes.revised, *changes.new):
-                sink.event(event)
-
-        self._each(tell)
-
-    def _each(self, act: Callable[[Sink], object], *, in_thread: str = "") -> None:
-        """Where the faults of sinks end; one that keeps failing is not asked again."""
-        for sink in self._working_sinks():
-            key = id(sink), in_thread  # what works here says nothing about the other thread
-            failures = self._failures.pop(key, 0) + 1
-            try:
-                act(sink)
-            except BaseException as error:  # sorted by reraise_foreign
-                reraise_foreign(error, strict=self._strict)
-                self._failures[key] = failures
-                is_last = failures >= _MAX_FAILURES
-                what = "is switched off" if is_last else "is tried again at the next record"
-                name = type(sink).__name__
-                logger.exception("%s failed and %s; training goes on", name, what)
 
 
 def _end_of(ref: weakref.ref[Pipeline]) -> None:

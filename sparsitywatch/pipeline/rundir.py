@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import socket
 import threading
 import time
 import uuid
@@ -19,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
 from sparsitywatch.locks import try_lock, unlock
+from sparsitywatch.processes import this_process
 from sparsitywatch.redact import logger
 
 #: Names the writer of a directory, who keeps it locked while it lives.
@@ -195,6 +195,12 @@ class Claim:
             finally:
                 self._depth -= 1
 
+    def renew(self) -> None:
+        """Sign the directory again if it was deleted."""
+        if self._token and self.directory and not (self.directory / _WRITER).exists():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._sign(self.directory)
+
     def release(self) -> None:
         """Let go; calling it again, or in a forked child, does nothing."""
         if self._pid != os.getpid():
@@ -206,7 +212,7 @@ class Claim:
 
     def _sign(self, directory: Path) -> None:
         """Put a file with this holder's name in place, locked."""
-        holder = _Holder(uuid.uuid4().hex, os.getpid(), socket.gethostname())
+        holder = _Holder(uuid.uuid4().hex, *this_process())
         temporary = directory / f"{_WRITER}-{holder.token}"
         with contextlib.ExitStack() as stack:
             try:
@@ -231,8 +237,11 @@ class _Holder(NamedTuple):
     """Whoever signed a directory last, if anybody did."""
 
     token: str = ""
-    pid: int = 0
+    pid: int = -1
     host: str = ""
+    boot: str = ""
+    namespace: str = ""
+    started: int = -1
 
     @classmethod
     def of(cls, directory: Path) -> _Holder:
@@ -243,7 +252,7 @@ class _Holder(NamedTuple):
 
     @property
     def is_here(self) -> bool:
-        return self[1:] == (os.getpid(), socket.gethostname())
+        return self[1:] == this_process()
 
     def __str__(self) -> str:
         if not self.token:

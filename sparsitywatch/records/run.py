@@ -65,8 +65,13 @@ class WatchState:
     overhead: float = math.nan  # share of the wall time that the watch has taken; NaN if unknown
     why_overhead: str = ""  # why it is above its limit, or has none; empty if it is within it
     step_s: float = math.nan  # wall time of a step, on average; NaN before the second one
-    pid: int = -1  # the process that trains
-    host: str = ""
+    unlogged_since: int = -1  # the first snapshot that the log lacks; -1 if it has all
+    log: str = ""  # what the log lacks and why, or when it did; empty if it has had all
+    pid: int = -1  # the process that trains, on which machine, since which boot of it, in which
+    host: str = ""  # container, and when it started; see ``sparsitywatch.processes``
+    boot: str = ""
+    namespace: str = ""
+    started: int = -1
 
     @property
     def how(self) -> str:
@@ -120,6 +125,7 @@ class WatchState:
             lost or self.how,
             f"watched: {self.watched}",
             f"left out: {self.left_out}" if self.left_out else "",
+            self.log,
             f"last snapshot at step {self.last_step:,}" if self.last_step >= 0 else "",
             "" if lost else self.coming,
             self.share,

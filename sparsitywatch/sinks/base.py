@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from sparsitywatch.errors import ConfigurationError, StateError
@@ -21,7 +22,10 @@ class Sink(ABC):
     of the record before as ``revised_step``; the last version counts.
 
     When ``write`` or ``event`` returns, what was given survives a kill of the process. A
-    sink may raise: the caller logs the cause and goes on. Nothing is written after ``close``.
+    sink may raise: the caller logs the cause and goes on. At once, then after pauses that grow,
+    it calls ``abandon``, ``open`` with the last step that was kept as ``run.initial_step``,
+    ``catch_up``, and ``write`` and ``event`` with what came since. Nothing is written after
+    ``close``.
     Names of your own begin with an underscore, so that a slip in one of these is an error.
 
     Raises:
@@ -73,9 +77,9 @@ class Sink(ABC):
         events: Sequence[Event],
         detail_of: Callable[[Record], Detail],
     ) -> None:
-        """Keep or show what the log of a resumed run holds and this sink lacks; by default nothing.
+        """Keep or show what is known of the run and this sink lacks; by default nothing.
 
-        Called after ``open``.
+        Called after ``open`` where a run is resumed, or the sink has failed.
 
         Args:
             records, events: what is known of the run, by rising step.
@@ -83,7 +87,7 @@ class Sink(ABC):
         """
 
     def abandon(self) -> None:
-        """End without writing: another watch has taken over the log; by default ``close``."""
+        """End without writing: the log was taken over, or this has failed; by default ``close``."""
         self.close()
 
 
@@ -107,8 +111,9 @@ class GuardedSink(Sink):
     """Knows whether it is open, and in this process: a forked child must not write."""
 
     _pid: int | None = None
+    _files: contextlib.ExitStack  # that are open while it is
 
-    @contextmanager
+    @contextlib.contextmanager
     def _opening(self, directory: Path | None = None) -> Iterator[None]:
         """Around the work of ``open``: the sink is open if it succeeds."""
         if self._pid is not None:
@@ -116,14 +121,21 @@ class GuardedSink(Sink):
             raise StateError(
                 f"Expected a closed {name} in open(), but it is open; close() it first."
             )
-        try:
-            yield
-        except OSError as error:
-            raise ConfigurationError(
-                f"Expected `directory` to be a directory that can be written to, got "
-                f"{str(directory)!r}: {error}."
-            ) from error
-        self._pid = os.getpid()
+        with contextlib.ExitStack() as self._files:
+            try:
+                yield
+            except OSError as error:
+                raise ConfigurationError(
+                    f"Expected `directory` to be a directory that can be written to, got "
+                    f"{str(directory)!r}: {error}."
+                ) from error
+            self._pid, self._files = os.getpid(), self._files.pop_all()
+
+    def _appending(self, path: Path) -> AppendingFile:
+        """A file to append to, as long as the sink is open."""
+        file = AppendingFile(path)
+        self._files.callback(file.close)
+        return file
 
     def _require(self) -> None:
         """Refuse with a StateError unless this process opened the sink."""
@@ -139,10 +151,11 @@ class GuardedSink(Sink):
             )
 
     def _end(self) -> bool:
-        """Finish; False if there is nothing to finish here (closed, or another's)."""
+        """Finish, with its files; False if there is nothing to finish (closed, or another's)."""
         if self._pid != os.getpid():
             return False
         self._pid = None
+        self._files.close()
         return True
 
 
@@ -152,35 +165,29 @@ class AppendingFile:
     def __init__(self, path: Path) -> None:
         # no buffer: a kill loses nothing, and a forked child neither hangs nor writes twice
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        self._path = path
         self._descriptor = os.open(path, flags, 0o666)
-        self._pending = bytearray()
         self.end = os.fstat(self._descriptor).st_size  # where the next block will begin
 
     def write(self, block: bytes) -> None:
-        """Append ``block``, after anything that is still pending; raises OSError as ``flush``."""
-        self.hold(block)
-        self.flush()
-
-    def hold(self, block: bytes) -> None:
-        """Let ``block`` be pending: it is written when the next one is."""
-        self._pending += block
+        """Append ``block``; where that raises an OSError, nothing of it is there."""
+        if os.fstat(self._descriptor).st_nlink == 0 or not self._path.exists():
+            raise FileNotFoundError(errno.ENOENT, "it was deleted or moved", str(self._path))
+        rest = memoryview(block)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            self.cut(self.end)
+            raise
         self.end += len(block)
 
-    def flush(self) -> None:
-        """Write what is pending; what the system refuses is an OSError, and stays pending."""
-        while self._pending:
-            num_written = os.write(self._descriptor, self._pending)
-            del self._pending[:num_written]
+    def cut(self, end: int) -> None:
+        """Take back what was appended from ``end`` on."""
+        os.ftruncate(self._descriptor, end)
+        self.end = end
 
     def close(self) -> None:
-        """Try once more to write what is pending, and close the file in any case."""
-        try:
-            self.flush()
-        finally:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Close the file without what is pending."""
         os.close(self._descriptor)
 
 

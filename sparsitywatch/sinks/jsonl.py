@@ -24,7 +24,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter, index
 from pathlib import Path
@@ -53,6 +53,8 @@ from sparsitywatch.sinks.base import AppendingFile, GuardedSink, first_lost_step
 _MANIFEST = "run.json"
 _LAYERS = "layers.npys"
 _MOVES = "ring.npz"
+#: Ends the manifest: room for longer words on how the watch ended, also on a full disk.
+_ROOM = b" " * 8191 + b"\n"
 _SPECTRUM = re.compile(r"step-(\d+)\.npz")
 
 T = TypeVar("T")
@@ -61,7 +63,8 @@ T = TypeVar("T")
 class JsonlSink(GuardedSink):
     """Writes records and events as lines of JSON; what a call was given survives a kill.
 
-    What a full disk refuses is an OSError; it is kept, and goes first at the next call.
+    What a full disk refuses is an OSError, and nothing of it is there; but the state of the watch
+    has its room in the manifest.
 
     Args:
         directory: a local directory; made by ``open`` if it does not exist.
@@ -95,26 +98,50 @@ class JsonlSink(GuardedSink):
             superseded = self._directory / "superseded.jsonl"
             reader = JsonlReader(self._directory)
             records = reader._records.rewind(lost, superseded)
-            reader._events.rewind(lost, superseded)
+            events = reader._events.rewind(lost, superseded)
+            self._held = {(event.id, event.reported_step) for event in events}
             _rewind_spectra(self._spectra, lost)
             self._num = len(records)
-            self._transient = self._spectrum_to_drop(records[-1].step) if records else None
+            self._last_step = records[-1].step if records else -1
+            self._transient = self._spectrum_to_drop(self._last_step) if records else None
             self._run = run
-            replace_file(self._directory / _MANIFEST, _line(vars(run)))
-            self._layers = _LayersFile(self._directory / _LAYERS)
-            self._records = AppendingFile(reader._records.path)
-            self._events = AppendingFile(reader._events.path)
+            self._write_manifest()
+            self._layers = _LayersFile(self._appending(self._directory / _LAYERS))
+            self._records = self._appending(reader._records.path)
+            self._events = self._appending(reader._events.path)
+
+    def _write_manifest(self) -> None:
+        """Write it with room to grow, and where the disk is full into what it has there already."""
+        path, content = self._directory / _MANIFEST, _line(vars(self._run))
+        try:
+            replace_file(path, [content[:-1], _ROOM])
+        except OSError:
+            if len(content) > (room := path.stat().st_size):
+                raise
+            with path.open("r+b", buffering=0) as file:
+                file.write(content.ljust(room))
+
+    def catch_up(self, records: Sequence[Record], events: Sequence[Event], _: object) -> None:
+        """Write what comes after the last record that is held; spectra are not known any more."""
+        self._require()
+        for record in records:
+            if record.step > self._last_step:
+                self.write(record, Detail())
+        for event in events:
+            if (event.id, event.reported_step) not in self._held:
+                self.event(event)
 
     def write(self, record: Record, detail: Detail) -> None:
         """Write spectrum and layers, then the record: what a line points to is there when it is."""
         self._require()
-        self._records.hold(_line({**vars(record), "layers": self._layers.hold(record)}))
+        if detail.spectrum:
+            replace_file(self._spectra / _spectrum_name(record.step), _as_npz(detail.spectrum))
+        start = self._layers.file.end
         try:
-            if detail.spectrum:
-                replace_file(self._spectra / _spectrum_name(record.step), _as_npz(detail.spectrum))
-        finally:
-            self._layers.file.flush()
-            self._records.flush()
+            self._records.write(_line({**vars(record), "layers": self._layers.add(record)}))
+        except OSError:
+            self._layers.file.cut(start)
+            raise
         if self._transient is not None:
             self._transient.unlink(missing_ok=True)
         self._num += 1
@@ -133,24 +160,10 @@ class JsonlSink(GuardedSink):
         """Put the state of the watch into the manifest, which is always a whole one."""
         self._require()
         self._run = replace(self._run, state=state)
-        replace_file(self._directory / _MANIFEST, _line(vars(self._run)))
+        self._write_manifest()
 
     def close(self) -> None:
-        """Close the files; what is pending is tried once more, no line without its layers."""
-        if not self._end():
-            return
-        with contextlib.closing(self._events):
-            try:
-                self._layers.file.close()
-            except BaseException:
-                self._records.abandon()
-                raise
-            self._records.close()
-
-    def abandon(self) -> None:
-        if self._end():
-            for file in (self._layers.file, self._records, self._events):
-                file.abandon()
+        self._end()
 
 
 class JsonlReader:
@@ -323,12 +336,12 @@ class _Place(NamedTuple):
 class _LayersFile:
     """Appends records' layers: names when they change, numbers as a structured value."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = AppendingFile(path)
+    def __init__(self, file: AppendingFile) -> None:
+        self.file = file
         self._names: dict[bytes, _Place] = {}  # the latest
 
-    def hold(self, record: Record) -> dict[str, _Place] | None:
-        """Let the layers of a record be pending; returns where they will be, None without any."""
+    def add(self, record: Record) -> dict[str, _Place] | None:
+        """Append the layers of a record; returns where they are, None without any."""
         if not record.layers:
             return None
         columns = Layers.of(record.layers).columns
@@ -340,7 +353,7 @@ class _LayersFile:
     def _append(self, array: np.ndarray) -> _Place:
         content = _as_npy(array)
         place = _Place(self.file.end, len(content), zlib.crc32(content))
-        self.file.hold(content)
+        self.file.write(content)
         return place
 
 

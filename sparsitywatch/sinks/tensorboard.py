@@ -54,7 +54,7 @@ _HISTOGRAMS_EVERY = 10
 class TensorBoardSink(GuardedSink):
     """Shows records and events in TensorBoard; what a call was given survives a kill.
 
-    What a full disk refuses is an OSError, and follows later. docs/tags.md lists all tags.
+    What a full disk refuses is an OSError. docs/tags.md lists all tags.
 
     Args:
         directory: a local directory; made by ``open`` if it does not exist. It becomes a
@@ -77,7 +77,7 @@ class TensorBoardSink(GuardedSink):
             self._told: tuple[int, list[str]] = (-1, [])  # a step, and the texts of its events
             self._kinds = kinds_of(run.ledger)
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._file = _EventFile(self._directory, first_step)
+            self._file = _EventFile(self._directory, first_step, self._begin)
             self._num = sum(tag == IN_EVERY_RECORD for _, tag in self._file.held)
             values = [
                 _layout(run.provenance),
@@ -148,12 +148,17 @@ class TensorBoardSink(GuardedSink):
         self._file.add(values, state.step, state.wall_time)
 
     def close(self) -> None:
-        if self._end():
-            self._file.file.close()
+        self._end()
 
-    def abandon(self) -> None:
-        if self._end():
-            self._file.file.abandon()
+    def _begin(self, path: Path) -> AppendingFile:
+        """A new event file, which goes again if ``open`` fails."""
+
+        def take_back(error: object, *_: object) -> None:
+            if error is not None:
+                path.unlink(missing_ok=True)
+
+        self._files.push(take_back)
+        return self._appending(path)
 
 
 # ------------------------------------------------------------------ tags
@@ -426,7 +431,7 @@ _NAME = re.compile(r"events\.out\.tfevents\.\d+\..*")
 class _EventFile:
     """The next event file of a run that nobody else writes to, after a cut of the others."""
 
-    def __init__(self, directory: Path, first_step: int) -> None:
+    def __init__(self, directory: Path, first_step: int, begin: Callable[[Path], Any]) -> None:
         earlier = sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
         # how many values of a step and a tag are kept of the earlier files
         self.held = Counter(value for path in earlier for value in _cut(path, first_step))
@@ -434,8 +439,7 @@ class _EventFile:
         # the name sorts last, also within one second or with a clock that is behind
         stamp = max([int(time.time()), *(int(path.name.split(".")[3]) + 1 for path in earlier)])
         name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
-        self.file = AppendingFile(directory / name)
-        self._writer = RecordWriter(self.file)
+        self._writer = RecordWriter(begin(directory / name))
         self._add(_ProtoEvent(wall_time=time.time(), file_version="brain.Event:2"))
         # tells TensorBoard of the cut; in every file, since its first one is ignored
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
 import subprocess
 import sys
 
@@ -12,6 +10,7 @@ import pytest
 from contracts.made_records import PROVENANCE, made_record
 
 from sparsitywatch.analysis.verdict import Verdict, verdict
+from sparsitywatch.processes import this_process
 from sparsitywatch.records import Record, RunInfo, WatchState
 
 NOW = 1_700_000_000.0
@@ -27,7 +26,7 @@ def info(status: str = "on", **fields) -> RunInfo:
         "num_due": 3,
         "num_taken": 2,
     }
-    known |= {"pid": os.getpid(), "host": socket.gethostname()}
+    known |= this_process()._asdict()
     state = WatchState(status=status, **{**known, **fields})
     return RunInfo(initial_step=0, provenance=PROVENANCE, state=state)
 
@@ -81,7 +80,7 @@ def test_a_process_that_is_gone_is_said_with_its_last_sign_of_life() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     found = standing(looks(300), info(pid=child.pid), now=NOW + 1.0)
-    assert found.trouble == "the training was killed after step 340"
+    assert found.trouble == "the training ended without closing its watch, after step 340"
     (sentence,) = found.watch
     assert f"The process {child.pid} of the training is gone" in sentence
     assert "step 340, 2023-11-14 22:13:20 UTC" in sentence

@@ -10,7 +10,6 @@ import gzip
 import json
 import math
 import re
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +24,7 @@ from tensorboard.util import tensor_util
 import sparsitywatch as sw
 from sparsitywatch.cli import main
 from sparsitywatch.page.server import Runs
+from sparsitywatch.processes import this_process
 from sparsitywatch.records import Event, Record, RunInfo, WatchState
 from sparsitywatch.sinks import JsonlSink, TensorBoardSink
 
@@ -96,7 +96,7 @@ def killed() -> tuple[list, list[Event], WatchState, RunInfo]:
     state = WatchState(status="on", step=1650, wall_time=1.7e9 + 1650, last_step=1600,
                        next_due_step=1800, num_due=9, num_taken=9, num_evaluated=9,
                        last_evaluated_step=1600, overhead=0.004,
-                       pid=GONE, host=socket.gethostname())  # fmt: skip
+                       **this_process()._replace(pid=GONE)._asdict())  # fmt: skip
     return LOOKS, [], state, fake_run.run_info()
 
 
@@ -148,9 +148,9 @@ RUNS: dict[str, tuple[Any, dict[str, str]]] = {
     }),
     "killed": (killed, {
         **AT_THE_END, "state": "broken", "events": "0 events",
-        "headline": "The training was killed after step 2,000; before that: no alarm in 11",
-        "advice": "Look for who or what killed it (memory, a time limit), and go on from your",
-        "is it on": "he training was killed after step 2,000",
+        "headline": "The training ended without closing its watch, after step 2,000; before that: ",
+        "advice": "look for who or what ended it (memory, a time limit, os._exit), and go",
+        "is it on": "he training ended without closing its watch, after step 2,000",
         "share of time": "0.9 % of the wall time",
     }),
     "early": (early, {

@@ -106,7 +106,7 @@ def test_a_run_that_has_ended_or_was_killed_or_cannot_be_read_is_told_once(
     manifest.write_text(json.dumps(alive))
     assert main(["status", str(killed), "--watch"]) == 2
     (told,) = lines(capsys)
-    assert told["headline"].startswith("The training was killed after step 1")
+    assert told["headline"].startswith("The training ended without closing its watch, after step 1")
     manifest.write_text("{")
     assert main(["status", str(killed), "--watch"]) == 2
     (told,) = lines(capsys)

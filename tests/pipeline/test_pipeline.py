@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 
 import pytest
@@ -82,15 +83,56 @@ def test_a_detector_is_told_what_is_known_of_the_optimizer() -> None:
     assert contexts == [known, {}, {"estimated_advance": 0.02}]
 
 
-def test_a_broken_sink_harms_nobody_and_is_given_up(caplog) -> None:
-    broken, good = Broken(), MemorySink()
+class Clock:
+    """Stands still but where a test lets it go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("sparsitywatch.pipeline.outlets.time.monotonic", lambda: self.now)
+
+
+def test_a_broken_sink_harms_nobody_and_is_tried_after_pauses_that_grow(caplog, monkeypatch):
+    clock, broken, good = Clock(monkeypatch), Broken(), MemorySink()
     pipeline = watched(broken, good)
-    for step in range(1, 7):
+    tried = []
+    for step in range(1, 2001):
+        calls = broken.calls
         publish(pipeline, record(step, 0.1))
-    assert broken.calls == 3
-    assert len(good.records) == 6
-    assert "no space left" in caplog.text
-    assert "Broken failed and is switched off" in caplog.text
+        if broken.calls > calls:
+            tried.append((round(clock.now - 1000.0, 3), broken.calls - calls))
+        clock.now += 0.1
+    times = [when for when, _ in tried]
+    assert tried[0] == (0.0, 2)  # again at once
+    assert {num for _, num in tried[1:]} == {1}
+    pauses = [round(later - before, 3) for before, later in itertools.pairwise(times)]
+    grow = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 60.0]
+    assert pauses == pytest.approx(grow, abs=0.101)  # with the next record after each
+    assert len(good.records) == 2000
+    assert caplog.text.count("OSError: no space left") == 1  # and is told once
+    assert "Broken failed and is tried again" in caplog.text
+    calls = broken.calls
+    pipeline.close()
+    assert broken.calls == calls + 1  # whatever the pause
+
+
+@pytest.mark.parametrize(("took_s", "is_tried"), [(0.5, False), (0.01, True)])
+def test_trying_takes_a_hundredth_of_the_time_where_it_is_slow(took_s, is_tried, monkeypatch):
+    clock = Clock(monkeypatch)
+
+    class Slow(Broken):
+        def open(self, run):
+            super().open(run)
+            clock.now += took_s
+
+    slow = Slow()
+    pipeline = watched(slow)
+    publish(pipeline, record(1, 0.1))
+    clock.now += 1.0
+    publish(pipeline, record(2, 0.1))
+    calls = slow.calls
+    clock.now += 20.0
+    publish(pipeline, record(3, 0.1))
+    assert (slow.calls > calls) == is_tried
 
 
 def test_a_sink_that_recovers_is_kept() -> None:
@@ -104,8 +146,70 @@ def test_a_sink_that_recovers_is_kept() -> None:
     flaky = Flaky()
     pipeline = watched(flaky)
     for step in range(1, 9):
-        publish(pipeline, record(step, 0.1))
-    assert flaky.calls == 8
+        publish(pipeline, record(step, 0.5))
+    assert flaky.calls == 16
+    assert [r.step for r in flaky.records] == list(range(1, 9))
+    assert [e.detected_step for e in flaky.events] == [e.detected_step for e in pipeline.events]
+
+
+def test_a_sink_that_is_closed_in_the_middle_of_a_write_stays_closed() -> None:
+    """As a signal's handler may do."""
+
+    class Interrupted(MemorySink):
+        def write(self, record, detail):
+            pipeline.close()
+            super().write(record, detail)
+
+    sink = Interrupted()
+    pipeline = watched(sink)
+    publish(pipeline, record(1, 0.1))
+    publish(pipeline, record(2, 0.1))
+    assert (len(sink.runs), sink.records) == (1, [])
+
+
+def test_a_sink_that_cannot_be_opened_at_first_is_given_all_later(monkeypatch) -> None:
+    class Late(MemorySink):
+        def open(self, run):
+            if clock.now < 1100.0:
+                raise OSError("not yet")
+            super().open(run)
+
+    clock, late = Clock(monkeypatch), Late()
+    pipeline = watched(late)
+    for step in range(1, 5):
+        publish(pipeline, record(step, 0.5))
+    assert late.records == []
+    clock.now += 100.0
+    publish(pipeline, record(5, 0.5))
+    assert [r.step for r in late.records] == [1, 2, 3, 4, 5]
+    assert late.records == pipeline.records
+    assert late.events == pipeline.events != []
+
+
+@pytest.mark.parametrize("fails_at", [(0, "write"), (0, "event"), (3, "write"), (3, "event")])
+def test_what_fails_once_is_told_once(fails_at) -> None:
+    """Also at step 0, and where a record was taken and its event was not."""
+
+    failed = []
+    sink = MemorySink()
+    write, event = sink.write, sink.event
+
+    def once(name, step, act, *given):
+        if (step, name) == fails_at and not failed:
+            failed.append(step)
+            raise OSError("once")
+        act(*given)
+
+    sink.write = lambda record, detail: once("write", record.step, write, record, detail)
+    sink.event = lambda one: once("event", one.reported_step, event, one)
+    pipeline = watched(sink)
+    for step in range(6):
+        publish(pipeline, record(step, 0.5 if step >= fails_at[0] else 0.1))
+    pipeline.close()
+    assert failed == [fails_at[0]]
+    assert [r.step for r in sink.records] == list(range(6))
+    assert sink.events == pipeline.events
+    assert len(sink._reported) == len({(e.id, e.reported_step) for e in sink._reported}) > 0
 
 
 def test_an_action_that_fails_is_logged_and_the_next_one_runs(caplog) -> None:

@@ -144,21 +144,24 @@ def test_what_another_watch_has_taken_over_is_not_delivered() -> None:
     assert logger.rows == []
 
 
-def test_what_failed_is_tried_again_and_one_that_keeps_failing_is_left_alone(caplog) -> None:
-    calls = []
+def test_what_failed_is_tried_again_after_pauses_that_grow(caplog, monkeypatch) -> None:
+    calls, now = [], [0.0]
+    monkeypatch.setattr("sparsitywatch.pipeline.outlets.time.monotonic", lambda: now[0])
 
     def log(numbers: dict[str, float], step: int) -> None:
         calls.append(step)
-        if len(calls) != 2:
+        if len(calls) in (1, 3, 4, 5):
             raise RuntimeError("the server is away")
 
     pipeline = Pipeline(sinks=[Mirror(log)])
     pipeline.open(fake_run.run_info())
     for step in range(0, 201, 25):
         pipeline.act(*pipeline.take(*fake_run.look(step)))
+        now[0] += 0.06
     pipeline.close()
-    assert calls == [0, 0, 25, 25]  # the first comes with the second
-    assert "Mirror failed and is switched off" in caplog.text
+    # the first comes with the second; then there are pauses; what waits comes at the end
+    assert calls == [0, 0, 25, 25, 25, *range(25, 201, 25)]
+    assert caplog.text.count("Mirror failed and is tried again") == 1
 
 
 @pytest.mark.parametrize("arguments", [(None,), (print, "alert")])
