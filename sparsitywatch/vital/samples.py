@@ -59,7 +59,7 @@ class Sample:
 
     def marks(self) -> np.ndarray:
         """A checksum of each tensor's sample, int64 [T]."""
-        return np.array([*map(zlib.crc32, self._bits)], int)
+        return np.array([zlib.crc32(bits.data) for bits in self._bits], int)
 
 
 @lru_cache(maxsize=1 << 13)  # of the same tensors at every snapshot

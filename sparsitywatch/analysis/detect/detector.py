@@ -338,7 +338,8 @@ def median_of_three(values: Array) -> Array:
     """Each value replaced by the median of itself and the two before: no lone spikes."""
     before = np.concatenate([values[:1], values[:1], values])
     low, high = np.minimum(before[:-2], before[1:-1]), np.maximum(before[:-2], before[1:-1])
-    return np.maximum(low, np.minimum(high, values), dtype=np.float64)
+    found: Array = np.maximum(low, np.minimum(high, values), dtype=np.float64)
+    return found
 
 
 def noise_sd(values: Array) -> float:

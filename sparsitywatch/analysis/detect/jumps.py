@@ -170,7 +170,8 @@ def _waves(abscissa: bytes, length: float) -> Array:
     z = np.frombuffer(abscissa)
     phase = 2.0 * math.pi * length * np.array(_FREQUENCIES)[:, None] * z
     basis = np.stack([np.ones_like(phase), z + 0.0 * phase, np.cos(phase), np.sin(phase)], axis=-1)
-    return np.linalg.qr(basis)[0].swapaxes(-1, -2)
+    found: Array = np.linalg.qr(basis)[0].swapaxes(-1, -2)
+    return found
 
 
 @functools.lru_cache(maxsize=128)
