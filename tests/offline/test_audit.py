@@ -62,9 +62,10 @@ def test_findings_are_a_table_or_lines_of_json(folder: Path, capsys) -> None:
     assert main(["audit", str(folder), "--json"]) == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["step"], row["finding"]) for row in found] == [(50, "copy"), (120, "unreadable")]
-    assert set(found[0]) == {"step", "finding", "evidence", "action"}
+    assert set(found[0]) == {"step", "last_step", "finding", "evidence", "action"}
+    assert (found[0]["last_step"], found[1]["last_step"]) == (50, 120)
     assert "step 290" in found[0]["evidence"]
-    assert "each of 9 tensors" in found[0]["evidence"]
+    assert "in a sample of 9 tensors" in found[0]["evidence"]
     assert "truncated" in found[1]["evidence"]
     assert main(["audit", str(folder)]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -81,11 +82,15 @@ def test_nothing_that_could_be_audited_is_2(tmp_path: Path, capsys) -> None:
     assert "sparsitywatch: " in capsys.readouterr().err
 
 
-def test_one_nan_is_found_by_a_full_audit_alone(folder: Path) -> None:
+def test_of_a_large_series_one_nan_is_found_by_a_full_audit_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = folder / "step_70.safetensors"
     weights = safetensors.torch.load_file(file)
-    weights["2.weight"].view(-1)[-1] = float("nan")
+    weights["2.weight"].view(-1)[1500] = float("nan")
     safetensors.torch.save_file(weights, file)
+    assert rows(sw.audit(folder)) == [("not finite", 70)]  # all of a small one is in the sample
+    monkeypatch.setattr("sparsitywatch.offline.audit._SMALL_BYTES", 0)
     assert rows(sw.audit(folder)) == []
     audit = sw.audit(folder, full=True)
     assert rows(audit) == [("not finite", 70)]
