@@ -68,7 +68,7 @@ def _content(
 ) -> Content | None:
     flags, rows = np.concatenate([own for _, (own, _) in seen]), np.stack([n for _, (_, n) in seen])
     num, num_other, again = rows[:, 1:4].sum(0).tolist()
-    used, zeros = int(np.bitwise_or.reduce(rows[:, 4])), 1.0 - num_other / max(num, 1)
+    used, zeros = int(np.bitwise_or.reduce(rows[:, 4])), (num - num_other) / max(num, 1)
     lost = (used & -used).bit_length() - 1 if num_other >= _FEW else 0
     edges = np.flatnonzero(np.diff(flags, prepend=_NONE, append=_NONE)).tolist()
     runs = [(b - a, a, b) for a, b in pairwise(edges) if flags[a] != _NONE]
@@ -88,7 +88,7 @@ def _content(
         zeros=zeros,
         digits=_DIGITS.get(dtype, 0) - lost if is_rounded else 0,
         # of short numbers many are the same by chance
-        repeats=0.0 if is_rounded or _DIGITS.get(dtype, 0) < 24 else again / max(num, 1),
+        repeats=0.0 if runs or is_rounded or _DIGITS.get(dtype, 0) < 24 else again / max(num, 1),
     )
     is_odd = runs or is_rounded or zeros > _SCATTERED or one.repeats > _REPEATED
     return one if is_odd else None

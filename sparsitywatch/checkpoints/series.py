@@ -256,7 +256,9 @@ def _copies(are_same: AreSame, complete: Listed) -> Told:
 
 
 #: What says no more than how a checkpoint is saved: a name of a file in the folder of its step.
-_LAYOUT = re.compile(r"(?<=\{step\})/(?:pytorch_|diffusion_)?(?:model|weights|checkpoint|ckpt)\.\w+$")
+_LAYOUT = re.compile(
+    r"(?<=\{step\})/(?:pytorch_|diffusion_)?(?:model|weights|checkpoint|ckpt)\.\w+$"
+)
 
 
 def _layouts(complete: Listed) -> Told:

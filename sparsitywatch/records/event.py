@@ -455,8 +455,8 @@ _ADVICE = {
     "decay": "Look at the weight decay of the param group that they are in: at what applies it, "
     "and whether these tensors ought to be in it.",
     "not_finite": "Stop the run and go on from a checkpoint of {before} or before.",
-    "contents": "Copy the file again, or leave it out: the disk may have been full, the copy may "
-    "be torn, or the weights were rounded.",
+    "contents": "Copy the file again, or leave it out: a full disk, a torn copy and rounding do "
+    "this.",
     "returned": "If nobody went back to a checkpoint on purpose, look for what overwrites weights: "
     "a reload, an average that is put back. After a rollback the {unit}s count on as before.",
     "overwritten": "If nobody wrote to these weights on purpose, look for what does: a checkpoint "
