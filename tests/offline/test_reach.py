@@ -66,7 +66,11 @@ def test_a_replay_tells_odd_contents_at_their_steps(
     one: Fault, model: str, trained: Trained, tmp_path: Path
 ) -> None:
     plant(tmp_path, one, trained(model))
-    told = [e for e in sw.replay(str(tmp_path), logdir=None).events if e.kind == "contents"]
+    told = [
+        e
+        for e in sw.replay(str(tmp_path), logdir=None, scope="matrices").events
+        if e.kind == "contents"
+    ]
     at = {(e.onset_low, e.onset_high) for e in told}
     assert at == {(STEPS[one.places[0]], STEPS[one.places[-1]])}, told
 
