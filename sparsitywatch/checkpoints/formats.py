@@ -359,7 +359,7 @@ _FOREIGN = (
 def foreign(names: Iterable[str]) -> str:
     """What files of other libraries there are, a sentence each; empty if there are none."""
     found = []
-    names = list(names)
+    names = sorted(names)
     for kind, ends, what_to_do in _FOREIGN:
         some = [name for name in names if re.search(f"(?:{ends})$", name)]
         if some:
