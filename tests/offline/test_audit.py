@@ -300,3 +300,16 @@ def test_planted_faults_of_154_branches_are_named_for_a_fraction_of_the_bytes(
         assert num_weight_bytes > 152 * 4 * 70e6
         sent = sum(size for repository, _, size in hub.sent if repository == f"org/{name}")
         assert num_bytes_read <= sent <= 0.005 * num_weight_bytes
+
+
+@pytest.mark.parametrize("layers", [1, 60])
+def test_of_a_series_above_100_mb_a_two_hundredth_is_read(tmp_path: Path, layers: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    size = 2_000_000 // layers
+    for step in range(14):
+        weights = {f"layers.{i}.fc.weight": torch.randn(size // 100, 100, generator=generator)
+                   for i in range(layers)}  # fmt: skip
+        safetensors.torch.save_file(weights, tmp_path / f"step_{step}.safetensors")
+    audit = sw.audit(tmp_path)
+    assert audit.num_weight_bytes > 100e6
+    assert audit.num_bytes_read <= 0.005 * audit.num_weight_bytes
