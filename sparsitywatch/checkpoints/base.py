@@ -181,6 +181,8 @@ def candidates_of(tree: Tree) -> list[Candidate]:
     highest, found = max((rank for *_, rank in holders), default=0), []
     best = [(keys, way, own) for keys, way, own, rank in holders if rank == highest]
     for keys, way, own in best[:_MAX_CANDIDATES]:
+        if odd := next((key for key in way[-1] if type(key) not in (str, int)), None):
+            raise RefusedError(f"expected names beside tensors, got {in_words(odd)}")
         for head, part in _parts(_named(own.items())).items():
             tensors = {name: leaf for name, (leaf, _) in part.items()}
             found.append(Candidate(".".join([*keys, head] if head else keys), tensors, way))
@@ -375,6 +377,10 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         self.counts_saves = contents.counts_saves
         #: How long the buffer for ``chunks`` should be.
         self.chunk_bytes = _CHUNK_BYTES if self._place.is_local else _REMOTE_CHUNK_BYTES
+        #: Bytes that a piece of a tensor should have to be worth its way, pieces at most, and what
+        #: is read around those of one tensor.
+        self.piece_bytes, self.max_pieces = (2**7, 2**10) if self._place.is_local else (2**12, 96)
+        self.around_bytes = 2**11 if contents.format == "distributed" else 0
         self._stored = with_codes_told(by_clean_names(contents.tree.stored(model.tensors)))
 
     @cached_property
@@ -454,6 +460,10 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         """The bytes of a tensor in flat order, whole elements, or all where they lie otherwise."""
         # buffer, a multiple of eight bytes, is where they may lie until the next are asked for
         return self._readable(name).chunks(buffer)
+
+    def pieces_at(self, name: str, starts: Sequence[int], length: int) -> bytes:
+        """So many bytes of a tensor from each of some rising places on, one after another."""
+        return b"".join(self._readable(name).pieces_at(starts, length))
 
     def _readable(self, name: str) -> StoredTensor:
         stored = self._stored[name]

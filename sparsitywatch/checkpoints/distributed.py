@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -141,6 +141,13 @@ class _ChunkedTensor(StoredTensor):
         for piece in sorted(self.pieces, key=lambda piece: piece.offsets):
             yield from self._open(piece).chunks(buffer)
 
+    def pieces_at(self, starts: Sequence[int], length: int) -> Iterator[bytes]:
+        end = 0
+        for piece in sorted(self.pieces, key=lambda piece: piece.offsets):
+            begin, end = end, end + math.prod(piece.sizes) * self.entry.dtype.itemsize
+            if own := [start - begin for start in starts if begin <= start < end]:
+                yield from self._open(piece).pieces_at(own, length)
+
     def _open(self, piece: Piece) -> StoredTensor:
         """The tensor in the archive of a piece."""
         name, dtype, source = self.entry.name, self.entry.dtype, self.files[piece.place.file]
@@ -227,7 +234,7 @@ def _described(name: str, node: Call, places: Places) -> _ChunkedTensor:
     state = _fields(node, "TensorStorageMetadata")
     properties = state.get("properties")
     values = properties.state if isinstance(properties, Call) else None
-    dtype = as_dtype(values[0]) if isinstance(values, tuple) and values else None
+    dtype = as_dtype(values[0]) if isinstance(values, tuple) and len(values) == 5 else None
     shape, nodes = as_sizes(state.get("size")), state.get("chunks")
     if dtype is None or shape is None or not isinstance(nodes, list):
         raise RefusedError("expected dtype, shape and pieces in its metadata", name)
@@ -250,6 +257,8 @@ def _path(name: str, paths: Mapping[Any, Any]) -> tuple[str, ...]:
     if not isinstance(path, tuple) or not path or len(path) > _MAX_PARTS:
         return (name,)
     is_path = all(isinstance(part, str) or (type(part) is int and part < 2**63) for part in path)
+    if is_path and not ".".join(map(str, path)).endswith(name):
+        raise RefusedError("the keys that lead to it are others", name)
     return tuple(map(str, path)) if is_path else (name,)
 
 

@@ -303,9 +303,11 @@ def _read_json(file: Location) -> dict[str, Any]:
 
 def _is_adapter(entries: Iterable[Entry]) -> bool:
     """Whether tensors are those of an adapter of PEFT alone, by the names that it gives them."""
-    names = [entry.name for entry in entries]
-    is_own = all(n.startswith("base_model.model.") and ".base_layer." not in n for n in names)
-    return is_own and any(".lora_" in name for name in names)
+    names = {entry.name for entry in entries}
+    adapted = {name.partition(".lora_")[0] for name in names if ".lora_" in name}
+    bases = {f"{name}{end}" for name in adapted for end in (".weight", ".base_layer.weight")}
+    is_own = all(name.startswith("base_model.model.") for name in names)
+    return is_own and bool(adapted) and names.isdisjoint(bases)
 
 
 _ADAPTER = (
@@ -338,6 +340,16 @@ _FOREIGN = (
     ("TensorFlow's checkpoints", r"ckpt[^/]*\.(?:index|meta)|\.data-\d+-of-\d+", _REWRITE),
     ("ONNX", r"\.onnx", _LOAD),
     ("numpy or MLX", r"\.npz|\.npy", _LOAD),
+    (
+        "torch.export",
+        r"\.pt2",
+        "Save its weights: torch.save(torch.export.load(path).state_dict, other_path)",
+    ),
+    (
+        "pickle",
+        r"\.(?:pkl|pickle|joblib|dill)",
+        "If you trust it, as loading it runs its code: torch.save(pickle.load(file), other_path)",
+    ),
     ("an archive", r"\.zip", "Name what is inside of it: zip://::{name}, for all of it"),
     ("an archive", r"\.tar|\.nemo", "Name what is inside of it: tar://::{name}, for all of it"),
     ("a packed file", r"\.(?:tgz|gz|bz2|xz|zst|7z|rar)", "Unpack it first"),
@@ -345,14 +357,16 @@ _FOREIGN = (
 
 
 def foreign(names: Iterable[str]) -> str:
-    """What files of other libraries there are, in a sentence; empty if there are none."""
-    names = list(names)
+    """What files of other libraries there are, a sentence each; empty if there are none."""
+    found = []
+    names = sorted(names)
     for kind, ends, what_to_do in _FOREIGN:
-        one = next((name for name in names if re.search(f"(?:{ends})$", name)), None)
-        if one is not None:
-            what_to_do = what_to_do.replace("{name}", one[-80:])
-            return f"There is {one[-80:]!r}, a format of {kind}, which is not read. {what_to_do}."
-    return ""
+        some = [name for name in names if re.search(f"(?:{ends})$", name)]
+        if some:
+            name, more = some[0][-80:], f" and {len(some) - 1:,} more" if len(some) > 1 else ""
+            what = f"There is {name!r}{more}, a format of {kind}, which is not read"
+            found.append(f"{what}. {what_to_do.replace('{name}', name)}.")
+    return " ".join(found)
 
 
 # ------------------------------------------------------------------ the list, and what it opens

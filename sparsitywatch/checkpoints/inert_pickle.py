@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickletools
 import re
 import warnings
@@ -75,14 +76,19 @@ def in_words(node: Any) -> str:
 
 def read_inert(data: bytes) -> Any:
     """What a pickle describes, in time linear in its bytes; ValueError where it is none."""
-    machine = _Machine()
+    machine, protocol = _Machine(), 2
     try:
         with warnings.catch_warnings():
             # odd escapes in a string: about the file's bytes, not about anybody's code
             warnings.simplefilter("ignore")
-            for opcode, argument, _ in pickletools.genops(io.BytesIO(data)):
+            for opcode, argument, at in pickletools.genops(io.BytesIO(data)):
                 if opcode.name == "STOP":
                     return machine.stack.pop()
+                protocol = max(2, argument) if opcode.name == "PROTO" else protocol
+                if opcode.proto > protocol:
+                    raise ValueError(f"{opcode.name}, which its protocol {protocol} does not have")
+                if opcode.name == "FRAME" and (at or 0) + 9 + argument > len(data):
+                    raise ValueError("a frame that ends behind it")
                 machine.step(opcode.name, argument)
     except (LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"a pickle that contradicts itself ({type(error).__name__})") from error
@@ -112,7 +118,7 @@ class _Machine:
             items = self._take(count)
             change(self.stack[-1], items)
         elif name == "GLOBAL":
-            self.stack.append(Global(*argument.split(" ", 1)))
+            self.stack.append(_named(argument.split(" ", 1)))
         else:
             self._move(name, argument)
 
@@ -128,10 +134,6 @@ class _Machine:
             self.memo[number] = self.stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             self.stack.append(self.memo[argument])
-        elif name == "DUP":
-            self.stack.append(self.stack[-1])
-        elif name in ("POP", "POP_MARK"):
-            self._take(1 if name == "POP" and self.stack else None)
         elif name not in ("PROTO", "FRAME"):
             raise ValueError(f"the pickle opcode {name}, which no checkpoint needs")
 
@@ -179,13 +181,19 @@ def _set_items(target: Any, pairs: list[Any]) -> Any:
 
 
 def _build(target: Any, items: list[Any]) -> None:
+    (state,) = items
     if isinstance(target, Call):
-        (target.state,) = items  # that of a dictionary, torch's _metadata, is not needed
+        target.state = state
+    elif not isinstance(state, dict):  # that of a dictionary, torch's _metadata, is not needed
+        raise TypeError("expected a state")
+
+
+_NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 
 
 def _named(items: list[Any]) -> Global:
-    if not all(isinstance(item, str) for item in items):
-        raise TypeError("expected words")
+    if not all(isinstance(item, str) and _NAME.fullmatch(item) for item in items):
+        raise TypeError("expected names")
     return Global(*items)
 
 
@@ -193,10 +201,10 @@ def _named(items: list[Any]) -> Global:
 _DICTIONARIES = (Global("collections", "OrderedDict"), Global("collections", "defaultdict"))
 
 
-def _reduced(items: list[Any]) -> Any:
+def _reduced(items: list[Any], kind: Any = Global | Call) -> Any:
     function, arguments = items
-    if not isinstance(arguments, tuple):
-        raise TypeError("expected arguments")
+    if not isinstance(arguments, tuple) or not isinstance(function, kind):
+        raise TypeError("expected a function and arguments")
     is_dictionary = isinstance(function, Global) and function in _DICTIONARIES
     return {} if is_dictionary else Call(function, arguments)
 
@@ -218,8 +226,8 @@ _MAKERS: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
     "FROZENSET": (None, lambda items: frozenset(map(_key, items))),
     "STACK_GLOBAL": (2, _named),
     "REDUCE": (2, _reduced),
-    "NEWOBJ": (2, _reduced),
-    "NEWOBJ_EX": (3, lambda items: _reduced([items[0], tuple(items[1:])])),
+    "NEWOBJ": (2, lambda items: _reduced(items, Global)),
+    "NEWOBJ_EX": (3, lambda items: _reduced([items[0], tuple(items[1:])], Global)),
     "BINPERSID": (1, lambda items: PersistentId(*items)),
 }
 #: The same: what they do to the value before them.
@@ -235,38 +243,42 @@ _CHANGERS: dict[str, tuple[int | None, Callable[[Any, list[Any]], object]]] = {
 
 # ------------------------------------------------------------------ numbers
 
-_SCALAR = re.compile(r"numpy\.(?:core|_core)\.multiarray$")
-
 
 def whole_of(node: Any) -> int | None:
     """The number of steps that a node of a pickle, or a word of a header, stands for."""
     if isinstance(node, str):
         return int(node) if re.fullmatch(r"[0-9]{1,18}", node) else None
     if isinstance(node, Call):
-        node = _of_numpy(node)
+        array = array_of(node)
+        node = None if array is None or array.size != 1 else array.item()
     if isinstance(node, float) and node.is_integer():
         node = int(node)
     return node if type(node) is int and 0 <= node < 2**63 else None
 
 
-def _of_numpy(call: Call) -> int | float | None:
-    """The value of a scalar of numpy, or of an array with one element."""
-    function, arguments = call.function, call.arguments
-    if not isinstance(function, Global) or not _SCALAR.match(function.module):
+_OF_NUMPY = re.compile(r"numpy\.(?:core|_core)\.multiarray$")
+
+
+def array_of(call: Call) -> np.ndarray | None:
+    """The numbers of an array or a scalar of numpy, read-only; None of what is none, or broken."""
+    function, parts = call.function, call.arguments
+    if not isinstance(function, Global) or not _OF_NUMPY.match(function.module):
         return None
+    shape, is_fortran = (), False
     if function.name == "_reconstruct" and isinstance(call.state, tuple) and len(call.state) > 4:
-        arguments = (call.state[2], call.state[4])
-    elif function.name != "scalar" or len(arguments) != 2:
+        _, shape, dtype, is_fortran, data = call.state[:5]
+    elif function.name == "scalar" and len(parts) == 2:
+        dtype, data = parts
+    else:
         return None
-    dtype, data = arguments
     if isinstance(data, Call) and data.arguments:
         data = data.arguments[0]  # bytes as a pickle of protocol 2 has them
         data = data.encode("latin-1", "replace") if isinstance(data, str) else data
     kind = dtype.arguments[0] if isinstance(dtype, Call) and dtype.arguments else None
-    if not isinstance(kind, str) or not re.fullmatch("[iu][1248]|f[48]", kind):
-        return None
-    if not isinstance(data, bytes) or len(data) != int(kind[1]):
+    if not isinstance(kind, str) or not re.fullmatch("[iu][1248]|f[248]|b1", kind):
         return None
     order = ">" if isinstance(dtype.state, tuple) and ">" in dtype.state[:2] else "<"
-    value: int | float = np.frombuffer(data, order + kind)[0].item()
-    return value
+    is_shape = isinstance(shape, tuple) and all(type(n) is int and 0 <= n < 2**63 for n in shape)
+    if not is_shape or type(data) is not bytes or len(data) != math.prod(shape) * int(kind[1]):
+        return None
+    return np.frombuffer(data, order + kind).reshape(shape, order="F" if is_fortran else "C")

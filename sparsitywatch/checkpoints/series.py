@@ -99,11 +99,11 @@ def are_same(one: str, other: str, storage_options: Options, key: str | None = N
         return bool(names) and all(begin_of(first, n) == begin_of(second, n) for n in names)
 
 
-def spread(entries: Sequence[Entry]) -> list[str]:
-    """Names of the tensors that a sample is taken of: from the largest matrix on down."""
+def spread(entries: Sequence[Entry], num: int = _NUM_COMPARED) -> list[str]:
+    """Names of tensors that a sample is taken of, about so many: from the largest matrix down."""
     # what is split between ranks are matrices, and not the smallest of them
     by_size = sorted(entries, key=lambda entry: (len(entry.shape) > 1, entry.num_bytes))
-    step = max(1, len(by_size) // _NUM_COMPARED)
+    step = max(1, -(-len(by_size) // num))
     return [entry.name for entry in by_size[::-1][::step]]
 
 
@@ -194,7 +194,8 @@ def one_of_each_step(
     names = templates({one.url: one.step for one in found if one.step is not None})
     listed = [replace(one, series=names.get(one.url, "")) for one in found]
     listed.sort(key=lambda one: (one.step is None, one.step or 0, natural_order(one.url)))
-    for tell in (_foreign, partial(_of_one_step, known, are_same), partial(_copies, are_same)):
+    same_step, copies = partial(_of_one_step, known, are_same), partial(_copies, are_same)
+    for tell in (_foreign, same_step, copies, _layouts):
         told = tell(_complete(listed))
         listed = [told.get(one.url, one) for one in listed]
     return listed
@@ -208,7 +209,10 @@ def _foreign(complete: Listed) -> Told:
     """What lies beside weights of its step and is something else."""
     reasons = {}
     for one in complete:
-        if _AVERAGE.search("/".join(path_parts(one.url)[-2:])):
+        # folders around that of the step, such as a run's, say nothing of it
+        place, parts = place_of_step(one.url), path_parts(one.url)
+        first = "/".join(parts).count("/", 0, place.start) if place else len(parts) - 1
+        if _AVERAGE.search("/".join(parts[first:])):
             reasons[one.url] = "its name says that it is an average"
         elif not any(len(entry.shape) > 1 for entry in one.entries):
             reasons[one.url] = "there is no matrix in it"
@@ -217,8 +221,7 @@ def _foreign(complete: Listed) -> Told:
     for one in complete:
         if one.url in reasons and one.step in weights:
             why = f"{reasons[one.url]}, and {weights[one.step]} is of {one.place}"
-            reason = f"Left out {one.shown}: {why}. Name it to read it."
-            told[one.url] = replace(one, state="foreign", reason=reason)
+            told[one.url] = _left_out(one, why)
     return told
 
 
@@ -250,6 +253,29 @@ def _copies(are_same: AreSame, complete: Listed) -> Told:
         if len(pairs) == len(series) and all(not _unlike(of, [one], are_same) for one, of in pairs):
             told.update((one.url, _duplicate(one, of, "is taken")) for one, of in pairs)
     return told
+
+
+#: What says no more than how a checkpoint is saved: a name of a file in the folder of its step.
+_LAYOUT = re.compile(
+    r"(?<=\{step\})/(?:pytorch_|diffusion_)?(?:model|weights|checkpoint|ckpt)\.\w+$"
+)
+
+
+def _layouts(complete: Listed) -> Told:
+    """Of series whose addresses differ in the way of saving alone, all but the longest."""
+    (main, *others) = by_series(complete).values() or ([],)
+    told: Told = {}
+    for series in others:
+        ways = [_LAYOUT.sub("", some[0].series) for some in (main, series)]
+        if ways[0] == ways[1] and len(series) < len(main):
+            why = f"it is saved in another way than the {len(main):,} at {main[0].series}"
+            told.update((one.url, _left_out(one, redacted_url(why))) for one in series)
+    return told
+
+
+def _left_out(one: ListedCheckpoint, why: str) -> ListedCheckpoint:
+    reason = f"Left out {one.shown}: {why}. Name it to read it."
+    return replace(one, state="foreign", reason=reason)
 
 
 def _duplicate(one: ListedCheckpoint, of: ListedCheckpoint, taken: str) -> ListedCheckpoint:

@@ -303,7 +303,8 @@ class Source(ByteSource):
         if size is None:
             raise CheckpointError(
                 f"{self._what}: expected a server that tells the length of the file, got none. "
-                "Copy the file, or put simplecache:: in front of the URL."
+                f"Copy the file, or put simplecache:: in front of its own URL: "
+                f"simplecache::{self.url}."
             )
         self.size = int(size)
         self.version = self._version_now()
@@ -396,7 +397,8 @@ class Source(ByteSource):
             raise CheckpointError(
                 f"{self._what}: expected the bytes {start} to {end - 1} (an answer of 206), got "
                 f"{len(data)} bytes (200): the server sends files as a whole and does not know "
-                "ranges. Use one that does, or put simplecache:: in front of the URL."
+                "ranges. Use one that does, or put simplecache:: in front of the URL of each "
+                f"file: simplecache::{self.url}."
             )
         return data
 
@@ -540,16 +542,19 @@ class Location:
     def _kind(self) -> str:
         if self.prefix == "":  # all of an archive
             return "directory"
-        try:
-            info = self.fs.info(self.path)  # isdir and exists swallow refusals
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if cause_of(error)[0]:
-                raise
+        info, is_http = None, "http" in self.fs.protocol
+        for path in (self.path, *([self.prefix] if is_http else [])):  # some want the slash
+            try:
+                info = info or self.fs.info(path)  # isdir and exists swallow refusals
+            except (FileNotFoundError, NotADirectoryError) as error:  # noqa: PERF203 both are asked
+                if cause_of(error)[0]:
+                    raise
+        if info is None:
             return ""
         # over http a folder is a page of links; of a file that is none this would fetch it all
         kind = info.get("mimetype") or ("text/html" if self.url.endswith("/") else "")
-        is_page = "http" in self.fs.protocol and kind == "text/html"
-        return "directory" if is_page and self.fs.isdir(self.path) else str(info["type"])
+        is_page = is_http and kind == "text/html"
+        return "directory" if is_page and self.fs.isdir(self.prefix) else str(info["type"])
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted."""
@@ -562,7 +567,8 @@ class Location:
             with os.scandir(self.path) as entries:
                 return [(entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries]
         found = []
-        for info in self.fs.ls(self.path, detail=True):
+        where = self.prefix if "http" in self.fs.protocol else self.path
+        for info in self.fs.ls(where, detail=True):
             path = info["name"].rstrip("/")
             if path.startswith(self.prefix) and path != self.path:  # some list the folder itself
                 is_link = info["type"] not in ("file", "directory") or info.get("islink")

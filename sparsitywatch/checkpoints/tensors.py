@@ -7,7 +7,7 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.layout import Entry, clean_names
 
 #: Longest name of a tensor, in characters; real ones have some dozens.
-_MAX_NAME = 4096
+MAX_NAME = 4096
 
 
 class ReadingError(Exception):
@@ -148,6 +148,11 @@ class StoredTensor:
             with reading(self.position[0], self.entry.name), _WHOLE:
                 yield self.load().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
+    def pieces_at(self, starts: Sequence[int], length: int) -> Iterator[bytes]:
+        """So many bytes from each of some rising places on, in an order that stays the same."""
+        for data in self.chunks(memoryview(bytearray())):
+            yield from (bytes(data[start : start + length]) for start in starts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StridedTensor(StoredTensor):
@@ -175,6 +180,12 @@ class StridedTensor(StoredTensor):
     def chunks(self, buffer: memoryview) -> Generator[memoryview, None, None]:
         return super().chunks(buffer) if self.stride else self._as_they_lie(buffer)
 
+    def pieces_at(self, starts: Sequence[int], length: int) -> Iterator[bytes]:
+        with reading(self.source.url, self.entry.name):
+            for start in starts:
+                left = max(0, self.num_bytes - start)  # of one that is expanded little is there
+                yield self.source.read(self.start + start, min(length, left))
+
     def _as_they_lie(self, buffer: memoryview) -> Generator[memoryview, None, None]:
         if self.num_bytes == 0:
             return
@@ -198,8 +209,8 @@ def by_clean_names(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor
     found: dict[str, StoredTensor] = {}
     for name in stored:
         shown = name.encode(errors="backslashreplace").decode()
-        if len(name) > _MAX_NAME:
-            cause = f"expected names of at most {_MAX_NAME} characters, got one of {len(name)}"
+        if len(name) > MAX_NAME:
+            cause = f"expected names of at most {MAX_NAME} characters, got one of {len(name)}"
             raise RefusedError(cause, shown)
         if name != shown:
             raise RefusedError("expected names of Unicode, got half of a character", shown)

@@ -6,14 +6,16 @@ The model's state dict is somewhere inside, as the step is. DeepSpeed keeps such
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 
 from sparsitywatch.checkpoints.base import Contents, Tree
@@ -21,6 +23,7 @@ from sparsitywatch.checkpoints.inert_pickle import (
     Call,
     Global,
     PersistentId,
+    array_of,
     in_words,
     read_inert,
     whole_of,
@@ -28,6 +31,7 @@ from sparsitywatch.checkpoints.inert_pickle import (
 from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location, Range
 from sparsitywatch.checkpoints.tensors import (
     ARCHIVE_HEADER_BYTES,
+    MAX_NAME,
     ArchiveRecord,
     ReadingError,
     RefusedError,
@@ -45,12 +49,59 @@ OLD_START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 def read_torch(file: Location) -> Contents:
     """A file of torch.save: nanoGPT's, Lightning's, a bare state dict."""
     tree = Pickled(file.open())
+    tree.root, modules = _opened(tree.root)
     kind, words = "torch", tree.root if isinstance(tree.root, dict) else {}
     if "pytorch-lightning_version" in words:
         kind = "lightning"
     elif isinstance(words.get("state"), dict) and "model" in words["state"]:
         kind = "composer"
+    if modules:
+        kind += f", a whole {modules[0]}"
     return Contents(place=file, format=kind, tree=tree)
+
+
+#: What a module of torch keeps its tensors and its parts in; and how deep one lies, at most.
+_PARTS, _MAX_DEPTH = ("_parameters", "_buffers", "_modules"), 8
+_PASSING = "_non_persistent_buffers_set"
+
+
+def _opened(root: Any) -> tuple[Any, list[str]]:
+    """A tree with the tensors of each whole module in its place, and the classes of these."""
+    known: dict[int, Any] = {}
+    classes: list[str] = []
+
+    def opened(node: Any, depth: int) -> Any:
+        if id(node) not in known and depth < _MAX_DEPTH:
+            if type(node) is dict:
+                made = known[id(node)] = dict[Any, Any]()  # before what is in it: it may be itself
+                made.update((key, opened(one, depth + 1)) for key, one in node.items())
+            elif tensors := _of_module(node):
+                known[id(node)] = tensors
+                classes.append(re.sub(r"[^\w.]", "?", in_words(node.function), flags=re.ASCII))
+        return known.get(id(node), node)
+
+    return opened(root, 0), classes
+
+
+def _of_module(module: Any) -> dict[str, Any]:
+    """The tensors of a whole module by the names of its ``state_dict``; nothing is made."""
+    found: dict[str, Any] = {}
+    known, waiting = set[int](), [("", module)]
+    while waiting:
+        before, node = waiting.pop()
+        state = node.state if isinstance(node, Call) and id(node) not in known else None
+        parts = [state.get(part) for part in _PARTS] if isinstance(state, dict) else [None]
+        if len(before) > MAX_NAME or not all(isinstance(part, dict) for part in parts):
+            continue
+        known.add(id(node))
+        passing = state.get(_PASSING)
+        if isinstance(passing, Call) and passing.arguments:
+            (passing, *_) = passing.arguments
+        for name, leaf in (*parts[0].items(), *parts[1].items()):
+            if leaf is not None and name not in (passing or ()):
+                found[f"{before}{name}"] = leaf
+        waiting += [(f"{before}{name}.", part) for name, part in parts[2].items()]
+    return found
 
 
 class Pickled(Tree):
@@ -62,6 +113,9 @@ class Pickled(Tree):
         self._source = source
 
     def look(self, node: Any) -> tuple[Sequence[int], bool] | None:
+        array = _array(node)
+        if array is not None:
+            return array.shape, array.dtype.kind == "f"
         function = _function(node)
         is_tensor = function is not None and function.name.startswith("_rebuild")
         is_tensor &= function is not None and function.module in ("torch._utils", "torch._tensor")
@@ -95,13 +149,22 @@ class Pickled(Tree):
 
     def _at(self, name: str, node: Any) -> StoredTensor:
         """The tensor of a node, its place in the file checked against that of its storage."""
-        call = _plain_call(node)
+        call, array = _plain_call(node), _array(node)
+        if array is not None:
+            values = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+            entry = Entry(name=name, shape=array.shape, dtype=values.dtype)
+            return _ArrayTensor(entry=entry, position=(self._source.url, 0), values=values)
         if call is None:
             return _unreadable(name, node)
-        _, offset, size, steps = call.arguments[:4]
-        key, dtype = _storage_of(name, call)
+        _, offset, size, steps, *rest = call.arguments
+        key, dtype, length = _storage_of(name, call)
+        if len(call.arguments) not in _PLAIN[call.function.name]:
+            raise RefusedError("it is made with more or less than torch needs", name)
         shape, stride = as_sizes(size), as_sizes(steps)
         is_place = type(offset) is int and offset >= 0 and isinstance(key, str)
+        # whether it requires grad, and what torch keeps beside it
+        is_place &= not rest or type(rest[0]) is bool
+        is_place &= all(isinstance(one, dict) for one in rest[2:] if call.function.name[-1] == "2")
         if not is_place or shape is None or stride is None or len(shape) != len(stride):
             raise RefusedError("its shape, strides and offset contradict each other", name)
         if key not in self._records:
@@ -115,6 +178,10 @@ class Pickled(Tree):
                 f"{member.file_size} bytes, it needs {begin + num_bytes}",
                 name,
             )
+        if member.file_size != length:
+            raise RefusedError(
+                f"expected a storage of {length} bytes, got {member.file_size}", name
+            )
         return StridedTensor(
             entry=Entry(name=name, shape=shape, dtype=dtype, storage=(key, offset, shape, stride)),
             position=(self._source.url, member.header_offset + begin),
@@ -125,6 +192,20 @@ class Pickled(Tree):
             # torch writes 0 where it was asked to compute none
             crc=(member.CRC or None) if num_bytes == member.file_size else None,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ArrayTensor(StoredTensor):
+    """An array of numpy, which lies in the description itself."""
+
+    values: torch.Tensor
+
+    def load(self) -> torch.Tensor:
+        return self.values
+
+
+def _array(node: Any) -> np.ndarray | None:
+    return array_of(node) if isinstance(node, Call) else None
 
 
 def _function(node: Any) -> Global | None:
@@ -149,6 +230,13 @@ def _made_by_its_class(node: Any) -> Global | None:
 _MAX_PICKLE_BYTES = 256 * 2**20
 #: The three records at the end of an archive that lead to its table of contents.
 _END_BYTES = 56 + 20 + 22
+#: What torch writes into the small records; another number is of another version.
+_ID = b"0" * 40
+_MAX_VERSION = 10
+_WORDS = {"byteorder": b"little", ".storage_alignment": b"64", ".format_version": b"1",
+          "version": b"3\n", ".data/serialization_id": _ID}  # fmt: skip
+#: Of a record: its length follows on it; its name is in UTF-8.
+_FLAGS = 0x808
 #: How the name of the record ends that describes all others.
 _DATA = "/data.pkl"
 #: Largest table of contents that is read: some hundred thousand records.
@@ -160,15 +248,25 @@ def _read_zip(source: ByteSource) -> tuple[Any, dict[str, ArchiveRecord]]:
     records = _records(source)
     pickle = next(name for name in records if name.endswith(_DATA))
     root = pickle.removesuffix("data.pkl")
-    order = records.get(f"{root}byteorder")
-    # the checksum says it without another two reads, each a request to a remote storage
-    if order is not None and zlib.crc32(b"little") != order.member.CRC:
-        word = order.whole() if order.member.file_size <= len("little") else b""
-        if word != b"little":
+    if f"{root}version" not in records:
+        raise RefusedError("it has no record of its version")
+    if odd := [name for name in records if not (name.startswith(root) and name.isascii())]:
+        raise RefusedError(f"the record {odd[0][:80]!r} is not in the folder of the others")
+    is_far = not source.is_local
+    for name, usual in _WORDS.items():
+        one = records.get(root + name)
+        # on a remote storage each is a request, and the checksum says it without
+        if one is None or (is_far and (usual == _ID or zlib.crc32(usual) == one.member.CRC)):
+            continue
+        word = one.whole() if one.member.file_size <= len(usual) else b""
+        if word != usual and name == "byteorder":
             raise ReadingError(
                 f"expected little-endian tensors, got byte order {word!r}. Save it again on a "
                 "little-endian machine, or as safetensors."
             )
+        is_number = usual.strip().isdigit() and word.strip().isdigit()
+        if word != usual and not (is_number and (name != "version" or int(word) <= _MAX_VERSION)):
+            raise RefusedError(f"expected {usual!r} in its record {name!r}, got {word!r}")
     size = records[pickle].member.file_size
     if size > _MAX_PICKLE_BYTES:
         raise RefusedError(
@@ -209,6 +307,21 @@ def _check_names(url: str, names: Collection[str]) -> None:
         )
 
 
+def _check_end(source: ByteSource) -> None:
+    """Raise unless an archive ends as torch ends one: whole, and with nothing before or behind."""
+    end = source.read(max(0, source.size - _END_BYTES), min(source.size, _END_BYTES))
+    mark, disk, first, num, total, size, offset, _ = struct.unpack("<4s4H2LH", end[-22:])
+    is_wide = end[:4] == b"PK\6\6" and end[56:60] == b"PK\6\7"
+    if is_wide:  # numbers of 64 bits, and where they lie
+        disk, first, num, total, size, offset = struct.unpack("<2L4Q", end[16:56])
+        place = struct.unpack("<LQL", end[60:76])
+        is_wide = place == (0, source.size - _END_BYTES, 1)
+    length = offset + size + (_END_BYTES if is_wide else 22)
+    is_one = mark == b"PK\5\6" and {disk, first} <= {0, 0xFFFF} and num == total
+    if not is_one or length != source.size:
+        raise RefusedError("its table of contents contradicts its length")
+
+
 def _records(source: ByteSource) -> dict[str, ArchiveRecord]:
     """The records by name, each as long as it says, inside the file, beside the others."""
     file: Any = DescriptionFile(source, _MAX_CONTENTS_BYTES)
@@ -225,6 +338,7 @@ def _records(source: ByteSource) -> dict[str, ArchiveRecord]:
             f"expected the table of contents at the end of a torch archive, got {error}. It may be "
             "half-written, or truncated."
         ) from error
+    _check_end(source)
     _check_names(source.url, archive.namelist())
     records: dict[str, ArchiveRecord] = {}
     end = 0
@@ -234,8 +348,8 @@ def _records(source: ByteSource) -> dict[str, ArchiveRecord]:
             raise RefusedError(f"{what} is there twice")
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise RefusedError(f"expected records as torch writes them, {what} is packed")
-        if member.flag_bits & 1:
-            raise RefusedError(f"{what} is encrypted")
+        if member.flag_bits & ~_FLAGS or member.volume:
+            raise RefusedError(f"{what} is encrypted, or in a way that torch does not know")
         if member.header_offset < end:
             raise RefusedError(f"{what} overlaps the one before it")
         end = member.header_offset + ARCHIVE_HEADER_BYTES + member.file_size
@@ -258,7 +372,8 @@ _STORAGE_DTYPES = {
     "BoolStorage": torch.bool, "ComplexDoubleStorage": torch.complex128,
     "ComplexFloatStorage": torch.complex64, "UntypedStorage": torch.uint8,
 }  # fmt: skip
-_PLAIN = frozenset({"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"})
+#: What rebuilds dense tensors, with how many arguments.
+_PLAIN = {"_rebuild_tensor": (4,), "_rebuild_tensor_v2": (6, 7), "_rebuild_tensor_v3": (7, 8)}
 _WRAPPED = frozenset({"_rebuild_parameter", "_rebuild_parameter_with_state"})
 _FROM_TYPE = Global("torch._tensor", "_rebuild_from_type_v2")
 #: What makes a tensor of a class that keeps its numbers in other tensors, such as torchao's.
@@ -345,21 +460,23 @@ def _unreadable(name: str, node: Any) -> StoredTensor:
 _MAX_TIMES_SIZE, _MAX_EXPANDED_BYTES = 4, 64 * 2**20
 
 
-def _storage_of(name: str, call: Call) -> tuple[Any, torch.dtype]:
-    """The key of the storage that a tensor is a part of, and the tensor's dtype."""
+def _storage_of(name: str, call: Call) -> tuple[Any, torch.dtype, Any]:
+    """The key of the storage that a tensor is a part of, the tensor's dtype, and bytes of it."""
     storage = call.arguments[0]
     if not isinstance(storage, PersistentId) or not isinstance(storage.value, tuple):
         raise RefusedError("expected a tensor with a storage, got one without", name)
-    if len(storage.value) < 5 or storage.value[0] != "storage":
+    if len(storage.value) != 5 or storage.value[0] != "storage":
         raise RefusedError("expected a storage, got something else", name)
-    kind, key = storage.value[1:3]
+    kind, key, device, num = storage.value[1:5]
     base = _STORAGE_DTYPES.get(kind.name) if isinstance(kind, Global) else None
     dtype = base
     if call.function.name == "_rebuild_tensor_v3":
         dtype = as_dtype(call.arguments[6]) if len(call.arguments) > 6 else None
     if base is None or dtype is None:
         raise RefusedError(f"expected a dtype that torch has, got {in_words(kind)}", name)
-    return key, dtype
+    if type(num) is not int or not isinstance(device, str):
+        raise RefusedError("expected a storage with a device and a length", name)
+    return key, dtype, num * base.itemsize
 
 
 def extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, bool]:

@@ -516,14 +516,16 @@ def _add_export(commands: Any) -> None:
         help="prune each tensor by what is essential of it alone; with a fraction, all by as much "
         "more or less as that takes")  # fmt: skip
     files = ", ".join(_ARTEFACTS.values())
-    add("-o", "--output", metavar="FILE", type=Path, help=f"the new file (default: {files})")
+    add("-o", "--output", metavar="FILE|FOLDER/",
+        help="the new file, or with a slash at its end a folder, which gets config and tokenizer, "
+        f"too (default: {files})")  # fmt: skip
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from sparsitywatch.offline.export import export
 
     options, output = measuring_options(arguments), arguments.output
-    output = output or Path(_ARTEFACTS[arguments.what])
+    output = output or _ARTEFACTS[arguments.what]
     options |= {name: vars(arguments)[name] for name in ("what", "at", "each")}
     card = export(options.pop("urls"), output, **options)
     print(to_json(card) if arguments.json else "\n".join([*card.lines(), str(output)]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -16,14 +17,15 @@ from sparsitywatch.analysis.audit import (
     Audit,
     AuditFinding,
     Facts,
+    Layout,
     judge,
     missing_steps,
     usual_layout,
 )
+from sparsitywatch.analysis.contents import Looker
 from sparsitywatch.checkpoints.base import Checkpoint, OptimizerState
 from sparsitywatch.checkpoints.discovery import Places, discover
 from sparsitywatch.checkpoints.series import (
-    COMPARED_BYTES,
     begin_of,
     expect_one_series,
     select,
@@ -85,11 +87,11 @@ def audit(
         begin(len(listed), sum(one.num_bytes_read for one in kept.values()), num_weight_bytes)
     facts = [Facts(step=n, problem=one.reason) for n, one in pending.items() if n not in kept]
     with ThreadPoolExecutor(8, "sparsitywatch-audit") as threads:
-        facts += _read_all(kept, threads.map, on_progress, full=full)
-        rows = judge(facts, unit)
-        wrong = {row.step for row in rows}
-        sound = {step: one for step, one in kept.items() if step not in wrong}
-        rows += _judged_optimizers(sound, threads.map, unit)
+        states = dict(zip(kept, threads.map(_optimizers, kept.values()), strict=True))
+        facts += _read_all(kept, threads.map, on_progress, num_weight_bytes, full=full)
+    rows = judge(facts, unit)
+    sound = {n: one for n, one in states.items() if not any(row.covers(n) for row in rows)}
+    rows += _judged_optimizers(sound, unit)
     rows += [AuditFinding.of(None, "unreadable", o.reason) for o in others if o.error is not None]
     rows += [AuditFinding.of(one.step, "step", one.note) for one in listed if one.note]
     rows += missing_steps(list(pending), unit)
@@ -110,36 +112,93 @@ def audit(
 
 _Map = Callable[..., Iterator[Any]]
 _OnProgress = Sequence[Callable[[int, int], object]]
+#: Share of the weights' bytes that is read where nobody asks for all, descriptions included, so
+#: that it stays below a two hundredth; of a series of fewer bytes than the first so many.
+_SHARE, _SMALL_BYTES, _FEW_BYTES = 0.0044, 10**8, 8 * 10**6
+#: Bytes of one checkpoint, at most and at least.
+_MOST_BYTES, _LEAST_BYTES = 2 * 10**6, 2**12
+#: Pieces of one tensor, at most.
+_MAX_PIECES = 64
+#: Which weights are read: by the name of a tensor rising places, and how many from each on.
+_Places = Mapping[str, tuple[np.ndarray, int]]
 
 
 def _read_all(
-    kept: Mapping[int, Checkpoint], run: _Map, on_progress: _OnProgress, *, full: bool
+    kept: Mapping[int, Checkpoint],
+    run: _Map,
+    on_progress: _OnProgress,
+    num_weight_bytes: int,
+    *,
+    full: bool,
 ) -> list[Facts]:
     """What is known of each; what is the same by its hash is read once."""
     described = {step: _described(step, checkpoint) for step, checkpoint in kept.items()}
-    usual = usual_layout(described.values())
-    names = next((_sampled(kept[n]) for n, one in described.items() if one.layout == usual), [])
     first: dict[object, int] = {}
     of = {step: first.setdefault(one.hashes or step, step) for step, one in described.items()}
     own = [described[step] for step in first.values()]
-    length = None if full else 0
+    is_small = num_weight_bytes < _SMALL_BYTES
+    left = _FEW_BYTES if is_small else int(_SHARE * num_weight_bytes)
+    left -= sum(one.num_bytes_read for one in kept.values())
+    usual = usual_layout(described.values())
+    sizes = _smallest(usual, described.values())
+    alike = (kept[n] for n, one in described.items() if one.layout == usual)
+    places: _Places = next((_placed(one, sizes, left // len(own)) for one in alike), {})
+    limits = sizes if full else None
     read: dict[int, Facts] = {}
-    for one in run(lambda one: _read(one, kept[one.step], names, length), own):
+    for one in run(lambda one: _read(one, kept[one.step], places, limits), own):
         read[one.step] = one
         for progress in on_progress:
             progress(len(read), len(own))
-    # what is alike in the sample is read at the beginning of every tensor
+    # what is alike in the sample is read at the beginning of every other tensor
     times = Counter(one.digest for one in read.values())
     doubtful = [one for one in read.values() if times[one.digest] > 1 and not (full or one.problem)]
-    again = run(lambda one: _read(one, kept[one.step], (), COMPARED_BYTES), doubtful)
+    again = run(lambda one: _read_on(one, kept[one.step]), doubtful)
     read.update((one.step, one) for one in again)
     return [replace(read[own], step=step) for step, own in of.items()]
 
 
-def _judged_optimizers(kept: Mapping[int, Checkpoint], run: _Map, unit: str) -> list[AuditFinding]:
+def _smallest(usual: Layout, facts: Iterable[Facts]) -> dict[str, int]:
+    """How many weights of each tensor every checkpoint has, also before rows were appended."""
+    sizes = {name: [math.prod(shape)] for name, (shape, *_) in usual.items()}
+    for one in facts:
+        for name, (shape, *_) in one.layout.items():
+            num, most = math.prod(shape), math.prod(usual.get(name, ((), "", ""))[0])
+            if name in sizes and shape[1:] == usual[name][0][1:] and 2 * num > most:
+                sizes[name].append(num)
+    return {name: min(own) for name, own in sizes.items()}
+
+
+def _placed(checkpoint: Checkpoint, sizes: Mapping[str, int], budget: int) -> _Places:
+    """Pieces spread over every tensor, as far as so many bytes go; of matrices most."""
+    budget = min(max(budget, _LEAST_BYTES), _MOST_BYTES)
+    piece, there = checkpoint.piece_bytes, list(_read_once(checkpoint).values())
+    num = min(budget // (piece + checkpoint.around_bytes), checkpoint.max_pieces)
+    names = spread(there, num)
+    for _, held in checkpoint.files().values():
+        if held.isdisjoint(names):
+            names += spread([entry for entry in there if entry.name in held])[:1]
+    chosen = [entry for entry in there if entry.name in names]
+    large = {e.name for e in chosen if len(e.shape) > 1} or set(names)
+    left = budget - checkpoint.around_bytes * len(names) - piece * (len(names) - len(large))
+    count = max(1, min(num // max(len(large), 1), _MAX_PIECES))
+    found: dict[str, tuple[np.ndarray, int]] = {}
+    for entry in chosen:
+        is_large, size = entry.name in large, sizes[entry.name]
+        num_bytes = max(left // len(large) // count if is_large else 0, piece)
+        length = min(num_bytes // entry.dtype.itemsize, size)
+        pieces = min(count if is_large else 1, -(-size // length))
+        # one piece lies at the end, where a file that was cut off shows it
+        at = np.linspace(0.0, 1.0, pieces) if pieces > 1 else np.ones(1)
+        found[entry.name] = np.floor(at * (size - length)).astype(int), length
+    return found
+
+
+def _judged_optimizers(
+    found: Mapping[int, Mapping[str, OptimizerState] | CheckpointError], unit: str
+) -> list[AuditFinding]:
     """What is wrong with the state of optimizers beside weights that are right."""
     rows, states = list[AuditFinding](), dict[int, Mapping[str, OptimizerState]]()
-    for step, one in zip(kept, run(_optimizers, kept.values()), strict=True):
+    for step, one in found.items():
         if isinstance(one, CheckpointError):
             rows.append(AuditFinding.of(step, "unreadable", str(one)))
         else:
@@ -168,65 +227,87 @@ def _described(step: int, checkpoint: Checkpoint) -> Facts:
     return Facts(step=step, layout=layout, files=checkpoint.files())
 
 
-def _is_read(entry: Entry) -> bool:
-    return entry.dtype.is_floating_point and not entry.problem and entry.num_weights > 0
+def _read_once(checkpoint: Checkpoint) -> dict[str, Entry]:
+    """The tensors of floats by name, tied ones once."""
+    first: dict[object, Entry] = {}
+    for entry in sorted(checkpoint.entries(), key=lambda entry: entry.name):
+        if entry.dtype.is_floating_point and not entry.problem and entry.num_weights > 0:
+            first.setdefault(entry.storage or entry.name, entry)
+    return {entry.name: entry for entry in first.values()}
 
 
-def _sampled(checkpoint: Checkpoint) -> list[str]:
-    """Names of the tensors that a sample is of: as of ``spread``, and one of each file."""
-    there = [entry for entry in checkpoint.entries() if _is_read(entry)]
-    names = spread(there)
-    for _, held in checkpoint.files().values():
-        if held.isdisjoint(names):
-            names += spread([entry for entry in there if entry.name in held])[:1]
-    return names
-
-
-def _read(one: Facts, checkpoint: Checkpoint, names: Sequence[str], length: int | None) -> Facts:
-    """The same with a sample of tensors, and a digest of it or of so many bytes of each tensor."""
+def _read(
+    one: Facts, checkpoint: Checkpoint, places: _Places, sizes: Mapping[str, int] | None
+) -> Facts:
+    """The same with a sample of tensors; with sizes every byte is read, and so many looked at."""
+    looker, sample = Looker(), dict[str, np.ndarray]()
+    digests, bad = dict[str, bytes](), list[str]()
     try:
         with checkpoint:
-            there = {e.name: e for e in checkpoint.entries() if _is_read(e)}
-            sample = {n: _begin(checkpoint, there[n]) for n in names if n in there}
-            digests, bad = ({}, []) if length == 0 else _digests(checkpoint, there, length)
+            there = _read_once(checkpoint)
+            for name in [name for name in there if name in places]:
+                look = looker if sizes is None else None
+                sample[name] = _sampled(checkpoint, there[name], *places[name], look)
+            if sizes is not None:
+                digests, bad = _every_byte(checkpoint, there, sizes, looker)
             checkpoint.check_unchanged()
     except CheckpointError as error:
         return replace(one, problem=str(error))
     bad += [name for name, values in sample.items() if not np.isfinite(values).all()]
-    extents = {0: f"in the sample of {len(sample)} tensors", None: "in every byte"}
     return replace(
         one,
-        sample={**one.sample, **sample},
+        sample=sample,
         digest=_sha(digests or {name: values.tobytes() for name, values in sample.items()}),
-        extent=extents.get(length, f"at the beginning of each of {count(len(there), 'tensor')}"),
-        not_finite=tuple(dict.fromkeys((*one.not_finite, *bad))),
+        extent="in every byte" if digests else f"in a sample of {count(len(sample), 'tensor')}",
+        not_finite=tuple(dict.fromkeys(bad)),
+        contents=looker.contents({name: one.layout[name][1] for name in there}),
     )
 
 
-def _begin(checkpoint: Checkpoint, entry: Entry) -> np.ndarray:
-    """The first weights of a tensor, as floats that hold them exactly."""
-    num = min(COMPARED_BYTES // 4, entry.num_weights)  # as many whatever the dtype
-    data = bytearray(begin_of(checkpoint, entry.name, num * entry.dtype.itemsize))
+def _read_on(one: Facts, checkpoint: Checkpoint) -> Facts:
+    """The same with the beginning of every tensor that the sample has nothing of."""
+    try:
+        with checkpoint:
+            names = _read_once(checkpoint).keys() - one.sample.keys()
+            begins = {name: begin_of(checkpoint, name) for name in names}
+            checkpoint.check_unchanged()
+    except CheckpointError as error:
+        return replace(one, problem=str(error))
+    num = len(names) + len(one.sample)
+    extent = f"in a sample of {count(num, 'tensor')}"
+    return replace(one, digest=one.digest + _sha(begins), extent=extent)
+
+
+def _sampled(
+    checkpoint: Checkpoint, entry: Entry, starts: np.ndarray, num: int, looker: Looker | None
+) -> np.ndarray:
+    """Pieces of a tensor, as floats that hold them exactly; all are looked at."""
+    size = entry.dtype.itemsize
+    data = bytearray(checkpoint.pieces_at(entry.name, (starts * size).tolist(), num * size))
+    if looker is not None:
+        for at, start in enumerate(starts.tolist()):
+            piece = memoryview(data)[at * num * size : (at + 1) * num * size]
+            looker.see(entry.name, start, np.frombuffer(piece, f"u{size}"))
     kind = torch.promote_types(entry.dtype, torch.float32)
     return torch.frombuffer(data, dtype=entry.dtype).to(kind).numpy()
 
 
-def _digests(
-    checkpoint: Checkpoint, there: Mapping[str, Entry], length: int | None
+def _every_byte(
+    checkpoint: Checkpoint, there: Mapping[str, Entry], sizes: Mapping[str, int], looker: Looker
 ) -> tuple[dict[str, bytes], list[str]]:
     """Digests of tensors by name, and the names of those that hold NaN or infinite weights."""
-    buffer = memoryview(bytearray(length or checkpoint.chunk_bytes))
+    buffer = memoryview(bytearray(checkpoint.chunk_bytes))
     digests: dict[str, bytes] = {}
     bad: list[str] = []
-    for name in there if length else checkpoint.in_byte_order(there):
-        digest, is_finite = hashlib.sha256(), True
+    for name in checkpoint.in_byte_order(there):
+        digest, is_finite, first = hashlib.sha256(), True, 0
         for chunk in checkpoint.chunks(name, buffer):
-            part = chunk[:length]  # some come whole
-            digest.update(part)
-            weights = torch.frombuffer(part, dtype=there[name].dtype)
+            digest.update(chunk)
+            weights = torch.frombuffer(chunk, dtype=there[name].dtype)
             is_finite &= bool(weights.to(torch.float32).isfinite().all())
-            if length:
-                break
+            left = max(0, sizes.get(name, 0) - first)  # others may have no more rows
+            looker.see(name, first, np.frombuffer(chunk, f"u{weights.itemsize}")[:left])
+            first += len(weights)
         digests[name] = digest.digest()
         bad += [] if is_finite else [name]
     return digests, bad

@@ -132,6 +132,10 @@ class Replayer:
                 self._see(self._list())
             else:
                 self._follow(patience)
+            if words := self.pipeline.history.last_words():
+                if self._run is None:
+                    self._open()
+                self.pipeline.tell(words)
         finally:
             self._close()
         return Replayed(

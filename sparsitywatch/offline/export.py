@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from torch import nn
 from sparsitywatch.checkpoints.base import Checkpoint, load_into, stored_snapshot
 from sparsitywatch.checkpoints.discovery import Places, discover
 from sparsitywatch.checkpoints.formats import DTYPES, open_checkpoint
+from sparsitywatch.checkpoints.storage import Location
 from sparsitywatch.errors import CheckpointError, ConfigurationError, MeasurementError, expect
 from sparsitywatch.offline.jobs import expect_written
 from sparsitywatch.pipeline.measure import measure
@@ -43,6 +47,12 @@ _MASK = "_mask"
 #: Of safetensors: the key of what a file says of itself, and names of dtypes.
 _ABOUT = "__metadata__"
 _KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
+#: What an artefact is called in a folder, and what goes there with weights.
+_IN_FOLDER = {"pruned": "model.safetensors", "budget": "budget.json"}
+_HANDED_OVER = re.compile(
+    r"(?:(?:generation_|(?:pre)?processor_)?config|special_tokens_map|added_tokens|chat_template"
+    r"|vocab|merges|spiece|tokenizer\w*)\.(?:json|txt|model|jinja)"
+)
 #: Of the interval that is foretold; fewer examples tell none.
 _CONFIDENCE, _MIN_EXAMPLES = 0.95, 5
 
@@ -82,28 +92,30 @@ class Card:
     num_removed: int
     num_weights: int  # in scope
     scope_hash: str
-    foretold: Foretold | None = None  # None without a model and a proxy
+    foretold: Foretold | None = None  # None without a model, or examples that chose nothing
     sparsitywatch: str = __version__
 
     def lines(self) -> list[str]:
         """The card in Markdown."""
         told, share = self.foretold, percent(self.num_removed / self.num_weights)
-        words = told and (
-            f"- value {told.value:.5g}, dense {told.dense:.5g}; on {told.num_examples} other "
-            f"{told.low:.5g} to {told.high:.5g} ({told.confidence:.0%})"
-        )
+        words = "what it costs: not measured, as that needs a model and examples that chose nothing"
+        if told is not None and math.isfinite(told.low):
+            words = (
+                f"value {told.value:.5g}, dense {told.dense:.5g}; on {told.num_examples} other "
+                f"{told.low:.5g} to {told.high:.5g} ({told.confidence:.0%})"
+            )
         return [
             f"# {self.what}: {share} of the weights in scope",
             f"- from {printable(self.source)}, step {self.step}, pattern {printable(self.pattern)}",
             f"- {self.num_removed:,} of {self.num_weights:,} weights go; asked for {self.level:g}",
-            *([words] if words else []),
+            f"- {words}",
             *(f"- {printable(name)}: {own:.2%}" for name, own in self.sparsities.items()),
         ]
 
 
 def export(
     place: Places,
-    output: Path,
+    output: str | Path,  # with a slash at its end a folder, which transformers can load
     *,
     what: str,
     at: float | str,  # a sparsity, or "essential"
@@ -116,7 +128,10 @@ def export(
     """Write what pruning one checkpoint gives; nothing is written unless all of it can be."""
     is_level = at == "essential" or (isinstance(at, float) and 0.0 < at < 1.0)
     expect(is_level, "--at", "a sparsity in (0, 1), such as 0.6, or 'essential'", at)
-    expect(not output.exists(), "--output", "a new file", str(output))
+    is_folder = str(output).endswith(("/", os.sep)) or Path(output).is_dir()
+    output = Path(output, _IN_FOLDER.get(what, f"{what}.safetensors") if is_folder else "")
+    is_taken = output.exists() or (is_folder and any(output.parent.glob("*")))
+    expect(not is_taken, "--output", "a new file, or an empty folder", str(output))
     if isinstance(place, list) and len(place) == 1 and (log := log_of(Path(place[0]))):
         words = "budget, and no `--each`: a run has no weights. Or name one of its checkpoints"
         expect(what == "budget" and not each, "--what", words, what)
@@ -125,9 +140,16 @@ def export(
     expect(len(found) == 1, "CHECKPOINT", "one checkpoint", [one.shown for one in found])
     if found[0].error is not None:
         raise found[0].error
+    beside = _beside(found[0].url, reading) if is_folder and what == "pruned" else {}
     with torch.no_grad(), open_checkpoint(found[0].url, **reading) as checkpoint:
         loaded, scope = _loaded(model, proxy, checkpoint, Settings.of(settings))
-        level, pattern = _measured(at, each, loaded, proxy, Settings.of(settings))
+        choosing = telling = proxy
+        if proxy is not None and (each or at == "essential"):
+            # what chose cannot foretell: half of the examples do the one, half the other
+            halves = proxy.subsets((0.5, 1.0))
+            is_enough = halves and min(len(half.places) for half in halves) >= _MIN_EXAMPLES
+            choosing, telling = [half.proxy for half in halves] if is_enough else (proxy, None)
+        level, pattern = _measured(at, each, loaded, choosing, Settings.of(settings))
         stored, cut = _cut(checkpoint, scope, pattern, level, loaded)
         card = Card(
             what=what,
@@ -139,11 +161,25 @@ def export(
             num_removed=sum(round(cut.shares[name] * size) for name, size in scope.sizes),
             num_weights=scope.summary.num_weights,
             scope_hash=scope.hash,
-            foretold=_foretold(loaded, proxy, scope, stored, cut) if loaded and proxy else None,
+            foretold=_foretold(loaded, telling, scope, stored, cut) if loaded and telling else None,
         )
         expect_written(checkpoint)
         content = () if what == "budget" else _artefact(card, checkpoint, scope, cut)
-        return _write(output, card, content)
+        _write(output, card, content)
+    for name, data in beside.items():
+        replace_file(output.with_name(name), data)
+    return card
+
+
+def _beside(url: str, reading: Mapping[str, Any]) -> dict[str, bytes]:
+    """What transformers keeps beside weights, to load and to use them, by name."""
+    place = Location.of(url, reading.get("storage_options"))
+    folder = place if place.is_folder() else place.at(place.path.rpartition("/")[0])
+    found = {}
+    for name in filter(_HANDED_OVER.fullmatch, folder.names()):
+        with closing(folder.inside(name).source()) as source:
+            found[name] = source.read(0, source.size)
+    return found
 
 
 def _of_run(log: Path, at: float | str) -> Card:

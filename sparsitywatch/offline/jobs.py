@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparsitywatch.analysis.contents import Looker
 from sparsitywatch.checkpoints.base import Checkpoint, load_into, stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.series import mark_of
@@ -37,7 +38,7 @@ from sparsitywatch.settings import Settings
 from sparsitywatch.vital import unread
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import LazyTensors, Sampler, Snapshot
+from sparsitywatch.weights.snapshot import LazyTensors, Sampler, Snapshot, bits_of
 
 #: A writer that goes on has written again within so many seconds.
 _LEFT_ALONE_S = 1.0
@@ -92,6 +93,7 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
             run = replace(plan.run, dtypes=snapshot.dtypes)
             if model is not None:
                 snapshot = _held_by(model, snapshot)
+            looker, snapshot = looked_at(snapshot)
             measured = measure_snapshot(
                 snapshot,
                 run,
@@ -102,7 +104,13 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
             )
             expect_written(checkpoint)
             mark = mark_of(checkpoint, run.scope.names)
-            source = Source(address=checkpoint.url, key=checkpoint.key, mark=mark)
+            dtypes = {e.name: str(e.dtype).removeprefix("torch.") for e in checkpoint.entries()}
+            source = Source(
+                address=checkpoint.url,
+                key=checkpoint.key,
+                mark=mark,
+                contents=looker.contents({n: dtypes.get(n, "") for n in run.scope.names}),
+            )
             record = replace(measured.record, source=source)
             return replace(measured, record=record, sample=_Sample(measured.sample))
     except CheckpointError as error:
@@ -126,6 +134,17 @@ def _held_by(model: nn.Module, snapshot: Snapshot) -> Snapshot:
     entries = snapshot.tensors.entries.items()
     held = {name: parameters[name].detach().to(entry.dtype) for name, entry in entries}
     return replace(snapshot, tensors=held)
+
+
+def looked_at(snapshot: Snapshot) -> tuple[Looker, Snapshot]:
+    """What has looked at all weights in scope, or does while they are read."""
+    looker, tensors = Looker(), snapshot.tensors
+    if isinstance(tensors, LazyTensors):
+        return looker, replace(snapshot, tensors=tensors.observed(looker.see))
+    for name, tensor in tensors.items():
+        bits = bits_of(tensor).numpy()
+        looker.see(name, 0, bits.view(f"u{bits.itemsize}"))
+    return looker, snapshot
 
 
 class _Sample(dict[str, torch.Tensor]):

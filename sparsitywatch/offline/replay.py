@@ -44,7 +44,7 @@ from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
-from sparsitywatch.vital import OneRunReviewer, VitalReviewer, XRayReviewer
+from sparsitywatch.vital import FilesReviewer, OneRunReviewer, VitalReviewer, XRayReviewer
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
@@ -190,7 +190,7 @@ def replay(
             claim=Claim(directory),
             sinks=[*sinks, *in_log],
             detectors=_detectors(detectors, chosen, rates, is_copy=each),
-            reviewers=(VitalReviewer(), OneRunReviewer(), XRayReviewer()),
+            reviewers=(VitalReviewer(), FilesReviewer(), OneRunReviewer(), XRayReviewer()),
             on_event=on_event,
             on_record=on_record,
             strict=True,

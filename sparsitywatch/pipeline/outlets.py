@@ -80,6 +80,16 @@ class Outlet:
         if self.lost_since >= 0 and may_try:
             self._try(record.step, partial(self._fill, detail_of, latest=events))
 
+    def say(self, events: Sequence[Event]) -> None:
+        """Give the sink events that no record has brought."""
+
+        def act() -> None:
+            for event in events:
+                self._sink.event(event)
+
+        if events and self.lost_since < 0:
+            self._try(events[-1].reported_step, act)
+
     def state(self, state: WatchState) -> None:
         """Give the sink how the watch stands; what fails is said again with the next one."""
         self._run = replace(self._run, state=state)

@@ -54,6 +54,10 @@ class Reviewer:
         """What is new in it, beside the ``earlier`` records and the events ``told`` so far."""
         return []
 
+    def last_words(self, records: Sequence[Record], told: Sequence[Event]) -> list[Event]:
+        """What is new once it is known that no further record comes."""
+        return []
+
 
 class History:
     """Takes records in the order of their steps; keeps them and the events they hold."""
@@ -115,11 +119,20 @@ class History:
             if record is records[-1]:
                 reported = [e for e in self.events if e.reported_step == record.step]
                 known = {name for e in reported for name in (e.series, *e.related, *e.opposed)}
-                untold = [e for e in seen if e.series not in known]
+                known |= {e.id for e in self.events}  # of what was seen late
+                untold = [e for e in seen if e.series not in known and e.id not in known]
                 self.late = self._track(record.step, series, untold, logged)
             else:
                 self._tracker.update(record.step, series, (), logged)
         return self.late
+
+    def last_words(self) -> list[Event]:
+        """What the records say once no further one comes, in new events."""
+        if not self.records:
+            return []
+        unit = self.records[-1].provenance.unit
+        seen = [e for one in self._reviewers for e in one.last_words(self.records, self.events)]
+        return [dataclasses.replace(event, unit=unit) for event in seen]
 
     def state_dict(self) -> dict[str, Any]:
         """What the detectors and the events go on from; plain data."""
@@ -297,6 +310,16 @@ class Pipeline:
     def lost(self) -> str:
         """What the log lacks of what was measured, and why; empty if it has all."""
         return "; ".join(o.lost for o in self._outlets if o.claim and o.lost)
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Write down events that no record has brought, and call the actions."""
+        self.events.extend(events)
+        with self.claim.writing():
+            for outlet in self._outlets:
+                outlet.say(events)
+        for event in events:
+            for on_event in self._on_event:
+                self._call(on_event, event)
 
     def report(self, state: WatchState) -> None:
         """Give the sinks that ask for it how the watch stands."""

@@ -64,6 +64,7 @@ class _Layer:
     largest: torch.Tensor  # magnitude of each unit, float32 [units]
     least: float = 0.0  # of these; what a unit proves for one batch it proves for others
     calls: list[tuple[int, _Call]] = field(default_factory=list)  # by place of its batch
+    reached: np.ndarray | None = None  # of packed experts: those that examples came to, int64
 
 
 class Lens:
@@ -102,6 +103,9 @@ class Lens:
         if self._place is None or self._reason or not args or not _is_plain(args[0]):
             return
         try:
+            if layer.reached is not None and len(args) > 1:  # the router's choice for each position
+                chosen = np.unique(args[1].cpu().numpy())
+                layer.reached[chosen[chosen < len(layer.reached)]] = 1
             numbers = self._seen(layer, args[0].detach(), out)
         except Exception as error:
             if is_out_of_memory(error):
@@ -205,7 +209,11 @@ class Lens:
         # layers that did not run beside others that did and differ in their last number alone
         beside = {_LAST_NUMBER.sub(".*.", name) for name in found.names}
         idle = [name for name in self._layers if name not in set(found.names)]
-        unreached = tuple(name for name in idle if _LAST_NUMBER.sub(".*.", name) in beside)
+        unreached = [name for name in idle if _LAST_NUMBER.sub(".*.", name) in beside]
+        for name, layer in self._layers.items():
+            if layer.reached is not None:
+                left = np.flatnonzero(ranks.highest(layer.reached) == 0).tolist()
+                unreached += [f"{name}[{expert}]" for expert in left if name in found.names]
         known = {*found.names, *unreached}
         super_weights = tuple(dict.fromkeys(w for _, w in sorted(weights, reverse=True)))
         return XRay(
@@ -213,7 +221,7 @@ class Lens:
             num_super_weights=float(len(super_weights)),
             num_unreached=float(len(unreached)),
             super_weights=super_weights,
-            unreached=unreached[:_MAX_NAMES],
+            unreached=tuple(unreached[:_MAX_NAMES]),
             unseen=tuple(name for name in self._in_scope if name not in known)[:_MAX_NAMES],
             layers=found,
         )
@@ -225,9 +233,10 @@ def _layers(model: nn.Module, in_scope: set[str]) -> dict[str, _Layer]:
     found = {}
     for path, module in model.named_modules():
         axis, weight = axis_of(module), getattr(module, "weight", None)
-        if axis is None or not _is_plain(weight) or weight.ndim < 2:
-            continue
         if any(path.startswith(f"{outer}." if outer else "") for outer in fast):
+            continue
+        found |= _packed(path, module, in_scope)
+        if axis is None or not _is_plain(weight) or weight.ndim < 2:
             continue
         name = clean_name(f"{path}.weight" if path else "weight")
         # the weight of a transposed convolution has the inputs of all its groups
@@ -236,6 +245,20 @@ def _layers(model: nn.Module, in_scope: set[str]) -> dict[str, _Layer]:
         channels = -1 - len(getattr(module, "kernel_size", ()))
         has_outputs = has_outputs and name in in_scope
         found[name] = _Layer(module, axis, channels, has_outputs, positive, torch.zeros(units))
+    return found
+
+
+def _packed(path: str, module: nn.Module, in_scope: set[str]) -> dict[str, _Layer]:
+    """Experts that one module keeps as tensors, all but the last, which reads what these give."""
+    own = {clean_name(f"{path}.{n}"): p for n, p in module.named_parameters(recurse=False)}
+    stacks = {n: p for n, p in own.items() if n in in_scope and _is_plain(p) and p.ndim == 3}
+    axis = 1 if getattr(module, "is_transposed", False) else 2
+    found = {}
+    for name, stack in list(stacks.items())[: max(1, len(stacks) - 1)]:
+        units = stack.shape[axis]
+        empty = torch.zeros(units, dtype=torch.int64), torch.zeros(units)
+        reached = np.zeros(len(stack), np.int64)
+        found[name] = _Layer(module, axis, -1, False, *empty, reached=reached)
     return found
 
 

@@ -11,6 +11,7 @@ from sparsitywatch.records.difference import Difference
 from sparsitywatch.records.event import SERIES_KINDS, VITAL_KINDS, Event, latest_versions
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
+    Content,
     Cost,
     DecayProjection,
     Dormant,
@@ -40,7 +41,7 @@ from sparsitywatch.records.run import (
 from sparsitywatch.records.xray import XRay, XRayLayers
 
 __all__ = [
-    "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Cost", "DecayProjection",
+    "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Content", "Cost", "DecayProjection",
     "Detail", "Difference", "Dormant", "EssentialSparsity", "Event", "Finding", "Forecast",
     "LayerColumns", "LayerShare", "Layers", "LedgerEntry", "LogHistogram", "MaskOverlap",
     "Movement", "Provenance", "Record", "Replicas", "RunInfo", "ScopeSummary", "Source",

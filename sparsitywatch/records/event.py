@@ -32,6 +32,7 @@ XRAY_KINDS: Mapping[str, str] = {
 SERIES_KINDS: Mapping[str, str] = {
     "another_run": "{} are not weights of one run",
     "unlike": "{} have no weights in common",
+    "contents": "{} hold what no neighbour does",
 }
 
 
@@ -174,6 +175,8 @@ class Event:
             return f"Spike of the {self.series.partition('/')[2]} at step {self.onset_high:,}"
         if self.kind in SERIES_KINDS:
             both = self._numbered(self.before_step, self.detected_step)
+            if self.kind == "contents":
+                both = f"the weights of {self.unit}{'s' * (' ' in self.onset)} {self.onset}"
             return SERIES_KINDS[self.kind].format(both[:1].upper() + both[1:])
         if words := VITAL_KINDS.get(self.kind) or XRAY_KINDS.get(self.kind):
             tensors = "tensors" if self.value > 1 else "tensor"
@@ -298,6 +301,8 @@ class Event:
         words = next((_ADVICE[key] for key in self._keys if key in _ADVICE), "{compare}.")
         if self._is_worse:
             words = "{value} {compare}."
+        if self.series == "files/returned":
+            words = _COPIED
         known = {"compare": compare, "before": before, "unit": self.unit}
         words = words.format(**known, decay=decay, value=value)
         return " ".join(words.split())
@@ -411,6 +416,11 @@ _SEVERITY = {
     "not_finite": "act",
     "another_run": "act",
 }
+#: Of files that hold the bits of earlier ones.
+_COPIED = (
+    "Look at the files: one of them may have been copied, or renamed. If training went back to "
+    "that checkpoint, the {unit}s count on as before."
+)
 #: By the series or its room, the direction, and "steady"; what is not here is compared.
 #: docs/alarms.md has these sentences, too, and a test holds it to them.
 _ADVICE = {
@@ -445,6 +455,8 @@ _ADVICE = {
     "decay": "Look at the weight decay of the param group that they are in: at what applies it, "
     "and whether these tensors ought to be in it.",
     "not_finite": "Stop the run and go on from a checkpoint of {before} or before.",
+    "contents": "Copy the file again, or leave it out: a full disk, a torn copy and rounding do "
+    "this.",
     "returned": "If nobody went back to a checkpoint on purpose, look for what overwrites weights: "
     "a reload, an average that is put back. After a rollback the {unit}s count on as before.",
     "overwritten": "If nobody wrote to these weights on purpose, look for what does: a checkpoint "

@@ -355,6 +355,21 @@ class Replicas:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Content:
+    """What the bytes of one stored tensor show that ordinary weights do not."""
+
+    name: str
+    flat: float = 0.0  # share of its blocks, of 128 weights, that hold one value
+    is_one_piece: bool = False  # whether these lie side by side, and are not one or two
+    begin: float = 0.0  # where the longest run of them begins and ends, as parts of the tensor
+    end: float = 0.0
+    is_zero: bool = False  # whether that value is zero
+    zeros: float = 0.0  # share of exact zeros among its other weights
+    digits: int = 0  # binary digits that its weights have, if these are less than its dtype has
+    repeats: float = 0.0  # share of weights that stand in their block twice
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """The checkpoint that a replay measured."""
 
@@ -362,6 +377,7 @@ class Source:
     key: str = ""  # of what was taken in a file that holds several models; empty if it was all
     # Of the first bytes of some of its in-scope tensors: quick to see again. Empty if unreadable.
     mark: str = ""
+    contents: tuple[Content, ...] = ()  # of its in-scope tensors, those that show something
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,12 @@
 Plugged into live, offline and pipeline through the seams ``Examiner`` and ``Reviewer``.
 """
 
+from sparsitywatch.vital.files import FilesReviewer
 from sparsitywatch.vital.judgement import VitalReviewer, unread
 from sparsitywatch.vital.one_run import OneRunReviewer
 from sparsitywatch.vital.reading import VitalTracker
 from sparsitywatch.vital.xray import XRayReviewer
 
-__all__ = ["OneRunReviewer", "VitalReviewer", "VitalTracker", "XRayReviewer", "unread"]
+__all__ = [
+    "FilesReviewer", "OneRunReviewer", "VitalReviewer", "VitalTracker", "XRayReviewer", "unread",
+]  # fmt: skip

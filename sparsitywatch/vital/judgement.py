@@ -461,7 +461,7 @@ class VitalReviewer(Reviewer):
         if record.same_weights_as is not None and before.fingerprint != record.fingerprint:
             names = tuple(layer.name for layer in record.layers)
             first = numbered(record.provenance.unit, record.same_weights_as)
-            why = f"all weights in scope have the bits of {first} again"
+            why = f"all weights in scope have the bits of {first} again, as in a copied file"
             back = Finding(kind="returned", num=len(names), tensors=names[:_MAX_NAMES], reason=why)
             findings.append(back)
         since = tuple(replace(one, since_step=before.step) for one in findings)
@@ -478,11 +478,13 @@ class VitalReviewer(Reviewer):
             known = [event.value for event in told if event.kind == finding.kind]
             if before and finding.num < 2 * (known[-1] if known else max(before)):
                 continue
+            # a file that is a copy stays one, whatever comes
+            is_of_files = finding.kind == "returned" and record.source is not None
             event = event_at(
                 record,
                 finding.since_step,
                 kind=finding.kind,
-                series=f"vital/{finding.kind}",
+                series=f"{'files' if is_of_files else 'vital'}/{finding.kind}",
                 direction="",
                 baseline=float(max(before, default=0)),
                 value=float(finding.num),

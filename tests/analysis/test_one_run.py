@@ -14,7 +14,7 @@ import torch
 from contracts.clean_series import RECIPES, train
 from contracts.families import some_of, whole
 from contracts.once import once
-from contracts.planted_series import FAULTS, Given, facts_of
+from contracts.planted_series import FAULTS, Given, facts_of, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +56,7 @@ def check(run: Trained, recipe: str, fault: str, seed: int = SEED) -> None:
     made, expected = FAULTS[fault](Given(steps, own, other, at=len(own) // 2))
     first_file = list(own[0])[: len(own[0]) // 2]
     found = judge(facts_of(steps, made, first_file))
-    assert {(row.finding, row.step) for row in found} == expected, found
+    assert rows_of(found, steps) == expected, found
 
 
 @pytest.mark.parametrize("fault", WRONG)

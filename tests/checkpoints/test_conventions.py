@@ -456,7 +456,7 @@ CONVENTIONS: dict[str, tuple[dict[str, Any], Read | Asked]] = {
         Asked("'ema_state_dict' (4 tensors)", "ema_state_dict"),
     ),
     "YOLOv5": ({"best.pt": {"epoch": 3, "model": nn.Linear(2, 2), "ema": nn.Linear(2, 2)}},
-               Asked("Save model.state_dict()")),
+               Asked("'ema' (2 tensors)", "model")),
     # ---- generative models
     "k-diffusion": (
         {"model_00001000.pth": {"config": {}, "model": sd(1), "model_ema": sd(2), "opt": adam(),

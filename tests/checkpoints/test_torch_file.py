@@ -199,7 +199,7 @@ def test_what_is_no_state_dict_is_told(tmp_path: Path) -> None:
     for content, message in (
         ({"a": 1, "b": {"c": 2}}, "got a dictionary of a, b. Save model.state_dict"),
         ([torch.ones(1)], "got a list"),
-        (nn.Linear(2, 2), "got an object of torch.nn.modules.linear.Linear, which is never made"),
+        (Path("a"), "got an object of pathlib.PosixPath, which is never made"),
     ):
         torch.save(content, path)
         assert message in failure(path)

@@ -8,10 +8,18 @@ from dataclasses import dataclass
 import torch
 from contracts.clean_series import Weights
 
-from sparsitywatch.analysis.audit import Facts
+from sparsitywatch.analysis.audit import AuditFinding, Facts
+from sparsitywatch.analysis.contents import Looker
 
 #: Rows that are to be found.
 Rows = set[tuple[str, int]]
+#: Unsigned integers of the width of a weight.
+BITS = {2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
+
+
+def rows_of(findings: Sequence[AuditFinding], steps: Sequence[int]) -> Rows:
+    """What is said of each checkpoint."""
+    return {(row.finding, step) for row in findings for step in steps if row.covers(step)}
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,9 @@ def facts_of(
     for step, tensors in zip(steps, weights, strict=True):
         second = frozenset(tensors) - frozenset(first_file)
         values = {n: v.float().numpy().reshape(-1)[:1024] for n, v in tensors.items()}
+        looker = Looker()
+        for name, value in tensors.items():
+            looker.see(name, 0, value.contiguous().view(BITS[value.itemsize]).numpy().reshape(-1))
         found.append(
             Facts(
                 step=step,
@@ -138,6 +149,7 @@ def facts_of(
                 sample=values,
                 extent="in the sample",
                 not_finite=tuple(n for n, v in tensors.items() if not v.isfinite().all()),
+                contents=looker.contents({n: str(v.dtype)[6:] for n, v in tensors.items()}),
             )
         )
     return found

@@ -62,9 +62,10 @@ def test_findings_are_a_table_or_lines_of_json(folder: Path, capsys) -> None:
     assert main(["audit", str(folder), "--json"]) == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["step"], row["finding"]) for row in found] == [(50, "copy"), (120, "unreadable")]
-    assert set(found[0]) == {"step", "finding", "evidence", "action"}
+    assert set(found[0]) == {"step", "last_step", "finding", "evidence", "action"}
+    assert (found[0]["last_step"], found[1]["last_step"]) == (50, 120)
     assert "step 290" in found[0]["evidence"]
-    assert "each of 9 tensors" in found[0]["evidence"]
+    assert "in a sample of 9 tensors" in found[0]["evidence"]
     assert "truncated" in found[1]["evidence"]
     assert main(["audit", str(folder)]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -81,11 +82,15 @@ def test_nothing_that_could_be_audited_is_2(tmp_path: Path, capsys) -> None:
     assert "sparsitywatch: " in capsys.readouterr().err
 
 
-def test_one_nan_is_found_by_a_full_audit_alone(folder: Path) -> None:
+def test_of_a_large_series_one_nan_is_found_by_a_full_audit_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = folder / "step_70.safetensors"
     weights = safetensors.torch.load_file(file)
-    weights["2.weight"].view(-1)[-1] = float("nan")
+    weights["2.weight"].view(-1)[1500] = float("nan")
     safetensors.torch.save_file(weights, file)
+    assert rows(sw.audit(folder)) == [("not finite", 70)]  # all of a small one is in the sample
+    monkeypatch.setattr("sparsitywatch.offline.audit._SMALL_BYTES", 0)
     assert rows(sw.audit(folder)) == []
     audit = sw.audit(folder, full=True)
     assert rows(audit) == [("not finite", 70)]
@@ -295,3 +300,16 @@ def test_planted_faults_of_154_branches_are_named_for_a_fraction_of_the_bytes(
         assert num_weight_bytes > 152 * 4 * 70e6
         sent = sum(size for repository, _, size in hub.sent if repository == f"org/{name}")
         assert num_bytes_read <= sent <= 0.005 * num_weight_bytes
+
+
+@pytest.mark.parametrize("layers", [1, 60])
+def test_of_a_series_above_100_mb_a_two_hundredth_is_read(tmp_path: Path, layers: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    size = 2_000_000 // layers
+    for step in range(14):
+        weights = {f"layers.{i}.fc.weight": torch.randn(size // 100, 100, generator=generator)
+                   for i in range(layers)}  # fmt: skip
+        safetensors.torch.save_file(weights, tmp_path / f"step_{step}.safetensors")
+    audit = sw.audit(tmp_path)
+    assert audit.num_weight_bytes > 100e6
+    assert audit.num_bytes_read <= 0.005 * audit.num_weight_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +50,14 @@ def trained(seed: int, steps: int = 50) -> nn.Module:
     return model
 
 
+def halves(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the examples choose what goes, and which foretell what that costs."""
+    subsets = sw.Proxy([data(10**6 + seed)], loss).subsets((0.5, 1.0))
+    first, second = (subset.places for subset in subsets)
+    assert sorted([*first, *second]) == list(range(64))
+    return first, second
+
+
 def exported(folder: Path, seed: int, **options) -> tuple[dict[str, torch.Tensor], object]:
     torch.save(trained(seed).state_dict(), folder / f"step-{seed}.pt")
     output, proxy = folder / f"{seed}.safetensors", sw.Proxy([data(10**6 + seed)], loss)
@@ -73,7 +82,10 @@ def test_the_interval_holds_the_loss_on_other_data(tmp_path: Path) -> None:
         model.load_state_dict(weights)
         with torch.no_grad():
             other = float(loss(model, data(2 * 10**6 + seed)).mean())
-            same = float(loss(model, data(10**6 + seed)).mean())
+            each = loss(model, data(10**6 + seed))
+        # where they chose nothing all examples foretell, else those that did not
+        same = float(each[halves(seed)[1]].mean() if seed % 2 else each.mean())
+        assert card.foretold.num_examples == (32 if seed % 2 else 64)
         assert card.foretold.value == pytest.approx(same, rel=1e-6)
         held.append(card.foretold.low <= other <= card.foretold.high)
     assert sum(held) >= 0.9 * TRAININGS
@@ -95,11 +107,32 @@ def test_too_few_or_broken_examples_foretell_nothing() -> None:
         assert np.isnan([foretold.low, foretold.high]).all()
 
 
+@pytest.mark.parametrize(
+    ("num", "choose", "words"), [(9, 9, "not measured"), (10, 5, "on 5 other")]
+)
+def test_of_fewer_than_ten_examples_all_choose_and_none_foretells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num: int, choose: int, words: str
+) -> None:
+    asked: list[int] = []
+
+    def measured(model: nn.Module, proxy: sw.Proxy, **_) -> SimpleNamespace:
+        asked.append(len(proxy.evaluate(model)))
+        whole = SimpleNamespace(informative=True, value=0.5, reason="")
+        return SimpleNamespace(essential_sparsity=whole, alone={})
+
+    monkeypatch.setattr("sparsitywatch.offline.export.measure", measured)
+    _, card = exported(tmp_path, 5, at="essential", proxy=sw.Proxy([data(7, num)], loss))
+    assert asked == [choose]
+    assert (card.foretold is None) == (num < 10)
+    (line,) = (line for line in card.lines() if line.startswith(("- what", "- value")))
+    assert words in line
+
+
 def test_each_tensor_loses_its_own_essential_sparsity(tmp_path: Path) -> None:
     weights, card = exported(tmp_path, 1, at="essential", each=True)
     model = make_model()
     model.load_state_dict(torch.load(tmp_path / "step-1.pt", weights_only=True))
-    proxy = sw.Proxy([data(10**6 + 1)], loss)
+    proxy = sw.Proxy([data(10**6 + 1)[halves(1)[0]]], loss)
     record = sw.measure(model, proxy, each=True, **FIELDS)
     assert card.pattern == "magnitude:layer:essential-each"
     assert any(one.informative for one in record.alone.values())
@@ -148,7 +181,7 @@ def test_each_tensor_at_a_given_sparsity(tmp_path: Path) -> None:
 def sw_json(card: object) -> str:
     from sparsitywatch.records import to_json
 
-    assert json.loads(to_json(card))["foretold"]["num_examples"] == 64
+    assert json.loads(to_json(card))["foretold"]["num_examples"] == 32
     return to_json(card)
 
 

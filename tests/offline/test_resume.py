@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -320,3 +321,64 @@ def test_a_live_watch_does_not_go_on_from_a_replay(
     (tmp_path / "kept").mkdir()
     (tmp_path / "sparsitywatch-earlier-1").rename(tmp_path / "kept" / "sparsitywatch")
     assert on_disk(tmp_path / "kept") == before
+
+
+# ------------------------------------------------------------------ files that are odd
+
+
+@pytest.fixture(scope="module")
+def odd(run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A run with zeros in three of its files, at both ends, too; and the files of its replay."""
+    folder = tmp_path_factory.mktemp("odd")
+    for place in (1, 8, NUM):
+        stored = torch.load(run / f"step-{EVERY * place}.pt", weights_only=True)
+        for one in (stored.get("model", stored) or {}).values():
+            if isinstance(one, torch.Tensor) and one.ndim > 1:
+                one.view(-1)[one.numel() // 2 :] = 0.0
+        torch.save(stored, folder / f"step-{EVERY * place}.pt")
+    for file in run.iterdir():
+        if not (folder / file.name).exists():
+            shutil.copy(file, folder)
+    replay(folder, folder / "log")
+    found = on_disk(folder / "log")
+    told = [json.loads(line) for line in found["events"]]
+    at = {e["onset_high"] // EVERY for e in told if e["kind"] == "contents"}
+    assert at == {1, 8, NUM}
+    return folder, found
+
+
+@pytest.mark.slow
+def test_what_odd_files_hold_is_told_once_whenever_a_replay_is_killed(
+    odd: tuple[Path, dict], tmp_path: Path, kill
+) -> None:
+    folder, whole = odd
+    chance = random.Random(0)
+    moments = [(owner, method, when) for owner in (JsonlSink, TensorBoardSink)
+               for method in ("write", "event") for when in ("before", "after")]  # fmt: skip
+    num_killed = 0
+    for number in range(40):
+        owner, method, when = chance.choice(moments)
+        num = NUM if method == "write" else len(whole["events"])
+        logdir = tmp_path / str(number)
+        num_killed += kill(folder, logdir, owner, method, chance.randint(1, num), when)
+        replay(folder, logdir)
+        assert on_disk(logdir) == whole, (owner, method, when)
+    assert num_killed >= 30
+
+
+@pytest.mark.slow
+def test_what_odd_files_hold_is_told_as_they_come(odd: tuple[Path, dict], tmp_path: Path) -> None:
+    folder, whole = odd
+    place = tmp_path / "run"
+    place.mkdir()
+    for look in range(NUM):
+        name = f"step-{EVERY * (look + 1)}.pt"
+        shutil.copy(folder / name, place / name)
+        replay(place, tmp_path)
+    told = [json.loads(line) for line in on_disk(tmp_path)["events"]]
+    of_contents = [
+        [(e["series"], e["onset_low"], e["onset_high"], e["layers"]) for e in events
+         if e["kind"] == "contents"]
+        for events in (told, [json.loads(line) for line in whole["events"]])
+    ]  # fmt: skip
+    assert of_contents[0] == of_contents[1]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import (
     SCHEMA_VERSION,
+    Content,
     Cost,
     DecayProjection,
     Dormant,
@@ -95,7 +96,7 @@ RECORDS = plain(
     alone=st.dictionaries(NAMES, plain(EssentialSparsity), max_size=2),
     layers=st.lists(plain(LayerShare, near_zero=RULES), max_size=2).map(tuple),
     replicas=st.none() | plain(Replicas),
-    source=st.none() | plain(Source),
+    source=st.none() | plain(Source, contents=st.lists(plain(Content), max_size=2).map(tuple)),
     xray=st.none() | plain(XRay, layers=plain(XRayLayers)),
     vital=st.none() | plain(Vital, findings=st.lists(plain(Finding), max_size=2).map(tuple)),
     cost=plain(Cost),
