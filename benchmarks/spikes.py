@@ -9,10 +9,9 @@ is how many trainings there are of each fault and length, and five times as many
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,9 +21,8 @@ from sparsitywatch.analysis.spikes import Moves
 from sparsitywatch.live.ring import Ring, block_of
 from sparsitywatch.pipeline.rundir import Claim
 
-STEPS = 600
-#: Faults may come from here on, and this many steps before the end at the latest.
-EARLIEST, LATEST = 60, 60
+#: Steps of a training; faults come from here on, and that many steps are looked at since.
+STEPS, EARLIEST, SINCE = 300, 60, 45
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -132,70 +130,103 @@ OPTIMIZERS = {
 }
 
 
+FAULTS = ("gradient", "garbage", "weight", "flip")
+
+
 @dataclass
 class Fault:
-    """What goes wrong, in which block, from which step on, for how many steps."""
+    """What goes wrong, in which block, for how many steps."""
 
     what: str
     block: str
-    step: int
     length: int
 
 
-def gradients(fault: Fault, named: dict[str, nn.Parameter], generator: torch.Generator) -> None:
-    """Spoil the gradients of a step."""
-    own = [p for name, p in named.items() if block_of(name) == fault.block and p.grad is not None]
-    if fault.what == "gradient":
-        for p in own:
-            p.grad.mul_(1000.0)
-    elif fault.what == "tensor":
-        largest = max(own, key=torch.numel)
-        largest.grad.copy_(3.0 * torch.randn(largest.shape, generator=generator))
-    elif fault.what == "nan":
-        own[0].grad.flatten()[0] = math.nan
+@dataclass
+class Training:
+    """A model, what trains it, and where its random numbers stand."""
 
+    task: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    clip: bool
+    data: torch.Generator
+    chance: torch.Generator
 
-def flip(fault: Fault, named: dict[str, nn.Parameter], generator: torch.Generator) -> None:
-    """Flip a bit of one weight: the highest of its exponent that is 0, or the one below."""
-    own = [p for name, p in named.items() if block_of(name) == fault.block]
-    largest = max(own, key=torch.numel).detach().view(-1)
-    place = int(torch.randint(0, len(largest), (1,), generator=generator))
-    if fault.what == "flip":
-        largest[place : place + 1].view(torch.int32).bitwise_xor_(1 << 30)
-    else:
-        largest[place] = 30.0 + 300.0 * torch.rand((), generator=generator)
+    @classmethod
+    def begin(cls, seed: int) -> Training:
+        """Tasks, optimizers and clipping take turns."""
+        torch.manual_seed(seed)
+        task = list(TASKS)[seed % 3]
+        model = TASKS[task][0]()
+        optimizer = list(OPTIMIZERS.values())[seed // 3 % 3](model.parameters())
+        data, chance = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
+        return cls(task, model, optimizer, bool(seed % 2), data, chance)
 
+    def copy(self, seed: int) -> Training:
+        """The same at this step, with other faults to come."""
+        model, optimizer = copy.deepcopy((self.model, self.optimizer))
+        data = torch.Generator()
+        data.set_state(self.data.get_state())
+        chance = torch.Generator().manual_seed(seed)
+        return Training(self.task, model, optimizer, self.clip, data, chance)
 
-def train(
-    task: str, optimizer: str, clip: bool, seed: int, fault: Fault | None, steps: int = STEPS
-) -> Moves:
-    """What moved at each step."""
-    torch.manual_seed(seed)
-    make, draw = TASKS[task]
-    model, data = make(), torch.Generator().manual_seed(seed)
-    chance = torch.Generator().manual_seed(seed + 1)
-    named = dict(model.named_parameters())
-    taken = OPTIMIZERS[optimizer](model.parameters())
-    ring = Ring(True, Claim(None), strict=True)
-    ring.attach(named)
-    for step in range(1, steps + 1):
-        wrong = fault is not None and fault.step <= step < fault.step + fault.length
-        inputs, labels = draw(data)
-        if wrong and fault.what == "labels":
-            labels = torch.randint(0, 32 if task == "transformer" else 8, labels.shape, generator=chance)
-        elif wrong and fault.what == "inputs":
-            inputs = inputs.flip(1) if task == "transformer" else 30.0 * inputs
-        elif wrong and fault.what in ("flip", "weight"):
-            flip(fault, named, chance)
-        loss = nn.functional.cross_entropy(model(inputs).flatten(0, -2), labels.flatten())
-        taken.zero_grad()
+    def own(self, block: str) -> list[nn.Parameter]:
+        """The weights of a block, the largest first."""
+        found = [p for name, p in self.model.named_parameters() if block_of(name) == block]
+        return sorted(found, key=torch.numel, reverse=True)
+
+    def step(self, fault: Fault | None) -> torch.Tensor:
+        """One step, in which something goes wrong or not; the loss."""
+        inputs, labels = TASKS[self.task][1](self.data)
+        what, own = ("", []) if fault is None else (fault.what, self.own(fault.block))
+        if what == "batch":
+            labels = labels.flatten()[torch.randperm(labels.numel(), generator=self.chance)]
+            inputs = inputs if self.task == "transformer" else 10.0 * inputs
+        elif what in ("weight", "flip"):
+            values = own[0].detach().view(-1)
+            place = int(torch.randint(0, len(values), (1,), generator=self.chance))
+            if what == "weight":
+                values[place] = 30.0 + 300.0 * torch.rand((), generator=self.chance)
+            else:
+                values[place : place + 1].view(torch.int32).bitwise_xor_(1 << 30)
+        loss = nn.functional.cross_entropy(self.model(inputs).flatten(0, -2), labels.flatten())
+        self.optimizer.zero_grad()
         loss.backward()
-        if wrong:
-            gradients(fault, named, chance)
-        if clip:
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        ring.say_loss(loss)
-        taken.step()
-        ring.after_step(step)
-    ring.look()
-    return ring.moves
+        for p in own:
+            if what == "gradient":
+                p.grad.mul_(1000.0)
+            elif what == "garbage":
+                p.grad.copy_(3.0 * torch.randn(p.shape, generator=self.chance))
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.detach()
+
+    def moves(self, num: int, first: int = 1, fault: Fault | None = None) -> Moves:
+        """What the next steps did."""
+        ring = Ring(True, Claim(None), strict=True)
+        ring.attach(dict(self.model.named_parameters()))
+        ring.after_step(first - 1)  # so that the first update is known
+        for step in range(first, first + num):
+            wrong = fault is not None and step < first + fault.length
+            ring.say_loss(self.step(fault if wrong else None))
+            ring.after_step(step)
+        ring.look()
+        return rows_of(ring.moves, slice(1, None))
+
+
+def rows_of(moves: Moves, rows: slice) -> Moves:
+    """Some of its steps."""
+    parts = {name: part[rows] for name, part in vars(moves).items() if name != "blocks"}
+    return Moves(blocks=moves.blocks, **parts)
+
+
+def joined(first: Moves, then: Moves) -> Moves:
+    """One after the other."""
+    parts = {
+        name: np.concatenate([part, vars(then)[name]])
+        for name, part in vars(first).items()
+        if name != "blocks"
+    }
+    return Moves(blocks=first.blocks, **parts)
