@@ -2,8 +2,8 @@
 
 A series rises where a value, and the median of the five from it on, lie above the usual, a median
 of earlier ones; a lone value jumps that lies far above those before it. How far noise comes is read
-off the past of all blocks, each in its own units: noise that comes in waves, or in bursts, has risen
-as far before.
+off the past of all blocks, each in its own units: noise that comes in waves, or in bursts, has
+risen as far before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _BEFORE, _FEW = 10, 20
 _SPIKE, _CLEAR, _BEYOND, _LEAST_RISE, _RISE = 3.5, 2.5, 1.25, {"loss": 0.01, "updates": 0.33}, 1.5
 #: Noise jumps once in so many values: of the loss, and of all blocks one step before a spike. No
 #: tail is heavier than this power: short pasts make any look heavy.
-_ALONE, _BESIDE, _HEAVIEST = 3e5, 5e3, 0.45
+_ALONE, _BESIDE, _HEAVIEST = 2e4, 1e3, 0.4
+#: A block that jumps though nothing spikes does so at least so far beside others, as a logarithm.
+_LOUD = math.log(4.0)
 #: Spikes so many steps apart are one, and so are rises of a block.
 _SAME, _APART = 200, 20
 
@@ -53,7 +55,7 @@ class Moves:
 
     @property
     def jumps(self) -> np.ndarray:
-        """[3, T, B], how far logarithms of update, weight and gradient jump, beside other blocks'."""
+        """[3, T, B], how far logarithms of update, weight and gradient jump beside others."""
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.log(np.stack([self.update, self.weight, self.gradient]))
             is_odd = np.isnan(logs) & ~np.isnan(logs).all(axis=2, keepdims=True)  # no number
@@ -67,28 +69,39 @@ def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Eve
 
     Its onset lies between the first rise of updates, those of ``layers``, and the spike.
     """
-    relative = moves.relative
-    is_loss_known = int((~np.isnan(moves.loss)).sum()) >= _LEAST
+    relative, found = moves.relative, []
+    is_loss_known = int((~np.isnan(moves.loss)).sum()) >= min(_LEAST, len(moves.loss) / 2)
     of_all = np.sqrt(np.nansum(np.exp(2.0 * relative), axis=1))
     series, what = (moves.loss, "loss") if is_loss_known else (of_all, "updates")
     rows = np.flatnonzero(~np.isnan(series))
-    places, found = _spikes_in(series[rows], _LEAST_RISE[what]), []
-    for number, place in enumerate(places):
-        row = int(rows[place])
+    # where a series spikes, and how far the row before lies
+    away = {int(rows[p]): int(rows[p] - rows[p - 1]) for p in _spikes_in(series[rows], what)}
+    jumps, earlier = moves.jumps, []
+    for row in sorted({*away, *np.flatnonzero((jumps > _LOUD).any(axis=(0, 2))).tolist()}):
+        past = [*earlier, *(one for one in away if one < row)]
+        if row not in away and any(one - _LEAD <= row < one + _SAME for one in [*away, *earlier]):
+            continue
+        # a block that jumps though nothing spikes does so as rarely as far ahead of a spike
+        jump = _jumped(jumps, row, away.get(row, -_LEAD), past)
+        if row not in away and not (len(jump[1]) and jump[0] == row):
+            continue
+        earlier.append(row)
         if moves.steps[row] <= after:
             continue
         # a spike of the updates themselves begins with them
-        rise = _began(relative, row + (what == "updates"), rows[places[:number]])
-        jump = _jumped(moves.jumps, row, row - int(rows[place - 1]), rows[places[:number]])
+        rise = _began(relative, row + (what == "updates"), past)
         began, blocks, told = _told(moves, row, rise, jump)
-        past, value = series[rows[max(place - 2 * _LAG, 0) : place]], float(series[row])
-        before, first, step = float(np.median(past)), int(moves.steps[began]), int(moves.steps[row])
+        kind, values = what, series
+        if row not in away:
+            kind = jump[2].split()[0]
+            values = getattr(moves, kind[:-1])[:, jump[1][0]]
+        before, value = float(np.nanmedian(values[:row][-2 * _LAG :])), float(values[row])
         event = Event(
-            series=f"spike/{what}",
+            series=f"spike/{kind}",
             kind="spike",
             direction="up",
-            onset_step=first,
-            onset_high=step,
+            onset_step=int(moves.steps[began]),
+            onset_high=int(moves.steps[row]),
             detected_step=seen_at,
             baseline=before,
             value=value,
@@ -111,14 +124,14 @@ def _told(moves: Moves, row: int, rise: _First, jump: _First) -> tuple[int, np.n
     if len(blocks):
         names = some_of(tuple(map(str, moves.blocks[blocks])), len(blocks))
         return began, blocks, f"it began in {names} at step {moves.steps[began]:,}, where {words}"
-    if rise[3]:
-        return row, blocks, "no block rose or jumped before it"
-    told = "no block jumped before it, slower rises" if is_judged else "its blocks"
-    return row, blocks, f"{told} are not yet judged: too few steps before it are known"
+    if not jump[3]:
+        return row, blocks, "its blocks are not yet judged: too few steps before it are known"
+    rest = "" if rise[3] else "; slower rises are not yet judged: too few steps before it are known"
+    return row, blocks, (words or "no block rose or jumped before it") + rest
 
 
-def _spikes_in(values: np.ndarray, least: float) -> list[int]:
-    """Where a series without NaN spikes, by at least such a share of its value."""
+def _spikes_in(values: np.ndarray, what: str) -> list[int]:
+    """Where a series without NaN spikes."""
     found: list[int] = []
     lasting, lone = _rises(values[:, None], _LAG), _rises(values[:, None], _BEFORE, 0, 1)
     padded = np.pad(values, (2 * _LAG, 0), constant_values=-math.inf)
@@ -128,7 +141,7 @@ def _spikes_in(values: np.ndarray, least: float) -> list[int]:
         for rises, num, once in ((lasting, _LEAST, 0.0), (lone, _FEW, _ALONE)):
             past = rises[:place][np.isfinite(rises[:place, 0])]
             if len(past) >= num:
-                reach = sum(_noise(past, _SPIKE, least * abs(height), once))
+                reach = sum(_noise(past, _SPIKE, _LEAST_RISE[what] * abs(height), once))
                 is_spike |= bool(height == math.inf or rises[place] > reach)
         if is_spike and not (found and place - found[-1] < _SAME):
             lasting[place : place + _SAME] = lone[place : place + _SAME] = math.nan
@@ -136,7 +149,7 @@ def _spikes_in(values: np.ndarray, least: float) -> list[int]:
     return found
 
 
-def _began(relative: np.ndarray, row: int, earlier: np.ndarray) -> _First:
+def _began(relative: np.ndarray, row: int, earlier: list[int]) -> _First:
     """Where the first blocks rose ahead of a row, which they are, and how many times."""
     rises = _rises(relative[: row + _GOES_ON], _LEAD)
     past = rises[_past(row - _LEAD, earlier)]
@@ -159,7 +172,7 @@ def _began(relative: np.ndarray, row: int, earlier: np.ndarray) -> _First:
     return start, first, f"updates rose {math.exp(rise.max()):.1f}-fold", True
 
 
-def _jumped(jumps: np.ndarray, row: int, away: int, earlier: np.ndarray) -> _First:
+def _jumped(jumps: np.ndarray, row: int, away: int, earlier: list[int]) -> _First:
     """Where the first blocks jumped at a row or ahead of it, ``away`` from the value before it."""
     lead = min(_LEAD, row // 3)
     columns = np.concatenate([*jumps], axis=1)
@@ -178,13 +191,15 @@ def _jumped(jumps: np.ndarray, row: int, away: int, earlier: np.ndarray) -> _Fir
     is_first = far[began] >= min(far[began].max() / 2, 1e300)
     kinds, first = np.divmod(known[is_first], jumps.shape[2])
     rise = recent[began, is_first]
+    if rise.max() == math.inf and len(np.unique(first)) > 1:
+        return row, known[:0], "blocks had numbers that are not finite at once", True
     much = f"{math.exp(rise.max()):,.1f}-fold" if rise.max() < 700 else "beyond all numbers"
     kind = ("updates", "weights", "gradients")[kinds[rise.argmax()]]
     words = f"{kind} jumped {much} beside the others'"
     return row + 1 - lead + began, np.unique(first), words, True
 
 
-def _past(end: int, earlier: np.ndarray) -> np.ndarray:
+def _past(end: int, earlier: list[int]) -> np.ndarray:
     """The latest rows before an end that are not of an earlier spike."""
     rows = np.arange(end)
     for spike in earlier:
