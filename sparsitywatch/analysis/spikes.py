@@ -28,7 +28,7 @@ _BEFORE, _FEW = 10, 20
 _SPIKE, _CLEAR, _BEYOND, _LEAST_RISE, _RISE = 3.5, 2.5, 1.25, {"loss": 0.01, "updates": 0.33}, 1.5
 #: Noise jumps once in so many values: of the loss, and of all blocks one step before a spike. No
 #: tail is heavier than this power: short pasts make any look heavy.
-_ALONE, _BESIDE, _HEAVIEST = 2e4, 1e3, 0.4
+_ALONE, _BESIDE, _HEAVIEST = 3e5, 1e3, 0.4
 #: A block that jumps though nothing spikes does so at least so far beside others, as a logarithm.
 _LOUD = math.log(4.0)
 #: Spikes so many steps apart are one, and so are rises of a block.
@@ -78,23 +78,23 @@ def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Eve
     away = {int(rows[p]): int(rows[p] - rows[p - 1]) for p in _spikes_in(series[rows], what)}
     jumps, earlier = moves.jumps, []
     for row in sorted({*away, *np.flatnonzero((jumps > _LOUD).any(axis=(0, 2))).tolist()}):
-        past = [*earlier, *(one for one in away if one < row)]
-        if row not in away and any(one - _LEAD <= row < one + _SAME for one in [*away, *earlier]):
+        if any(row - _SAME < one <= row + _LEAD for one in [*away, *earlier] if row not in away):
             continue
         # a block that jumps though nothing spikes does so as rarely as far ahead of a spike
-        jump = _jumped(jumps, row, away.get(row, -_LEAD), past)
-        if row not in away and not (len(jump[1]) and jump[0] == row):
-            continue
+        past = sorted([*earlier, *(one for one in away if one < row)])
+        jump = _jumped(jumps, row, away.get(row, -2 * _LEAD), past)
+        kind, values = what, series
+        if row not in away:
+            if jump[0] != row or not len(jump[1]):
+                continue
+            kind = jump[2].split()[0]
+            values = getattr(moves, kind[:-1])[:, jump[1][0]]
         earlier.append(row)
         if moves.steps[row] <= after:
             continue
         # a spike of the updates themselves begins with them
         rise = _began(relative, row + (what == "updates"), past)
         began, blocks, told = _told(moves, row, rise, jump)
-        kind, values = what, series
-        if row not in away:
-            kind = jump[2].split()[0]
-            values = getattr(moves, kind[:-1])[:, jump[1][0]]
         before, value = float(np.nanmedian(values[:row][-2 * _LAG :])), float(values[row])
         event = Event(
             series=f"spike/{kind}",
@@ -120,14 +120,16 @@ def _told(moves: Moves, row: int, rise: _First, jump: _First) -> tuple[int, np.n
     """Where a spike began, in which blocks, and words; what could not be judged is said."""
     if len(rise[1]) and (rise[0] <= jump[0] or not len(jump[1])):
         jump = rise
-    began, blocks, words, is_judged = jump
+    began, blocks, words, _ = jump
     if len(blocks):
         names = some_of(tuple(map(str, moves.blocks[blocks])), len(blocks))
         return began, blocks, f"it began in {names} at step {moves.steps[began]:,}, where {words}"
-    if not jump[3]:
-        return row, blocks, "its blocks are not yet judged: too few steps before it are known"
-    rest = "" if rise[3] else "; slower rises are not yet judged: too few steps before it are known"
-    return row, blocks, (words or "no block rose or jumped before it") + rest
+    late = [what for what, one in (("jumps", jump), ("slower rises", rise)) if not one[3]]
+    told = [words or "no block is known to have moved first"] if len(late) < 2 else []
+    few = (
+        f"{' and '.join(late)} of its blocks are not yet judged: too few steps before it are known"
+    )
+    return row, blocks, "; ".join([*told, *([few] if late else [])])
 
 
 def _spikes_in(values: np.ndarray, what: str) -> list[int]:
@@ -140,10 +142,10 @@ def _spikes_in(values: np.ndarray, what: str) -> list[int]:
         height, is_spike = values[place], False
         for rises, num, once in ((lasting, _LEAST, 0.0), (lone, _FEW, _ALONE)):
             past = rises[:place][np.isfinite(rises[:place, 0])]
-            if len(past) >= num:
+            if len(past) >= num and not (found and place - found[-1] < _SAME):
                 reach = sum(_noise(past, _SPIKE, _LEAST_RISE[what] * abs(height), once))
                 is_spike |= bool(height == math.inf or rises[place] > reach)
-        if is_spike and not (found and place - found[-1] < _SAME):
+        if is_spike:
             lasting[place : place + _SAME] = lone[place : place + _SAME] = math.nan
             found.append(place)
     return found
