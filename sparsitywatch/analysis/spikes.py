@@ -28,7 +28,7 @@ _BEFORE, _FEW = 10, 20
 _SPIKE, _CLEAR, _BEYOND, _LEAST_RISE, _RISE = 3.5, 2.5, 1.25, {"loss": 0.01, "updates": 0.33}, 1.5
 #: Noise jumps once in so many values: of the loss, and of all blocks one step before a spike. No
 #: tail is heavier than this power: short pasts make any look heavy.
-_ALONE, _BESIDE, _HEAVIEST = 3e5, 1e3, 0.4
+_ALONE, _BESIDE, _HEAVIEST = 3e5, 1e3, 0.33
 #: A block that jumps though nothing spikes does so at least so far beside others, as a logarithm.
 _LOUD = math.log(4.0)
 #: Spikes so many steps apart are one, and so are rises of a block.
@@ -82,7 +82,7 @@ def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Eve
             continue
         # a block that jumps though nothing spikes does so as rarely as far ahead of a spike
         past = sorted([*earlier, *(one for one in away if one < row)])
-        jump = _jumped(jumps, row, away.get(row, -2 * _LEAD), past)
+        jump = _jumped(jumps, row, away.get(row, -_LEAD), past)
         kind, values = what, series
         if row not in away:
             if jump[0] != row or not len(jump[1]):
