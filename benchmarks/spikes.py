@@ -1,23 +1,28 @@
-"""Whether a spike of the loss is told with the blocks that it began in, in small trainings.
+"""Whether a jump of a few steps is told with the block that it began in, in small trainings.
 
 python benchmarks/spikes.py [--small] [--save] [--repeats N]
 
-A perceptron, a convolutional network and a transformer train on made-up tasks, with AdamW and with
-SGD, clipped or not; at a random step something goes wrong for 1, 2, 3 or 20 steps. ``--repeats``
-is how many trainings there are of each fault and length, and five times as many go well.
+A perceptron, a convolutional network and a transformer learn made-up tasks with AdamW, SGD and SGD
+with momentum, clipped or not. From copies of each at random steps something goes wrong for 1, 2, 3
+or 20 steps: a block's gradients are 1,000 times as large, or garbage; one of its weights is, or has
+its highest bit flipped; or the batch is wrong, for which no block is to blame. ``--repeats`` is how
+many trainings there are, two faults of blocks of each length in each.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from reporting import Goal, Part, run, table
 from torch import nn
 
-from sparsitywatch.analysis.spikes import Moves
+from sparsitywatch.analysis.spikes import Moves, find_spikes
 from sparsitywatch.live.ring import Ring, block_of
 from sparsitywatch.pipeline.rundir import Claim
 
@@ -130,7 +135,10 @@ OPTIMIZERS = {
 }
 
 
-FAULTS = ("gradient", "garbage", "weight", "flip")
+FAULTS = ("gradient", "garbage", "weight")
+LENGTHS = (1, 2, 3, 20)
+#: Seeds of trainings, which nothing was chosen on; quiet series of 2,000 steps.
+FIRST_SEED, QUIET = 1000, 200
 
 
 @dataclass
@@ -230,3 +238,86 @@ def joined(first: Moves, then: Moves) -> Moves:
         if name != "blocks"
     }
     return Moves(blocks=first.blocks, **parts)
+
+
+def told(moves: Moves, fault: Fault, step: int) -> str:
+    """What is said of a fault at a step."""
+    events = [e for e in find_spikes(moves) if step <= e.onset_high <= step + fault.length + 20]
+    if not events:
+        return "untold"
+    named = events[0].layers
+    if not named:
+        return "no block"
+    return "right" if named == (fault.block,) and fault.what != "batch" else "wrong"
+
+
+def judged(seed: int) -> tuple[Counter[tuple[str, int, str]], int]:
+    """What is said of faults in copies of a training, and how often of the training itself."""
+    rng, training = np.random.default_rng(seed), Training.begin(seed)
+    plan = [
+        (what, length)
+        for length in LENGTHS
+        for what in (*rng.choice(FAULTS, 2, replace=False).tolist(), "flip", "batch")
+    ]
+    rng.shuffle(plan)
+    found: Counter[tuple[str, int, str]] = Counter()
+    moves, steps = training.moves(EARLIEST - 1), rng.integers(EARLIEST, STEPS - SINCE, len(plan))
+    for number, (step, (what, length)) in enumerate(zip(sorted(steps), plan, strict=True)):
+        if later := int(step) - 1 - len(moves.steps):
+            moves = joined(moves, training.moves(later, len(moves.steps) + 1))
+        fault = Fault(str(what), str(rng.choice(moves.blocks)), int(length))
+        wrong = training.copy(100 * seed + number).moves(SINCE, int(step), fault)
+        kind = fault.what if fault.what in ("flip", "batch") else "block"
+        found[kind, fault.length, told(joined(moves, wrong), fault, int(step))] += 1
+    last = training.moves(STEPS - len(moves.steps), len(moves.steps) + 1)
+    return found, len(find_spikes(joined(moves, last)))
+
+
+def quiet(seed: int) -> Moves:
+    """2,000 steps in which nothing happens: 12 blocks, the loss falls, noise is correlated or not."""
+    rng, (num, blocks) = np.random.default_rng(seed), (2000, 12)
+    noise = rng.standard_normal((num, 3 * blocks + 1))
+    for step in range(1, num):
+        noise[step] += (0.0, 0.5, 0.9)[seed % 3] * (noise[step - 1] - noise[step])
+    loss = 2.5 + 3.0 * np.exp(-np.arange(num) / 400.0) + 0.05 * noise[:, -1]
+    parts = np.exp(0.15 * noise[:, :-1]).reshape(num, 3, blocks).swapaxes(0, 1)
+    names = np.array([f"h.{block}" for block in range(blocks)])
+    return Moves(names, np.arange(1, num + 1), loss, 1e-3 * parts[0], parts[1], parts[2])
+
+
+def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
+    """All tables."""
+    num = 1 if arguments.small else arguments.repeats
+    found: Counter[tuple[str, int, str]] = Counter()
+    alarms = 0
+    for seed in range(FIRST_SEED, FIRST_SEED + num):
+        counts, false = judged(seed)
+        found, alarms = found + counts, alarms + false
+    kinds = {"block": "of a block", "flip": "a flipped highest bit", "batch": "a wrong batch"}
+    says = ("right", "no block", "untold", "wrong")
+    rows = [
+        [name, str(length), *(str(found[kind, length, one]) for one in says)]
+        for kind, name in kinds.items()
+        for length in LENGTHS
+    ]
+    num_quiet = 10 if arguments.small else QUIET
+    false = sum(len(find_spikes(quiet(FIRST_SEED + i))) for i in range(num_quiet))
+    goals = [
+        Goal(
+            f"right of {2 * num}, {length} steps",
+            1.9 * num,
+            found["block", length, "right"],
+            False,
+            "",
+        )
+        for length in LENGTHS
+    ]
+    wrong = sum(count for (_, _, one), count in found.items() if one == "wrong")
+    goals.append(Goal("wrong blocks", 0, wrong, unit=""))
+    goals.append(Goal(f"told of {num} quiet trainings", 0, alarms, unit=""))
+    goals.append(Goal(f"told of {num_quiet} quiet series", 0, false, unit=""))
+    return "Spikes", [(table(["fault", "steps", *says], rows), goals)]
+
+
+if __name__ == "__main__":
+    run("spikes", __doc__, measure, is_timed=False)
