@@ -94,7 +94,9 @@ def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Eve
             continue
         # a spike of the updates themselves begins with them
         rise = _began(relative, row + (what == "updates"), past)
-        began, blocks, told = _told(moves, row, rise, jump)
+        is_rise = len(rise[1]) and (rise[0] <= jump[0] or not len(jump[1]))
+        first = rise if is_rise else jump
+        began, blocks, told = first[0], first[1], _words(moves, first, bool(rise[2]))
         before, value = float(np.nanmedian(values[:row][-2 * _LAG :])), float(values[row])
         event = Event(
             series=f"spike/{kind}",
@@ -112,24 +114,19 @@ def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Eve
     return found
 
 
-#: A row, the blocks that rose there first, what rose and how far, and whether any was judged.
-_First = tuple[int, np.ndarray, str, bool]
+#: A row, the blocks that rose there first, what rose and how far; no words if that is not judged.
+_First = tuple[int, np.ndarray, str]
+_NONE = "no block is known to have moved first"
 
 
-def _told(moves: Moves, row: int, rise: _First, jump: _First) -> tuple[int, np.ndarray, str]:
-    """Where a spike began, in which blocks, and words; what could not be judged is said."""
-    if len(rise[1]) and (rise[0] <= jump[0] or not len(jump[1])):
-        jump = rise
-    began, blocks, words, _ = jump
+def _words(moves: Moves, first: _First, is_rise_judged: bool) -> str:
+    """Where a spike began; what could not be judged is said."""
+    row, blocks, told = first
     if len(blocks):
         names = some_of(tuple(map(str, moves.blocks[blocks])), len(blocks))
-        return began, blocks, f"it began in {names} at step {moves.steps[began]:,}, where {words}"
-    late = [what for what, one in (("jumps", jump), ("slower rises", rise)) if not one[3]]
-    told = [words or "no block is known to have moved first"] if len(late) < 2 else []
-    few = (
-        f"{' and '.join(late)} of its blocks are not yet judged: too few steps before it are known"
-    )
-    return row, blocks, "; ".join([*told, *([few] if late else [])])
+        return f"it began in {names} at step {moves.steps[row]:,}, where {told}"
+    late = ("; slower rises are" if told else "its blocks are") * (not is_rise_judged or not told)
+    return told + (late and f"{late} not yet judged: too few steps before it are known")
 
 
 def _spikes_in(values: np.ndarray, what: str) -> list[int]:
@@ -157,13 +154,13 @@ def _began(relative: np.ndarray, row: int, earlier: list[int]) -> _First:
     past = rises[_past(row - _LEAD, earlier)]
     known = np.flatnonzero(np.isfinite(past).sum(axis=0) >= _LEAST)
     if not len(known):
-        return row, known, "", False
+        return row, known, ""
     middle, limit = _noise(past[:, known], _CLEAR, math.log(_RISE))
     recent = rises[row - _LEAD : row, known] - middle
     onsets = np.array([_onset(column) for column in (recent > limit).T])
     began = onsets.min()
     if began == _LEAD:
-        return row, known[:0], "", True
+        return row, known[:0], _NONE
     # noise may hide the first steps of a block that rises with others
     foot = np.median(recent[began : began + 2 * _GOES_ON], axis=0)
     first = known[(onsets == began) | ((onsets < _LEAD) & (foot > limit / 2))]
@@ -171,7 +168,7 @@ def _began(relative: np.ndarray, row: int, earlier: list[int]) -> _First:
     before, since = relative[start - _LEAD : start, first], relative[start:row, first]
     rise = np.nanmedian(since, axis=0) - np.nanmedian(before, axis=0)
     first = first[rise >= math.log(_RISE)]
-    return start, first, f"updates rose {math.exp(rise.max()):.1f}-fold", True
+    return start, first, f"updates rose {math.exp(rise.max()):.1f}-fold"
 
 
 def _jumped(jumps: np.ndarray, row: int, away: int, earlier: list[int]) -> _First:
@@ -181,7 +178,7 @@ def _jumped(jumps: np.ndarray, row: int, away: int, earlier: list[int]) -> _Firs
     past = columns[_past(row + 1 - lead, earlier)]
     known = np.flatnonzero(np.isfinite(past).sum(axis=0) >= _FEW)
     if not len(known):
-        return row, known, "", False
+        return row, known, ""
     # noise comes farther in many steps than in the one before the spike
     ahead = np.maximum(np.arange(lead, 0, -1) - away, 1)[:, None]
     middle, limit = _noise(past[:, known], _CLEAR, math.log(_RISE), _BESIDE * ahead)
@@ -189,16 +186,15 @@ def _jumped(jumps: np.ndarray, row: int, away: int, earlier: list[int]) -> _Firs
     far = np.where(np.isnan(recent), 0.0, recent / limit)
     began = _onset((far > 1.0).any(axis=1))
     if began == lead:
-        return row, known[:0], "", True
+        return row, known[:0], _NONE
     is_first = far[began] >= min(far[began].max() / 2, 1e300)
     kinds, first = np.divmod(known[is_first], jumps.shape[2])
     rise = recent[began, is_first]
     if rise.max() == math.inf and len(np.unique(first)) > 1:
-        return row, known[:0], "blocks had numbers that are not finite at once", True
+        return row, known[:0], "several blocks at once had numbers that are not finite"
     much = f"{math.exp(rise.max()):,.1f}-fold" if rise.max() < 700 else "beyond all numbers"
     kind = ("updates", "weights", "gradients")[kinds[rise.argmax()]]
-    words = f"{kind} jumped {much} beside the others'"
-    return row + 1 - lead + began, np.unique(first), words, True
+    return row + 1 - lead + began, np.unique(first), f"{kind} jumped {much} beside the others'"
 
 
 def _past(end: int, earlier: list[int]) -> np.ndarray:
@@ -243,5 +239,5 @@ def _noise(
     # its tail as a power of how rare it is (Hill 1975)
     num = max(min(len(far) // 10, 100), min(len(far) // 4, 20))
     tail = min(float(np.log(far[-num:] / far[-num - 1]).mean()), _HEAVIEST)
-    rows = len(far) / past.shape[1]
-    return middle, spread * np.maximum(clear, far[-1] * np.maximum(_BEYOND, (once / rows) ** tail))
+    rarer = once / len(far) * past.shape[1]
+    return middle, spread * np.maximum(clear, far[-1] * np.maximum(_BEYOND, rarer**tail))
