@@ -57,7 +57,9 @@ class Moves:
     def jumps(self) -> np.ndarray:
         """[3, T, B], how far logarithms of update, weight and gradient jump beside others."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            logs = np.log(np.stack([self.update, self.weight, self.gradient]))
+            # a step that was skipped since its gradients were too large has moved nothing
+            taken = np.where(self.update == 0, 0.0, self.gradient)
+            logs = np.log(np.stack([self.update, self.weight, taken]))
             is_odd = np.isnan(logs) & ~np.isnan(logs).all(axis=2, keepdims=True)  # no number
             logs = np.where(np.isneginf(logs), math.nan, np.where(is_odd, math.inf, logs))
             own = np.stack([_rises(one, _BEFORE, 0, 1) for one in logs])
@@ -74,6 +76,8 @@ def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Eve
     of_all = np.sqrt(np.nansum(np.exp(2.0 * relative), axis=1))
     series, what = (moves.loss, "loss") if is_loss_known else (of_all, "updates")
     rows = np.flatnonzero(~np.isnan(series))
+    if not len(rows):
+        return found
     # where a series spikes, and how far the row before lies
     away = {int(rows[p]): int(rows[p] - rows[p - 1]) for p in _spikes_in(series[rows], what)}
     jumps, earlier = moves.jumps, []
@@ -97,7 +101,8 @@ def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Eve
         is_rise = len(rise[1]) and (rise[0] <= jump[0] or not len(jump[1]))
         first = rise if is_rise else jump
         began, blocks, told = first[0], first[1], _words(moves, first, bool(rise[2]))
-        before, value = float(np.nanmedian(values[:row][-2 * _LAG :])), float(values[row])
+        before = float(np.nanmedian(values[:row][-2 * _LAG :]))
+        value = math.inf if np.isnan(values[row]) else float(values[row])
         event = Event(
             series=f"spike/{kind}",
             kind="spike",
