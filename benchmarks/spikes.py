@@ -41,6 +41,7 @@ class Perceptron(nn.Module):
         self.leave = nn.Linear(48, 8)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits."""
         hidden = self.enter(inputs)
         for layer in self.layers:
             hidden = hidden + layer(hidden.relu())
@@ -60,6 +61,7 @@ class Convolutions(nn.Module):
         self.leave = nn.Linear(16, 8)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits."""
         hidden = inputs.unflatten(1, (3, 6, 6))
         for layer in self.layers:
             hidden = layer(hidden)
@@ -77,6 +79,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """One step deeper."""
         query, key, value = self.mix(self.norms[0](hidden)).chunk(3, -1)
         scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
         hidden = hidden + self.out(scores.softmax(-1) @ value)
@@ -94,6 +97,7 @@ class Transformer(nn.Module):
         self.leave = nn.Linear(24, 32)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits."""
         hidden = self.embed(inputs) + self.places
         for layer in self.layers:
             hidden = layer(hidden)
@@ -274,7 +278,7 @@ def judged(seed: int) -> tuple[Counter[tuple[str, int, str]], int]:
 
 
 def quiet(seed: int) -> Moves:
-    """2,000 steps in which nothing happens: 12 blocks, the loss falls, noise is correlated or not."""
+    """2,000 quiet steps of 12 blocks: the loss falls, noise is correlated or not."""
     rng, (num, blocks) = np.random.default_rng(seed), (2000, 12)
     noise = rng.standard_normal((num, 3 * blocks + 1))
     for step in range(1, num):

@@ -81,7 +81,9 @@ def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Eve
     # where a series spikes, and how far the row before lies
     away = {int(rows[p]): int(rows[p] - rows[p - 1]) for p in _spikes_in(series[rows], what)}
     jumps, earlier = moves.jumps, []
-    for row in sorted({*away, *np.flatnonzero((jumps > _LOUD).any(axis=(0, 2))).tolist()}):
+    most = np.where(np.isnan(jumps), -math.inf, jumps).max(axis=2)
+    is_loud = (most > _LOUD) & [_is_highest(one, _LEAD) for one in most]
+    for row in sorted({*away, *np.flatnonzero(is_loud.any(axis=0)).tolist()}):
         if any(row - _SAME < one <= row + _LEAD for one in [*away, *earlier] if row not in away):
             continue
         # a block that jumps though nothing spikes does so as rarely as far ahead of a spike
@@ -138,9 +140,7 @@ def _spikes_in(values: np.ndarray, what: str) -> list[int]:
     """Where a series without NaN spikes."""
     found: list[int] = []
     lasting, lone = _rises(values[:, None], _LAG), _rises(values[:, None], _BEFORE, 0, 1)
-    padded = np.pad(values, (2 * _LAG, 0), constant_values=-math.inf)
-    highest = sliding_window_view(padded, 2 * _LAG)[: len(values)].max(axis=-1)
-    for place in np.flatnonzero(values > highest).tolist():
+    for place in np.flatnonzero(_is_highest(values, 2 * _LAG)).tolist():
         height, is_spike = values[place], False
         for rises, num, once in ((lasting, _LEAST, 0.0), (lone, _FEW, _ALONE)):
             past = rises[:place][np.isfinite(rises[:place, 0])]
@@ -208,6 +208,13 @@ def _past(end: int, earlier: list[int]) -> np.ndarray:
     for spike in earlier:
         rows = rows[(rows < spike - _LEAD) | (rows >= spike + _SAME)]
     return rows[-_PAST:]
+
+
+def _is_highest(values: np.ndarray, num: int) -> np.ndarray:
+    """Whether each lies above as many before it."""
+    padded = np.pad(values, (num, 0), constant_values=-math.inf)
+    is_highest: np.ndarray = values > sliding_window_view(padded, num)[:-1].max(axis=-1)
+    return is_highest
 
 
 def _onset(is_above: np.ndarray) -> int:
