@@ -42,7 +42,7 @@ class Moves:
     blocks: np.ndarray  # str [B]
     steps: np.ndarray  # int [T], rising
     loss: np.ndarray  # [T], as the training reports it; infinite where it was no number
-    update: np.ndarray  # [T, B], root mean squares
+    update: np.ndarray  # [T, B], root mean squares; NaN of some blocks alone: no numbers
     weight: np.ndarray  # [T, B]
     gradient: np.ndarray  # [T, B]
 
@@ -69,7 +69,8 @@ class Moves:
 def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Event]:
     """Each spike later than a step, by rising steps; of several within 200 steps the first.
 
-    Its onset lies between the first rise of updates, those of ``layers``, and the spike.
+    Its onset lies between the first rise or jump of ``layers`` and the spike. A block that jumps far
+    beside the others is a spike, too.
     """
     relative, found = moves.relative, []
     is_loss_known = int((~np.isnan(moves.loss)).sum()) >= min(_LEAST, len(moves.loss) / 2)
