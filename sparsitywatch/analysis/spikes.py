@@ -69,8 +69,8 @@ class Moves:
 def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Event]:
     """Each spike later than a step, by rising steps; of several within 200 steps the first.
 
-    Its onset lies between the first rise or jump of ``layers`` and the spike. A block that jumps far
-    beside the others is a spike, too.
+    Its onset lies between the first rise or jump of ``layers`` and the spike. A block that jumps
+    far beside the others is a spike, too.
     """
     relative, found = moves.relative, []
     is_loss_known = int((~np.isnan(moves.loss)).sum()) >= min(_LEAST, len(moves.loss) / 2)
