@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,8 @@ class Perceptron(nn.Module):
         hidden = self.enter(inputs)
         for layer in self.layers:
             hidden = hidden + layer(hidden.relu())
-        return self.leave(hidden)
+        logits: torch.Tensor = self.leave(hidden)
+        return logits
 
 
 class Convolutions(nn.Module):
@@ -62,10 +63,11 @@ class Convolutions(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits."""
-        hidden = inputs.unflatten(1, (3, 6, 6))
+        hidden = inputs.view(-1, 3, 6, 6)
         for layer in self.layers:
             hidden = layer(hidden)
-        return self.leave(hidden.mean((2, 3)))
+        logits: torch.Tensor = self.leave(hidden.mean((2, 3)))
+        return logits
 
 
 class Block(nn.Module):
@@ -83,7 +85,8 @@ class Block(nn.Module):
         query, key, value = self.mix(self.norms[0](hidden)).chunk(3, -1)
         scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
         hidden = hidden + self.out(scores.softmax(-1) @ value)
-        return hidden + self.down(self.up(self.norms[1](hidden)).relu())
+        wider: torch.Tensor = self.down(self.up(self.norms[1](hidden)).relu())
+        return hidden + wider
 
 
 class Transformer(nn.Module):
@@ -101,7 +104,8 @@ class Transformer(nn.Module):
         hidden = self.embed(inputs) + self.places
         for layer in self.layers:
             hidden = layer(hidden)
-        return self.leave(hidden)
+        logits: torch.Tensor = self.leave(hidden)
+        return logits
 
 
 def vectors(size: int, num_classes: int) -> Callable[[torch.Generator], Batch]:
@@ -132,7 +136,7 @@ TASKS: dict[str, tuple[type[nn.Module], Callable[[torch.Generator], Batch]]] = {
     "convolutions": (Convolutions, vectors(108, 8)),
     "transformer": (Transformer, sequences),
 }
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
     "adamw": lambda weights: torch.optim.AdamW(weights, 2e-3),
     "sgd": lambda weights: torch.optim.SGD(weights, 0.05),
     "momentum": lambda weights: torch.optim.SGD(weights, 0.01, momentum=0.9),
@@ -204,8 +208,9 @@ class Training:
                 values[place : place + 1].view(torch.int32).bitwise_xor_(1 << 30)
         loss = nn.functional.cross_entropy(self.model(inputs).flatten(0, -2), labels.flatten())
         self.optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         for p in own:
+            assert p.grad is not None
             if what == "gradient":
                 p.grad.mul_(1000.0)
             elif what == "garbage":

@@ -63,7 +63,8 @@ class Moves:
             is_odd = np.isnan(logs) & ~np.isnan(logs).all(axis=2, keepdims=True)  # no number
             logs = np.where(np.isneginf(logs), math.nan, np.where(is_odd, math.inf, logs))
             own = np.stack([_rises(one, _BEFORE, 0, 1) for one in logs])
-            return own - np.sort(own, axis=2)[:, :, [(len(self.blocks) - 1) // 2]]
+            own -= np.sort(own, axis=2)[:, :, [(len(self.blocks) - 1) // 2]]
+            return own
 
 
 def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Event]:
@@ -72,7 +73,9 @@ def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Eve
     Its onset lies between the first rise or jump of ``layers`` and the spike. A block that jumps
     far beside the others is a spike, too.
     """
-    relative, found = moves.relative, []
+    relative = moves.relative
+    found: list[Event] = []
+    earlier: list[int] = []
     is_loss_known = int((~np.isnan(moves.loss)).sum()) >= min(_LEAST, len(moves.loss) / 2)
     of_all = np.sqrt(np.nansum(np.exp(2.0 * relative), axis=1))
     series, what = (moves.loss, "loss") if is_loss_known else (of_all, "updates")
@@ -81,7 +84,7 @@ def find_spikes(moves: Moves, *, seen_at: int = -1, after: int = -1) -> list[Eve
         return found
     # where a series spikes, and how far the row before lies
     away = {int(rows[p]): int(rows[p] - rows[p - 1]) for p in _spikes_in(series[rows], what)}
-    jumps, earlier = moves.jumps, []
+    jumps = moves.jumps
     most = np.where(np.isnan(jumps), -math.inf, jumps).max(axis=2)
     is_loud = (most > _LOUD) & [_is_highest(one, _LEAD) for one in most]
     for row in sorted({*away, *np.flatnonzero(is_loud.any(axis=0)).tolist()}):
@@ -190,7 +193,7 @@ def _jumped(jumps: np.ndarray, row: int, away: int, earlier: list[int]) -> _Firs
     middle, limit = _noise(past[:, known], _CLEAR, math.log(_RISE), _BESIDE * ahead)
     recent = columns[row + 1 - lead : row + 1, known] - middle
     far = np.where(np.isnan(recent), 0.0, recent / limit)
-    began = _onset((far > 1.0).any(axis=1))
+    began = _onset(np.any(far > 1.0, axis=1, keepdims=True)[:, 0])
     if began == lead:
         return row, known[:0], _NONE
     is_first = far[began] >= min(far[began].max() / 2, 1e300)
