@@ -98,7 +98,7 @@ def test_its_words_say_where_it_began():
     assert "; it began in h.0, h.1, h.2 and 1 more at step 41,19" in words
     assert words.endswith("-fold")
     [event] = find_spikes(planted(1, rise=1.0))
-    assert event.reason.endswith("; no block's updates are known to have risen before it")
+    assert event.reason.endswith("; no block is known to have moved first")
     assert event.onset_low == event.onset_high
 
 
@@ -159,3 +159,108 @@ def test_few_steps_have_no_spike(num):
     moves = vars(planted(7))
     short = {name: array[:num] for name, array in moves.items() if name != "blocks"}
     assert find_spikes(Moves(blocks=_BLOCKS, **short)) == []
+
+
+def jumped(
+    seed: int,
+    row: int = 600,
+    length: int = 1,
+    *,
+    times: float = 30.0,
+    later: int = 0,
+    block: int = 5,
+) -> Moves:
+    """Quiet steps, but one block's updates and gradients jump, and then the loss does."""
+    rng = np.random.default_rng(seed)
+    loss = 2.5 + 0.05 * rng.standard_normal(_T)
+    update, gradient = np.exp(0.1 * rng.standard_normal((2, _T, _B)))
+    for values in (update, gradient):
+        values[row : row + length, block] *= times
+    loss[row + later : row + later + length] += 2.0
+    steps, weight = np.arange(1, _T + 1), np.full((_T, _B), 20.0)
+    return Moves(_BLOCKS, steps, loss, update, weight, gradient)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 20])
+@pytest.mark.parametrize(("row", "later"), [(70, 1), (100, 0), (250, 1), (600, 15), (1970, 1)])
+def test_a_jump_of_few_steps_names_its_block(length, row, later):
+    for seed in range(3):
+        [found] = onsets(jumped(seed, row, length, later=later))
+        assert found == (row + 1, row + 1 + later, ("h.5",))
+
+
+@pytest.mark.parametrize(("times", "is_found"), [(1.3, False), (3.0, True)])
+def test_a_small_jump_ahead_of_a_spike_is_noise(times, is_found):
+    for seed in range(5):
+        [event] = find_spikes(jumped(seed, times=times, later=1))
+        assert event.layers == (("h.5",) if is_found else ())
+
+
+@pytest.mark.parametrize(("times", "is_found"), [(3.0, False), (6.0, True)])
+def test_a_block_that_jumps_is_told_though_the_loss_does_not(times, is_found):
+    for seed in range(5):
+        moves = jumped(seed, times=times)
+        moves.loss[:] = 2.5 + 0.05 * np.random.default_rng(seed).standard_normal(_T)
+        found = onsets(moves)
+        assert found == ([(601, 601, ("h.5",))] if is_found else [])
+
+
+def test_where_all_blocks_jump_together_none_is_named():
+    for seed in range(5):
+        moves = jumped(seed, times=1.0)
+        moves.update[600] *= 30.0
+        moves.gradient[600] *= 30.0
+        [event] = find_spikes(moves)
+        assert event.layers == ()
+        assert event.reason.endswith("; no block is known to have moved first")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (35, "; its blocks are not yet judged: too few steps before it are known"),
+        (43, "; no block is known to have moved first; slower rises are not yet judged: "),
+        (259, "; no block is known to have moved first; slower rises are not yet judged: "),
+        (260, "; no block is known to have moved first"),
+    ],
+)
+def test_what_could_not_be_judged_is_said_to_be_so(row, words):
+    moves = jumped(0, row, times=1.0)
+    [event] = find_spikes(moves)
+    assert event.onset_high == row + 1
+    assert words in event.reason
+    assert ("not yet judged" in event.reason) == ("not yet judged" in words)
+
+
+def test_a_block_whose_numbers_are_none_is_named_several_at_once_are_not():
+    for bad in (np.nan, np.inf):
+        moves = jumped(1, times=1.0)
+        moves.update[600, 7] = moves.weight[600:, 7] = bad
+        [event] = find_spikes(moves)
+        assert event.layers == ("h.7",)
+        assert "beyond all numbers" in event.reason
+        moves.update[600, 8] = bad
+        [event] = find_spikes(moves)
+        assert event.layers == ()
+        assert "several blocks at once" in event.reason
+
+
+def test_a_step_that_was_skipped_for_its_infinite_gradients_is_no_spike():
+    moves = jumped(2, times=1.0)
+    moves.loss[:] = 2.5
+    moves.update[[500, 900]] = 0.0
+    moves.gradient[[500, 900], 3] = np.inf
+    assert find_spikes(moves) == []
+
+
+@pytest.mark.parametrize("gap", [199, 200])
+def test_jumps_within_200_steps_are_one(gap):
+    moves = jumped(3, 600)
+    moves.update[600 + gap, 2] *= 30.0
+    found = [(600, ("h.5",))] + [(600 + gap, ("h.2",))] * (gap == 200)
+    assert [(high - 1, layers) for _, high, layers in onsets(moves)] == found
+
+
+def test_without_steps_or_blocks_there_is_none():
+    none = np.zeros((0, 0))
+    assert find_spikes(Moves(np.array([], str), np.zeros(0, int), np.zeros(0), *[none] * 3)) == []
