@@ -367,7 +367,7 @@ class _Series:
     def _is_back(self, i: int, home: Sequence[int], single: Sequence[int]) -> bool:
         """Whether training went on from there, with the weights that it had once."""
         around = self._beside(i, single)
-        is_later = len(around) == 2 and home[:1] < around[:1] and bool(home)
+        is_later = len(around) == 2 and bool(home) and home[0] < around[0]
         return is_later and self._gone(home[0], *around)
 
     def _beside(self, i: int, places: Sequence[int]) -> list[int]:
@@ -472,7 +472,7 @@ class _Series:
         """What it costs to go through one at each place of a line; more where all are far."""
         far, between = self.far[i, line], self.far[line[:-1], line[1:]]
         costs = np.array([far[0], *(far[:-1] + far[1:] - between), far[-1]])
-        return costs + least * far.min() + 1e-9
+        return np.asarray(costs + least * far.min() + 1e-9)
 
     def _find_parts(self, kind: str, parts: Mapping[str, Sequence[str]], least: float) -> None:
         """Parts of another step or run in a checkpoint where another part is in its place."""

@@ -44,7 +44,7 @@ class Looker:
         blocks, flags = bits[: num * size].reshape(num, size), np.zeros(num, np.int8)
         # without the sign: what a mask has cut away may be -0
         likely = np.flatnonzero((blocks[:, 0] ^ blocks[:, 1]) << 1 == 0)
-        others = slice(None, None, -(-num // _CLOSELY))
+        others: slice | np.ndarray = slice(None, None, -(-num // _CLOSELY))
         if len(likely):
             some = blocks[likely] << 1
             is_flat = (some == some[:, :1]).all(1)
@@ -129,8 +129,8 @@ def odd_contents(series: Sequence[Sequence[Content]], matrices: Sequence[str]) -
     for name, kind, first, last in runs:
         if kind == "coarser" or last < end or (kind, first) not in pruned:
             for at in range(first, last + 1):
-                words = _words(kind, columns[name][at])
-                rows.setdefault((kind, at), {}).setdefault(name, words)
+                shown = _words(kind, columns[name][at])
+                rows.setdefault((kind, at), {}).setdefault(name, shown)
     found: list[Odd] = []
     for (kind, at), words in sorted(rows.items()):
         # what belongs to a new layer, or to another step, are vectors; what is rounded are most

@@ -84,10 +84,10 @@ def read_inert(data: bytes) -> Any:
             for opcode, argument, at in pickletools.genops(io.BytesIO(data)):
                 if opcode.name == "STOP":
                     return machine.stack.pop()
-                protocol = max(2, argument) if opcode.name == "PROTO" else protocol
+                protocol = max(2, int(argument or 0)) if opcode.name == "PROTO" else protocol
                 if opcode.proto > protocol:
                     raise ValueError(f"{opcode.name}, which its protocol {protocol} does not have")
-                if opcode.name == "FRAME" and (at or 0) + 9 + argument > len(data):
+                if opcode.name == "FRAME" and (at or 0) + 9 + int(argument or 0) > len(data):
                     raise ValueError("a frame that ends behind it")
                 machine.step(opcode.name, argument)
     except (LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
@@ -264,7 +264,8 @@ def array_of(call: Call) -> np.ndarray | None:
     function, parts = call.function, call.arguments
     if not isinstance(function, Global) or not _OF_NUMPY.match(function.module):
         return None
-    shape, is_fortran = (), False
+    shape: Any = ()
+    is_fortran = False
     if function.name == "_reconstruct" and isinstance(call.state, tuple) and len(call.state) > 4:
         _, shape, dtype, is_fortran, data = call.state[:5]
     elif function.name == "scalar" and len(parts) == 2:
@@ -281,4 +282,5 @@ def array_of(call: Call) -> np.ndarray | None:
     is_shape = isinstance(shape, tuple) and all(type(n) is int and 0 <= n < 2**63 for n in shape)
     if not is_shape or type(data) is not bytes or len(data) != math.prod(shape) * int(kind[1]):
         return None
-    return np.frombuffer(data, order + kind).reshape(shape, order="F" if is_fortran else "C")
+    numbers = np.frombuffer(data, order + kind)
+    return np.asarray(numbers.reshape(shape, order="F" if is_fortran else "C"))

@@ -90,7 +90,8 @@ def _of_module(module: Any) -> dict[str, Any]:
     while waiting:
         before, node = waiting.pop()
         state = node.state if isinstance(node, Call) and id(node) not in known else None
-        parts = [state.get(part) for part in _PARTS] if isinstance(state, dict) else [None]
+        state = state if isinstance(state, dict) else {}
+        parts: list[Any] = [state.get(part) for part in _PARTS]
         if len(before) > MAX_NAME or not all(isinstance(part, dict) for part in parts):
             continue
         known.add(id(node))

@@ -230,7 +230,7 @@ class Lens:
 def _layers(model: nn.Module, in_scope: set[str]) -> dict[str, _Layer]:
     """The linear and convolutional layers by the names of their weights."""
     fast = [path for path, one in model.named_modules() if isinstance(one, _FAST_PATHS)]
-    found = {}
+    found: dict[str, _Layer] = {}
     for path, module in model.named_modules():
         axis, weight = axis_of(module), getattr(module, "weight", None)
         if any(path.startswith(f"{outer}." if outer else "") for outer in fast):
