@@ -170,7 +170,7 @@ def note_signal_handlers() -> None:
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The exception and those that led to it, but none that the training handles already."""
-    handled_by = {frame for frame, _ in traceback.walk_stack(sys._getframe())}
+    handled_by = {frame for frame, _ in traceback.walk_stack(sys._getframe(1))}
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:

@@ -87,10 +87,15 @@ class _Begun:
     """A step that has begun, and what was done inside it."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+        self._optimizer = weakref.ref(optimizer)  # one that has raised may be let go
         self.reached: set[int] = set()
         self.inner: list[Optimizer] = []
         self.spent_s = 0.0
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """Whose step it is; None if that is gone."""
+        return self._optimizer()
 
 
 class StepHook:
@@ -190,7 +195,7 @@ class StepHook:
                 since -= this.spent_s
                 del begun[place:]
                 break
-        outer = [one.optimizer for one in begun]
+        outer = [one for begin in begun if (one := begin.optimizer) is not None]
         if begun:
             begun[-1].reached |= this.reached
             begun[-1].inner += this.inner
@@ -228,9 +233,9 @@ _WRAPPERS = {one for one in Optimizer.profile_hook_step.__code__.co_consts if is
 def _running(begun: Sequence[_Begun], optimizer: Optimizer) -> list[_Begun]:
     """The steps that are not over, as one that has raised is, now that ``optimizer`` begins one."""
     # a method of an optimizer has called, over whatever way, what asks
-    frames = [frame for frame, _ in traceback.walk_stack(sys._getframe())]
+    frames = [frame for frame, _ in traceback.walk_stack(sys._getframe(1))]
     called = [(frame.f_locals.get("self"), frame.f_code in _WRAPPERS) for frame in frames]
-    others = {id(one) for one, _ in called if one is not optimizer}
+    others = {id(one) for one, _ in called if one is not optimizer and one is not None}
     num_own = sum(one is optimizer and is_step for one, is_step in called) - 1
     own = [one for one in begun if one.optimizer is optimizer][: max(num_own, 0)]
     return [one for one in begun if one in own or id(one.optimizer) in others]

@@ -93,10 +93,12 @@ class Learner(Protocol):
 def others() -> list[str]:
     """Names of other threads of this process that may draw, or use what an evaluation sets."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    found = []
-    for ident, frame in sys._current_frames().items():
+    frames, found = sys._current_frames(), []
+    # its own would hold itself, and with it all that its callers have
+    del frames[threading.get_ident()]
+    for ident, frame in frames.items():
         name = names.get(ident, f"thread {ident}")
-        if ident != threading.get_ident() and not _is_harmless(frame, name):
+        if not _is_harmless(frame, name):
             found.append(name)
     return sorted(found)
 

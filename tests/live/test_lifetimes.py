@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,28 @@ def test_many_dropped_watches_leave_no_file_no_thread_and_no_lock(tmp_path: Path
     assert done.stdout.splitlines() == ["[]", "[]"], done.stderr
     states = [json.loads(p.read_text()) for p in tmp_path.rglob("state.json")]
     assert states == [] or {state["status"] for state in states} == {"closed"}
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_evaluation_keeps_nothing_alive(background: bool, fails: bool) -> None:
+    """Else an optimizer that is gone seems to be there, and its successor's steps are lost."""
+    run = Run()
+    proxy = None if fails else run.proxy()
+    with run.watch(None, proxy=proxy, optimizer=None, every=2, background=background) as watcher:
+        run.train(4)
+        if fails:
+            run.optimizer.register_step_pre_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run.train(1)
+        assert len(watcher.records) == 2
+        gc.disable()
+        try:
+            kept = weakref.ref(run.optimizer)
+            run.optimizer = None
+            assert kept() is None
+        finally:
+            gc.enable()
 
 
 def test_a_dropped_watch_is_closed_with_its_reason(tmp_path: Path) -> None:
