@@ -47,7 +47,7 @@ T = TypeVar("T")
 #: hands batches on, and this library.
 _HARMLESS = (
     "sparsitywatch.threads", "sparsitywatch.live", "sparsitywatch.actions", "sparsitywatch.page",
-    "sparsitywatch.offline",
+    "sparsitywatch.offline", "asyncio.unix_events",
     "tqdm", "tensorboard", "tensorboardX", "wandb", "mlflow", "comet_ml", "neptune", "trackio",
     "torch.utils.data._utils.pin_memory", "torch._inductor", "multiprocessing.queues",
     "multiprocessing.resource_sharer", "concurrent.futures.process", "ipykernel", "IPython", "zmq",
