@@ -447,7 +447,7 @@ class _Series:
         line, far = self.line, self.far
         homes = [self._moved(p) for p in range(len(line))] if len(line) > 3 else []
         for (p, (at, gain)), (q, (to, other)) in itertools.combinations(enumerate(homes), 2):
-            is_mutual = at in (q - 1, q) and to in (p, p + 1)
+            is_mutual = at in (q - 1, q) and to in (p, p + 1) and self._is_exchanged(p, q)
             if (p, q) in ((0, 1), (len(line) - 2, len(line) - 1)):
                 # what is odd beside an end is as far from all; and some go to and fro everywhere
                 way = line if p else line[::-1]
@@ -457,6 +457,17 @@ class _Series:
             both = math.sqrt(gain * other)
             if is_mutual and min(gain, other) > (_MOVED, _FAR)[q > p + 1] and both > _SWAPPED:
                 yield both, line[p], line[q]
+
+    def _is_exchanged(self, p: int, q: int) -> bool:
+        """Whether each of two places is closer to the neighbours of the other: not to it alone."""
+        line, far = self.line, self.far
+        beside = [{line[i] for i in (p - 1, p + 1) if 0 <= i < len(line)} for p in (p, q)]
+        own, others = (sorted(some - {line[p], line[q]}) for some in beside)
+        ways = [far[line[i]] for i in (p, q)] if own and others else []
+        return all(
+            way[to].mean() <= way[at].mean()
+            for way, at, to in zip(ways, (own, others), (others, own), strict=False)
+        )
 
     def _moved(self, p: int) -> tuple[int, float]:
         """Where in the line a place is that makes for a shorter detour, and how much shorter."""

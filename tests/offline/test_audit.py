@@ -263,7 +263,10 @@ import json, sys
 import sparsitywatch as sw
 for name in sys.argv[1:]:
     found = sw.audit(f"hf://org/{name}@*")
-    rows = [(row.step, row.finding, row.evidence) for row in found.findings]
+    rows = [
+        (step, row.finding, row.evidence)
+        for row in found.findings for step in {row.step, *found.steps} if row.covers(step)
+    ]
     print(json.dumps([rows, found.num_audited, found.num_weight_bytes, found.num_bytes_read]))
 """
 

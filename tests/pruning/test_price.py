@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -25,8 +26,9 @@ class Priced:
         self.targets = (self.inputs @ torch.randn(16, 5)).argmax(1)
         self.model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 5))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, fused=True)
-        clock = SimpleNamespace(perf_counter=lambda: self.now)
-        monkeypatch.setattr("sparsitywatch.pruning.evaluation.time", clock)
+        clock = SimpleNamespace(perf_counter=lambda: self.now, thread_time=time.thread_time)
+        for module in ("pruning.evaluation", "live.trace", "live.snapshots"):
+            monkeypatch.setattr(f"sparsitywatch.{module}.time", clock)
         self._slow_masks(monkeypatch)
 
         def value(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
