@@ -31,7 +31,7 @@ class Process(NamedTuple):
             return isinstance(error, ProcessLookupError)
         # /proc may be that of the host, whose numbers are others
         is_own = Path("/proc/self").readlink() == Path(str(os.getpid()))
-        return is_own and _started(str(self.pid)) not in (-1, self.started)
+        return is_own and _started(self.pid) not in (-1, self.started)
 
 
 def this_process() -> Process:
@@ -49,9 +49,14 @@ def _process(pid: int) -> Process:
     return Process(pid, socket.gethostname(), boot, namespace, _started("self"))
 
 
-def _started(pid: str) -> int:
+def _started(pid: int | str) -> int:
     """When a process started, by its number in /proc; -1 if that is not known."""
-    try:  # its name may hold spaces and brackets
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError):
-        return -1
+    return int((stat_of(pid)[19:20] or [b"-1"])[0])
+
+
+def stat_of(pid: int | str) -> list[bytes]:
+    """What Linux says of a process after its name; nothing where it is gone, or no Linux."""
+    try:  # the name may hold spaces and brackets
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return []

@@ -19,7 +19,6 @@ import math
 import os
 import pickle
 import random
-import select
 import signal
 import sys
 import threading
@@ -29,6 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain
 from logging.handlers import BufferingHandler
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
@@ -38,6 +38,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError
+from sparsitywatch.processes import stat_of
 from sparsitywatch.ranks.protocol import Ranks, is_distributed
 from sparsitywatch.redact import logger, redacted_error
 
@@ -200,9 +201,7 @@ class Fork(Generic[T]):
 
     def _has_begun(self, limit_s: float) -> bool:
         """Whether the fork has said its first byte: no generator is held there."""
-        poll = select.poll()
-        poll.register(self._pipe, select.POLLIN)
-        return bool(poll.poll(1e3 * limit_s)) and os.read(self._pipe, 1) != b""
+        return bool(wait([self._pipe], limit_s)) and os.read(self._pipe, 1) != b""
 
     def result(self, expected_s: float = math.inf) -> T:
         """Wait for what the function returns or raises; a ForkError if the fork ends before.
@@ -229,17 +228,15 @@ class Fork(Generic[T]):
 
     def _read(self, limit_s: float) -> tuple[bytearray, str]:
         """All that it says, and why it is to be ended before it has said it."""
-        said, used, since = bytearray(), "", time.monotonic()
-        poll = select.poll()
-        poll.register(self._pipe, select.POLLIN)
+        said, used, since = bytearray(), list[bytes](), time.monotonic()
         while True:
-            if poll.poll(1e3 * _LOOK_S):
+            if wait([self._pipe], _LOOK_S):
                 if not (some := os.read(self._pipe, 2**20)):
                     return said, ""
                 said += some
             elif self._has_ended():  # a process of somebody else may hold the pipe open
                 return said, ""
-            elif (now := self._used()) != used:
+            elif (now := stat_of(self.pid)[11:13]) != used:  # processor time
                 used, since = now, time.monotonic()
             elif time.monotonic() - since > _STILL_S:
                 return said, f"it used no processor for {_STILL_S:g} s"
@@ -263,13 +260,6 @@ class Fork(Generic[T]):
         if pid:
             self._status = status
         return bool(pid)
-
-    def _used(self) -> str:
-        """Processor time that it has used, as Linux has it."""
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-            return " ".join(fields[11:13])
-        return ""
 
     def _be_the_fork(self, writer: int, parent: int, state: Any) -> NoReturn:
         """Run the function, say what has come of it, and end."""

@@ -8,6 +8,7 @@ convolution's output channel.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,12 +54,17 @@ class CountedCut(Cut):
             cuts.append(cls(level, sparsity, shares, axes, *own, **rest))
         return cuts
 
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:  # noqa: ARG002
-        """Remove all at level 1, else none: what is between is for those derived from this."""
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         if self.level >= 1.0:
             out.zero_()
-        else:
+        elif self.level <= 0.0:
             out.copy_(weights)
+        else:
+            self._prune(name, weights, out)
+
+    @abstractmethod
+    def _prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+        """The same at a level between 0 and 1."""
 
 
 def to_output_rows(tensor: torch.Tensor, input_axis: int) -> torch.Tensor:
@@ -128,11 +134,7 @@ class _RowCut(CountedCut):
     of_row: Mapping[str, int]  # how many of each row go
     scores: Scores
 
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Along the rows, however the tensor has them."""
-        if not 0.0 < self.level < 1.0:
-            super().prune(name, weights, out)
-            return
+    def _prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         rows, into = (to_output_rows(tensor, self.axes[name]) for tensor in (weights, out))
         score = None if self.scores is None else self.scores(name)
         at_once = max(1, _ROWS_AT_ONCE // max(1, rows.shape[1]) if weights.is_cpu else len(rows))
@@ -228,11 +230,7 @@ class _GroupCut(CountedCut):
     of: int
     scores: Scores
 
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Along the inputs; on the CPU whole groups at once where that can be done."""
-        if not 0.0 < self.level < 1.0:
-            super().prune(name, weights, out)
-            return
+    def _prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         axis, worth = self.axes[name], weights
         if self.scores is not None:
             found = self.scores(name)(to_output_rows(weights, axis), slice(None))

@@ -91,8 +91,7 @@ class _UpdatingCut(CountedCut):
     moments: Callable[[str], Moments]
     orders: Mapping[str, torch.Tensor]
 
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the kept weights, changed, to ``out``."""
+    def _prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         num = self.to_remove[name]
         if num in (0, weights.numel()):
             out.copy_(weights if num == 0 else torch.zeros_like(weights))

@@ -40,12 +40,9 @@ class _ThresholdCut(CountedCut):
     thresholds: Mapping[str, float]  # of each tensor
     scores: Scores  # of the weights, where a threshold is one of theirs
 
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the weights, or those of scores, above the threshold to ``out``."""
+    def _prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         threshold = self.thresholds[name]
-        if self.level >= 1.0:
-            out.zero_()
-        elif threshold == -math.inf:
+        if threshold == -math.inf:
             out.copy_(weights)
         elif self.scores is not None:
             found = self.scores(name)(to_output_rows(weights, self.axes[name]), slice(None))
