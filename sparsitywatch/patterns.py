@@ -19,19 +19,7 @@ from sparsitywatch.pruning.patterns import (
 )
 
 __all__ = [
-    "Cut",
-    "GlobalMagnitude",
-    "GlobalNormalised",
-    "KeepNM",
-    "Layerwise",
-    "MaskSimilarity",
-    "Pattern",
-    "PerRow",
-    "Random",
-    "RandomERK",
-    "SparseGPT",
-    "Wanda",
-    "Weights",
-    "from_budget",
+    "Cut", "GlobalMagnitude", "GlobalNormalised", "KeepNM", "Layerwise", "MaskSimilarity",
+    "Pattern", "PerRow", "Random", "RandomERK", "SparseGPT", "Wanda", "Weights", "from_budget",
     "mask_similarity",
-]
+]  # fmt: skip

@@ -279,7 +279,7 @@ class _Series:
         self.moving: list[str] = []
         kept = [np.full((2, _AROUND, len(facts)), np.nan)]
         for name in names:
-            sample = self._sample(name)
+            sample = np.stack([one.sample[name] for one in facts]).astype(float)
             first: dict[bytes, int] = {}
             ids = np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(sample)])
             equal = ids[:, None] == ids
@@ -292,9 +292,6 @@ class _Series:
         self.far = np.where(self.same, 0.0, np.sqrt(squares)) + 1e-12
         #: How much of one is in the next ones, and how uncertain that is: [offset - 1, N].
         self.kept, self.error = _most(np.stack(kept))
-
-    def _sample(self, name: str) -> np.ndarray:
-        return np.stack([one.sample[name] for one in self.facts]).astype(float)
 
     def judged(self) -> list[AuditFinding]:
         """What is wrong with any of them; what is so of several in a row once."""

@@ -50,7 +50,7 @@ def audit(
     """Whether the checkpoints of a series are what their names say.
 
     Headers are read, hashes that a storage has are compared (sha256 of the Hub, ETags of s3), and
-    4 kB of up to 32 tensors and of each shard are read once for all copies. A checkpoint that is
+    a sample that is spread over the tensors is read once for all copies. A checkpoint that is
     identical to another in these, and has no hash, is read at the beginning of every tensor.
 
     Args:

@@ -46,9 +46,8 @@ _COLOURS = (
 _HEAD = "<thead><tr><th></th><th>{}</th><th>finding</th><th>evidence</th></tr></thead>"
 _RESTS_ON = {
     True: "Every byte of the weights was read.",
-    False: "This audit read headers, the hashes that the storage has, and 4 kB of up to 32 tensors "
-    "of each checkpoint and of each of its files. It does not see what differs elsewhere: --full "
-    "reads every weight.",
+    False: "This audit read headers, the hashes that the storage has, and a sample that is spread "
+    "over the weights. It does not see what differs elsewhere: --full reads every weight.",
 }
 
 
