@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from typing_extensions import Unpack
+
 from sparsitywatch.actions import SaveNow, StopTraining, log_event
 from sparsitywatch.errors import ConfigurationError, contain_faults, expect, reraise_foreign
 from sparsitywatch.live.watch import WatchOptions, watch
@@ -17,6 +19,28 @@ from sparsitywatch.redact import logger, redacted_error
 
 #: The ``on_event`` of a callback: functions, and words for some of ``sw.actions``.
 OnEvent = Sequence[Callable[[Event], object] | str]
+
+
+class Watching:
+    """What the callbacks of all frameworks begin with."""
+
+    _is_asked = False  # whether only the environment asks for it
+
+    def __init__(
+        self,
+        proxy: Proxy | None = None,
+        *,
+        logdir: str | None = None,
+        on_event: OnEvent = ("log",),
+        **watch_options: Unpack[WatchOptions],
+    ) -> None:
+        self._attached = Attached(proxy, on_event, watch_options, is_asked=self._is_asked)
+        self._logdir = logdir
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """The watch on the latest training; None before the first one."""
+        return self._attached.watcher
 
 
 class Attached:

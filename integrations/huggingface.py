@@ -20,11 +20,9 @@ from typing_extensions import Unpack
 
 from sparsitywatch.actions import SaveNow
 from sparsitywatch.errors import MissingExtraError
-from sparsitywatch.integrations.attached import Attached, OnEvent
+from sparsitywatch.integrations.attached import OnEvent, Watching
 from sparsitywatch.live.watch import WatchOptions
-from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.batches import save_whole
-from sparsitywatch.pruning.proxy import Proxy
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -36,7 +34,7 @@ __all__ = ["SparsityWatchCallback"]
 _STATE_FILE = "sparsitywatch.pt"
 
 
-class SparsityWatchCallback(TrainerCallback):
+class SparsityWatchCallback(Watching, TrainerCallback):
     """Watches the model that a Trainer trains, from its first step to its last.
 
     The log goes to ``<logdir>/sparsitywatch``, a TensorBoard run beside the Trainer's own.
@@ -58,22 +56,6 @@ class SparsityWatchCallback(TrainerCallback):
         ConfigurationError: an option that ``sparsitywatch.watch`` does not know, or a word
             in ``on_event`` that is not one of these.
     """
-
-    def __init__(
-        self,
-        proxy: Proxy | None = None,
-        *,
-        logdir: str | None = None,
-        on_event: OnEvent = ("log",),
-        **watch_options: Unpack[WatchOptions],
-    ) -> None:
-        self._attached = Attached(proxy, on_event, watch_options, is_asked=False)
-        self._logdir = logdir
-
-    @property
-    def watcher(self) -> Watcher | None:
-        """The watch on the latest training; None before the first one."""
-        return self._attached.watcher
 
     @classmethod
     def from_eval(

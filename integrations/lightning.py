@@ -15,18 +15,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-
-from typing_extensions import Unpack
 
 from sparsitywatch.actions import SaveNow
 from sparsitywatch.errors import MissingExtraError
-from sparsitywatch.integrations.attached import Attached, OnEvent
-from sparsitywatch.live.watch import WatchOptions
-from sparsitywatch.live.watcher import Watcher
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.integrations.attached import Watching
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -43,7 +40,7 @@ __all__ = ["SparsityWatch"]
 _KEY = "sparsitywatch"  # of a checkpoint
 
 
-class SparsityWatch(Callback):
+class SparsityWatch(Watching, Callback):
     """Watches the module that a Lightning Trainer trains, from its first step to its last.
 
     With several optimizers a step is one of that which holds most of the weights in scope, while
@@ -65,24 +62,7 @@ class SparsityWatch(Callback):
         ConfigurationError: an option or a word in ``on_event`` is not known.
     """
 
-    _is_asked = False  # whether only the environment asks for it
-
-    def __init__(
-        self,
-        proxy: Proxy | None = None,
-        *,
-        logdir: str | None = None,
-        on_event: OnEvent = ("log",),
-        **watch_options: Unpack[WatchOptions],
-    ) -> None:
-        self._attached = Attached(proxy, on_event, watch_options, is_asked=self._is_asked)
-        self._logdir = logdir
-        self._saved: dict[str, Any] = {}  # of the checkpoint that the next training begins with
-
-    @property
-    def watcher(self) -> Watcher | None:
-        """The watch on the latest training; None before the first one."""
-        return self._attached.watcher
+    _saved: Mapping[str, Any] = MappingProxyType({})  # of the checkpoint that training goes on from
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach: by now there are optimizers, parts of the model, and what a checkpoint holds."""
