@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
 from sparsitywatch.locks import try_lock, unlock
-from sparsitywatch.processes import this_process
+from sparsitywatch.processes import Process, this_process
 from sparsitywatch.redact import logger
 
 #: Names the writer of a directory, who keeps it locked while it lives.
@@ -212,13 +212,13 @@ class Claim:
 
     def _sign(self, directory: Path) -> None:
         """Put a file with this holder's name in place, locked."""
-        holder = _Holder(uuid.uuid4().hex, *this_process())
-        temporary = directory / f"{_WRITER}-{holder.token}"
+        token, process = uuid.uuid4().hex, this_process()
+        temporary = directory / f"{_WRITER}-{token}"
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(temporary.open("xb", buffering=0))
                 stack.callback(unlock, file.fileno())
-                file.write(json.dumps(holder._asdict()).encode())
+                file.write(json.dumps({"token": token, **process._asdict()}).encode())
                 if try_lock(file.fileno()) is None:
                     file.close()  # Windows cannot rename a file that is open
                 temporary.replace(directory / _WRITER)
@@ -227,8 +227,7 @@ class Claim:
                 logger.warning("%s could not be claimed: %s", directory, error)
                 return
             self.release()
-            self._token = holder.token
-            self._pid = holder.pid
+            self._token, self._pid = token, process.pid
             self._close_writer = weakref.finalize(self, stack.pop_all().close)
             self._close_writer.atexit = False
 
@@ -237,28 +236,25 @@ class _Holder(NamedTuple):
     """Whoever signed a directory last, if anybody did."""
 
     token: str = ""
-    pid: int = -1
-    host: str = ""
-    boot: str = ""
-    namespace: str = ""
-    started: int = -1
+    process: Process = Process()
 
     @classmethod
     def of(cls, directory: Path) -> _Holder:
         try:
-            return cls(**json.loads((directory / _WRITER).read_bytes()))
-        except (OSError, ValueError, TypeError):
+            said = json.loads((directory / _WRITER).read_bytes())
+            return cls(said.pop("token"), Process(**said))
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
             return cls()
 
     @property
     def is_here(self) -> bool:
-        return self[1:] == this_process()
+        return self.process == this_process()
 
     def __str__(self) -> str:
         if not self.token:
             return "another process"
         here = "another one in this process"
-        return here if self.is_here else f"process {self.pid} on {self.host}"
+        return here if self.is_here else f"process {self.process.pid} on {self.process.host}"
 
 
 def _is_locked(path: Path) -> bool:
