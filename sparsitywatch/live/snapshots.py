@@ -35,9 +35,10 @@ from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.threads import begun
+from sparsitywatch.vital.after import WRITTEN, AfterStep
 from sparsitywatch.weights.clock import Clock, OptimizerReading
 from sparsitywatch.weights.motion import MotionTracker, Moved
-from sparsitywatch.weights.sharded import local_of
+from sparsitywatch.weights.sharded import Tensors, local_of
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 
 #: What writing a snapshot takes, and what else does not depend on the number of weights.
@@ -97,9 +98,12 @@ class SnapshotTaker:
         self._reader = reader
         self._budget = budget
         self._marks: dict[str, tuple[Hashable, ...]] = {}  # what changes where weights are written
+        self.after = AfterStep()
+        self._used: tuple[int, ...] = ()  # ids of the parameters that were noted
+        self._early: tuple[OptimizerReading, Examined] | None = None  # read right after the step
         self._finishes_in = 0  # the thread that finishes the latest one
         self.job: Future[FinishedSnapshot] | None = None  # on its way, or not collected yet
-        self._is_on_cpu = False  # as of the latest read
+        self.is_on_cpu = False  # as of the latest read
         self.behind = Behind(evaluate, model, reader)
         # an evaluation begins when nothing is on its way, so it may restore from the same buffers
         self._copy = model.spare = WarmCopy()
@@ -116,7 +120,7 @@ class SnapshotTaker:
         if motion is not None:
             sample = self._reader.sample(motion.sampler, snapshot)
             motion.compare(step, sample, optimizer=reading)
-        if behind and self._is_on_cpu:  # touches memory now, where it is nobody's time
+        if behind and self.is_on_cpu:  # touches memory now, where it is nobody's time
             self._copy.take(snapshot)
 
     def price(self, snapshot: Snapshot, dense: np.ndarray | None) -> None:
@@ -184,8 +188,34 @@ class SnapshotTaker:
         }
         return self._marks != before
 
+    def note(self) -> None:
+        """Note the weights as a step has left them: something may write to them before their use."""
+        every = self.lookup()[1]
+        self._used = tuple(map(id, every.values()))
+        self.after.note(every)
+
+    def look(self, *, is_forward: bool) -> bool:
+        """See what was written to the weights; False if a forward uses other parameters."""
+        every = self.lookup()[1]
+        if is_forward and self._used != tuple(map(id, every.values())):
+            return False
+        with torch.no_grad():
+            self.after.look(every)
+        return True
+
+    def begin_late(self, step: int) -> None:
+        """Read what the step has left but the weights: ``take`` reads these as they are by then."""
+        with torch.no_grad():
+            self._early = self._read_training(step, self.lookup()[1])
+
     def take(
-        self, step: int, *, behind: bool = False, num_left_out: int = 0, not_evaluated: str = ""
+        self,
+        step: int,
+        *,
+        behind: bool = False,
+        num_left_out: int = 0,
+        not_evaluated: str = "",
+        read_before: str = "",
     ) -> None:
         """Take a snapshot, ``behind`` the training as far as it can be; ``collect`` gives it."""
         now = self._budget.now
@@ -226,6 +256,7 @@ class SnapshotTaker:
                 num_left_out=num_left_out,
                 num_evaluations_left_out=int(bool(not_evaluated)),
             )
+            record = replace(record, read_before=read_before)
             record, events = self.pipeline.take(record, said[0].detail)
             return FinishedSnapshot(record, events, evaluates, front_s(), behind_s())
 
@@ -278,11 +309,23 @@ class SnapshotTaker:
         """The weights, what optimizers have done, and what says what became of all parameters."""
         parameters, every = self.lookup()
         snapshot = Snapshot.of_parameters(parameters, self.run.scope, step)
-        self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
-        training = self.trace.training(every)
+        self.is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         # what the next step changes is read now; before a copy leaves caches cold
+        early, self._early = self._early, None
+        reading, examined = early or self._read_training(step, every)
+        if written := dict.fromkeys(self.after.habits, WRITTEN):
+            known = {**reading.not_measurable, **written}
+            reading = replace(reading, not_measurable=known)
+        return snapshot, reading, examined
+
+    def _read_training(self, step: int, every: Tensors) -> tuple[OptimizerReading, Examined]:
+        """What optimizers have done, and what says what became of all parameters."""
+        training = self.trace.training(every)
         examined = self.trace.examine(step, every, training, strict=self.run.strict)
-        return snapshot, self.trace.reading(training), examined
+        trained = frozenset(() if training is None else training.trainers)
+        return self.trace.reading(training), lambda spectrum: self.after.told(
+            examined(spectrum), trained
+        )
 
     def _to_measure(
         self, step: int, model: MaskedModel | None, not_evaluated: str, *, behind: bool
@@ -292,7 +335,7 @@ class SnapshotTaker:
         reader, motion = self._reader, self.trace.motion
         elsewhere: Callable[[], Evaluated] | None = None
         proxy = None if model is None else self.run.proxy
-        is_later = behind and self._is_on_cpu and (proxy is None or self.behind.is_safe())
+        is_later = behind and self.is_on_cpu and (proxy is None or self.behind.is_safe())
         live = snapshot
         if is_later:
             snapshot, reader = self._copy.take(snapshot), reader.behind

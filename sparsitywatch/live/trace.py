@@ -104,7 +104,7 @@ class StepHook:
     That is, every step that an optimizer takes in the process; what one does in a step of its own,
     as a subclass that calls ``super().step()``, is part of that.
 
-    Both are methods of a watch, held weakly. It lives as long as an optimizer that it is tied to,
+    Both are methods of a watch, held weakly; ``wait`` has another one called before steps. It lives as long as an optimizer that it is tied to,
     also if nobody else holds it; until then the process holds it. Two hooks of torch serve all
     watches of a process. torch goes through its hooks while they run, so they are taken off between
     steps only, never by the garbage collector in the middle of one, nor while another thread may be
@@ -145,6 +145,10 @@ class StepHook:
         self._untied.pop(id(self), None)
         # who holds this method holds the watch; no step calls it
         self.tie = optimizer.register_state_dict_pre_hook(partial(_stay, self._after()))
+
+    def wait(self, before: Callable[[Optimizer], None]) -> None:
+        """Call this method of the watch before steps, until ``begin``."""
+        self._before = weakref.WeakMethod(before)
 
     def begin(self) -> None:
         """Call no more before steps."""

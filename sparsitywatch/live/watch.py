@@ -28,6 +28,7 @@ from sparsitywatch.errors import (
     expect_path,
     expect_whole,
 )
+from sparsitywatch.live.after import NextForward
 from sparsitywatch.live.behind import Where
 from sparsitywatch.live.ring import Ring
 from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
@@ -198,7 +199,14 @@ def watch(
         if claim.directory is not None:
             prepare(claim.directory)
         return Watcher(
-            taker, schedule, ranks, moves, background=background, initial_step=initial_step, off=off
+            taker,
+            schedule,
+            ranks,
+            moves,
+            NextForward(model, inner),
+            background=background,
+            initial_step=initial_step,
+            off=off,
         )
 
 

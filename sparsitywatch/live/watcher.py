@@ -28,6 +28,7 @@ from sparsitywatch.errors import (
     note_signal_handlers,
     reraise_foreign,
 )
+from sparsitywatch.live.after import NextForward, without_autocast
 from sparsitywatch.live.resume import check_state, open_log, restore_proxy, step_in_log
 from sparsitywatch.live.ring import Ring
 from sparsitywatch.live.schedule import BudgetedSchedule, Due
@@ -41,6 +42,8 @@ from sparsitywatch.records.record import UNPAID
 from sparsitywatch.redact import logger, of_watch, redacted_error
 
 _MAX_FAILURES = 3  # snapshots that fail in a row, then the watch is off
+#: So many first steps show whether something writes to weights after them.
+_TRIED = 2
 #: So often the sinks are told how the watch stands, in seconds: with a snapshot, and without one.
 _REPORT_S, _SIGN_OF_LIFE_S = 10.0, 60.0
 #: Numbers the attaches and the steps of all watches of this process in their order.
@@ -117,6 +120,7 @@ class Watcher:
         schedule: when to take one.
         ranks: that watch together with this one, or may still come.
         ring: keeps what moved at each of the latest steps.
+        forward: calls before a forward of the training.
         background: whether what can be done behind the training is done there.
         initial_step: steps done before the first one that is watched; None to find out.
         off: why this watch does nothing; empty if it does.
@@ -131,6 +135,7 @@ class Watcher:
         schedule: BudgetedSchedule,
         ranks: Ranks,
         ring: Ring,
+        forward: NextForward,
         *,
         background: bool,
         initial_step: int | None,
@@ -143,6 +148,9 @@ class Watcher:
         self._budget = schedule.budget
         self._ranks = ranks
         self._ring = ring
+        self._forward = forward
+        self._is_waiting = False  # for the weights of this step to be used
+        self._owed = Due.NOTHING  # what is to be measured of them then
         self._background = background
         self._off = off
         self._step = initial_step  # optimizer steps done; None until that is found out
@@ -282,8 +290,10 @@ class Watcher:
         with _Contained(self):
             self._ranks.decide("watcher.snapshot()")
             self._open()
+            self._take_owed()
             self._collect(wait=True)
             if not self._off and self._last_step != self.step_count:
+                self._owed = Due.NOTHING
                 self._take(Due.EVERYTHING, behind=False)
         is_taken = self._last_step == self.step_count
         return self._pipeline.records[-1] if is_taken else self._failed(self._off)
@@ -370,6 +380,9 @@ class Watcher:
             return
         with self._lock:
             self._thread = threading.get_ident()
+            if not self._is_idle():
+                with _Contained(self):
+                    self._use("close")
             self._settle()
             if self._closed:
                 return
@@ -378,6 +391,7 @@ class Watcher:
             self._closed = True
             self._at_exit.cancel()
             self._hook.remove()
+            self._forward.remove()
             if not self._off:
                 self._finish(ended_by, reason)
 
@@ -428,6 +442,46 @@ class Watcher:
             if not self._opened and self._pending is None and self._taker.mark():
                 self._taker.begin(self._step, behind=self._background)
 
+    def _before_next_step(self, optimizer: Optimizer) -> None:
+        """The weights of the latest step that was noted are about to be changed."""
+        if not self._is_idle():
+            with _Contained(self):
+                if self._trace.knows(optimizer):
+                    self._use("step")
+
+    def _before_forward(self) -> None:
+        """A forward of the training is about to use the weights of the latest step."""
+        if not self._is_idle():
+            with _Contained(self), without_autocast():
+                self._use("forward")
+
+    def _use(self, before: Literal["forward", "step", "close"]) -> None:
+        """See what was written to the weights that are used now; measure them if that is due."""
+        if not self._is_waiting or not self._taker.look(is_forward=before == "forward"):
+            return
+        owed, read_before = self._owed, before if self._taker.after.is_written else ""
+        self._stop_waiting()
+        if owed:
+            self._take(owed, behind=self._background, read_before=read_before)
+
+    def _take_owed(self) -> None:
+        """Take what waits for the next forward now, unless something is known to write till then."""
+        if self._owed and not self._taker.after.is_written:
+            owed, self._owed = self._owed, Due.NOTHING
+            self._take(owed, behind=self._background)
+
+    def _wait(self, owed: Due) -> None:
+        """See later what is written to the weights of this step, and measure what is owed then."""
+        self._taker.note()
+        self._is_waiting, self._owed = True, owed
+        self._hook.wait(self._before_next_step)
+        self._forward.wait(self._before_forward)
+
+    def _stop_waiting(self) -> None:
+        self._is_waiting, self._owed = False, Due.NOTHING
+        self._hook.begin()
+        self._forward.remove()
+
     def _on_step(self, step: Step) -> None:
         """An optimizer took a step."""
         if self._closed or os.getpid() != self._pid:
@@ -448,15 +502,17 @@ class Watcher:
                 return
             if self._hook.tie is None:
                 self._hook.tie_to(optimizer)
-            self._advance(num_steps)
+            self._advance(num_steps, is_seen=True)
 
-    def _advance(self, num_steps: int, step: int | None = None) -> None:
+    def _advance(self, num_steps: int, step: int | None = None, *, is_seen: bool = False) -> None:
         """Some steps were taken; ``step`` is how many there are by now, if that was said."""
         self._stepped, self._thread = next(_order), threading.get_ident()
         if not self._opened:
             self._open(num_steps)
         if self._off:
             return
+        if self._is_waiting:  # nobody has seen this step begin
+            self._stop_waiting()
         before = self._step or 0
         step = before + num_steps if step is None else step
         self._step = step
@@ -477,8 +533,16 @@ class Watcher:
         is_apart = is_busy and self._taker.behind.is_on
         due = self._schedule.due(step, is_busy=is_busy, is_apart=is_apart)
         # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
-        if due is not None and (decided := Due(self._ranks.decide(f"step {step}", due))):
+        decided = Due.NOTHING if due is None else Due(self._ranks.decide(f"step {step}", due))
+        after = self._taker.after
+        is_trial = after.num_looks < _TRIED and self._taker.is_on_cpu  # else a step would wait
+        is_late = is_seen and self._ranks.is_alone and (after.is_written or not after.num_looks)
+        if decided and is_late:
+            self._taker.begin_late(step)
+        elif decided:
             self._take(decided, behind=self._background)
+        if is_seen and self._ranks.is_alone and (decided or is_trial):
+            self._wait(decided if is_late else Due.NOTHING)
 
     def _decline(self, step: int, what: str = "") -> None:
         """Where the others are about to take a snapshot, say that this rank's watch is off."""
@@ -493,7 +557,7 @@ class Watcher:
             with contextlib.suppress(MeasurementError, RanksError):
                 ranks.agree(what or f"step {step}", MeasurementError(self._off))
 
-    def _take(self, due: Due, *, behind: bool) -> None:
+    def _take(self, due: Due, *, behind: bool, read_before: str = "") -> None:
         with self._ranks.all_or_none("a snapshot"):
             self._collect(wait=True)
             self._stand_back()
@@ -508,6 +572,7 @@ class Watcher:
             behind=behind,
             num_left_out=self._schedule.pop_left_out(),
             not_evaluated=UNPAID if due is Due.WEIGHTS else "",
+            read_before=read_before,
         )
         self._collect()
 
@@ -543,6 +608,7 @@ class Watcher:
             self._taker.wait()  # without the lock, which a step may wait for
             if self._thread == threading.get_ident():
                 with _Contained(self):
+                    self._take_owed()
                     self._collect(wait=True)
 
     # ------------------------------------------------------------------ the log
@@ -649,6 +715,7 @@ class Watcher:
 
     def _switch_off(self, reason: str) -> None:
         self._off = reason
+        self._stop_waiting()
         logger.error("the watch switched itself off: %s", reason)
         if self._opened:
             self._taker.wait()
