@@ -42,6 +42,7 @@ class NextForward:
             self._handles.pop().remove()
 
     def __call__(self, module: nn.Module, _: object) -> None:
+        """A forward begins: call, if it is one of training."""
         # whoever compiles a forward now finds nothing here
         if torch.compiler.is_compiling() or not (module.training and torch.is_grad_enabled()):
             return

@@ -35,7 +35,7 @@ from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.threads import begun
-from sparsitywatch.vital.after import WRITTEN, AfterStep
+from sparsitywatch.vital.after import WRITTEN, AfterStep, with_habits
 from sparsitywatch.weights.clock import Clock, OptimizerReading
 from sparsitywatch.weights.motion import MotionTracker, Moved
 from sparsitywatch.weights.sharded import Tensors, local_of
@@ -68,6 +68,8 @@ class FinishedSnapshot:
     behind_s: float  # processor time of the thread behind it, as if no core were free
 
 
+#: What is read of optimizers and of all parameters; names of those that are stepped on.
+_Stepped = tuple[OptimizerReading, Examined, frozenset[str]]
 #: What a snapshot says, what the optimizer did, and what has moved.
 _Outcome = tuple[Measured, OptimizerReading | None, Moved | None]
 
@@ -100,7 +102,7 @@ class SnapshotTaker:
         self._marks: dict[str, tuple[Hashable, ...]] = {}  # what changes where weights are written
         self.after = AfterStep()
         self._used: tuple[int, ...] = ()  # ids of the parameters that were noted
-        self._early: tuple[OptimizerReading, Examined] | None = None  # read right after the step
+        self._early: _Stepped | None = None  # read right after the step
         self._finishes_in = 0  # the thread that finishes the latest one
         self.job: Future[FinishedSnapshot] | None = None  # on its way, or not collected yet
         self.is_on_cpu = False  # as of the latest read
@@ -188,11 +190,11 @@ class SnapshotTaker:
         }
         return self._marks != before
 
-    def note(self) -> None:
-        """Note the weights as a step has left them: something may write to them before their use."""
+    def note(self, *, is_read: bool) -> None:
+        """Note the weights as a step has left them, and perhaps a snapshot has read them."""
         every = self.lookup()[1]
         self._used = tuple(map(id, every.values()))
-        self.after.note(every)
+        self.after.note(every, self.trace.sampled if is_read else {})
 
     def look(self, *, is_forward: bool) -> bool:
         """See what was written to the weights; False if a forward uses other parameters."""
@@ -312,20 +314,18 @@ class SnapshotTaker:
         self.is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         # what the next step changes is read now; before a copy leaves caches cold
         early, self._early = self._early, None
-        reading, examined = early or self._read_training(step, every)
-        if written := dict.fromkeys(self.after.habits, WRITTEN):
-            known = {**reading.not_measurable, **written}
+        reading, examined, trained = early or self._read_training(step, every)
+        if habits := self.after.habits(trained):
+            known = {**reading.not_measurable, **dict.fromkeys(habits, WRITTEN)}
             reading = replace(reading, not_measurable=known)
-        return snapshot, reading, examined
+        return snapshot, reading, lambda spectrum: with_habits(examined(spectrum), habits)
 
-    def _read_training(self, step: int, every: Tensors) -> tuple[OptimizerReading, Examined]:
-        """What optimizers have done, and what says what became of all parameters."""
+    def _read_training(self, step: int, every: Tensors) -> _Stepped:
+        """What optimizers did, what says what became of all parameters, and who is trained."""
         training = self.trace.training(every)
         examined = self.trace.examine(step, every, training, strict=self.run.strict)
         trained = frozenset(() if training is None else training.trainers)
-        return self.trace.reading(training), lambda spectrum: self.after.told(
-            examined(spectrum), trained
-        )
+        return self.trace.reading(training), examined, trained
 
     def _to_measure(
         self, step: int, model: MaskedModel | None, not_evaluated: str, *, behind: bool

@@ -104,7 +104,7 @@ class StepHook:
     That is, every step that an optimizer takes in the process; what one does in a step of its own,
     as a subclass that calls ``super().step()``, is part of that.
 
-    Both are methods of a watch, held weakly; ``wait`` has another one called before steps. It lives as long as an optimizer that it is tied to,
+    Both are methods of a watch, held weakly. It lives as long as an optimizer that it is tied to,
     also if nobody else holds it; until then the process holds it. Two hooks of torch serve all
     watches of a process. torch goes through its hooks while they run, so they are taken off between
     steps only, never by the garbage collector in the middle of one, nor while another thread may be
@@ -556,6 +556,11 @@ class OptimizerTrace:
                 return failed(error)(spectrum)
 
         return examined
+
+    @property
+    def sampled(self) -> Tensors:
+        """Some weights of every parameter as they were examined last."""
+        return self._examiner.sampled
 
     def groups(self) -> list[Any]:
         """Learning rate, decay and names of each param group, to be compared between ranks."""

@@ -465,17 +465,10 @@ class Watcher:
             self._take(owed, behind=self._background, read_before=read_before)
 
     def _take_owed(self) -> None:
-        """Take what waits for the next forward now, unless something is known to write till then."""
+        """Take now what waits for the next forward, unless something writes until then."""
         if self._owed and not self._taker.after.is_written:
             owed, self._owed = self._owed, Due.NOTHING
             self._take(owed, behind=self._background)
-
-    def _wait(self, owed: Due) -> None:
-        """See later what is written to the weights of this step, and measure what is owed then."""
-        self._taker.note()
-        self._is_waiting, self._owed = True, owed
-        self._hook.wait(self._before_next_step)
-        self._forward.wait(self._before_forward)
 
     def _stop_waiting(self) -> None:
         self._is_waiting, self._owed = False, Due.NOTHING
@@ -534,15 +527,25 @@ class Watcher:
         due = self._schedule.due(step, is_busy=is_busy, is_apart=is_apart)
         # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
         decided = Due.NOTHING if due is None else Due(self._ranks.decide(f"step {step}", due))
-        after = self._taker.after
-        is_trial = after.num_looks < _TRIED and self._taker.is_on_cpu  # else a step would wait
-        is_late = is_seen and self._ranks.is_alone and (after.is_written or not after.num_looks)
-        if decided and is_late:
-            self._taker.begin_late(step)
+        if is_seen and self._ranks.is_alone:
+            self._measure(decided)
         elif decided:
             self._take(decided, behind=self._background)
-        if is_seen and self._ranks.is_alone and (decided or is_trial):
-            self._wait(decided if is_late else Due.NOTHING)
+
+    def _measure(self, due: Due) -> None:
+        """Take what is due now, or where the weights are used; see whether they are written to."""
+        after, taker = self._taker.after, self._taker
+        owed = due if after.is_written or not after.num_looks else Due.NOTHING
+        if owed:
+            taker.begin_late(self.step_count)
+        elif due:
+            self._take(due, behind=self._background)
+        is_trial = after.num_looks < _TRIED and taker.is_on_cpu  # else a step waits for the device
+        if due or is_trial:
+            taker.note(is_read=bool(due))
+            self._is_waiting, self._owed = True, owed
+            self._hook.wait(self._before_next_step)
+            self._forward.wait(self._before_forward)
 
     def _decline(self, step: int, what: str = "") -> None:
         """Where the others are about to take a snapshot, say that this rank's watch is off."""
