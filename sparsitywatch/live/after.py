@@ -43,11 +43,15 @@ class NextForward:
 
     def __call__(self, module: nn.Module, _: object) -> None:
         """A forward begins: call, if it is one of training."""
-        # whoever compiles a forward now finds nothing here
-        if torch.compiler.is_compiling() or not (module.training and torch.is_grad_enabled()):
+        # whoever compiles or traces a forward now finds nothing here
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        if not (module.training and torch.is_grad_enabled()):
             return
         call = None if self._call is None else self._call()
-        if call is not None and self._handles and threading.get_ident() == self._thread:
+        if call is None:  # the watch is gone
+            self.remove()
+        elif self._handles and threading.get_ident() == self._thread:
             call()
 
     def __reduce__(self) -> tuple[Any, ...]:

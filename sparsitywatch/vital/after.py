@@ -21,8 +21,8 @@ from sparsitywatch.vital.samples import FEW, Sample, chosen
 from sparsitywatch.weights.sharded import Tensors, local_of
 from sparsitywatch.weights.snapshot import gather_sample
 
-#: It is a habit where a tensor was written to at so many looks, one of them among the latest ones;
-#: or put back at so many one after another. A rollback, or a pruning, comes once.
+#: It is a habit where a tensor was written to, or put back, at so many looks one after another. A
+#: rollback, or a pruning, comes once. It lasts until nothing was written at so many of the latest.
 _HABIT, _LATEST = 2, 8
 #: Weights that hold at most so many values, a quarter of their number, are quantised.
 _MOST_VALUES = 256
@@ -40,7 +40,7 @@ _CHANGED = "{} of their weights changed"
 class Habit(NamedTuple):
     """What was done to a tensor at the looks up to now."""
 
-    num_looks: int = 0  # at which it was written to
+    num_looks: int = 0  # in a row, at which it was written to; of a habit all
     latest: int = 0  # of these
     num_back: int = 0  # in a row, up to now, at which all of it was put back
     what: str = ""
@@ -74,8 +74,11 @@ class AfterStep:
             written, old = is_written[where], is_old[where]
             what = _what(left.values[where], now.values[where], written, old)
             last = self._habits.get(name, Habit())
-            was_back = last.num_back if last.latest == self.num_looks - 1 else 0
-            num_back = was_back + 1 if what == _RESTORED and old.all() else 0
+            if last.latest < self.num_looks - 1:
+                last = last._replace(
+                    num_back=0, num_looks=last.num_looks * (last.num_looks >= _HABIT)
+                )
+            num_back = last.num_back + 1 if what == _RESTORED and old.all() else 0
             share = float(written.mean())
             self._habits[name] = Habit(last.num_looks + 1, self.num_looks, num_back, what, share)
 

@@ -6,6 +6,7 @@ The oracle is the loop: it keeps, in numpy, what each forward of the training is
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 from collections.abc import Callable
@@ -140,7 +141,7 @@ def quantise(loop: Loop) -> None:
 @torch.no_grad()
 def soften(loop: Loop) -> None:
     for weight in loop.weights:
-        weight.copy_(nn.functional.softshrink(weight, 0.03))
+        weight.copy_(nn.functional.softshrink(weight, 0.005))
 
 
 @torch.no_grad()
@@ -274,6 +275,80 @@ def test_a_habit_that_begins_late_is_seen_from_the_second_snapshot_on() -> None:
     check_records(loop, records[3:])
     (event,) = loop.told("written")
     assert event.detected_step == 12
+
+
+def test_what_is_averaged_now_and_then_is_recorded_and_is_no_habit() -> None:
+    """As by a lookahead that writes beside its optimizer's step."""
+    loop = Loop(every=1)
+    loop.watch()
+    loop.train(21, after=lambda one: len(one.used) % 4 or average(one))
+    loop.close()
+    assert {record.read_before for record in loop.watcher.records[4:]} == {"forward", "close"}
+    check_records(loop, loop.watcher.records[4:])
+    assert loop.told("written", "untrained", "overwritten") == []
+
+
+def test_an_evaluation_before_a_forward_is_that_between_steps() -> None:
+    """Under autocast, too, in whose midst the forward is."""
+    loop = Loop(is_watched=False)
+
+    def value(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        return (model(batch[0]) - batch[1]).square().mean(dim=1)
+
+    proxy = sw.Proxy([[loop.inputs, loop.targets]], value)
+    loop.watcher = sw.watch(
+        loop.model, loop.optimizer, proxy=proxy, logdir=None, every=3, scope="layers",
+        max_overhead=None, strict=True, on_event=[],
+    )  # fmt: skip
+    values = []
+    for _ in range(10):
+        loop.model.eval()
+        with torch.no_grad():
+            values.append(float(value(loop.model, [loop.inputs, loop.targets]).double().mean()))
+        loop.model.train()
+        loop.optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loop.loss()
+        loss.backward()
+        loop.optimizer.step()
+        mask(loop)
+    loop.watcher.close()
+    records = loop.watcher.records
+    assert [record.read_before for record in records] == ["forward"] * 3
+    assert all(record.valid for record in records)
+    assert [record.curve.dense for record in records] == pytest.approx(values[3::3], rel=1e-6)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_who_asks_for_records_gets_that_of_the_step(background: bool) -> None:
+    loop = Loop(every=1, background=background)
+    loop.watch()
+    for step in range(1, 5):
+        loop.step()
+        assert [record.step for record in loop.watcher.records] == [*range(1, step + 1)]
+    loop.close()
+
+
+def test_a_watch_that_is_gone_leaves_no_hook() -> None:
+    loop = Loop(every=1)
+    loop.watch(optimizer=None)
+    loop.step()
+    assert len(loop.model._forward_pre_hooks) == 1
+    loop.watcher, loop.optimizer = None, torch.optim.SGD(loop.model.parameters(), lr=0.01)
+    gc.collect()
+    loop.step()
+    assert not loop.model._forward_pre_hooks
+
+
+def test_the_gate_is_green_for_what_is_masked_and_red_for_what_is_put_back() -> None:
+    def make_training(after: Callable[[Loop], None]) -> tuple[nn.Module, object, Callable]:
+        loop = Loop(is_watched=False)
+        return loop.model, loop.optimizer, partial(loop.step, after=after)
+
+    assert sw.assert_trains(partial(make_training, mask)).equal
+    with pytest.raises(sw.errors.TrainingError, match=PUT_BACK) as caught:
+        sw.assert_trains(partial(make_training, put_back))
+    assert {*caught.value.tensors} == {"0.weight", "0.bias"}
 
 
 def test_what_is_written_once_is_no_habit() -> None:
