@@ -44,9 +44,8 @@ class NextForward:
     def __call__(self, module: nn.Module, _: object) -> None:
         """A forward begins: call, if it is one of training."""
         # whoever compiles or traces a forward now finds nothing here
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return
-        if not (module.training and torch.is_grad_enabled()):
+        is_traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        if is_traced or not (module.training and torch.is_grad_enabled()):
             return
         call = None if self._call is None else self._call()
         if call is None:  # the watch is gone
@@ -61,9 +60,9 @@ class NextForward:
 @contextmanager
 def without_autocast() -> Iterator[None]:
     """As between steps, where a forward may be inside autocast."""
+    found = torch.accelerator.current_accelerator()
     with ExitStack() as stack:
-        for kind in ("cpu", torch.accelerator.current_accelerator()):
-            name = getattr(kind, "type", kind)
-            if name is not None and torch.is_autocast_enabled(name):
-                stack.enter_context(torch.autocast(name, enabled=False))
+        for kind in ("cpu", *([] if found is None else [found.type])):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         yield

@@ -102,7 +102,7 @@ class SnapshotTaker:
         self._marks: dict[str, tuple[Hashable, ...]] = {}  # what changes where weights are written
         self.after = AfterStep()
         self._used: tuple[int, ...] = ()  # ids of the parameters that were noted
-        self._early: _Stepped | None = None  # read right after the step
+        self._early: dict[int, _Stepped] = {}  # read right after a step, by its number
         self._finishes_in = 0  # the thread that finishes the latest one
         self.job: Future[FinishedSnapshot] | None = None  # on its way, or not collected yet
         self.is_on_cpu = False  # as of the latest read
@@ -208,7 +208,7 @@ class SnapshotTaker:
     def begin_late(self, step: int) -> None:
         """Read what the step has left but the weights: ``take`` reads these as they are by then."""
         with torch.no_grad():
-            self._early = self._read_training(step, self.lookup()[1])
+            self._early = {step: self._read_training(step, self.lookup()[1])}
 
     def take(
         self,
@@ -313,7 +313,7 @@ class SnapshotTaker:
         snapshot = Snapshot.of_parameters(parameters, self.run.scope, step)
         self.is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         # what the next step changes is read now; before a copy leaves caches cold
-        early, self._early = self._early, None
+        early = self._early.pop(step, None)
         reading, examined, trained = early or self._read_training(step, every)
         if habits := self.after.habits(trained):
             known = {**reading.not_measurable, **dict.fromkeys(habits, WRITTEN)}
