@@ -351,7 +351,6 @@ class OptimizerTrace:
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
-        lookup: Callable[[], Tensors],  # every parameter of the model as it is now
         sizes: Mapping[str, int],
         motion: MotionTracker | None,
         examiner: Examiner,
@@ -359,14 +358,15 @@ class OptimizerTrace:
         self.has_given = bool(optimizers)
         self._given = tuple(map(weakref.ref, optimizers))  # who is watched does not live by that
         self.tracker = motion  # compares the weights
-        self._lookup = lookup
+        #: Gives every parameter of the model as it is now; set by whoever reads the model.
+        self.lookup: Callable[[], Tensors] = dict
         self._sizes = sizes  # of the weights in scope, by name
         self._examiner = examiner
         self._accounts: list[Account] = []  # of an optimizer each
         self._is_restored = False  # whether a state was loaded
         self._counter = StepCounter(optimizers)
         self._is_counting = False  # whether hooks have counted a step
-        self._is_said = False  # whether the training says which steps it takes
+        self.is_said = False  # whether the training says which steps it takes
         self._has_hooks = False  # whether a step of what was given has been seen
         self._start = (0.0, 0.0)  # decay and lr of the run, where nobody knows of which weights
         # by name what was done in an earlier process, and by optimizers that are gone
@@ -406,7 +406,7 @@ class OptimizerTrace:
             return
         accounts = list(map(self._known, self.given))
         held = {name for account in accounts for names in account.names for name in names}
-        every = self._lookup()
+        every = self.lookup()
         parameters = {name: every[name] for name in self._sizes}
         own = [parameter for name, parameter in parameters.items() if name in held]
         num_trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
@@ -439,7 +439,7 @@ class OptimizerTrace:
         self._has_hooks = self._has_hooks or optimizer in self.given
         if account.is_of_model:
             account.advance(step.reached)
-        if self._is_said or any(map(self.knows, step.outer)):
+        if self.is_said or any(map(self.knows, step.outer)):
             return 0
         num_held = account.num_in_scope
         num_steps = self._counter.count(step, num_held, self._is_of_copy)
@@ -448,7 +448,7 @@ class OptimizerTrace:
 
     def said(self, step: int | None) -> bool:
         """The training says that it took a step; whether no hook did, or its number is given."""
-        is_counted, self._is_said = self._is_counting and not self._is_said, True
+        is_counted, self.is_said = self._is_counting and not self.is_said, True
         if is_counted and step is None:
             return False
         for account in () if self._has_hooks else self._accounts:
@@ -465,7 +465,7 @@ class OptimizerTrace:
     def _is_of_copy(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer that no watch knows holds tensors shaped as this model's."""
         held = [p.shape for group in optimizer.param_groups for p in group["params"]]
-        shapes = [p.shape for p in self._lookup().values() if p.requires_grad]
+        shapes = [p.shape for p in self.lookup().values() if p.requires_grad]
         return optimizer not in self._watched and Counter(held) == Counter(shapes)
 
     def _known(self, optimizer: Optimizer) -> Account:
@@ -477,7 +477,7 @@ class OptimizerTrace:
             self._accounts.append(account)
         # after some steps a copy of higher precision is the weight, if it was not at first
         if not account.is_current or account.num_steps == _FEW_STEPS:
-            self._identify(optimizer, account, self._lookup())
+            self._identify(optimizer, account, self.lookup())
         return account
 
     def _identify(self, optimizer: Optimizer, account: Account, parameters: Tensors) -> None:
@@ -562,9 +562,17 @@ class OptimizerTrace:
         """Some weights of every parameter as they were examined last."""
         return self._examiner.sampled
 
+    def begin_anew(self, sizes: Mapping[str, int], motion: MotionTracker | None) -> None:
+        """Follow the tensors of a model that has changed; the clocks of the run go on."""
+        read = reading_of(Training(trainers={}, done=self._done()), self._sizes)
+        self._start = (self._start[0] + read.decay_clock, self._start[1] + read.lr_clock)
+        self._sizes, self.tracker, self._earlier = sizes, motion, {}
+        for account in self._accounts:
+            account.begin_anew()
+
     def groups(self) -> list[Any]:
         """Learning rate, decay and names of each param group, to be compared between ranks."""
-        names = names_of(self._lookup())
+        names = names_of(self.lookup())
         return [
             [
                 float(group.get("lr", 0.0)),

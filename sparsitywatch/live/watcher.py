@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 import os
-import sys
 import threading
 import time
 import weakref
@@ -28,22 +27,20 @@ from sparsitywatch.errors import (
     note_signal_handlers,
     reraise_foreign,
 )
-from sparsitywatch.live.after import NextForward, without_autocast
+from sparsitywatch.live.after import NextUse, without_autocast
+from sparsitywatch.live.endings import close_at_exit, end_dropped, last_error, words_of
 from sparsitywatch.live.resume import check_state, open_log, restore_proxy, step_in_log
 from sparsitywatch.live.ring import Ring
 from sparsitywatch.live.schedule import BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import FinishedSnapshot, SnapshotTaker
 from sparsitywatch.live.trace import Optimizer, Step, StepHook
 from sparsitywatch.pipeline.measure import not_measured, record_of
-from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.ranks.protocol import ALONE, Ranks
-from sparsitywatch.records import Event, Record, WatchState, html_of
+from sparsitywatch.records import Event, Record, html_of
 from sparsitywatch.records.record import UNPAID
 from sparsitywatch.redact import logger, of_watch, redacted_error
 
 _MAX_FAILURES = 3  # snapshots that fail in a row, then the watch is off
-#: So many first steps show whether something writes to weights after them.
-_TRIED = 2
 #: So often the sinks are told how the watch stands, in seconds: with a snapshot, and without one.
 _REPORT_S, _SIGN_OF_LIFE_S = 10.0, 60.0
 #: Numbers the attaches and the steps of all watches of this process in their order.
@@ -120,7 +117,6 @@ class Watcher:
         schedule: when to take one.
         ranks: that watch together with this one, or may still come.
         ring: keeps what moved at each of the latest steps.
-        forward: calls before a forward of the training.
         background: whether what can be done behind the training is done there.
         initial_step: steps done before the first one that is watched; None to find out.
         off: why this watch does nothing; empty if it does.
@@ -135,7 +131,6 @@ class Watcher:
         schedule: BudgetedSchedule,
         ranks: Ranks,
         ring: Ring,
-        forward: NextForward,
         *,
         background: bool,
         initial_step: int | None,
@@ -148,9 +143,7 @@ class Watcher:
         self._budget = schedule.budget
         self._ranks = ranks
         self._ring = ring
-        self._forward = forward
-        self._is_waiting = False  # for the weights of this step to be used
-        self._owed = Due.NOTHING  # what is to be measured of them then
+        self._next_use = NextUse(taker)
         self._background = background
         self._off = off
         self._step = initial_step  # optimizer steps done; None until that is found out
@@ -167,7 +160,7 @@ class Watcher:
         self._reported_at = -math.inf
         self._pending: Mapping[str, Any] | None = None  # the history's state, until the log begins
         self._log = ""  # that rank 0 writes
-        at_exit = functools.partial(_close_at_exit, weakref.ref(self), _last_error())
+        at_exit = functools.partial(close_at_exit, weakref.ref(self), last_error())
         self._at_exit = Finalize(None, at_exit, exitpriority=1)  # before the pipeline's
         self._hook = StepHook(self._before_step, self._on_step)
         if off:
@@ -187,7 +180,7 @@ class Watcher:
             self._dropped.add(self._pipeline.claim.directory)
             state = self._schedule.state(self._pipeline.records, self._schedule.last_step)
             state = replace(state, status="closed", reason="its optimizer was let go")
-            self._taker.then(functools.partial(_end_dropped, self._pipeline, state))
+            self._taker.then(functools.partial(end_dropped, self._pipeline, state))
 
     def __reduce__(self) -> tuple[type[CopiedWatcher], tuple[()]]:
         return CopiedWatcher, ()
@@ -293,7 +286,6 @@ class Watcher:
             self._take_owed()
             self._collect(wait=True)
             if not self._off and self._last_step != self.step_count:
-                self._owed = Due.NOTHING
                 self._take(Due.EVERYTHING, behind=False)
         is_taken = self._last_step == self.step_count
         return self._pipeline.records[-1] if is_taken else self._failed(self._off)
@@ -382,16 +374,15 @@ class Watcher:
             self._thread = threading.get_ident()
             if not self._is_idle():
                 with _Contained(self):
-                    self._use("close")
+                    self._take_used("close")
             self._settle()
             if self._closed:
                 return
-            if not (ended_by := _words_of(error)):
+            if not (ended_by := words_of(error)):
                 self._make_up()
             self._closed = True
             self._at_exit.cancel()
             self._hook.remove()
-            self._forward.remove()
             if not self._off:
                 self._finish(ended_by, reason)
 
@@ -442,38 +433,23 @@ class Watcher:
             if not self._opened and self._pending is None and self._taker.mark():
                 self._taker.begin(self._step, behind=self._background)
 
-    def _before_next_step(self, optimizer: Optimizer) -> None:
-        """The weights of the latest step that was noted are about to be changed."""
-        if not self._is_idle():
-            with _Contained(self):
-                if self._trace.knows(optimizer):
-                    self._use("step")
-
-    def _before_forward(self) -> None:
-        """A forward of the training is about to use the weights of the latest step."""
+    def _before_use(self, optimizer: Optimizer | None = None) -> None:
+        """A forward, or a step of ``optimizer``, is about to use the weights of the latest step."""
         if not self._is_idle():
             with _Contained(self), without_autocast():
-                self._use("forward")
+                if optimizer is None or self._trace.knows(optimizer):
+                    self._take_used("forward" if optimizer is None else "step")
 
-    def _use(self, before: Literal["forward", "step", "close"]) -> None:
-        """See what was written to the weights that are used now; measure them if that is due."""
-        if not self._is_waiting or not self._taker.look(is_forward=before == "forward"):
-            return
-        owed, read_before = self._owed, before if self._taker.after.is_written else ""
-        self._stop_waiting()
+    def _take_used(self, before: str) -> None:
+        """Take what is owed of weights that are used now."""
+        owed, read_before = self._next_use.used(before)
         if owed:
             self._take(owed, behind=self._background, read_before=read_before)
 
     def _take_owed(self) -> None:
-        """Take now what waits for the next forward, unless something writes until then."""
-        if self._owed and not self._taker.after.is_written:
-            owed, self._owed = self._owed, Due.NOTHING
+        """Take what waits for the next forward now, since somebody asks."""
+        if owed := self._next_use.asked():
             self._take(owed, behind=self._background)
-
-    def _stop_waiting(self) -> None:
-        self._is_waiting, self._owed = False, Due.NOTHING
-        self._hook.begin()
-        self._forward.remove()
 
     def _on_step(self, step: Step) -> None:
         """An optimizer took a step."""
@@ -495,20 +471,22 @@ class Watcher:
                 return
             if self._hook.tie is None:
                 self._hook.tie_to(optimizer)
-            self._advance(num_steps, is_seen=True)
+            self._advance(num_steps)
 
-    def _advance(self, num_steps: int, step: int | None = None, *, is_seen: bool = False) -> None:
+    def _advance(self, num_steps: int, step: int | None = None) -> None:
         """Some steps were taken; ``step`` is how many there are by now, if that was said."""
         self._stepped, self._thread = next(_order), threading.get_ident()
         if not self._opened:
             self._open(num_steps)
         if self._off:
             return
-        if self._is_waiting:  # nobody has seen this step begin
-            self._stop_waiting()
+        self._next_use.stop()  # where nobody has seen this step begin
         before = self._step or 0
         step = before + num_steps if step is None else step
         self._step = step
+        if self._taker.is_new:
+            self._taker.begin(step, behind=self._background)
+            self._ring.attach(self._taker.lookup()[1])
         self._ring.after_step(step, step - before)
         is_busy = False
         self._taker.behind.step(self._budget.now())
@@ -527,25 +505,15 @@ class Watcher:
         due = self._schedule.due(step, is_busy=is_busy, is_apart=is_apart)
         # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
         decided = Due.NOTHING if due is None else Due(self._ranks.decide(f"step {step}", due))
-        if is_seen and self._ranks.is_alone:
-            self._measure(decided)
-        elif decided:
-            self._take(decided, behind=self._background)
+        self._measure(decided)
 
     def _measure(self, due: Due) -> None:
-        """Take what is due now, or where the weights are used; see whether they are written to."""
-        after, taker = self._taker.after, self._taker
-        owed = due if after.is_written or not after.num_looks else Due.NOTHING
-        if owed:
-            taker.begin_late(self.step_count)
-        elif due:
-            self._take(due, behind=self._background)
-        is_trial = after.num_looks < _TRIED and taker.is_on_cpu  # else a step waits for the device
-        if due or is_trial:
-            taker.note(is_read=bool(due))
-            self._is_waiting, self._owed = True, owed
-            self._hook.wait(self._before_next_step)
-            self._forward.wait(self._before_forward)
+        """Take what is due, now or where the weights are used; see whether they are written to."""
+        waits = self._ranks.is_alone and not self._trace.is_said
+        if now := self._next_use.due_now(due, self.step_count) if waits else due:
+            self._take(now, behind=self._background)
+        if waits:
+            self._next_use.wait(self._hook, self._before_use, is_due=bool(due))
 
     def _decline(self, step: int, what: str = "") -> None:
         """Where the others are about to take a snapshot, say that this rank's watch is off."""
@@ -718,39 +686,10 @@ class Watcher:
 
     def _switch_off(self, reason: str) -> None:
         self._off = reason
-        self._stop_waiting()
+        self._next_use.stop()
         logger.error("the watch switched itself off: %s", reason)
         if self._opened:
             self._taker.wait()
             self._ring.end(self._pipeline.events)
             self._report("off", reason)
             self._pipeline.close()
-
-
-def _words_of(error: BaseException | None) -> str:
-    """By what a training was ended, in a few words; empty if it came to its end."""
-    if error is None or isinstance(error, GeneratorExit):
-        return ""
-    if isinstance(error, SystemExit):
-        return f"SystemExit({error.code!r})"[:40] if error.code else ""
-    return type(error).__name__
-
-
-def _last_error() -> BaseException | None:
-    """The exception that nobody has caught and Python has shown; in a notebook any may be."""
-    if hasattr(sys, "ps1"):
-        return None
-    return sys.exc_info()[1] or getattr(sys, "last_value", None)
-
-
-def _close_at_exit(of: weakref.ref[Watcher], earlier: BaseException | None) -> None:
-    """Close a watch with its process, which nobody has killed."""
-    watcher, error = of(), _last_error()
-    if watcher is not None:
-        watcher._end(None if error is earlier else error, "its process ended")
-
-
-def _end_dropped(pipeline: Pipeline, state: WatchState) -> None:
-    """Say that a watch is no more."""
-    pipeline.report(state)
-    pipeline.close()
