@@ -443,7 +443,7 @@ class Watcher:
     def _take_used(self, before: str) -> None:
         """Take what is owed of weights that are used now."""
         owed, read_before = self._next_use.used(before)
-        if owed:
+        if owed and self._last_step != self.step_count:  # else somebody has asked for it
             self._take(owed, behind=self._background, read_before=read_before)
 
     def _take_owed(self) -> None:

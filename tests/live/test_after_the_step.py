@@ -329,6 +329,21 @@ def test_who_asks_for_records_gets_that_of_the_step(background: bool) -> None:
     loop.close()
 
 
+def test_a_snapshot_that_is_asked_for_is_of_the_weights_as_they_are_then() -> None:
+    loop = Loop()
+    loop.watch()
+    loop.train(6, after=mask)
+    was = np.concatenate([w.detach().numpy().ravel() for w in loop.weights])
+    with torch.no_grad():
+        loop.weights[0].zero_()
+    record = loop.watcher.snapshot()
+    assert record.step == 6
+    assert record.num_zero >= loop.weights[0].numel() > (was == 0.0).sum()
+    loop.train(4, after=mask)
+    loop.close()
+    assert [record.step for record in loop.watcher.records] == [3, 6, 9]
+
+
 def test_a_watch_that_is_gone_leaves_no_hook() -> None:
     loop = Loop(every=1)
     loop.watch(optimizer=None)
