@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from contracts.families import some_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -229,7 +230,7 @@ def test_a_habit_is_recorded_as_the_forward_sees_it_and_named(habit: str) -> Non
     background=st.booleans(),
     kind=st.sampled_from([torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_counts_are_those_of_numpy_over_what_the_next_forward_used(
     habit: str, every: int, steps: int, background: bool, kind: type
 ) -> None:
@@ -749,7 +750,7 @@ HEALTHY: dict[str, Callable[[Loop], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", HEALTHY)
+@pytest.mark.parametrize("name", some_of(HEALTHY, 3))
 def test_a_healthy_loop_is_left_as_it_is_and_nothing_is_told(name: str) -> None:
     plain, loop = Loop(is_watched=False), Loop(every=2)
     for one in (plain, loop):
