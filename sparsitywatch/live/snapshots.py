@@ -45,6 +45,7 @@ from sparsitywatch.records import Event, Record, RunInfo
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.settings import Settings
 from sparsitywatch.threads import begun
+from sparsitywatch.vital.after import WRITTEN, AfterStep, with_habits
 from sparsitywatch.weights.clock import Clock, OptimizerReading
 from sparsitywatch.weights.motion import MotionTracker, Moved
 from sparsitywatch.weights.scope import ModelChangedError, Scope
@@ -96,6 +97,8 @@ class FinishedSnapshot:
     behind_s: float  # processor time of the thread behind it, as if no core were free
 
 
+#: What is read of optimizers and of all parameters; names of those that are stepped on.
+_Stepped = tuple[OptimizerReading, Examined, frozenset[str]]
 #: What a snapshot says, what the optimizer did, and what has moved.
 _Outcome = tuple[Measured, OptimizerReading | None, Moved | None]
 
@@ -126,9 +129,12 @@ class SnapshotTaker:
         self._reader = reader
         self._budget = budget
         self._marks: dict[str, tuple[Hashable, ...]] = {}  # what changes where weights are written
+        self.after = AfterStep()
+        self._used: tuple[int, ...] = ()  # ids of the parameters that were noted
+        self._early: dict[int, _Stepped] = {}  # read right after a step, by its number
         self._finishes_in = 0  # the thread that finishes the latest one
         self.job: Future[FinishedSnapshot] | None = None  # on its way, or not collected yet
-        self._is_on_cpu = False  # as of the latest read
+        self.is_on_cpu = False  # as of the latest read
         self.behind = Behind(evaluate, model, reader)
         # an evaluation begins when nothing is on its way, so it may restore from the same buffers
         self._copy = model.spare = WarmCopy()
@@ -151,7 +157,7 @@ class SnapshotTaker:
         if motion is not None:
             sample = self._reader.sample(motion.sampler, snapshot)
             motion.compare(step, sample, optimizer=reading)
-        if behind and self._is_on_cpu:  # touches memory now, where it is nobody's time
+        if behind and self.is_on_cpu:  # touches memory now, where it is nobody's time
             self._copy.take(snapshot)
         self.pipeline.renew(self.info(step))
 
@@ -230,8 +236,34 @@ class SnapshotTaker:
         }
         return self._marks != before
 
+    def note(self, *, is_read: bool) -> None:
+        """Note the weights as a step has left them, and perhaps a snapshot has read them."""
+        every = self.lookup()[1]
+        self._used = tuple(map(id, every.values()))
+        self.after.note(every, self.trace.sampled if is_read else {})
+
+    def look(self, *, is_forward: bool) -> bool:
+        """See what was written to the weights; False if a forward uses other parameters."""
+        every = self.lookup()[1]
+        if is_forward and self._used != tuple(map(id, every.values())):
+            return False
+        with torch.no_grad():
+            self.after.look(every)
+        return True
+
+    def begin_late(self, step: int) -> None:
+        """Read what the step has left but the weights: ``take`` reads these as they are by then."""
+        with torch.no_grad():
+            self._early = {step: self._read_training(step, self.lookup()[1])}
+
     def take(
-        self, step: int, *, behind: bool = False, num_left_out: int = 0, not_evaluated: str = ""
+        self,
+        step: int,
+        *,
+        behind: bool = False,
+        num_left_out: int = 0,
+        not_evaluated: str = "",
+        read_before: str = "",
     ) -> None:
         """Take a snapshot, ``behind`` the training as far as it can be; ``collect`` gives it."""
         now = self._budget.now
@@ -272,6 +304,7 @@ class SnapshotTaker:
                 num_left_out=num_left_out,
                 num_evaluations_left_out=int(bool(not_evaluated)),
             )
+            record = replace(record, read_before=read_before)
             record, events = self.pipeline.take(record, said[0].detail)
             return FinishedSnapshot(record, events, evaluates, front_s(), behind_s())
 
@@ -344,6 +377,7 @@ class SnapshotTaker:
             self.run = replace(run, scope=scope)
             return
         logger.info("the model has changed: %s", error)
+        self._early.clear()
         snapshot = Snapshot.of(model, scope, 0)
         self.run = replace(run, scope=scope, dtypes=snapshot.dtypes, initial_rms={})
         self.model.begin_anew(scope)
@@ -362,11 +396,21 @@ class SnapshotTaker:
         if self.is_new:
             self.begin(step, behind=False)
         snapshot = Snapshot.of_parameters(parameters, self.run.scope, step)
-        self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
-        training = self.trace.training(every)
+        self.is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         # what the next step changes is read now; before a copy leaves caches cold
+        early = self._early.pop(step, None)
+        reading, examined, trained = early or self._read_training(step, every)
+        if habits := self.after.habits(trained):
+            known = {**reading.not_measurable, **dict.fromkeys(habits, WRITTEN)}
+            reading = replace(reading, not_measurable=known)
+        return snapshot, reading, lambda spectrum: with_habits(examined(spectrum), habits)
+
+    def _read_training(self, step: int, every: Tensors) -> _Stepped:
+        """What optimizers did, what says what became of all parameters, and who is trained."""
+        training = self.trace.training(every)
         examined = self.trace.examine(step, every, training, strict=self.run.strict)
-        return snapshot, self.trace.reading(training), examined
+        trained = frozenset(() if training is None else training.trainers)
+        return self.trace.reading(training), examined, trained
 
     def _to_measure(
         self, step: int, model: MaskedModel | None, not_evaluated: str, *, behind: bool
@@ -376,7 +420,7 @@ class SnapshotTaker:
         reader, motion = self._reader, self.trace.motion
         elsewhere: Callable[[], Evaluated] | None = None
         proxy = None if model is None else self.run.proxy
-        is_later = behind and self._is_on_cpu and (proxy is None or self.behind.is_safe())
+        is_later = behind and self.is_on_cpu and (proxy is None or self.behind.is_safe())
         live = snapshot
         if is_later:
             snapshot, reader = self._copy.take(snapshot), reader.behind

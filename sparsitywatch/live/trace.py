@@ -146,6 +146,10 @@ class StepHook:
         # who holds this method holds the watch; no step calls it
         self.tie = optimizer.register_state_dict_pre_hook(partial(_stay, self._after()))
 
+    def wait(self, before: Callable[[Optimizer], None]) -> None:
+        """Call this method of the watch before steps, until ``begin``."""
+        self._before = weakref.WeakMethod(before)
+
     def begin(self) -> None:
         """Call no more before steps."""
         self._before = None
@@ -362,7 +366,7 @@ class OptimizerTrace:
         self._is_restored = False  # whether a state was loaded
         self._counter = StepCounter(optimizers)
         self._is_counting = False  # whether hooks have counted a step
-        self._is_said = False  # whether the training says which steps it takes
+        self.is_said = False  # whether the training says which steps it takes
         self._has_hooks = False  # whether a step of what was given has been seen
         self._start = (0.0, 0.0)  # decay and lr of the run, where nobody knows of which weights
         # by name what was done in an earlier process, and by optimizers that are gone
@@ -435,7 +439,7 @@ class OptimizerTrace:
         self._has_hooks = self._has_hooks or optimizer in self.given
         if account.is_of_model:
             account.advance(step.reached)
-        if self._is_said or any(map(self.knows, step.outer)):
+        if self.is_said or any(map(self.knows, step.outer)):
             return 0
         num_held = account.num_in_scope
         num_steps = self._counter.count(step, num_held, self._is_of_copy)
@@ -444,7 +448,7 @@ class OptimizerTrace:
 
     def said(self, step: int | None) -> bool:
         """The training says that it took a step; whether no hook did, or its number is given."""
-        is_counted, self._is_said = self._is_counting and not self._is_said, True
+        is_counted, self.is_said = self._is_counting and not self.is_said, True
         if is_counted and step is None:
             return False
         for account in () if self._has_hooks else self._accounts:
@@ -552,6 +556,11 @@ class OptimizerTrace:
                 return failed(error)(spectrum)
 
         return examined
+
+    @property
+    def sampled(self) -> Tensors:
+        """Some weights of every parameter as they were examined last."""
+        return self._examiner.sampled
 
     def begin_anew(self, sizes: Mapping[str, int], motion: MotionTracker | None) -> None:
         """Follow the tensors of a model that has changed; the clocks of the run go on."""

@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 import os
-import sys
 import threading
 import time
 import weakref
@@ -28,15 +27,16 @@ from sparsitywatch.errors import (
     note_signal_handlers,
     reraise_foreign,
 )
+from sparsitywatch.live.after import NextUse, without_autocast
+from sparsitywatch.live.endings import close_at_exit, end_dropped, last_error, words_of
 from sparsitywatch.live.resume import check_state, open_log, restore_proxy, step_in_log
 from sparsitywatch.live.ring import Ring
 from sparsitywatch.live.schedule import BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import FinishedSnapshot, SnapshotTaker
 from sparsitywatch.live.trace import Optimizer, Step, StepHook
 from sparsitywatch.pipeline.measure import not_measured, record_of
-from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.ranks.protocol import ALONE, Ranks
-from sparsitywatch.records import Event, Record, WatchState, html_of
+from sparsitywatch.records import Event, Record, html_of
 from sparsitywatch.records.record import UNPAID
 from sparsitywatch.redact import logger, of_watch, redacted_error
 
@@ -143,6 +143,7 @@ class Watcher:
         self._budget = schedule.budget
         self._ranks = ranks
         self._ring = ring
+        self._next_use = NextUse(taker)
         self._background = background
         self._off = off
         self._step = initial_step  # optimizer steps done; None until that is found out
@@ -159,7 +160,7 @@ class Watcher:
         self._reported_at = -math.inf
         self._pending: Mapping[str, Any] | None = None  # the history's state, until the log begins
         self._log = ""  # that rank 0 writes
-        at_exit = functools.partial(_close_at_exit, weakref.ref(self), _last_error())
+        at_exit = functools.partial(close_at_exit, weakref.ref(self), last_error())
         self._at_exit = Finalize(None, at_exit, exitpriority=1)  # before the pipeline's
         self._hook = StepHook(self._before_step, self._on_step)
         if off:
@@ -179,7 +180,7 @@ class Watcher:
             self._dropped.add(self._pipeline.claim.directory)
             state = self._schedule.state(self._pipeline.records, self._schedule.last_step)
             state = replace(state, status="closed", reason="its optimizer was let go")
-            self._taker.then(functools.partial(_end_dropped, self._pipeline, state))
+            self._taker.then(functools.partial(end_dropped, self._pipeline, state))
 
     def __reduce__(self) -> tuple[type[CopiedWatcher], tuple[()]]:
         return CopiedWatcher, ()
@@ -282,6 +283,7 @@ class Watcher:
         with _Contained(self):
             self._ranks.decide("watcher.snapshot()")
             self._open()
+            self._take_owed()
             self._collect(wait=True)
             if not self._off and self._last_step != self.step_count:
                 self._take(Due.EVERYTHING, behind=False)
@@ -370,10 +372,13 @@ class Watcher:
             return
         with self._lock:
             self._thread = threading.get_ident()
+            if not self._is_idle():
+                with _Contained(self):
+                    self._take_used("close")
             self._settle()
             if self._closed:
                 return
-            if not (ended_by := _words_of(error)):
+            if not (ended_by := words_of(error)):
                 self._make_up()
             self._closed = True
             self._at_exit.cancel()
@@ -428,6 +433,24 @@ class Watcher:
             if not self._opened and self._pending is None and self._taker.mark():
                 self._taker.begin(self._step, behind=self._background)
 
+    def _before_use(self, optimizer: Optimizer | None = None) -> None:
+        """A forward, or a step of ``optimizer``, is about to use the weights of the latest step."""
+        if not self._is_idle():
+            with _Contained(self), without_autocast():
+                if optimizer is None or self._trace.knows(optimizer):
+                    self._take_used("forward" if optimizer is None else "step")
+
+    def _take_used(self, before: str) -> None:
+        """Take what is owed of weights that are used now."""
+        owed, read_before = self._next_use.used(before)
+        if owed and self._last_step != self.step_count:  # else somebody has asked for it
+            self._take(owed, behind=self._background, read_before=read_before)
+
+    def _take_owed(self) -> None:
+        """Take what waits for the next forward now, since somebody asks."""
+        if owed := self._next_use.asked():
+            self._take(owed, behind=self._background)
+
     def _on_step(self, step: Step) -> None:
         """An optimizer took a step."""
         if self._closed or os.getpid() != self._pid:
@@ -457,6 +480,7 @@ class Watcher:
             self._open(num_steps)
         if self._off:
             return
+        self._next_use.stop()  # where nobody has seen this step begin
         before = self._step or 0
         step = before + num_steps if step is None else step
         self._step = step
@@ -480,8 +504,16 @@ class Watcher:
         is_apart = is_busy and self._taker.behind.is_on
         due = self._schedule.due(step, is_busy=is_busy, is_apart=is_apart)
         # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
-        if due is not None and (decided := Due(self._ranks.decide(f"step {step}", due))):
-            self._take(decided, behind=self._background)
+        decided = Due.NOTHING if due is None else Due(self._ranks.decide(f"step {step}", due))
+        self._measure(decided)
+
+    def _measure(self, due: Due) -> None:
+        """Take what is due, now or where the weights are used; see whether they are written to."""
+        waits = self._ranks.is_alone and not self._trace.is_said
+        if now := self._next_use.due_now(due, self.step_count) if waits else due:
+            self._take(now, behind=self._background)
+        if waits:
+            self._next_use.wait(self._hook, self._before_use, is_due=bool(due))
 
     def _decline(self, step: int, what: str = "") -> None:
         """Where the others are about to take a snapshot, say that this rank's watch is off."""
@@ -496,7 +528,7 @@ class Watcher:
             with contextlib.suppress(MeasurementError, RanksError):
                 ranks.agree(what or f"step {step}", MeasurementError(self._off))
 
-    def _take(self, due: Due, *, behind: bool) -> None:
+    def _take(self, due: Due, *, behind: bool, read_before: str = "") -> None:
         with self._ranks.all_or_none("a snapshot"):
             self._collect(wait=True)
             self._stand_back()
@@ -511,6 +543,7 @@ class Watcher:
             behind=behind,
             num_left_out=self._schedule.pop_left_out(),
             not_evaluated=UNPAID if due is Due.WEIGHTS else "",
+            read_before=read_before,
         )
         self._collect()
 
@@ -546,6 +579,7 @@ class Watcher:
             self._taker.wait()  # without the lock, which a step may wait for
             if self._thread == threading.get_ident():
                 with _Contained(self):
+                    self._take_owed()
                     self._collect(wait=True)
 
     # ------------------------------------------------------------------ the log
@@ -652,38 +686,10 @@ class Watcher:
 
     def _switch_off(self, reason: str) -> None:
         self._off = reason
+        self._next_use.stop()
         logger.error("the watch switched itself off: %s", reason)
         if self._opened:
             self._taker.wait()
             self._ring.end(self._pipeline.events)
             self._report("off", reason)
             self._pipeline.close()
-
-
-def _words_of(error: BaseException | None) -> str:
-    """By what a training was ended, in a few words; empty if it came to its end."""
-    if error is None or isinstance(error, GeneratorExit):
-        return ""
-    if isinstance(error, SystemExit):
-        return f"SystemExit({error.code!r})"[:40] if error.code else ""
-    return type(error).__name__
-
-
-def _last_error() -> BaseException | None:
-    """The exception that nobody has caught and Python has shown; in a notebook any may be."""
-    if hasattr(sys, "ps1"):
-        return None
-    return sys.exc_info()[1] or getattr(sys, "last_value", None)
-
-
-def _close_at_exit(of: weakref.ref[Watcher], earlier: BaseException | None) -> None:
-    """Close a watch with its process, which nobody has killed."""
-    watcher, error = of(), _last_error()
-    if watcher is not None:
-        watcher._end(None if error is earlier else error, "its process ended")
-
-
-def _end_dropped(pipeline: Pipeline, state: WatchState) -> None:
-    """Say that a watch is no more."""
-    pipeline.report(state)
-    pipeline.close()

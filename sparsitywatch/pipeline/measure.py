@@ -80,6 +80,11 @@ class Examiner:
         """Read what the next step may change of every parameter, in the training's thread."""
         return nothing_examined
 
+    @property
+    def sampled(self) -> Tensors:
+        """Some weights of every parameter as ``read`` saw them last, by name; empty: none."""
+        return {}
+
     def failed(self, reason: str) -> Examined:
         """What is said of a snapshot at which ``read`` failed."""
         return nothing_examined

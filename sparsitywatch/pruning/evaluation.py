@@ -7,6 +7,7 @@ import contextlib
 import math
 import sys
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -364,7 +365,7 @@ class MaskedModel:
     """A model whose in-scope weights can be masked, in a copy of them, while a session is open."""
 
     def __init__(self, model: nn.Module, scope: Scope, reader: ShardedReader = WHOLE_MODEL) -> None:
-        self.module = unwrap_model(model)
+        self.module, self.given = unwrap_model(model), weakref.ref(model)  # without its wrappers
         self.spare: WarmCopy | None = None  # buffers that nobody needs meanwhile
         self.training_changed = ""  # how, where an evaluation has
         self.renews = False  # whether each evaluation gets a copy of its own

@@ -232,7 +232,7 @@ class _Pickler(pickle.Pickler):
             self.kinds[type(thing)] = None
             if "_orig_mod" in thing._modules:  # a wrapper of torch.compile, which runs the original
                 return operator.itemgetter(0), ([thing._orig_mod],)
-            return object.__new__, (type(thing),), vars(thing), None, None, _fill_module
+            return object.__new__, (type(thing),), _held_by(thing), None, None, _fill_module
         if isinstance(thing, types.FunctionType):
             self.functions.append(thing)
             held = [_held_in(cell) for cell in thing.__closure__ or ()]
@@ -270,6 +270,14 @@ class _Outside(NamedTuple):
     """Keeps something outside of the pickle that would be pickled by itself."""
 
     thing: Any
+
+
+def _held_by(module: nn.Module) -> dict[str, Any]:
+    """What a module holds, but for the hook of a watch, which waits for a forward of it."""
+    held = vars(module)
+    hooks: dict[int, Any] = held.get("_forward_pre_hooks", {})
+    own = {number: h for number, h in hooks.items() if _package(type(h)) != "sparsitywatch"}
+    return held if len(own) == len(hooks) else {**held, "_forward_pre_hooks": type(hooks)(own)}
 
 
 def _fill_module(made: nn.Module, held: dict[str, Any]) -> None:
@@ -391,7 +399,7 @@ class _Memory:
 def plain_state(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """By name what the modules of a model hold beside parameters and buffers, as plain data."""
     for path, module in model.named_modules():
-        for key, value in vars(module).items():
+        for key, value in _held_by(module).items():
             name = f"{path}.{key}".lstrip(".")
             if key in ("_parameters", "_buffers", "_modules", "training"):
                 continue

@@ -20,6 +20,7 @@ VITAL_KINDS: Mapping[str, str] = {
     "returned": "back at an earlier state",
     "overwritten": "overwritten by something else than the optimizer",
     "blew_up": "changing far more than ever",
+    "written": "written to after the optimizer's steps",
 }
 #: Kinds of what an x-ray shows, and what is said of the tensors of these layers.
 XRAY_KINDS: Mapping[str, str] = {
@@ -413,6 +414,7 @@ _SEVERITY = {
     "standstill": "note",
     "super_weights": "note",
     "unreached": "note",
+    "written": "note",
     "changed": "note",
     "lost": "act",
     "replicas": "act",
@@ -468,6 +470,8 @@ _ADVICE = {
     "of another model, an initialisation, a merge. Go on from a checkpoint of {before} or before.",
     "blew_up": "Look at the learning rate and the gradients of these tensors, and at what may have "
     "overwritten them. Go on from a checkpoint of {before} or before.",
+    "written": "No action needed if the loop masks, clips, projects, averages or quantises its "
+    "weights on purpose: the records have the weights that the next forward uses.",
     "dead_units": "Look at the learning rate and the biases of the layer before. {compare}.",
     "unreached": "Look at the router and at its balancing loss.",
     "super_weights": "No action needed: keep this weight when you prune or quantise.",

@@ -445,6 +445,9 @@ class Record:
             or in the last ten steps; NaN if no optimizer was seen.
         dormant, movement, masks: None if motion is not watched.
         forecast: None where the weights' motion gives none.
+        read_before: what was about to use the weights when they were read, where something else
+            than the optimizer writes to them after its steps: "forward", "step", or "close". Empty
+            if they were read as the step left them.
         not_evaluated: why there is a proxy and it was not evaluated at this step, on purpose;
             empty if it was, and without a proxy. Such a record is as valid as any other.
         curve: None without a proxy, and where it was not evaluated.
@@ -495,6 +498,7 @@ class Record:
     reliance_high: float = _NAN
     essential_sparsity: EssentialSparsity | None = None
     alone: Mapping[str, EssentialSparsity] = field(default_factory=dict)
+    read_before: str = ""
     not_evaluated: str = ""
     layers: Sequence[LayerShare] = ()
     replicas: Replicas | None = None

@@ -29,7 +29,7 @@ from sparsitywatch.vital.samples import FEW
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 #: Names that a finding holds, at most.
-_MAX_NAMES = 100
+MOST_NAMES = 100
 #: A learning rate below this share of the highest one is as good as none.
 _NO_RATE = 0.01
 #: Below this share of an ordinary gradient nobody misses what does not come of it.
@@ -207,7 +207,7 @@ def findings_of(facts: TensorFacts, since_step: int) -> tuple[Finding, ...]:
     findings = []
     for kind, rule in _RULES.items():
         which, why = rule(facts)
-        names, num = tuple(facts.name[which[:_MAX_NAMES]].tolist()), len(which)
+        names, num = tuple(facts.name[which[:MOST_NAMES]].tolist()), len(which)
         if num:
             one = Finding(kind=kind, num=num, tensors=names, reason=why, since_step=since_step)
             findings.append(one)
@@ -462,7 +462,7 @@ class VitalReviewer(Reviewer):
             names = tuple(layer.name for layer in record.layers)
             first = numbered(record.provenance.unit, record.same_weights_as)
             why = f"all weights in scope have the bits of {first} again, as in a copied file"
-            back = Finding(kind="returned", num=len(names), tensors=names[:_MAX_NAMES], reason=why)
+            back = Finding(kind="returned", num=len(names), tensors=names[:MOST_NAMES], reason=why)
             findings.append(back)
         since = tuple(replace(one, since_step=before.step) for one in findings)
         return replace(vital, findings=since)

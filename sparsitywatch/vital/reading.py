@@ -97,6 +97,10 @@ class VitalTracker(Examiner):
         said = self.look(step, parameters, training)
         return lambda spectrum: judged(said(), spectrum)
 
+    @property
+    def sampled(self) -> Tensors:
+        return self._before.tensors
+
     def failed(self, reason: str) -> Examined:
         self._forget()
         return unread(reason)
@@ -107,7 +111,7 @@ class VitalTracker(Examiner):
         """What became of every parameter since the last look, told once, before the next one."""
         if self._reason:
             return partial(VitalReading, reason=self._reason)
-        weights = {name: one for name, one in parameters.items() if _has_numbers(one)}
+        weights = {name: one for name, one in parameters.items() if has_numbers(one)}
         picked = {name: chosen(name, one.numel()) for name, one in weights.items()}
         held = {name: local_of(one) for name, one in weights.items()}
         now = Sample(self._reader.gather_sample(held, picked))
@@ -284,7 +288,8 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return np.array(tensor.cpu().numpy())
 
 
-def _has_numbers(one: torch.Tensor) -> bool:
+def has_numbers(one: torch.Tensor) -> bool:
+    """Whether it can be compared."""
     is_there = hasattr(one, "flat_shard") or not one.is_meta  # FSDP1
     return is_there and one.is_floating_point() and one.numel() > 0
 

@@ -60,7 +60,8 @@ def test_each_change_of_state_is_a_line_until_the_run_ends(
     assert [one["state"] for one in (early, healthy, broken)] == [
         "too early to tell", "healthy", "broken",
     ]  # fmt: skip
-    assert [one["last_step"] for one in (early, healthy, broken)] == [2, 10, 12]
+    # somebody has written to weights after a step, so the last snapshot waits for the close
+    assert [one["last_step"] for one in (early, healthy, broken)] == [2, 10, 11]
     assert early["events"] == healthy["events"] == []
     assert broken["events"] == ["vital/not_finite@11"]
     assert [event.id for event in sw.load(tmp_path / "run").events] == broken["events"]

@@ -112,6 +112,7 @@ def test_the_copy_is_of_the_step_of_the_look() -> None:
             run.train(2)
             weight = run.model[0].weight.detach()
             expected.append(float((weight.abs() <= 0.1).double().mean()))
+            run.model(run.inputs)  # uses these weights
             with torch.no_grad():
                 weight += 0.05
     assert [r.near_zero["abs_0.1"] for r in watcher.records] == expected
@@ -266,7 +267,7 @@ def test_an_alerted_watch_looks_closer_after_an_event(background: bool) -> None:
             if step >= 62:  # pruned, and held at that
                 with torch.no_grad():
                     run.model[0].weight[:8] = 0.0
-    (event,) = watcher.events
+    (event,) = (one for one in watcher.events if one.is_of_series)
     steps = steps_of(watcher.records)
     assert set(range(5, 121, 5)) <= set(steps)
     # The first record after the change is suspicious, and a later one makes the event. How far

@@ -91,11 +91,11 @@ def test_a_training_on_a_device_waits_at_snapshots_only(with_proxy: bool) -> Non
     with FakeDevice() as device:
         run = OnFakeDevice()
         with run.watch(with_proxy=with_proxy) as watcher:
-            for _ in range(2):
-                device.waits()
-                run.train(3)
+            device.waits()
+            for num_before in (3, 2):
+                run.train(num_before)
                 assert device.waits() == []
-                run.train(1)
+                run.train(2)  # a snapshot, and a look at what was written before the next forward
                 known = OF_WEIGHTS | (OF_EVALUATION if with_proxy else set())
                 assert places(device.waits()) == known
         assert [record.valid for record in watcher.records] == [True, True]

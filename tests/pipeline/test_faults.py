@@ -122,6 +122,7 @@ def after_two_steps(in_value: Callable[[], object], **options) -> tuple[Run, Bas
     """A run whose second snapshot calls ``in_value``, and what that let out."""
     run = Run(in_value, **options)
     run.step()
+    assert len(run.watcher.records) <= 1  # it is done by then
     run.first_calls = run.calls
     try:
         run.step()
