@@ -16,6 +16,10 @@ VITAL_KINDS: Mapping[str, str] = {
     "untrained": "not trained",
     "rounding": "losing their updates in rounding",
     "decay": "not decaying as the optimizer states",
+    "no_gradient": "reached by no gradient",
+    "idle": "not used by these inputs",
+    "slow": "moving next to nowhere beside the others",
+    "untied": "no longer tied to the embeddings",
     "not_finite": "not finite",
     "returned": "back at an earlier state",
     "overwritten": "overwritten by something else than the optimizer",
@@ -421,6 +425,7 @@ _SEVERITY = {
     "value/reliance up": "note",
     "essential_sparsity down": "note",
     "standstill": "note",
+    "idle": "note",
     "super_weights": "note",
     "unreached": "note",
     "lost": "act",
@@ -471,6 +476,12 @@ _ADVICE = {
     "or raise the learning rate: as it is these tensors do not learn.",
     "decay": "Look at the weight decay of the param group that they are in: at what applies it, "
     "and whether these tensors ought to be in it.",
+    "no_gradient": "Look for a detach, a hook, or a branch that nothing uses. If they are frozen "
+    "on purpose, set requires_grad to False; if they are not used yet, no action is needed.",
+    "idle": "No action needed if these inputs do not use them, as experts, heads or towers; else "
+    "look at the router, or for a detach.",
+    "slow": "Look at the learning rate of their param group, and at what scales their gradient.",
+    "untied": "If they ought to be one, tie them before the optimizer is made.",
     "not_finite": "Stop the run and go on from a checkpoint of {before} or before.",
     "contents": "Copy the file again, or leave it out: a full disk, a torn copy and rounding do "
     "this.",
