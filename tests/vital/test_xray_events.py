@@ -26,12 +26,26 @@ def record(step: int, dead: float = 0.0, signs: float = 0.9, **fields: object) -
     return replace(fake_run.look(step)[0], xray=xray)
 
 
-def told(records: list[Record | None]) -> list[Event]:
+def told(records: list[Record | None], kept: int = 100) -> list[Event]:
+    """What is told of them, by rising step; layers are let go after so many records."""
     events: list[Event] = []
     known = [one for one in records if one is not None]
+    reviewer = XRayReviewer()
     for place, one in enumerate(known):
-        events += XRayReviewer().events(one, known[:place], events)
+        events += reviewer.events(one, known[:place], events)
+        if place >= kept:
+            old = known[place - kept]
+            xray = old.xray and replace(old.xray, layers=XRayLayers())
+            known[place - kept] = replace(old, xray=xray)
     return events
+
+
+@pytest.mark.parametrize("num", [20, 300])
+def test_a_layer_that_dies_slowly_is_told(num: int) -> None:
+    """Also where those records that saw it live have let go of their layers."""
+    found = told([record(10 * i, i / num) for i in range(num + 1)], kept=max(num // 4, 5))
+    (event,) = [one for one in found if one.kind == "dead_units"]
+    assert (event.layers, event.detected_step) == (NAMES[1:], 9 * num)
 
 
 def test_a_dead_layer_is_told_once_with_its_steps() -> None:
