@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sparsitywatch.pipeline.pipeline import Reviewer
 from sparsitywatch.records import Event, Record, XRay
@@ -48,6 +49,14 @@ class XRayReviewer(Reviewer):
                 )  # fmt: skip
                 found.append(event)
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The least share of dead units of each layer, by name."""
+        return {"least_dead": dict(self._least_dead), "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._least_dead, self._step = dict(state["least_dead"]), int(state["step"])
 
     def _remember(self, xray: XRay) -> None:
         for name, share in zip(xray.layers.names, xray.layers.dead, strict=True):

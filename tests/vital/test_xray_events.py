@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def told(records: list[Record | None], kept: int = 100) -> list[Event]:
             xray = old.xray and replace(old.xray, layers=XRayLayers())
             known[place - kept] = replace(old, xray=xray)
     return events
+
+
+def test_what_a_layer_was_at_best_is_in_the_state() -> None:
+    first, second = XRayReviewer(), XRayReviewer()
+    first.events(record(10, 0.1), [], [])
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    let_go = replace(record(10), xray=replace(record(10).xray, layers=XRayLayers()))
+    (event,) = second.events(record(20, 0.95), [let_go], [])
+    assert event.layers == NAMES[1:]
+    assert XRayReviewer().events(record(20, 0.95), [let_go], []) == []
 
 
 @pytest.mark.parametrize("num", [20, 300])
