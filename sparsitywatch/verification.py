@@ -14,9 +14,10 @@ import os
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -472,26 +473,35 @@ def verify(
 
 
 def assert_trains(
-    make_training: Callable[[], Any], steps: int = 20, **arguments: Any
+    make_training: Callable[[], Any],
+    steps: int = 20,
+    *,
+    allow: Sequence[str] = (),
+    **arguments: Any,
 ) -> Verification:
     """Train some steps and raise if a tensor does not train: a gate for CI.
 
     Args:
         make_training: as of ``verify``.
         steps: how many steps to train, at least 8.
+        allow: patterns of names, such as "experts.*", that nothing is asked of: an event that is
+            about these alone passes.
         arguments: further ones of ``verify``; unless ``every`` is one, there are five snapshots.
 
     Returns:
         What ``verify`` returns.
 
     Raises:
-        TrainingError: a tensor that requires grad is not trained, loses its updates in rounding,
-            does not decay as stated, is not finite, was overwritten, or differs between ranks; or
-            a watch changes bits. ``error.tensors`` has the names.
+        TrainingError: a tensor that requires grad is not trained, is reached by no gradient, loses
+            its updates in rounding, does not decay as stated, is not finite, was overwritten, or
+            differs between ranks; or a watch changes bits. ``error.tensors`` has the names.
         MeasurementError: the parameters could not be compared, so nothing is known.
     """
     __tracebackhide__ = True  # pytest shows the line of the test
     expect_whole("steps", steps, 8)  # after which a gradient is known to be missing
+    is_list = isinstance(allow, Sequence) and not isinstance(allow, str)
+    is_right = is_list and all(isinstance(one, str) for one in allow)
+    expect(is_right, "allow", 'patterns of names, such as ["experts.*"]', allow)
     given = {"scope": lambda _, p: p.requires_grad, "detectors": {}, "on_event": (), "strict": True}
     report = verify(make_training, steps, **{"every": max(steps // 5, 1), **given, **arguments})
     events: list[Event] = []
@@ -499,8 +509,9 @@ def assert_trains(
         unread = "no vital sign was read" if record.vital is None else record.vital.reason
         if why := record.reason or unread:
             raise MeasurementError(f"Expected parameters that can be compared, but {why}")
-        events += VitalReviewer().events(record, report.records[:place], events)
+        events += VitalReviewer(patience=0).events(record, report.records[:place], events)
     events = [event for event in events if event.kind != "written"]  # on purpose, as masks are
+    events = [one for e in events if (one := _without(allow, e)) is not None]
     if events:
         told = ["Expected a training in which every tensor trains.", *(e.report() for e in events)]
         raise TrainingError("\n  ".join(told), [name for e in events for name in e.layers])
@@ -509,6 +520,15 @@ def assert_trains(
     elif report.differences:
         raise TrainingError(str(report), [d.name.partition(" ")[2] for d in report.differences])
     return report
+
+
+def _without(allow: Sequence[str], event: Event) -> Event | None:
+    """The event without the tensors that are allowed for; None where it is of no other."""
+    kept = tuple(n for n in event.layers if not any(fnmatchcase(n, one) for one in allow))
+    if kept == event.layers:
+        return event
+    value = event.value - len(event.layers) + len(kept)
+    return replace(event, layers=kept, value=value) if kept else None
 
 
 def _check(

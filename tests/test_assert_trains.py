@@ -26,6 +26,7 @@ from contracts.healthy_zoo import ODDITIES
 from torch import nn
 
 import sparsitywatch as sw
+from sparsitywatch.analysis.verdict import verdict
 
 SEED = 11
 #: The zoo's, and gradients that end in the middle of a run.
@@ -90,7 +91,8 @@ def test_each_fault_is_red_and_names_tensors(name: str, model: str, optimizer: s
 
 @pytest.mark.parametrize(("name", "model", "optimizer"), cases(HEALTHY, HEALTHY[::4]))
 def test_each_training_that_is_well_is_green(name: str, model: str, optimizer: str) -> None:
-    report = sw.assert_trains(maker(model, optimizer, ODDITIES[name]), 16)
+    allow = ["*experts*"] * (name == "experts")  # no token is sent to one of them
+    report = sw.assert_trains(maker(model, optimizer, ODDITIES[name]), 16, allow=allow)
     assert report.equal
     assert report.deterministic
     assert len(report.records) == 5
@@ -165,6 +167,101 @@ def test_where_no_parameter_is_compared_it_does_not_pass() -> None:
     assert not isinstance(caught.value, AssertionError)
     with pytest.raises(sw.ConfigurationError, match="`steps` to be a whole number >= 8, got 7"):
         sw.assert_trains(make_training, 7)
+
+
+def make_apart(kind: str) -> Callable[[], tuple[Any, ...]]:
+    """A training with a part beside the others that is not reached, left behind, or untied."""
+
+    def make() -> tuple[Any, ...]:
+        tokens, inner, part = nn.Embedding(50, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        head = nn.Linear(16, 50, bias=False)
+        is_tied = kind != "untied"
+        head.weight = tokens.weight if is_tied else nn.Parameter(tokens.weight.detach().clone())
+        names = ("tokens", "inner", "experts" if kind == "expert" else "side", "head")
+        model = nn.ModuleDict(dict(zip(names, (tokens, inner, part, head), strict=True)))
+        sgd = {"lr": 0.1} if kind in ("scaled", "slow by SGD") else {}
+        for p in part.parameters():
+            if kind in ("hooked", "scaled"):
+                p.register_hook(lambda g: g * (1e-6 if sgd else 0.0))
+            p.requires_grad_(kind != "frozen")
+        own = {id(p) for p in part.parameters()}
+        groups = [{"params": [p for p in model.parameters() if id(p) not in own]}]
+        rate = {"lr": 1e-9} if kind.startswith("slow") else {}
+        groups.append({"params": list(part.parameters()), **rate})
+        optimizer = torch.optim.SGD(groups, **sgd) if sgd else torch.optim.AdamW(groups, lr=1e-3)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            x = torch.randint(50, (8, 12))
+            h = tokens(x)
+            z = part(h + torch.tanh(inner(h)))
+            out = head(h + torch.tanh(inner(h)) + (z.detach() if kind in CUT else z))
+            nn.functional.cross_entropy(out.flatten(0, 1), x.flatten()).backward()
+            optimizer.step()
+
+        return model, optimizer, step
+
+    return make
+
+
+CUT = ("detached", "expert")
+#: Kinds that are told, by the name of what is named first.
+APART = {
+    "detached": ("reached by no gradient", "side."), "hooked": ("reached by no gradient", "side."),
+    "expert": ("not used by these inputs", "experts."),
+    "slow": ("next to nowhere", "side."), "slow by SGD": ("next to nowhere", "side."),
+    "scaled": ("next to nowhere", "side."), "untied": ("no longer tied", "head.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", APART)
+def test_what_is_not_reached_is_red_and_green_where_it_is_allowed(kind: str) -> None:
+    words, name = APART[kind]
+    with pytest.raises(sw.errors.TrainingError, match=words) as caught:
+        sw.assert_trains(make_apart(kind))
+    assert all(one.startswith(name) for one in caught.value.tensors)
+    assert sw.assert_trains(make_apart(kind), allow=[f"{name}*"]).equal
+    with pytest.raises(sw.errors.TrainingError, match=words):
+        sw.assert_trains(make_apart(kind), allow=["inner.*"])
+
+
+@pytest.mark.parametrize("kind", ["well", "frozen"])
+def test_beside_them_what_is_well_or_frozen_is_green(kind: str) -> None:
+    sw.assert_trains(make_apart(kind))
+
+
+@pytest.mark.parametrize(("kind", "severity"), [("detached", "look"), ("expert", "note")])
+def test_a_watch_tells_it_once_and_a_hint_in_the_name_makes_it_a_note(
+    kind: str, severity: str
+) -> None:
+    torch.manual_seed(0)
+    model, optimizer, step = make_apart(kind)()
+    with sw.watch(model, optimizer, every=10, logdir=None, max_overhead=None, scope="layers",
+                  on_event=()) as watcher:  # fmt: skip
+        for _ in range(90):
+            step()
+    (event,) = watcher.events
+    assert (event.severity, event.detected_step) == (severity, 50)
+
+
+@pytest.mark.parametrize("optimized", [True, False])
+def test_a_layer_that_is_frozen_is_healthy(optimized: bool) -> None:
+    torch.manual_seed(0)
+    model, optimizer, step = make_apart("frozen" if not optimized else "well")()
+    with sw.watch(model, optimizer, every=5, logdir=None, max_overhead=None, scope="layers",
+                  on_event=()) as watcher:  # fmt: skip
+        for number in range(100):
+            if number == 40:
+                model.side.requires_grad_(False)
+            step()
+    assert watcher.events == []
+    assert verdict(watcher.records, watcher.events).state == "healthy"
+    assert watcher.records[-1].trained == 1.0
+
+
+def test_patterns_are_given_in_a_list() -> None:
+    with pytest.raises(sw.ConfigurationError, match="`allow` to be patterns of names"):
+        sw.assert_trains(make_training, allow="experts.*")
 
 
 TESTS = """

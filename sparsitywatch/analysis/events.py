@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.analysis.detect.detector import Course, noise_sd
-from sparsitywatch.analysis.detect.value import value_trend
+from sparsitywatch.analysis.detect.value import SHARE, value_trend
 from sparsitywatch.records import (
     SERIES_KINDS,
     Event,
@@ -40,6 +40,7 @@ def context_of(record: Record, series: Mapping[str, float]) -> dict[str, float]:
     known["reliance"] = series.get("value/reliance")
     if record.curve is not None:
         known["higher_is_better"] = float(record.curve.higher_is_better)
+        known["reliance_low"] = record.curve.reliance_interval(0.9)[0]
     if record.dormant is not None and not record.why_no_clock:
         known["estimated_advance"] = record.dormant.estimated_advance
     return {name: value for name, value in known.items() if value is not None}
@@ -399,7 +400,7 @@ class _Followed:
         event = self.event
         if self.has_reverted or event.kind in _FOR_GOOD or event.series not in values:
             return False
-        return self.course.is_back(step, _sign(event) * (values[event.series] - event.baseline))
+        return self.course.is_back(step, _size(event, values[event.series]))
 
     def revise(self, step: int, why: str, **fields: Any) -> Event:
         """A new version of the event."""
@@ -460,7 +461,7 @@ class EventTracker:
         self._followed = {followed.event.id: followed for followed in saved}
 
     def _add(self, event: Event) -> Event:
-        size = _sign(event) * event.size
+        size = _size(event, event.value)
         self._followed[event.id] = _Followed(event, Course(size, size, -1))
         for old in list(self._followed)[:-_MAX_FOLLOWED]:
             del self._followed[old]
@@ -509,6 +510,12 @@ class EventTracker:
 
 def _sign(event: Event) -> float:
     return -1.0 if event.direction == "down" else 1.0
+
+
+def _size(event: Event, value: float) -> float:
+    """How far a value is from what it was before; where nothing was learned, from being learned."""
+    margin = 2.0 * SHARE * abs(event.baseline) if event.kind == "unlearned" else 0.0
+    return _sign(event) * (value - event.baseline) + margin
 
 
 def _is_family(first: Event, other: Event) -> bool:

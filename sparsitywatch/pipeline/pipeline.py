@@ -64,6 +64,13 @@ class Reviewer:
         """What is new once it is known that no further record comes."""
         return []
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers beside the records, plain data."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+
 
 class History:
     """Takes records in the order of their steps; keeps them and the events they hold."""
@@ -155,6 +162,7 @@ class History:
             "gaps": dict(self._gaps),
             "fingerprints": dict(self._first_steps),
             "tracker": self._tracker.state_dict(),
+            "reviewers": [reviewer.state_dict() for reviewer in self._reviewers],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -172,6 +180,8 @@ class History:
             detector.load_state_dict(saved[name])
         self._gaps = {name: int(state["gaps"].get(name, 0)) for name in self._detectors}
         self._tracker.load_state_dict(state["tracker"])
+        for reviewer, own in zip(self._reviewers, state["reviewers"], strict=False):
+            reviewer.load_state_dict(own)
         for mark, step in state["fingerprints"].items():
             self._first_steps.setdefault(mark, int(step))
 

@@ -33,7 +33,7 @@ DEAD = 1e-3
 #: arXiv 2402.17762), where the layer has so many outputs at least. The weight that makes this share
 #: of it by itself is a super weight (Yu et al. 2024, arXiv 2411.07191).
 MASSIVE, _FEWEST_OUTPUTS, _MOST = 1000.0, 16, 0.5
-#: Signs are counted at so many positions of a batch at least, evenly spread over it.
+#: Signs are counted at so many positions of a batch at least, drawn at random from a fixed seed.
 _POSITIONS = 256
 #: Of a convolution's inputs so many that lie side by side, as a line of the cache has them.
 _RUN = 8
@@ -161,9 +161,7 @@ class Lens:
             mask = matching(self._masks, tuple(positions))
             rows = None if mask is None or mask.all() else mask.nonzero()[:, 0].to(device)
             size, run = positions.numel() if rows is None else len(rows), 1 if axis == -1 else _RUN
-            starts = np.arange(0, size, run * max(1, size // _POSITIONS))
-            every = np.add.outer(starts, np.arange(run)).ravel()
-            every = every[every < size]
+            every = sampled(size, run)
             every = every if rows is None else rows.cpu().numpy()[every]
             places = np.unravel_index(every, positions)
             at: list[Any] = [torch.from_numpy(one).to(device) for one in places]  # copies no inputs
@@ -225,6 +223,16 @@ class Lens:
             unseen=tuple(name for name in self._in_scope if name not in known)[:_MAX_NAMES],
             layers=found,
         )
+
+
+def sampled(size: int, run: int) -> np.ndarray:
+    """Which of so many positions are counted, in runs; by these two numbers alone."""
+    # at random: a stride that goes into the length of a text would see its first token alone
+    num_runs = -(-size // run)
+    num = -(-num_runs // max(1, size // _POSITIONS))
+    chosen = np.random.default_rng(size).choice(num_runs, num, replace=False)
+    every = np.add.outer(run * np.sort(chosen), np.arange(run)).ravel()
+    return np.asarray(every[every < size])
 
 
 def _layers(model: nn.Module, in_scope: set[str]) -> dict[str, _Layer]:

@@ -16,6 +16,10 @@ VITAL_KINDS: Mapping[str, str] = {
     "untrained": "not trained",
     "rounding": "losing their updates in rounding",
     "decay": "not decaying as the optimizer states",
+    "no_gradient": "reached by no gradient",
+    "idle": "not used by these inputs",
+    "slow": "moving next to nowhere beside the others",
+    "untied": "no longer tied to the embeddings",
     "not_finite": "not finite",
     "returned": "back at an earlier state",
     "overwritten": "overwritten by something else than the optimizer",
@@ -78,7 +82,8 @@ class Event:
             evenly since its floor, which is its baseline; "replicas": ranks that ought to hold the
             same weights hold others, in ``layers``; or one of ``XRAY_KINDS``, ``VITAL_KINDS``: what
             is wrong with parameters, in scope or not. Of the proxy's value also "lost": half of
-            what it had gained is gone; "standstill": the latest half of the run gained nothing.
+            what it had gained is gone; "worse": a fifth of it is missing for good; "unlearned": it
+            has hardly left its start; "standstill": the latest half of the run gained nothing.
             "spike": the loss spiked at ``onset_high``; ``layers`` moved first, from ``onset_low``.
         jumped: whether most of the change came within two snapshots, and hardly any after them.
         peak: the farthest that it came, where it was on its way back when it was seen; else NaN.
@@ -152,7 +157,7 @@ class Event:
     @property
     def is_of_series(self) -> bool:
         """Whether it is a change of its series, rather than something about tensors or ranks."""
-        return self.kind in ("abrupt", "steady", "lost", "standstill")
+        return self.kind in ("abrupt", "steady", *_OF_VALUE)
 
     @property
     def reported_step(self) -> int:
@@ -186,10 +191,14 @@ class Event:
             return f"{self.value:,.0f} {tensors} {words}"
         series = describe(self.series)
         subject = printable(series.subject)
+        before, now = series.shown(self.baseline), series.shown(self.value)
         if self.kind == "standstill":
-            return f"{subject} stands still at {series.shown(self.value)}"
-        if self.kind == "lost":
-            subject = f"Half of what was gained is lost: {subject[:1].lower()}{subject[1:]}"
+            best = "" if now == before else f", beside its best of {before}"
+            return f"{subject} stands still at {now}{best}"
+        if self.kind in _OF_VALUE:
+            subject = f"{_OF_VALUE[self.kind]}: {subject[:1].lower()}{subject[1:]}"
+        if self.kind == "unlearned":
+            return f"{subject} is {now}, and began at {before}"
         verbs = _VERBS.get("jumped" if self.jumped else self.kind, {})
         text = f"{subject} {verbs.get(self.direction, 'changed')}"
         top = self.value if math.isnan(self.peak) else self.peak
@@ -221,9 +230,8 @@ class Event:
         "note": it belongs to a healthy training. "look": a person should see it. "act": while it
         lasts the training is not worth going on with.
         """
-        if self._is_worse:
-            return "look"
-        return next((_SEVERITY[key] for key in self._keys if key in _SEVERITY), "look")
+        own = next((_SEVERITY[key] for key in self._keys if key in _SEVERITY), "look")
+        return "look" if self._is_worse and own == "note" else own
 
     @property
     def _keys(self) -> tuple[str, ...]:
@@ -274,7 +282,8 @@ class Event:
     @property
     def _is_worse(self) -> bool:
         """Whether what removal costs has changed since the model itself got worse."""
-        return self.value_trend == "worse" and describe(self.series).needs_proxy
+        is_of_removal = self.series != "value/dense" and describe(self.series).needs_proxy
+        return self.value_trend == "worse" and is_of_removal
 
     @property
     def sequel(self) -> list[str]:
@@ -372,6 +381,14 @@ _VERBS = {
     "abrupt": {"up": "began to rise", "down": "began to fall"},
     "steady": {"up": "rose steadily", "down": "fell steadily"},
     "lost": {"up": "rose", "down": "fell"},
+    "worse": {"up": "rose", "down": "fell"},
+}
+#: Kinds of the value of the model as it is alone, and what is said of it first.
+_OF_VALUE = {
+    "lost": "Half of what was gained is lost",
+    "worse": "Worse than its best",
+    "unlearned": "Nothing is learned yet",
+    "standstill": "",
 }
 #: From this multiple on, up or down, a change is told as one; and from this one of the noise.
 _MULTIPLE, _CLEAR = 1.5, 3.0
@@ -412,6 +429,7 @@ _SEVERITY = {
     "value/reliance up": "note",
     "essential_sparsity down": "note",
     "standstill": "note",
+    "idle": "note",
     "super_weights": "note",
     "unreached": "note",
     "written": "note",
@@ -438,6 +456,10 @@ _ADVICE = {
     "near_zero up steady": "{value} {decay}",
     "near_zero down": "No action needed: weights grow back. {compare} if that surprises.",
     "lost": "Stop the run and look at its data and its learning rate. {compare}.",
+    "worse": "Keep the checkpoint of its best value. If it overfits, stop there; else look at the "
+    "data and the learning rate since. {compare}.",
+    "unlearned": "Look at the learning rate, the labels, and whether the loss reaches these "
+    "weights.",
     "standstill": "No action needed if it has converged.",
     "value/reliance up": "No action needed: the model began to need these weights. Compare "
     "sparsities only from here on.",
@@ -461,6 +483,12 @@ _ADVICE = {
     "or raise the learning rate: as it is these tensors do not learn.",
     "decay": "Look at the weight decay of the param group that they are in: at what applies it, "
     "and whether these tensors ought to be in it.",
+    "no_gradient": "Look for a detach, a hook, or a branch that nothing uses. If they are frozen "
+    "on purpose, set requires_grad to False; if they are not used yet, no action is needed.",
+    "idle": "No action needed if these inputs do not use them, as experts, heads or towers; else "
+    "look at the router, or for a detach.",
+    "slow": "Look at the learning rate of their param group, and at what scales their gradient.",
+    "untied": "If they ought to be one, tie them before the optimizer is made.",
     "not_finite": "Stop the run and go on from a checkpoint of {before} or before.",
     "contents": "Copy the file again, or leave it out: a full disk, a torn copy and rounding do "
     "this.",

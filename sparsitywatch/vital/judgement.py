@@ -54,8 +54,18 @@ _MIN_RETURNED = 32
 #: A tensor blows up if in one interval it changes by this share of its size, and by this factor
 #: more than in any of the latest intervals, of which there have to be so many.
 FAR, _MORE_THAN_EVER, _MIN_PAST = 0.3, 10.0, 3
-#: Parts of names of what is used for some inputs only.
+#: Parts of names of what is used for some inputs only; and of what may be there for another use,
+#: such as a second tower.
 _FOR_SOME = re.compile(r"expert|moe|head|branch|adapter|task|classifier|domain|lang", re.IGNORECASE)
+_FOR_OTHERS = re.compile(
+    r"pooler|tower|vision|visual|image|audio|speech|video|text_|mask_token|unused|aux",
+    re.IGNORECASE,
+)
+#: Steps without a gradient since the attach before it is told; a gate does not wait.
+PATIENT_STEPS = 32
+#: A learning rate below this share of the highest one now is that of something left behind; and so
+#: is a matrix of SGD's that moves by the other share, beside its size, of what most do.
+_SLOW, _SLOW_BY_GRADIENT = 1e-5, 1e-4
 #: An event is reported again after its kind was gone for this many snapshots.
 _GONE_FOR = 3
 
@@ -74,6 +84,7 @@ _COLUMNS: tuple[tuple[str, type | str, Any], ...] = (
     ("rms", float, math.nan),  # root mean square of the weights before
     ("from_start", float, math.nan),  # ... of what they had changed by since the first snapshot
     ("began_at_zero", bool, False),  # all of it
+    ("is_twin", bool, False),  # began as a copy of an embedding that now differs from it
     # where it moved by much of its size: weights that did by much of that, not to a common value
     ("num_far", int, 0),
     ("reach", float, math.inf),  # how far its optimizer can have moved a weight; or most weights
@@ -159,7 +170,7 @@ class VitalReading:
 
 
 #: Kinds that only steps of a rate tell: where that has ended, what was found is not over.
-_BY_STEPS = ("rounding", "decay")
+_BY_STEPS = ("rounding", "decay", "no_gradient", "idle", "slow")
 
 
 def judged(reading: VitalReading, spectrum: MagnitudeSpectrum | None) -> Vital:
@@ -362,21 +373,64 @@ def _rounding(facts: TensorFacts) -> _Found:
 
 
 NOT_APPLIED = "weights without a gradient stand still, and weight decay ought to move them"
-DECAYS_ALONE = "they get no gradient, and weight decay shrinks them"
 
 
 def _decay(facts: TensorFacts) -> _Found:
-    is_stepped_on = _is_stepped_on(facts)
-    in_part = is_stepped_on & ~(facts.still_for > 0)  # all of it is another matter
+    in_part = _is_stepped_on(facts) & ~(facts.still_for > 0)  # all of it is another matter
     to_decay, stand_still = facts.num_to_decay[in_part].sum(), facts.num_not_decayed[in_part].sum()
-    grounds: dict[str, np.ndarray] = {}
-    if stand_still >= max(_MIN_NOT_DECAYED, _MOST * to_decay):
-        grounds[NOT_APPLIED] = in_part & (facts.num_not_decayed > 0)
-    shrinks = is_stepped_on & _is_dead(facts) & (facts.gradient == "zero")
-    shrinks &= facts.shrinks_for >= _PATIENCE
-    if shrinks.any():
-        grounds[DECAYS_ALONE] = shrinks & ~np.array([_is_for_some(name) for name in facts.name])
+    if stand_still < max(_MIN_NOT_DECAYED, _MOST * to_decay):
+        return _NOTHING
+    return _found({NOT_APPLIED: in_part & (facts.num_not_decayed > 0)}, facts.num_weights)
+
+
+# ------------------------------------------------------------------ not reached, slow
+
+NEVER_REACHED = "they are in the optimizer, and for {} steps no gradient has reached them"
+DECAYS_ALONE = "they get no gradient, and weight decay shrinks them"
+
+
+def _unreached(facts: TensorFacts, *, are_hinted: bool) -> _Found:
+    """Tensors that no gradient reaches, beside what is surely cut off; by their names' hints."""
+    is_stepped_on = _is_stepped_on(facts)
+    is_so = is_stepped_on & _is_dead(facts)
+    is_never = is_so & ~facts.has_moved & (facts.alive_steps == 0)
+    shrinks = is_so & (facts.gradient == "zero") & (facts.shrinks_for >= _PATIENCE)
+    if not (is_never | shrinks).any():
+        return _NOTHING
+    hints = [_is_for_some(n) or bool(_FOR_OTHERS.search(n)) for n in facts.name]
+    is_one = (np.array(hints) == are_hinted) & ~np.isin(np.arange(len(facts)), _untrained(facts)[0])
+    is_never &= is_one & ~shrinks
+    steps = int(facts.dead_steps[is_never].max(initial=0))
+    grounds = {NEVER_REACHED.format(steps): is_never, DECAYS_ALONE: shrinks & is_one}
     return _found(grounds, facts.num_weights)
+
+
+@np.errstate(all="ignore")  # what is not finite is told beside
+def _slow(facts: TensorFacts) -> _Found:
+    """Tensors that move next to nowhere beside the others, by their rate or by their gradient."""
+    trained = is_ours(facts) & (facts.lr > 0.0)
+    grounds: dict[str, np.ndarray] = {}
+    for unit in np.unique(facts.sized_by[trained]):
+        alike = trained & (facts.sized_by == unit)
+        # where rates warm up or end one by one, each is judged by the highest it has had
+        highest = facts.lr / np.maximum(facts.lr_share, 1e-300)
+        share = highest / highest[alike].max()
+        is_slow = alike & (share < _SLOW)
+        if is_slow.any():
+            times = 1.0 / share[is_slow].max()
+            grounds[f"their learning rate is {times:.2g} times smaller than that of others"] = (
+                is_slow
+            )
+    moves = trained & (facts.num_dims > 1) & (facts.gradient == "some") & ~facts.began_at_zero
+    moves &= facts.sized_by == "gradient"
+    if moves.any() and facts.past_updates.shape[1] >= _PATIENCE:
+        most = np.fmax(facts.update, facts.past_updates.max(1)) / facts.rms
+        usual = float(np.median(most[moves]))
+        is_slow = moves & (most < _SLOW_BY_GRADIENT * usual)
+        if is_slow.any():
+            share = max(most[is_slow].max() / usual, 1e-9)
+            grounds[f"beside their size they move at {share:.2g} of what others do"] = is_slow
+    return _found(grounds, facts.num_weights) if grounds else _NOTHING
 
 
 # ------------------------------------------------------------------ what broke, what came back
@@ -395,6 +449,13 @@ def _returned(facts: TensorFacts) -> _Found:
     which, _ = _found({"": is_back}, facts.num_weights)
     known = dict.fromkeys(facts.back_at[which].tolist())
     return which, "; ".join(f"they have the bits of step {step} again" for step in known)
+
+
+def _untied(facts: TensorFacts) -> _Found:
+    """Heads that began with the bits of the embeddings, and are trained apart from them."""
+    is_so = is_ours(facts) & facts.is_twin & facts.has_moved
+    why = "they began with the bits of the embeddings, as if they were tied, and now differ"
+    return _found({why: is_so}, facts.num_weights)
 
 
 @np.errstate(all="ignore")  # what is not finite is told beside
@@ -439,6 +500,10 @@ _RULES: dict[str, Callable[[TensorFacts], _Found]] = {
     "untrained": _untrained,
     "rounding": _rounding,
     "decay": _decay,
+    "no_gradient": partial(_unreached, are_hinted=False),
+    "idle": partial(_unreached, are_hinted=True),
+    "slow": _slow,
+    "untied": _untied,
     "not_finite": _not_finite,
     "returned": _returned,
     "overwritten": _overwritten,
@@ -450,7 +515,13 @@ _RULES: dict[str, Callable[[TensorFacts], _Found]] = {
 
 
 class VitalReviewer(Reviewer):
-    """Completes what checkpoints say by themselves, and makes events of findings that are new."""
+    """Completes what checkpoints say by themselves, and makes events of findings that are new.
+
+    What no gradient has reached is told after so many steps.
+    """
+
+    def __init__(self, patience: int = PATIENT_STEPS) -> None:
+        self._patience = patience
 
     def reviewed(self, record: Record, earlier: Sequence[Record]) -> Vital | None:
         """Of parameters that were not compared: since when some are not finite, or all are back."""
@@ -476,6 +547,12 @@ class VitalReviewer(Reviewer):
         for finding in () if record.vital is None else record.vital.findings:
             before = [f.num for vital in recent for f in vital.findings if f.kind == finding.kind]
             known = [event.value for event in told if event.kind == finding.kind]
+            is_early = finding.kind in ("no_gradient", "idle") and not known
+            # unless decay wears them down meanwhile
+            if is_early and not (finding.kind == "no_gradient" and DECAYS_ALONE in finding.reason):
+                if record.step - _since(finding, earlier) < self._patience:
+                    continue
+                before = []
             if before and finding.num < 2 * (known[-1] if known else max(before)):
                 continue
             # a file that is a copy stays one, whatever comes
@@ -493,6 +570,17 @@ class VitalReviewer(Reviewer):
             )
             events.append(event)
         return events
+
+
+def _since(finding: Finding, earlier: Sequence[Record]) -> int:
+    """The snapshot before the first of those in a row that had a finding of its kind."""
+    since = finding.since_step
+    for record in reversed(earlier):
+        found = () if record.vital is None else record.vital.findings
+        if not any(one.kind == finding.kind for one in found):
+            return since
+        since = next(one.since_step for one in found if one.kind == finding.kind)
+    return since
 
 
 def _disagreement(record: Record, before: Record | None) -> list[Event]:

@@ -10,6 +10,7 @@ hold parts of the parameters exchange what is read. Arrays are [T], by tensor, o
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class VitalTracker(Examiner):
         self._reader = reader  # of all parameters
         self._reason = reason  # why they cannot be compared; empty if they can
         self._start = Sample({})
+        self._twins: dict[str, str] = {}  # what began as a copy of an embedding, and that
         self._marks: deque[tuple[int, np.ndarray]] = deque(maxlen=_NUM_MARKS)
         self._updates: deque[np.ndarray] = deque(maxlen=_NUM_PAST)
         self._forget()
@@ -116,11 +118,14 @@ class VitalTracker(Examiner):
         held = {name: local_of(one) for name, one in weights.items()}
         now = Sample(self._reader.gather_sample(held, picked))
         if self._start.kinds != now.kinds:
-            self._start = now
+            self._start, self._twins = now, _twins(weights)
         if self._before.kinds != now.kinds:
             self._forget()
         facts = TensorFacts(list(now.tensors), len(self._updates))
         facts.num_weights = np.array([one.numel() for one in weights.values()], int)
+        pairs = self._twins.items()
+        twins = {n for n, of in pairs if not _are_alike(weights[n], weights[of])}
+        facts.is_twin = np.array([name in twins for name in weights], bool)
         facts.num_dims = np.array([one.dim() for one in weights.values()], int)
         since, seen, trained = self._step, None, None
         if self._before.tensors:
@@ -259,6 +264,7 @@ class VitalTracker(Examiner):
     def state_dict(self) -> dict[str, Any]:
         return {
             "start": dict(self._start.tensors),
+            "twins": dict(self._twins),
             "before": dict(self._before.tensors),
             "done": {n: [list(s.taken), list(s.offered)] for n, s in self._done.items()},
             "step": self._step,
@@ -271,6 +277,7 @@ class VitalTracker(Examiner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._forget()
         self._start = Sample({name: one.cpu() for name, one in state["start"].items()})
+        self._twins = dict(state["twins"])
         self._before = Sample({name: one.cpu() for name, one in state["before"].items()})
         self._done = {n: Sums(Clock(*t), Clock(*o)) for n, (t, o) in state["done"].items()}
         self._step = int(state["step"])
@@ -292,6 +299,32 @@ def has_numbers(one: torch.Tensor) -> bool:
     """Whether it can be compared."""
     is_there = hasattr(one, "flat_shard") or not one.is_meta  # FSDP1
     return is_there and one.is_floating_point() and one.numel() > 0
+
+
+#: Names of tables of tokens.
+_EMBEDS = re.compile(r"emb|wte|tok|vocab|word|shared", re.IGNORECASE)
+
+
+def _twins(weights: Tensors) -> dict[str, str]:
+    """What has the bits of an embedding, as a head that is to be tied to it, and that one."""
+    matrices = {n: one for n, one in weights.items() if one.dim() == 2 and one.requires_grad}
+    tables = {name: one for name, one in matrices.items() if _EMBEDS.search(name)}
+    return {
+        name: of
+        for name, one in matrices.items()
+        for of, table in tables.items()
+        if name not in tables and one.shape == table.shape and _are_alike(one, table)
+    }
+
+
+@torch.no_grad()
+def _are_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors that this process holds in part or whole have the same numbers."""
+    one, other = (local_of(tensor).detach() for tensor in (one, other))
+    is_one = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    if not is_one or not one.numel() or bool((one == one.reshape(-1)[0]).all()):
+        return False
+    return torch.equal(one, other)
 
 
 # ------------------------------------------------------------------ gradients

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sparsitywatch.pipeline.pipeline import Reviewer
 from sparsitywatch.records import Event, Record, XRay
@@ -17,7 +18,14 @@ _COLLAPSED, _DIVERSE = 0.5, 0.5
 
 
 class XRayReviewer(Reviewer):
-    """Makes events of layers that die, unreached ones, super weights, and signs that collapse."""
+    """Makes events of layers that die, unreached ones, super weights, and signs that collapse.
+
+    It remembers how alive each layer was at best: records let go of their layers.
+    """
+
+    def __init__(self) -> None:
+        self._least_dead: dict[str, float] = {}
+        self._step = -1  # the last one whose layers are in it
 
     def events(
         self, record: Record, earlier: Sequence[Record], told: Sequence[Event]
@@ -27,7 +35,11 @@ class XRayReviewer(Reviewer):
             return []
         before = {r.step: r.xray for r in earlier if r.xray is not None}
         since, found = max(before, default=-1), []
-        for kind, names, reason in _signs(record.xray, list(before.values())):
+        for step, xray in (*before.items(), (record.step, record.xray)):
+            if step > self._step:
+                self._remember(xray)
+        self._step = max(self._step, record.step)
+        for kind, names, reason in _signs(record.xray, list(before.values()), self._least_dead):
             known = {name for event in told if event.kind == kind for name in event.layers}
             tensors = tuple(dict.fromkeys(name.partition("[")[0] for name in names))
             if tensors and len(known.union(tensors)) >= 2 * len(known):
@@ -38,16 +50,30 @@ class XRayReviewer(Reviewer):
                 found.append(event)
         return found
 
+    def state_dict(self) -> dict[str, Any]:
+        """The least share of dead units of each layer, by name."""
+        return {"least_dead": dict(self._least_dead), "step": self._step}
 
-def _signs(now: XRay, before: Sequence[XRay]) -> Iterator[tuple[str, Sequence[str], str]]:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._least_dead, self._step = dict(state["least_dead"]), int(state["step"])
+
+    def _remember(self, xray: XRay) -> None:
+        for name, share in zip(xray.layers.names, xray.layers.dead, strict=True):
+            self._least_dead[name] = min(self._least_dead.get(name, 1.0), share)
+
+
+def _signs(
+    now: XRay, before: Sequence[XRay], least_dead: Mapping[str, float]
+) -> Iterator[tuple[str, Sequence[str], str]]:
     """What is to be told of an x-ray: its kind, tensors or weights, and why."""
     last = before[-1] if before else XRay()
-    shares = [dict(zip(x.layers.names, x.layers.dead, strict=True)) for x in (*before, now)]
+    shares, was = (dict(zip(x.layers.names, x.layers.dead, strict=True)) for x in (now, last))
     # what reads sparse data has many from the start, and is well
     yield "dead_units", [
-        name for name, share in shares[-1].items()
-        if (share >= _DEAD and min(s.get(name, 1.0) for s in shares) <= _ALIVE)
-        or (share == 1.0 and shares[-2:][0].get(name) == 1.0 and before)
+        name for name, share in shares.items()
+        if (share >= _DEAD and least_dead[name] <= _ALIVE)
+        or (share == 1.0 and was.get(name) == 1.0)
     ], f"{percent(_DEAD)} or more of what they read is zero or nearly so"  # fmt: skip
     # by chance no token of few may be routed to an expert: twice in a row is none
     experts = [name for name in now.unreached if "expert" in name or "moe" in name]

@@ -494,7 +494,7 @@ class OptimizerReading:
     why_no_clock: str = ""  # why it is NaN; empty if it is not, and where no optimizer is seen
     lr_clock: float = math.nan
     lr: float = math.nan  # as it stands
-    trained: float = math.nan  # share of the in-scope weights that steps have reached lately
+    trained: float = math.nan  # share of those that require grad that steps have reached lately
     clocks: Mapping[str, Clock] = field(default_factory=dict)  # by in-scope name
     not_measurable: Mapping[str, str] = field(default_factory=dict)  # why not dormant weights
     masters: Container[str] = frozenset()  # stepped on is a copy of higher precision
@@ -509,14 +509,16 @@ def reading_of(training: Training, sizes: Mapping[str, int]) -> OptimizerReading
     reached = {name: clock for name, clock in taken.items() if clock.lr > 0.0}
     decay = mean_over(sizes, {name: clock.known_decay for name, clock in reached.items()})
     lr = mean_over(sizes, {name: clock.lr for name, clock in reached.items()})
-    active = sum(sizes[name] for name, one in trainers.items() if one.is_active)
+    to_train = {name for name in sizes if name not in training.frozen}
+    active = sum(sizes[n] for n, one in trainers.items() if one.is_active and n in to_train)
+    whole = sum(sizes[name] for name in to_train)
     whys = [why_no_clock(one.optimizer, one.kind) for one in trainers.values()]
     return OptimizerReading(
         decay_clock=decay if reached else 0.0,
         why_no_clock=next(filter(None, whys), "") if math.isnan(decay) else "",
         lr_clock=lr if reached else 0.0,
         lr=mean_over(sizes, {name: one.lr for name, one in trainers.items()}),
-        trained=active / sum(sizes.values()) if training.has_begun else math.nan,
+        trained=active / whole if training.has_begun and whole else math.nan,
         clocks=taken,
         not_measurable={n: why_not_measurable(o.optimizer, o.kind) for n, o in trainers.items()},
         masters=training.copied,

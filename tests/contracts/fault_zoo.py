@@ -762,7 +762,7 @@ FAULTS = {
     "norms in bf16": Fault("rounding", norms_in_bf16),
     "rate too small": Fault("rounding", rate_too_small),
     "decay ignored": Fault("decay", decay_ignored, spreads=True),
-    "frozen but decayed": Fault("decay", frozen_but_decayed),
+    "frozen but decayed": Fault("no_gradient", frozen_but_decayed),
     "NaN in a norm": Fault("not_finite", nan_in_a_norm, ONSET),
     "overflow": Fault("not_finite", overflow, ONSET, spreads=True),
     "rolled back": Fault("returned", rolled_back, ONSET),

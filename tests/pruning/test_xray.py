@@ -16,6 +16,7 @@ import sparsitywatch as sw
 from sparsitywatch.pruning.evaluation import MaskedModel, run_sweep
 from sparsitywatch.pruning.patterns import as_pattern
 from sparsitywatch.pruning.sweeps import Grid
+from sparsitywatch.pruning.xray import sampled
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.records import Record, XRay, from_json, to_json
 from sparsitywatch.weights.scope import Scope
@@ -65,7 +66,7 @@ def test_equal_to_brute_force(activation: type[nn.Module], length: int) -> None:
         inputs, outputs = everything_that_counts(model, layer, data)
         found = {key: column(xray, key)[f"{name}.weight"] for key in vars(xray.layers)}
         x = np.concatenate(inputs)
-        some = np.concatenate([part[:: max(1, len(part) // 256)] for part in inputs])
+        some = np.concatenate([part[sampled(len(part), 1)] for part in inputs])
         limit = 1e-3 * math.sqrt((some**2).mean())
         dead = np.mean([abs(unit).max() <= limit for unit in x.T])
         assert found["dead"] == pytest.approx(dead, rel=1e-5)
@@ -104,7 +105,8 @@ def test_batches_divided_otherwise_show_the_same_dead_units_and_massive_outputs(
 def test_what_a_quiet_batch_proves_is_no_proof_for_a_loud_one(spike: float, dead: float) -> None:
     quiet, loud = torch.ones(600, 4), torch.full((600, 4), 1e4)
     loud[:, 0] = 0.0
-    loud[1, 0] = spike  # every second position is in the sample
+    (left_out, *_) = np.setdiff1d(np.arange(600), sampled(600, 1)).tolist()
+    loud[left_out, 0] = spike
     proxy = sw.Proxy([quiet, loud], lambda model, batch: model(batch).square().mean(1))
     record = sw.measure(nn.Sequential(nn.Linear(4, 20)), proxy, scope="layers", levels=[0.5])
     assert record.xray is not None
@@ -139,11 +141,38 @@ def test_of_a_convolution_s_positions_runs_of_eight_are_counted() -> None:
     proxy = sw.Proxy([x], lambda m, b: m(b).square().sum(1))
     found = sw.measure(model, proxy, levels=[0.5], scope="layers").xray
     assert found is not None
-    runs = x.transpose(1, 2).reshape(-1, 8, 6)  # 190, of which each fifth makes 256 positions
-    share = (runs[::5].reshape(-1, 6) > 0).double().mean(0)
+    positions = sampled(5 * 304, 8)  # 190 runs, of which each fifth makes 256 positions
+    assert len(positions) == 8 * 38
+    assert (positions.reshape(-1, 8) == positions[::8, None] + np.arange(8)).all()
+    share = (x.transpose(1, 2).reshape(-1, 6)[positions] > 0).double().mean(0)
     wanted = np.percentile(share, (5, 50, 95))
     at = [column(found, name)["0.weight"] for name in ("active_low", "active", "active_high")]
     assert at == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("length", [16, 64, 100, 256])
+@pytest.mark.parametrize("num", [64, 256])
+@pytest.mark.parametrize("run", [1, 8])
+def test_no_place_in_a_text_is_left_out_of_the_sample(length: int, num: int, run: int) -> None:
+    """A stride that goes into the length sees the first token alone."""
+    size = length * num
+    positions = sampled(size, run)
+    assert 256 <= len(positions) <= max(2 * 256, 2 * run)
+    assert len(set(positions.tolist())) == len(positions)
+    assert 0 <= positions.min() <= positions.max() < size
+    assert len(set((positions % length).tolist())) > 0.4 * min(length, 256)
+    assert abs((positions % length).mean() / (length - 1) - 0.5) < 0.12
+    assert positions.tolist() == sampled(size, run).tolist()
+
+
+def test_signs_of_a_text_that_begins_alike_are_those_of_all_of_it() -> None:
+    x = torch.randn(256, 64, 8, generator=torch.Generator().manual_seed(0))
+    x[:, 0] = 1.0  # what all begin with
+    model = nn.Sequential(nn.Linear(8, 20), nn.Linear(20, 3))
+    proxy = sw.Proxy([x], lambda m, b: m(b).square().mean((1, 2)))
+    found = sw.measure(model, proxy, scope="layers", levels=[0.5]).xray
+    assert found is not None
+    assert column(found, "sign_diversity")["0.weight"] == pytest.approx(1.0, abs=0.02)
 
 
 # ------------------------------------------------------------------ what is planted is told

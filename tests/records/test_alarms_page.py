@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,8 @@ EVENTS = (
     event(ESSENTIAL, "up", (0.5, 0.6)),
     event("value/dense", "up", (2.0, 2.6)),
     event("value/dense", "up", (0.15, 2.3), kind="lost"),
+    event("value/dense", "up", (0.5, 1.1), kind="worse"),
+    event("value/dense", "up", (2.3, 2.3), kind="unlearned"),
     event("value/dense", "", (0.15, 0.15), kind="standstill"),
 )
 
@@ -84,10 +87,42 @@ def test_the_page_says_what_is_done_about_a_series(kind: str) -> None:
 def test_the_page_says_what_the_event_says(row: list[str], told: Event) -> None:
     """``python tests/records/test_alarms_page.py`` writes what people do anew."""
     what, _, do = row
-    words, *causes = what.split(", ")
+    words, *causes = what.split(", ") if "began at" not in what else [what]
     assert told.headline.lower().startswith(words)
     assert [c for c in told.causes if "decay" in c] == causes
     assert do == as_written(told.advice)
+
+
+#: Of kinds that have no row of their own: changes of a series, in the words of the page.
+CHANGES = {
+    ("near_zero/initial_0.1", "down"): "falls of near-zero weights",
+    ("motion/dormant", "down"): "of dormant weights",
+    (ESSENTIAL, "down"): "and of essential sparsity",
+    ("value/reliance", "up"): "rises of reliance",
+}
+KINDS = ("lost", "worse", "unlearned", "standstill", "replicas", "spike",
+         *VITAL_KINDS, *XRAY_KINDS, *SERIES_KINDS)  # fmt: skip
+
+
+@pytest.mark.parametrize("trend", ["", "better", "worse", "still"])
+def test_the_page_says_how_much_each_event_matters(trend: str) -> None:
+    """Every kind, and every change of a series, with every trend of the value."""
+    page = PAGE.read_text()
+    written = {s: page.split(f"| *{s}* | ")[1].split(" |\n")[0] for s in ("act", "look", "note")}
+    assert written["look"].startswith("all others")
+    for kind in KINDS:
+        told = replace(event("value/dense", "up", (0.5, 1.1), kind=kind), value_trend=trend)
+        said = [s for s in ("act", "note") if f"`{kind}`" in written[s]] or ["look"]
+        assert said == [told.severity], kind
+    for series in ("near_zero/initial_0.1", "motion/dormant", "value/reliance", ESSENTIAL,
+                   "value/dense"):  # fmt: skip
+        for direction in ("up", "down"):
+            told = replace(event(series, direction, (0.5, 1.1)), value_trend=trend)
+            is_note = (series, direction) in CHANGES
+            assert not is_note or CHANGES[series, direction] in written["note"]
+            # what removal costs is no good news while the model itself gets worse
+            is_note &= trend != "worse" or series.startswith(("near_zero", "motion"))
+            assert told.severity == ("note" if is_note else "look"), (series, direction)
 
 
 if __name__ == "__main__":

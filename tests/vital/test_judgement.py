@@ -12,7 +12,7 @@ from contracts.vital_rows import Row, stacked
 
 from sparsitywatch.records import Event, Finding, Record, Vital
 from sparsitywatch.vital import VitalReviewer
-from sparsitywatch.vital.judgement import VitalReading, findings_of
+from sparsitywatch.vital.judgement import _BY_STEPS, VitalReading, findings_of
 from sparsitywatch.vital.judgement import judged as judged_reading
 
 
@@ -126,23 +126,39 @@ def test_a_gradient_that_most_of_the_model_does_not_get(
 ) -> None:
     living = [tensor(f"living.{i}.weight") for i in range(num_living)]
     dead = [tensor(name, **DEAD, num_weights=num_weights) for name in "abc"[:num_dead]]
-    found = judged([*living, *dead], 0)
-    assert [one.num for one in found] == ([num_dead] if is_fault else [])
+    (found,) = judged([*living, *dead], 0)
+    assert (found.kind, found.num) == ("untrained" if is_fault else "no_gradient", num_dead)
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        ("idle", [*LIVING, tensor("pooler.weight", **DEAD), tensor("pooler.bias", **DEAD)]),
+        ("idle", [tensor("tower.0.weight", **DEAD), *LIVING]),
+        ("idle", [*LIVING, *(x.but(name=x.name.replace("layers", "experts")) for x in stack({3}))]),
+        ("no_gradient", [*LIVING, *(x.but(name=f"layers.0.{x.name}") for x in stack({3}))]),
+        ("no_gradient", [*LIVING, tensor("branch_2.weight".replace("branch", "side"), **DEAD)]),
+    ],
+    ids=["pooler", "tower", "experts", "list in a list", "side"],
+)
+def test_what_no_gradient_has_reached_is_found_by_its_name(kind: str, facts: list[Any]) -> None:
+    """Once it has had a gradient it is another matter."""
+    (found,) = judged(facts, 0)
+    assert found.kind == kind
+    assert all(one.startswith("they are in the optimizer, and for") for one in [found.reason])
+    lived = [x.but(alive_steps=1) for x in facts]
+    assert judged(lived, 0) == ()
 
 
 @pytest.mark.parametrize(
     "facts",
     [
-        [*LIVING, tensor("pooler.weight", **DEAD), tensor("pooler.bias", **DEAD)],
-        [tensor("tower.0.weight", **DEAD), *LIVING],
-        [*LIVING, *(x.but(name=x.name.replace("layers", "experts")) for x in stack({3}))],
-        [*LIVING, *(x.but(name=f"layers.0.{x.name}") for x in stack({3}))],
         [*LIVING, *stack({3}, has_moved=True)],
         [*LIVING, *stack({3}, dead_for=1)],
         [*LIVING, *stack({3}, dead_steps=3)],
         [*LIVING, *stack({3}, lr=0.0)],
     ],
-    ids=["pooler", "tower", "experts", "list in a list", "moved", "once", "few steps", "no rate"],
+    ids=["moved", "once", "few steps", "no rate"],
 )
 def test_what_is_merely_not_used_is_no_fault(facts: list[Any]) -> None:
     assert judged(facts, 0) == ()
@@ -208,10 +224,69 @@ def test_those_that_lose_most_come_first() -> None:
 )
 def test_decay_that_is_not_applied_or_not_wanted(fields: dict, is_fault: bool) -> None:
     facts = [tensor("x", has_moved=False, **fields), *LIVING, *LIVING]
-    assert [found.kind for found in judged(facts, 0)] == (["decay"] if is_fault else [])
-    expert = [facts[0].but(name="layers.0.experts.1.weight"), *facts[1:]]
-    if "num_to_decay" not in fields:
-        assert judged(expert, 0) == ()
+    found = [(one.kind, "decay shrinks them" in one.reason) for one in judged(facts, 0)]
+    shrinks = "num_to_decay" not in fields
+    # what decay shrinks is not "not decaying as the optimizer states"
+    named = [("no_gradient", True) if shrinks else ("decay", False)]
+    if not is_fault and fields.get("dead_for", 0) >= 2 and fields["dead_steps"] >= 8:
+        named, is_fault = [("no_gradient", False)], True  # nothing shrinks it yet
+    assert found == (named if is_fault else [])
+    if shrinks and is_fault:
+        (one,) = judged([facts[0].but(name="layers.0.experts.1.weight"), *facts[1:]], 0)
+        assert one.kind == "idle"
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_slow"),
+    [
+        ({"lr": 0.9e-8}, True),
+        ({"lr": 1.1e-8}, False),
+        ({"lr": 1e-9, "lr_share": 1e-6}, False),  # its own schedule has come down
+        ({"lr": 0.0}, False),
+        ({"trained_by": "none", "lr": 1e-9, "gradient": "none"}, False),
+    ],
+)
+def test_a_rate_far_below_that_of_the_others_is_told(fields: dict, is_slow: bool) -> None:
+    facts = [tensor("x", **{"lr": 1e-3, **fields}), *(one.but(lr=1e-3) for one in LIVING)]
+    assert [one.kind for one in judged(facts, 0)] == (["slow"] if is_slow else [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_slow"),
+    [
+        ({"update": 0.9e-6}, True),
+        ({"update": 1.1e-6}, False),
+        ({"update": 0.9e-6, "past_updates": (1e-7, 1.1e-6)}, False),  # it has moved before
+        ({"update": 0.9e-6, "past_updates": (1e-7,)}, False),
+        ({"update": 0.9e-6, "num_dims": 1}, False),  # such as biases of keys
+        ({"update": 0.9e-6, "sized_by": "lr"}, False),
+        ({"update": 0.9e-6, "began_at_zero": True}, False),
+        ({"update": 0.9e-6, "gradient": "zero"}, False),
+    ],
+)
+def test_a_matrix_that_hardly_moves_beside_the_others_is_told(fields: dict, is_slow: bool) -> None:
+    by_gradient = {"sized_by": "gradient", **REACHED, "past_updates": (0.01, 0.01)}
+    usual = [one.but(**by_gradient) for one in LIVING]
+    own = {"past_updates": (1e-7, 1e-7), "num_gradients": 1000, "gradient": "some"}
+    fields = {"sized_by": "gradient", **own, **fields}
+    if len(fields["past_updates"]) == 1:
+        usual = [one.but(past_updates=(0.01,)) for one in usual]
+    found = [one.kind for one in judged([tensor("x", **fields), *usual], 0)]
+    assert found == (["slow"] if is_slow else [])
+
+
+@pytest.mark.parametrize(("step", "is_told"), [(31, False), (32, True)])
+def test_what_no_gradient_has_reached_is_told_once_after_32_steps(step: int, is_told: bool) -> None:
+    def at(number: int) -> Record:
+        finding = Finding(kind="no_gradient", num=1, tensors=("x",), since_step=max(number - 8, 0))
+        vital = Vital(num_tensors=3, num_sampled=3, findings=(finding,))
+        return replace(record(number, 0), vital=vital)
+
+    records, events = [at(8), at(16), at(step), at(64), at(400)], []
+    for place, one in enumerate(records):
+        events += VitalReviewer().events(one, records[:place], events)
+    assert [e.detected_step for e in events] == [step if is_told else 64]
+    assert VitalReviewer(patience=0).events(records[0], [], [])
 
 
 def test_what_is_not_finite_is_named_by_its_share() -> None:
@@ -376,9 +451,9 @@ def test_a_record_that_did_not_look_says_nothing() -> None:
     ("rate", "since", "not_judged"),
     [
         ({}, 0, ()),
-        ({"lr": 0.0}, 0, ("rounding", "decay")),
-        ({"lr_share": 0.001}, 0, ("rounding", "decay")),
-        ({"trained_by": "unknown"}, 0, ("rounding", "decay")),
+        ({"lr": 0.0}, 0, _BY_STEPS),
+        ({"lr_share": 0.001}, 0, _BY_STEPS),
+        ({"trained_by": "unknown"}, 0, _BY_STEPS),
         ({"lr": 0.0}, -1, ()),  # the first snapshot
     ],
 )
@@ -388,6 +463,4 @@ def test_what_only_steps_tell_is_not_over_when_the_rate_ends(
     facts = stacked([tensor(f"{i}.weight", **rate) for i in range(4)])
     found = judged_reading(VitalReading(facts=facts, since_step=since), None)
     assert found.not_judged == not_judged
-    assert [kind for kind in ("rounding", "decay", "returned") if kind not in found.counts] == [
-        *not_judged
-    ]
+    assert [kind for kind in (*_BY_STEPS, "returned") if kind not in found.counts] == [*not_judged]

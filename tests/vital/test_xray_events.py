@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +27,36 @@ def record(step: int, dead: float = 0.0, signs: float = 0.9, **fields: object) -
     return replace(fake_run.look(step)[0], xray=xray)
 
 
-def told(records: list[Record | None]) -> list[Event]:
+def told(records: list[Record | None], kept: int = 100) -> list[Event]:
+    """What is told of them, by rising step; layers are let go after so many records."""
     events: list[Event] = []
     known = [one for one in records if one is not None]
+    reviewer = XRayReviewer()
     for place, one in enumerate(known):
-        events += XRayReviewer().events(one, known[:place], events)
+        events += reviewer.events(one, known[:place], events)
+        if place >= kept:
+            old = known[place - kept]
+            xray = old.xray and replace(old.xray, layers=XRayLayers())
+            known[place - kept] = replace(old, xray=xray)
     return events
+
+
+def test_what_a_layer_was_at_best_is_in_the_state() -> None:
+    first, second = XRayReviewer(), XRayReviewer()
+    first.events(record(10, 0.1), [], [])
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    let_go = replace(record(10), xray=replace(record(10).xray, layers=XRayLayers()))
+    (event,) = second.events(record(20, 0.95), [let_go], [])
+    assert event.layers == NAMES[1:]
+    assert XRayReviewer().events(record(20, 0.95), [let_go], []) == []
+
+
+@pytest.mark.parametrize("num", [20, 300])
+def test_a_layer_that_dies_slowly_is_told(num: int) -> None:
+    """Also where those records that saw it live have let go of their layers."""
+    found = told([record(10 * i, i / num) for i in range(num + 1)], kept=max(num // 4, 5))
+    (event,) = [one for one in found if one.kind == "dead_units"]
+    assert (event.layers, event.detected_step) == (NAMES[1:], 9 * num)
 
 
 def test_a_dead_layer_is_told_once_with_its_steps() -> None:

@@ -64,7 +64,8 @@ class Detector(ABC):
                 over the steps; "decay_clock", the sum of learning rate times weight decay, and
                 where that is not known "estimated_advance", what it advanced by since the last
                 snapshot; "dormant_by_chance", the share of living weights that passes as dormant;
-                "low" and "high", the ends of the value's 90 percent interval; "reliance";
+                "low" and "high", the ends of the value's 90 percent interval; "reliance", and
+                "reliance_low", the lower end of its interval;
                 "higher_is_better", 1 if a higher value of the proxy is better and 0 if not.
 
         Returns:
@@ -209,7 +210,7 @@ def expect_direction(direction: str) -> None:
 #: What a context may tell, see ``Detector.update``.
 _UNKNOWN = dict.fromkeys(
     ("lr", "lr_clock", "decay_clock", "estimated_advance", "dormant_by_chance", "low", "high",
-     "reliance", "higher_is_better"), math.nan,
+     "reliance", "reliance_low", "higher_is_better"), math.nan,
 )  # fmt: skip
 
 

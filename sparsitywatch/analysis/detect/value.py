@@ -2,7 +2,9 @@
 
 A loss falls for most of a training, so that no level of it is usual. What counts is what the
 training has gained so far: a change to the worse matters if it takes a part of that away, and the
-value stands still if the latest half of the run gained nothing beyond its noise.
+value stands still if the latest half of the run gained nothing beyond its noise. Beside these
+judges of change stand two of height: the latest third against the best so far, however slowly it
+came away from that, and against the start, which a training has to leave.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +25,7 @@ from sparsitywatch.analysis.detect.detector import (
     SIDES_90,
     TREND,
     Array,
+    SeriesHistory,
     correlation_of,
     median_of_three,
     noise_sd,
@@ -31,23 +35,79 @@ from sparsitywatch.analysis.detect.detector import (
 from sparsitywatch.records import Event, Record
 
 #: The part of what was gained, and of the value, that is worth a word.
-_SHARE = 0.05
+SHARE = 0.05
+#: The part of what was gained that is missed for good.
+_MISSED = 0.2
+#: Snapshots that say where the value stands, at least: of a longer run a third, up to ``TREND``.
+_FEWEST = 3
+#: Evaluations at the full learning rate after which something has to be learned.
+ENOUGH = 16
+#: From this share of the present learning rate on an earlier one is no lower; warm-up ends there.
+_FULL = 0.9
 
 
 def value_trend(records: Sequence[Record]) -> str:
     """What the proxy's value does now: "better", "worse" or "still"; "" before ten evaluations."""
-    seen = [(r.step, r.curve) for r in records if r.curve is not None]
-    known = [(step, curve) for step, curve in seen if math.isfinite(curve.dense)]
+    known = [(r, r.curve) for r in records if r.curve is not None and math.isfinite(r.curve.dense)]
     harms = np.array([-c.dense if c.higher_is_better else c.dense for _, c in known])
-    improving = improves(np.array([float(step) for step, _ in known]), harms)
+    improving = improves(np.array([float(r.step) for r, _ in known]), harms)
     if improving is None:
         return ""
-    best = float(median_of_three(harms[:-2]).min())
+    rates = np.array([r.lr for r, _ in known])
+    stand, third = _Stand.of(harms, rates, 2), _third(harms, rates)
     # a part of what was gained that is worth a word, and that the last two lost
-    worth = max(_SHARE * max(float(harms[0]) - best, abs(best)), SCORE * noise_sd(harms[:-2]))
-    if float(harms[-2:].min()) - best > worth:
+    worth = max(SHARE * max(stand.gained, abs(stand.best)), SCORE * stand.noise)
+    if float(harms[-2:].min()) - stand.best > worth or (third is not None and third.is_worse):
         return "worse"
     return "better" if improving else "still"
+
+
+class _Stand(NamedTuple):
+    """Where a value stands, beside the best it was at a learning rate no lower than now."""
+
+    first: float  # harm at the first snapshot, the lower the better
+    best: float  # the lowest median of three
+    at_best: int  # where that is
+    level: float  # the median of the latest ones
+    noise: float  # of a snapshot since the best one; NaN of too few
+    num: int  # how many are the latest
+    now: float  # the median of the last three
+
+    @classmethod
+    def of(cls, harms: Array, rates: Array, num: int) -> _Stand:
+        """Of at least one more snapshot than the latest ``num``."""
+        # a rate that starts anew takes some back for a while, and has been as high before
+        is_alike = ~(rates[:-num] < _FULL * np.fmax.reduce(rates[-num:]))
+        places = np.flatnonzero(is_alike if is_alike.any() else ~is_alike)
+        smooth = median_of_three(harms[places])
+        at_best = int(places[smooth.argmin()])
+        # how fast it fell at first is no noise
+        since = harms[min(at_best, max(len(harms) - num - TREND, 0)) :]
+        noise = noise_sd(since[:-num] if num < _FEWEST else since)
+        level, now = float(np.median(harms[-num:])), float(np.median(harms[-_FEWEST:]))
+        return cls(float(harms[0]), float(smooth.min()), at_best, level, noise, num, now)
+
+    @property
+    def gained(self) -> float:
+        """What had been gained at best."""
+        return self.first - self.best
+
+    @property
+    def missed(self) -> float:
+        """The smallest loss that is one for good."""
+        return max(_MISSED * self.gained, SHARE * abs(self.best))
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether a good part of what was gained is missing, beyond chance."""
+        return self.level - self.best >= max(self.missed, SCORE * self.noise)
+
+
+def _third(harms: Array, rates: Array) -> _Stand | None:
+    """Where the latest third stands; None before there are ten snapshots."""
+    if len(harms) < 2 * FEW:
+        return None
+    return _Stand.of(harms, rates, min(max(len(harms) // 3, _FEWEST), TREND))
 
 
 def improves(steps: Array, harms: Array) -> bool | None:
@@ -74,23 +134,29 @@ def _falls(steps: Array, harms: Array) -> bool:
 class ValueMemory(AbruptMemory):
     """What ``ValueChange`` remembers."""
 
-    first: float  # harm at the first snapshot, the lower the better; NaN before it
-    best: float  # the lowest median of three snapshots so far
+    past: SeriesHistory  # as ``history``, and no event ends it
+    best: float  # the lowest median of three snapshots so far, as harm: the lower the better
     is_lost: bool  # half of what was gained is gone, and that is an event already
+    told: float  # the harm that was told of last; -infinity where it is back at its best
+    is_unlearned: bool  # nothing has been learned, and that is an event already
     stood_at: float  # the best one at the last standstill; infinite before there was one
 
 
 class ValueChange(AbruptChange):
     """Watches the value of the model as it is, ``value/dense``, for what is no good news.
 
-    **Worse** (``kind`` "abrupt"): a jump or a rise as ``AbruptChange`` sees it, to the worse, by a
+    **Abrupt** (``kind`` "abrupt"): a jump or a rise as ``AbruptChange`` sees it, to the worse, by a
     twentieth of what the training has gained so far, and of the value. **Lost** ("lost"): half of
-    what it has gained is gone at two snapshots in a row. **Standstill** ("standstill"): the
-    latest half of the run gained no such part, and a line through it does not fall beyond its
-    noise; told again only after the value improved.
+    what it has gained is gone at two snapshots in a row. **Worse** ("worse"): a fifth of it is
+    missing in the latest third of the snapshots, however slowly it went; again when it is twice as
+    much. **Unlearned** ("unlearned"): after sixteen snapshots at the full learning rate the value
+    is within a twentieth of where it began, and the watched weights are of no use. **Standstill**
+    ("standstill"): the latest half of the run gained no such part, and a line through it does not
+    fall beyond its noise; told again only after the value improved.
 
     The context says whether a higher value is better ("higher_is_better", 1 or 0); without it a
-    lower one is.
+    lower one is. Where the learning rate starts anew the value is compared with what it was at
+    rates as high.
 
     >>> detector = ValueChange()
     >>> series = [2.3, 1.9, 1.5, 1.2, 0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 4.0, 6.0]
@@ -104,43 +170,94 @@ class ValueChange(AbruptChange):
     def __init__(self) -> None:
         super().__init__()
         self.memory = ValueMemory(
-            **vars(self.memory), first=math.nan, best=math.inf, is_lost=False, stood_at=math.inf
-        )
+            **vars(self.memory), past=self.memory.history, best=math.inf, is_lost=False,
+            told=-math.inf, is_unlearned=False, stood_at=math.inf,
+        )  # fmt: skip
 
     def _seen(self, step: int, value: float, known: Mapping[str, float]) -> Event | None:
         if not math.isfinite(value):
             return None
         memory, sign = self.memory, -1.0 if known["higher_is_better"] == 1.0 else 1.0
-        if math.isnan(memory.first):
-            memory.first = sign * value
+        first = memory.past.rows[0][1] if memory.past.rows else value
         self._direction = "up" if sign > 0.0 else "down"
-        least = _SHARE * max(memory.first - memory.best, abs(value))
+        least = SHARE * max(sign * first - memory.best, abs(value))
         self._limits = replace(self._limits, min_effect=max(least, sys.float_info.min))
         worse = super()._seen(step, value, known)
-        steps, values, _, _ = memory.history.columns()
+        memory.past = memory.past.add(step, value, memory.history.rows[-1][2])
+        steps, values, rates, _ = memory.past.columns()
         harms = sign * values
         memory.best = min(memory.best, float(np.median(harms[-3:])) if len(harms) > 2 else math.inf)
-        event = self._lost(steps, harms, sign) or worse
-        if event is not None or memory.is_lost or memory.ongoing is not None:
-            return event
-        return self._standstill(steps, harms, sign)
+        event = self._lost(steps, harms, rates) or worse
+        stand = _third(harms, rates)
+        if event is not None:
+            memory.told = float(harms[-_FEWEST:].max())
+        elif stand is not None:
+            if max(stand.level, stand.now) < stand.best + HALF * stand.missed:
+                memory.told = -math.inf
+            event = None if memory.is_lost else self._worse(steps, harms, stand)
+            if event is None and not memory.is_lost and memory.ongoing is None:
+                low = known["reliance_low"]
+                relied = known["reliance"] if math.isnan(low) else low
+                event = self._unlearned(steps, harms, rates, stand, relied)
+                event = event or self._standstill(sign)
+        return event
 
-    def _lost(self, steps: Array, harms: Array, sign: float) -> Event | None:
+    def _lost(self, steps: Array, harms: Array, rates: Array) -> Event | None:
         """The event that half of what was gained is gone."""
-        memory, noise = self.memory, noise_sd(harms[:-2])
-        gained, gone = memory.first - memory.best, float(harms[-2:].min()) - memory.best
-        was_lost = memory.is_lost
-        memory.is_lost = gone >= max(HALF * gained, self._limits.min_effect)
-        if not memory.is_lost or was_lost or not gained > SCORE * noise:
+        memory = self.memory
+        if len(harms) <= FEW:
             return None
-        found = onset_of(steps, harms, noise=noise, first=int(harms[:-2].argmin()))
-        baseline, now = sign * memory.best, memory.history.last_step
-        memory.ongoing = Ongoing(self._direction, baseline, FEW, False, now)
-        return self._event(self._direction, baseline, steps[list(found)], kind="lost")
+        stand = _Stand.of(harms, rates, 2)
+        was_lost, gone = memory.is_lost, float(harms[-2:].min()) - stand.best
+        was_gained = was_lost or stand.gained > SCORE * stand.noise
+        memory.is_lost = was_gained and gone >= max(HALF * stand.gained, self._limits.min_effect)
+        if not memory.is_lost or was_lost:
+            return None
+        return self._to_the_worse(steps, harms, stand, "lost")
 
-    def _standstill(self, steps: Array, harms: Array, sign: float) -> Event | None:
+    def _worse(self, steps: Array, harms: Array, stand: _Stand) -> Event | None:
+        """The event that a good part of what was gained is missing."""
+        memory = self.memory
+        is_new = stand.level - stand.best >= 2.0 * (memory.told - stand.best)
+        if not (stand.is_worse and is_new):
+            return None
+        memory.told = max(stand.level, stand.now)
+        return self._to_the_worse(steps, harms, stand, "worse")
+
+    def _to_the_worse(self, steps: Array, harms: Array, stand: _Stand, kind: str) -> Event:
+        sign = 1.0 if self._direction == "up" else -1.0
+        lowest = int(harms[: -stand.num].argmin())
+        found = onset_of(steps, harms, noise=stand.noise, first=lowest)
+        baseline, now = sign * stand.best, int(steps[-1])
+        self.memory.ongoing = Ongoing(self._direction, baseline, FEW, False, now)
+        return self._event(self._direction, baseline, steps[list(found)], kind=kind)
+
+    def _unlearned(
+        self, steps: Array, harms: Array, rates: Array, stand: _Stand, relied: float
+    ) -> Event | None:
+        """The event that a training has not left its start."""
+        memory, first = self.memory, stand.first
+        has_left = first - stand.level > max(SHARE * abs(first), SIDES_90 * stand.noise)
+        memory.is_unlearned &= not has_left
+        full = np.flatnonzero(~(rates < _FULL * np.fmax.reduce(rates)))
+        is_warm = len(harms) - full[0] >= ENOUGH and not rates[-1] > rates[-FEW]
+        # what was learned before the watch began is relied on
+        is_unused = relied <= SHARE * abs(stand.level)
+        is_known = memory.is_unlearned or math.isfinite(memory.told)
+        if has_left or is_known or not (is_warm and is_unused) or improves(steps, harms):
+            return None
+        memory.is_unlearned = True
+        at = (steps[0], steps[0], steps[0])
+        sign = 1.0 if self._direction == "up" else -1.0
+        return self._event(self._direction, sign * first, at, kind="unlearned")
+
+    def _standstill(self, sign: float) -> Event | None:
         """The remark that nothing is gained any more, until something is."""
-        memory, half = self.memory, len(harms) // 2
+        memory = self.memory
+        if memory.is_unlearned:
+            return None
+        steps, values, _, _ = memory.history.columns()
+        harms, half = sign * values, len(values) // 2
         before = float(median_of_three(harms)[:half].min(initial=math.inf))
         gains = [x - memory.best > self._limits.min_effect for x in (memory.stood_at, before)]
         if gains != [True, False] or improves(steps, harms) is not False:
