@@ -106,19 +106,21 @@ class History:
     def restore(
         self, records: Sequence[Record], events: Sequence[Event], initial_rms: Mapping[str, float]
     ) -> Changes:
-        """Take up what an earlier process saw and logged, before the first ``add``: ``late``."""
+        """Take up what an earlier process saw and logged, before the first ``add``: ``late``.
+
+        ``events`` are all versions, as they were logged.
+        """
         self.initial_rms = dict(initial_rms)
-        self.events[:] = events
-        waiting = sorted(events, key=lambda event: event.detected_step)
+        self.events[:] = latest_versions(events)
+        waiting = sorted(events, key=lambda event: event.reported_step)
         for record in records:
             series = record.series()
             seen = self._detect(record, series)
             self._remember(record)
-            logged = [e for e in waiting if e.detected_step <= record.step]
+            logged = [e for e in waiting if e.reported_step <= record.step]
             waiting = waiting[len(logged) :]
             if record is records[-1]:
-                reported = [e for e in self.events if e.reported_step == record.step]
-                known = {name for e in reported for name in (e.series, *e.related, *e.opposed)}
+                known = {name for e in logged for name in (e.series, *e.related, *e.opposed)}
                 known |= {e.id for e in self.events}  # of what was seen late
                 untold = [e for e in seen if e.series not in known and e.id not in known]
                 self.late = self._track(record.step, series, untold, logged)
@@ -133,6 +135,14 @@ class History:
         unit = self.records[-1].provenance.unit
         seen = [e for one in self._reviewers for e in one.last_words(self.records, self.events)]
         return [dataclasses.replace(event, unit=unit) for event in seen]
+
+    def close(self) -> list[Event]:
+        """The events that have not settled, as they stay when no further record comes."""
+        if not self.records:
+            return []
+        left = self._tracker.close(self.records[-1].series(), self.records, self.initial_rms)
+        self.events[:] = latest_versions([*self.events, *left])
+        return left
 
     def state_dict(self) -> dict[str, Any]:
         """What the detectors and the events go on from; plain data."""
@@ -157,7 +167,7 @@ class History:
         for name, detector in self._detectors.items():
             detector.load_state_dict(saved[name])
         self._gaps = {name: int(state["gaps"].get(name, 0)) for name in self._detectors}
-        self._tracker.load_state_dict(state["tracker"])
+        self._tracker.load_state_dict(state["tracker"], self.events)
         for mark, step in state["fingerprints"].items():
             self._first_steps.setdefault(mark, int(step))
 
@@ -192,7 +202,9 @@ class History:
             annotated(event, self.records, self.initial_rms) if event.is_of_series else event
             for event in seen
         ]
-        changes = self._tracker.update(step, series, known, logged)
+        changes = self._tracker.update(
+            step, series, known, logged, records=self.records, initial_rms=self.initial_rms
+        )
         self.events[:] = latest_versions([*self.events, *changes.new, *changes.revised])
         return changes
 
@@ -268,7 +280,7 @@ class Pipeline:
             self._outlets, self._in_log = [*of_log, *self._outlets], ()
         with self.claim.writing():
             late, self.history.late = self.history.late, Changes()
-            self._unsaid = late.new
+            self._unsaid = _news(late)
             for outlet in self._outlets:
                 outlet.open(run, detail_of, (*late.revised, *late.new))
         self.history.initial_rms = dict(run.initial_rms)
@@ -292,7 +304,7 @@ class Pipeline:
         except LogTakenError as error:
             logger.warning("the snapshot at %s is dropped: %s", record.place, error)
             raise
-        events, self._unsaid = [*self._unsaid, *changes.new], ()
+        events, self._unsaid = [*self._unsaid, *_news(changes)], ()
         self.publish_s = time.perf_counter() - started
         return record, events
 
@@ -313,13 +325,18 @@ class Pipeline:
 
     def tell(self, events: Sequence[Event]) -> None:
         """Write down events that no record has brought, and call the actions."""
-        self.events.extend(events)
+        self.events[:] = latest_versions([*self.events, *events])
         with self.claim.writing():
             for outlet in self._outlets:
                 outlet.say(events)
         for event in events:
             for on_event in self._on_event:
                 self._call(on_event, event)
+
+    def settle(self) -> None:
+        """Say how the events stand that have not settled: no further record comes."""
+        with contextlib.suppress(LogTakenError):
+            self.tell(self.history.close())
 
     def report(self, state: WatchState) -> None:
         """Give the sinks that ask for it how the watch stands."""
@@ -369,6 +386,11 @@ class Pipeline:
         words = "%r failed; training goes on"
         with contain_faults(lambda _: logger.exception(words, function), strict=self._strict):
             function(*arguments)
+
+
+def _news(changes: Changes) -> tuple[Event, ...]:
+    """What actions are called with: events that are new, and those that have settled."""
+    return (*changes.new, *(event for event in changes.revised if event.is_news))
 
 
 def _end_of(ref: weakref.ref[Pipeline]) -> None:
