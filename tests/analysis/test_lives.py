@@ -123,7 +123,7 @@ def wrong(event: Event, run: Made) -> Iterator[str]:
     starts = [steps[begin] for begin in run.begins]
     near = [k for k, start in enumerate(starts) if low - EVERY <= start <= high + EVERY]
     if not near:
-        yield f"it began after {starts}"
+        yield f"it began after {[int(start) for start in starts]}"
         return
     begin = run.begins[near[0]]
     end = run.begins[near[0] + 1] if near[0] + 1 < len(starts) else NUM - 1
