@@ -16,7 +16,13 @@ from typing import Any
 
 from sparsitywatch.actions import Action
 from sparsitywatch.analysis.detect.detector import SIDES_90, Detector
-from sparsitywatch.analysis.events import Changes, EventTracker, annotated, context_of
+from sparsitywatch.analysis.events import (
+    Changes,
+    EventTracker,
+    annotated,
+    context_of,
+    model_changed,
+)
 from sparsitywatch.analysis.forecast import Forecaster
 from sparsitywatch.errors import (
     LogTakenError,
@@ -73,6 +79,8 @@ class History:
         self._tracker = EventTracker()
         self._forecaster = Forecaster()
         self._first_steps: dict[str, int] = {}  # by fingerprint
+        self._begin = 0  # of the records, the first one of the model as it is
+        self._left = list[Event]()  # of the model as it was, what is not told yet
         self.records: list[Record] = []  # layers are kept for the latest hundred only
         self.events: list[Event] = []  # in their latest versions, in the order they were seen in
         self.initial_rms: dict[str, float] = {}  # of each tensor when the watch first saw it
@@ -92,9 +100,16 @@ class History:
             first = None
         forecast = self._forecaster.forecast(record)
         record = dataclasses.replace(record, same_weights_as=first, forecast=forecast)
+        earlier = self._earlier(record)
         for reviewer in self._reviewers:
-            record = dataclasses.replace(record, vital=reviewer.reviewed(record, self.records))
+            record = dataclasses.replace(record, vital=reviewer.reviewed(record, earlier))
         return record
+
+    def _earlier(self, record: Record) -> Sequence[Record]:
+        """The records before one that are about the same weights."""
+        if self.records and not record.is_comparable(self.records[-1]):
+            return []
+        return self.records[self._begin :] if self._begin else self.records
 
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""
@@ -140,9 +155,13 @@ class History:
         """The events that have not settled, as they stay when no further record comes."""
         if not self.records:
             return []
-        left = self._tracker.close(self.records[-1].series(), self.records, self.initial_rms)
+        left = self._leave(self.records[-1].step)
         self.events[:] = latest_versions([*self.events, *left])
         return left
+
+    def _leave(self, step: int) -> list[Event]:
+        """The events that have not settled, as the last record leaves them."""
+        return self._tracker.close(step, self.records[self._begin :], self.initial_rms)
 
     def state_dict(self) -> dict[str, Any]:
         """What the detectors and the events go on from; plain data."""
@@ -175,7 +194,10 @@ class History:
         """What the detectors see; they know neither their series nor what it means."""
         context = context_of(record, series)
         intervals = _intervals(record)
-        events = []
+        events, earlier = list[Event](), self._earlier(record)
+        if self.records and not earlier:
+            events.append(model_changed(self.records[-1], record))
+            self._begin_anew(record.step)
         for name, detector in self._detectors.items():
             if name not in series:
                 self._gaps[name] += record.was_asked(name)
@@ -188,8 +210,17 @@ class History:
             if event is not None:
                 events.append(dataclasses.replace(event, series=name))
         for reviewer in self._reviewers:
-            events += reviewer.events(record, self.records, self.events)
+            events += reviewer.events(record, earlier, self.events)
         return [dataclasses.replace(event, unit=record.provenance.unit) for event in events]
+
+    def _begin_anew(self, step: int) -> None:
+        """What comes is about other weights: nothing is compared with what was."""
+        self._left = self._leave(step)
+        for name, detector in self._detectors.items():
+            detector.load_state_dict(copy.deepcopy(self._unused[name]))
+        self._gaps = dict.fromkeys(self._detectors, 0)
+        self._tracker, self._forecaster = EventTracker(), Forecaster()
+        self._begin = len(self.records)
 
     def _track(
         self,
@@ -198,13 +229,17 @@ class History:
         seen: Sequence[Event],
         logged: Sequence[Event] = (),
     ) -> Changes:
+        own = self.records[self._begin :]
         known = [
-            annotated(event, self.records, self.initial_rms) if event.is_of_series else event
+            annotated(event, own, self.initial_rms) if event.is_of_series else event
             for event in seen
         ]
         changes = self._tracker.update(
-            step, series, known, logged, records=self.records, initial_rms=self.initial_rms
+            step, series, known, logged, records=own, initial_rms=self.initial_rms
         )
+        told, left, self._left = {event.id for event in logged}, self._left, []
+        left = [event for event in left if event.id not in told]
+        changes = dataclasses.replace(changes, revised=(*left, *changes.revised))
         self.events[:] = latest_versions([*self.events, *changes.new, *changes.revised])
         return changes
 
@@ -287,6 +322,14 @@ class Pipeline:
         self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
         self._at_exit = Finalize(None, partial(_end_of, weakref.ref(self)), exitpriority=0)
+
+    def renew(self, run: RunInfo) -> None:
+        """The records that come are of a model that has changed."""
+        if self._is_open:
+            with self.claim.writing():
+                for outlet in self._outlets:
+                    outlet.renew(run)
+            self.history.initial_rms = dict(run.initial_rms)
 
     def take(self, record: Record, detail: Detail) -> tuple[Record, list[Event]]:
         """Complete a record, detect, remember, write to the sinks; gives what ``act`` is to say."""

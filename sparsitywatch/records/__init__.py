@@ -29,6 +29,7 @@ from sparsitywatch.records.record import (
     Source,
     Vital,
     html_of,
+    of_one_model,
 )
 from sparsitywatch.records.run import (
     Detail,
@@ -46,5 +47,6 @@ __all__ = [
     "LayerColumns", "LayerShare", "Layers", "LedgerEntry", "LogHistogram", "MaskOverlap",
     "Movement", "Provenance", "Record", "Replicas", "RunInfo", "ScopeSummary", "Source",
     "SparsityCurve", "Vital", "WatchState", "XRay", "XRayLayers", "from_data", "from_json",
-    "html_of", "latest_versions", "ledger_in_short", "to_json",
+    "html_of", "latest_versions", "ledger_in_short", "of_one_model",
+    "to_json",
 ]  # fmt: skip
