@@ -48,8 +48,8 @@ def context_of(record: Record, series: Mapping[str, float]) -> dict[str, float]:
 def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
     """The event as the last record shows it: its level, layers, what moved, and why."""
     event, now = in_first_rule(with_baseline(event, records), records), records[-1]
+    event = replace(event, value=now.series().get(event.series, event.value))
     known: dict[str, Any] = {
-        "value": now.series().get(event.series, event.value),
         "value_trend": value_trend(records),
         "trend": describe(event.series).trend(event.direction),
         "decay_clock": now.decay_clock,
@@ -115,13 +115,8 @@ _WITHIN_TWO, _NEXT_TO_NOTHING = 0.5, 0.25
 
 def came(event: Event, records: Sequence[Record]) -> dict[str, Any]:
     """How an abrupt change came: whether it jumped, and its peak if it is on its way back."""
-    rule, sign = event.series.removeprefix(_NEAR_ZERO), _sign(event)
-    since = [
-        r.near_zero.get(rule, math.nan) if _is_of_rule(event.series) and not r.num_not_finite
-        else r.series().get(event.series, math.nan)
-        for r in _since_onset(event, records)
-    ]  # fmt: skip
-    way = sign * np.array(since)[np.isfinite(since)]
+    since, sign = _values(event.series, _since_onset(event, records)), _sign(event)
+    way = sign * since[np.isfinite(since)]
     if event.kind != "abrupt" or len(way) < 3:  # what has just come may go on
         return {}
     peak, moves = float(way.max()), np.diff(way)
@@ -137,11 +132,8 @@ def came(event: Event, records: Sequence[Record]) -> dict[str, Any]:
 
 def with_baseline(event: Event, records: Sequence[Record]) -> Event:
     """The event of an abrupt change with the level at the earliest step that it may begin at."""
-    before: list[float] = []
-    for record in reversed([r for r in records if r.step <= event.onset_low]):
-        before += [x for x in (record.series().get(event.series),) if x is not None]
-        if len(before) == FEW:
-            break
+    before = _values(event.series, [r for r in records if r.step <= event.onset_low][-2 * FEW :])
+    before = before[np.isfinite(before)][-FEW:]
     is_known = event.kind == "abrupt" and len(before) > 0
     return replace(event, baseline=float(np.median(before))) if is_known else event
 
@@ -152,21 +144,28 @@ def in_first_rule(event: Event, records: Sequence[Record]) -> Event:
     rule = next(iter(records[-1].near_zero), "")
     if event.series == (first := _NEAR_ZERO + rule) or not any(map(_is_of_rule, names)):
         return event
-    known = [r for r in records if rule in r.near_zero and not r.num_not_finite]
-    before = np.array([r.near_zero[rule] for r in known if r.step <= event.onset_low])
+    before = _values(first, [r for r in records if r.step <= event.onset_low])
+    before, (value,) = before[np.isfinite(before)], _values(first, records[-1:])
     if not len(before):
         return event
-    baseline, noise = float(np.median(before[-FEW:])), noise_sd(before)
-    value, sign = known[-1].near_zero[rule], _sign(event)
+    baseline, noise, sign = float(np.median(before[-FEW:])), noise_sd(before), _sign(event)
     # other rules count the same weights, so that a size says how much of it this one sees
     least = _NEXT_TO_NOTHING * abs(event.size) if _is_of_rule(event.series) else 0.0
     least = max(least, _MIN_MOVED * baseline, _NOISE_FACTOR * float(np.nan_to_num(noise)))
     if not sign * (value - baseline) > least:
         return event
     related = tuple(name for name in dict.fromkeys(names) if name != first)
-    return replace(
-        event, series=first, related=related, baseline=baseline, value=value, noise=noise
-    )
+    return replace(event, series=first, related=related, baseline=baseline, noise=noise)
+
+
+def _values(series: str, records: Sequence[Record]) -> np.ndarray:
+    """A series at some records, NaN where it is not known."""
+    rule = series.removeprefix(_NEAR_ZERO)
+    return np.array([
+        (math.nan if r.num_not_finite else r.near_zero.get(rule, math.nan))
+        if _is_of_rule(series) else r.series().get(series, math.nan)
+        for r in records
+    ])  # fmt: skip
 
 
 # ------------------------------------------------------------------ where it lies
@@ -455,14 +454,14 @@ class _Followed:
         if event.series not in values:
             return -1
         value = values[event.series]
+        if self.has_reverted or event.kind in _FOR_GOOD:
+            return -1
         self.num_quiet += 1
         self.num_beyond = self.num_beyond + 1 if self._moved(value) >= _GOES_ON else 0
         self.recent = (*self.recent, value)[-2 * FEW :]
         # of a change half may be left where it is over, of a fault none
         left = HALF if event.is_of_series else 0.0
         is_back = self.course.is_back(step, _sign(event) * (value - event.baseline), left)
-        if self.has_reverted or event.kind in _FOR_GOOD:
-            return -1
         if event.is_happening or event.series == "value/dense":
             return undone_since(event, records)
         return self.course.low_step if is_back else -1
@@ -471,16 +470,16 @@ class _Followed:
         """How far a value is beyond the level that was told, as a part of the event's size."""
         size = max(abs(self.event.size), float(np.nan_to_num(self.course.peak)))
         way = _sign(self.event) * (value - self.event.value)
+        if not abs(way) >= _WORTH * size > 0.0:
+            return 0.0
         seen = [self.event.noise, noise_sd(np.array(self.recent))]
-        is_clear = abs(way) > _CLEAR * float(np.nan_to_num(seen).max())
-        return way / size if is_clear and size > 0.0 else 0.0
+        return way / size if abs(way) > _CLEAR * float(np.nan_to_num(seen).max()) else 0.0
 
     def is_due(self, value: float) -> bool:
         """Whether the level has moved so far that it has to be told anew."""
-        if self.has_reverted or not self.event.is_of_series or self.event.kind in _FOR_GOOD:
+        if not self.event.is_of_series:
             return False
-        has_settled = self.num_quiet >= FEW
-        return self.num_beyond > 1 if has_settled else abs(self._moved(value)) >= _WORTH
+        return self.num_beyond > 1 if self.num_quiet >= FEW else self._moved(value) != 0.0
 
     def take(self, event: Event) -> Event:
         """Go on with a new version of it."""
@@ -489,6 +488,8 @@ class _Followed:
             self.course, self.recent = Course(size, size, -1), ()
         if event.course == "growing":
             self.num_quiet = 0
+        elif self.num_quiet == FEW:  # this is once; what was left so at a close may go on
+            self.num_quiet += 1
         self.event = event
         return event
 
@@ -504,7 +505,7 @@ class _Followed:
 
     def revert(self, step: int, since: int) -> Event:
         """The version that says that it is over; nothing is left to settle."""
-        settled = self.event.settled_step if self.event.settled_step >= 0 else step
+        settled = step if self.is_open else self.event.settled_step
         return self.revise(step, "has reverted", reverted_step=since, settled_step=settled)
 
 
@@ -602,14 +603,15 @@ class EventTracker:
     def _moved(self, one: _Followed, past: _Past, *, is_joined: bool) -> dict[str, Event]:
         """The version of an event that has moved, is seen in more series, or has settled, by id."""
         event, value = one.event, past.values.get(one.event.series, math.nan)
-        is_due = one.is_due(value) and not any(
-            event.series in other.names and other.event.detected_step > event.detected_step
-            for other in self._followed.values()
-        )
+        if one.has_reverted:
+            return {}
+        later = [o for o in self._followed.values() if o.event.detected_step > event.detected_step]
+        is_last = not any(event.series in other.names for other in later)
+        is_due = is_last and one.is_due(value)
         if is_due or (is_joined and one.is_open):
             known = past.of(event) | {"settled_step": -1}
             return {event.id: one.revise(past.step, "has moved", **known)}
-        if one.num_quiet == FEW and one.is_open:
+        if one.num_quiet == FEW and (one.is_open or is_last):
             return {event.id: one.settle(past, "has settled")}
         return {}
 
@@ -617,12 +619,10 @@ class EventTracker:
         """Earlier events of the series that the next one begins after, as they were then, by id."""
         found = {}
         for one in self._followed.values():
-            first, since = one.event, event.onset_step
+            first, since = one.event, max(event.onset_step, one.event.detected_step)
             is_told = one.is_open or (first.reported_step > since and not one.has_reverted)
-            is_earlier = first.detected_step < event.detected_step
-            if event.series in one.names and is_told and is_earlier:
-                until = [r for r in past.records if r.step <= max(since, first.detected_step)]
-                then = replace(past, records=until)
+            if event.series in one.names and is_told and first.detected_step < event.detected_step:
+                then = replace(past, records=[r for r in past.records if r.step <= since])
                 found[first.id] = one.settle(then, "has ended")
         return found
 
@@ -635,11 +635,11 @@ class EventTracker:
         saved = [from_json(_Followed, text) for text in state["followed"]]
         self._followed = {followed.event.id: followed for followed in saved}
         for event in logged:
-            if event.id in self._followed and event.settled_step >= 0:
+            if event.id in self._followed and event.course == "settled":
                 self._followed[event.id].take(event)
 
     def _add(self, event: Event) -> Event:
-        if event.kind in _FOR_GOOD:
+        if event.kind in _FOR_GOOD or event.series.startswith("files/"):
             event = replace(event, settled_step=event.detected_step)
         size = _sign(event) * event.size
         self._followed[event.id] = _Followed(event, Course(size, size, -1))

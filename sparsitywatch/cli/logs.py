@@ -291,8 +291,8 @@ def _follow(logdir: Path, runs: list[Run], since: int | None) -> int:
         read = [_read_status(run, since) for run in runs]
         for name, found, events, _ in read:
             now = {"state": found.state, "events": [event.id for event in events]}
-            if told.get(name) != (stands := (now, [event.course for event in events])):
-                told[name] = stands
+            if told.get(name) != now:
+                told[name] = now
                 line = _as_told(name, found, events)
                 kept = ("name", "state", "last_step", "headline", "advice")
                 print(json.dumps({key: line[key] for key in kept} | now), flush=True)

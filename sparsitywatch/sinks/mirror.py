@@ -81,7 +81,6 @@ class Mirror(GuardedSink):
         self._require()
         if event.revised_step < 0:
             self._num_events += 1
-        if event.is_news:
             self._told.append((event.headline, event.report()))
             for row in self._rows[-1:]:  # of the record that it was seen in
                 row[_NUM_EVENTS] = self._num_events
