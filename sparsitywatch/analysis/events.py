@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsitywatch.analysis.decayed import NOISE_FACTOR, explained_by_decay, since_onset
 from sparsitywatch.analysis.detect.detector import FEW, HALF, Course, median_of_three, noise_sd
 from sparsitywatch.analysis.detect.value import value_trend
 from sparsitywatch.records import (
@@ -102,12 +103,6 @@ def _sizes(record: Record) -> Iterator[tuple[str, int]]:
     return zip(columns.names, columns.num_weights.tolist(), strict=True)
 
 
-def _since_onset(event: Event, records: Sequence[Record]) -> Sequence[Record]:
-    """The last record before the change, and all after it."""
-    at = max((i for i, r in enumerate(records) if r.step <= event.onset_step), default=0)
-    return records[at:]
-
-
 #: Part of a change that comes within two snapshots where it jumps; and the part of the largest
 #: step, or of the way, that is next to nothing.
 _WITHIN_TWO, _NEXT_TO_NOTHING = 0.5, 0.25
@@ -115,7 +110,7 @@ _WITHIN_TWO, _NEXT_TO_NOTHING = 0.5, 0.25
 
 def came(event: Event, records: Sequence[Record]) -> dict[str, Any]:
     """How an abrupt change came: whether it jumped, and its peak if it is on its way back."""
-    since, sign = _values(event.series, _since_onset(event, records)), _sign(event)
+    since, sign = _values(event.series, since_onset(event, records)), _sign(event)
     way = sign * since[np.isfinite(since)]
     if event.kind != "abrupt" or len(way) < 3:  # what has just come may go on
         return {}
@@ -151,7 +146,7 @@ def in_first_rule(event: Event, records: Sequence[Record]) -> Event:
     baseline, noise, sign = float(np.median(before[-FEW:])), noise_sd(before), _sign(event)
     # other rules count the same weights, so that a size says how much of it this one sees
     least = _NEXT_TO_NOTHING * abs(event.size) if _is_of_rule(event.series) else 0.0
-    least = max(least, _MIN_MOVED * baseline, _NOISE_FACTOR * float(np.nan_to_num(noise)))
+    least = max(least, _MIN_MOVED * baseline, NOISE_FACTOR * float(np.nan_to_num(noise)))
     if not sign * (value - baseline) > least:
         return event
     related = tuple(name for name in dict.fromkeys(names) if name != first)
@@ -198,69 +193,6 @@ def _fraction(layer: LayerShare, series: str) -> float:
     return layer.dormant if series == "motion/dormant" else math.nan
 
 
-# ------------------------------------------------------------------ whether decay explains it
-#
-# A weight without gradient shrinks as exp(-clock). It is near zero, |w| <= t, once it was below
-# t * exp(clock) before. So between two snapshots decay alone takes a near-zero fraction f at most
-# to f * exp(d), d being what the clock advanced, where small weights are no rarer than larger ones,
-# as in every bell-shaped distribution. Growth above that bound has another cause: pruning, a
-# penalty, a jump. That growth could be decay's is no proof: weights that decay alone moves are
-# dormant, and where next to none are, nothing is claimed. The clock is an average over the in-scope
-# weights: where param groups decay at very different rates, a tensor may outrun it. Where it is not
-# known, what weights without gradient shrank by says how far it has come at least: growth within
-# the bound of that is within the true one, and growth above it says nothing.
-
-#: Standard deviations by which one snapshot may exceed the bound, and all together.
-_NOISE_FACTOR = 4.0
-#: Part of the share of weights that decay must have moved which is seen to be dormant.
-_MIN_SEEN = 0.1
-
-
-def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
-    """Whether decay alone could account for a rise of near-zero weights; None if not known."""
-    room, _, rule = event.series.partition("/")
-    if room != "near_zero" or event.direction != "up" or rule.startswith("rms_"):
-        return None
-    if rule == "zero":
-        return False
-    if records[-1].why_no_clock:  # such as a decay that Adam divides by the gradient's size
-        return None
-    records = _since_onset(event, records)
-    since = [r for r in records if r.near_zero.get(rule, 0.0) > 0.0 and not r.num_not_finite]
-    values = np.array([r.near_zero[rule] for r in since])
-    if len(since) < 2 or not np.isfinite(values).all():
-        return None
-    clock = np.array([r.decay_clock for r in since])
-    is_known = bool(np.isfinite(clock).all())
-    if not is_known:  # how far decay has come at least, by what weights shrank
-        seen = [math.nan if r.dormant is None else r.dormant.estimated_advance for r in records]
-        come = np.nancumsum(seen)  # where nothing was seen it may have stood still
-        clock = come[np.searchsorted([r.step for r in records], [r.step for r in since])]
-    # standard deviation of log(later / earlier), for each value and the one after it
-    counting = 1.0 / np.sqrt(np.maximum(values[:-1] * since[-1].scope.num_weights, 1.0))
-    known = 0.0 if math.isnan(event.noise) else event.noise
-    noise = math.sqrt(2.0) * np.maximum(counting, known / values[:-1])
-    if _is_faster(values, clock, noise) or _is_faster(values[[0, -1]], clock[[0, -1]], noise[[0]]):
-        return False if is_known else None
-    return True if _is_seen(since, values, clock) else None
-
-
-def _is_faster(values: np.ndarray, clock: np.ndarray, noise: np.ndarray) -> bool:
-    excess = np.diff(np.log(values)) - np.diff(clock)
-    return bool((excess > _NOISE_FACTOR * noise).any())
-
-
-def _is_seen(since: Sequence[Record], values: np.ndarray, clock: np.ndarray) -> bool:
-    """Whether a good part of the weights that decay must have moved are seen to be dormant."""
-    advance = math.expm1(float(clock[-1] - clock[0]))
-    if advance <= 0.0:
-        return False
-    needed = float(values[-1] / values[0] - 1.0) / advance
-    fractions = [r.dormant.fraction for r in since if r.dormant is not None]
-    seen = [fraction for fraction in fractions if math.isfinite(fraction)]
-    return not seen or max(seen) >= _MIN_SEEN * needed
-
-
 # ------------------------------------------------------------------ what moved
 #
 # A change of scale multiplies every magnitude of a tensor by one factor: a fixed threshold then
@@ -300,7 +232,7 @@ def rules_that_moved(event: Event, records: Sequence[Record]) -> dict[str, tuple
         change = _sign(event) * (known[-1].near_zero.get(rule, math.nan) - past[-1])
         noise = np.nan_to_num(noise_sd(past[np.isfinite(past)]))
         # by a good part of its level and of the event's size, and by more than its noise
-        least = max(_MIN_MOVED * max(past[-1], abs(event.size)), _NOISE_FACTOR * noise)
+        least = max(_MIN_MOVED * max(past[-1], abs(event.size)), NOISE_FACTOR * noise)
         if abs(change) > least and _NEAR_ZERO + rule != event.series:
             (agreeing if change > 0.0 else opposed).append(_NEAR_ZERO + rule)
     return {"agreeing": tuple(agreeing), "opposed": tuple(opposed)}
