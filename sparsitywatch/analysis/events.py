@@ -473,8 +473,8 @@ def undone_since(event: Event, records: Sequence[Record]) -> int:
     if num < 3 or len(known) - num < FEW or known[-FEW][0] <= event.onset_low:
         return -1
     best = float(median_of_three(harms[:num]).min())
-    allowed = float(np.nan_to_num(noise_sd(harms[:num])))
-    return known[-FEW][0] if float(np.median(harms[-FEW:])) <= best + allowed else -1
+    latest = harms[-FEW:]  # before, an early fall would pass for noise
+    return known[-FEW][0] if float(latest.max()) <= best + _CLEAR * noise_sd(latest) else -1
 
 
 class EventTracker:

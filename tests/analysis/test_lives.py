@@ -18,10 +18,11 @@ if __name__ == "__main__":  # tests get it from conftest.py
 import numpy as np
 import pytest
 from contracts.families import whole
-from contracts.made_records import counted
+from contracts.made_records import counted, made_record
 
+from sparsitywatch.analysis.events import EventTracker
 from sparsitywatch.pipeline.pipeline import History
-from sparsitywatch.records import Event, Record
+from sparsitywatch.records import Event, Finding, Record, SparsityCurve, Vital, latest_versions
 from sparsitywatch.settings import Settings, default_detectors
 
 EVERY, NUM = 25, 70
@@ -188,6 +189,70 @@ def test_a_false_sentence_is_found() -> None:
         assert list(wrong(replace(event, **{field: value}), run)), field
     elsewhere = replace(event, onset_step=100, onset_low=100, onset_high=100)
     assert list(wrong(elsewhere, run)) == ["it began after [825]"]
+
+
+# ------------------------------------------------------------------ over only where it is back
+
+
+def with_value(step: int, value: float | None, findings: tuple[Finding, ...] = ()) -> Record:
+    record = replace(
+        made_record(step), vital=Vital(num_tensors=2, num_sampled=9, findings=findings)
+    )
+    if value is None:
+        return record
+    return replace(record, curve=SparsityCurve([0.0], [value], higher_is_better=False))
+
+
+BEFORE = [3.0, 2.5, 2.0, 1.6, 1.3, 1.1, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("after", "over"),
+    [
+        ([None] * 12, -1),  # nobody knows
+        ([2.0, 1.8, 1.6, 1.4, 1.3, 1.2, 1.2, 1.2, 1.2, 1.2], -1),  # half of it is back
+        ([2.0, 1.5, 1.0, 0.9, 0.9, 0.9], -1),  # not for long
+        ([2.0, 1.5, 1.0, 0.9, 0.9, 0.9, 0.9], 10),
+        ([1.0, 1.0, 1.0, 1.0], -1),
+    ],
+)
+@pytest.mark.parametrize("kind", ["overwritten", "blew_up", "lost"])
+def test_what_was_overwritten_or_lost_is_over_where_the_value_is_at_its_best(
+    kind: str, after: list[float | None], over: int
+) -> None:
+    """The detector is told what it sees: a finding at one snapshot, or that the value was lost."""
+    values = BEFORE + after
+    records = [with_value(step, value) for step, value in enumerate(values)]
+    series = "value/dense" if kind == "lost" else f"vital/{kind}"
+    seen = Event(series=series, kind=kind, direction="up", onset_step=7, detected_step=8,
+                 baseline=1.0 if kind == "lost" else 0.0, value=2.0, layers=("a", "b"))  # fmt: skip
+    tracker, told = EventTracker(), []
+    for step, record in enumerate(records):
+        now = (
+            record.series() | {f"vital/{kind}": 2.0 * (step == 8)}
+            if kind != "lost"
+            else record.series()
+        )
+        changes = tracker.update(step, now, [seen] * (step == 8), records=records[: step + 1])
+        told += [*changes.new, *changes.revised]
+    (last,) = latest_versions(told)
+    assert last.reverted_step == over
+    assert ("since step 10" in last.end) == (over == 10)
+
+
+def test_overwritten_weights_that_are_put_back_are_over() -> None:
+    back = Finding(kind="returned", num=2, tensors=("a", "b"), reason="")
+    for found, over in ((replace(back, tensors=("a",)), -1), (back, 10)):
+        seen = Event(series="vital/overwritten", kind="overwritten", direction="", onset_step=8,
+                     detected_step=8, baseline=0.0, value=2.0, layers=("a", "b"))  # fmt: skip
+        records = [with_value(step, None, (found,) * (step == 10)) for step in range(13)]
+        tracker, told = EventTracker(), []
+        for step, record in enumerate(records):
+            changes = tracker.update(step, record.series(), [seen] * (step == 8),
+                                     records=records[: step + 1])  # fmt: skip
+            told += [*changes.new, *changes.revised]
+        (last,) = latest_versions(told)
+        assert last.reverted_step == over
 
 
 if __name__ == "__main__":
