@@ -529,16 +529,27 @@ class EventTracker:
     ) -> list[Event]:
         """What has not settled yet, as the last record leaves it; told at a step."""
         past = _Past(step, {}, records, initial_rms)
-        waiting = [one for one in self._followed.values() if one.is_open]
+        waiting = []
+        for one in self._followed.values():
+            # or an earlier close has left it so, and it has not settled since
+            was_left = 0 < one.num_quiet < FEW and one.event.settled_step < step
+            if one.is_open or (was_left and not one.has_reverted and self._is_last(one)):
+                waiting.append(one)
         return [one.settle(past, "is left as it is") for one in waiting]
+
+    def _is_last(self, one: _Followed) -> bool:
+        """Whether no later event is of the series that an event is told in."""
+        later = [
+            o for o in self._followed.values() if o.event.detected_step > one.event.detected_step
+        ]
+        return not any(one.event.series in other.names for other in later)
 
     def _moved(self, one: _Followed, past: _Past, *, is_joined: bool) -> dict[str, Event]:
         """The version of an event that has moved, is seen in more series, or has settled, by id."""
         event, value = one.event, past.values.get(one.event.series, math.nan)
         if one.has_reverted:
             return {}
-        later = [o for o in self._followed.values() if o.event.detected_step > event.detected_step]
-        is_last = not any(event.series in other.names for other in later)
+        is_last = self._is_last(one)
         is_due = is_last and one.is_due(value)
         if is_due or (is_joined and one.is_open):
             known = past.of(event) | {"settled_step": -1}

@@ -209,6 +209,29 @@ def test_taken_up_at_any_look_events_are_the_same(cut: int, way: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("cut", range(1, 24))
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_an_event_that_lives_across_a_resume_ends_as_if_there_were_none(cut: int, end: str) -> None:
+    """Also where a close has left it as it was: it goes on, or settles, when the run does."""
+    values = [0.1] * 5 + [0.5, 0.6, 0.7, 0.7, 0.7, 0.7, 0.8, *[0.8] * 7, 0.99, 0.99, *[0.99] * 4]
+    records = [made_record(10 * i, x) for i, x in enumerate(values)]
+    whole, part, again = (History({INITIAL: Above()}) for _ in range(3))
+    for record in records:
+        whole.add(record)
+    logged = [e for r in records[:cut] for c in [part.add(r)] for e in (*c.new, *c.revised)]
+    if end == "closed":
+        logged += part.close()
+    assert again.restore(records[:cut], logged, {}) == Changes()
+    for record in records[cut:]:
+        again.add(record)
+    left, last = whole.close(), again.close()
+    assert repr(whole.events) == repr(again.events)
+    if cut < len(records):
+        assert list(map(repr, left)) == list(map(repr, last))
+    (event,) = whole.events
+    assert (event.course, event.value, event.settled_step) == ("settled", 0.99, 240)
+
+
 # ------------------------------------------------------------------ what a detector is told
 
 
