@@ -213,8 +213,8 @@ class Event:
         if not (math.isnan(self.baseline) and math.isnan(self.value)):
             text += f" from {series.shown(self.baseline)} to {series.shown(top)}{self._times(top)}"
         text += " so far" * (self.course == "growing" and not self.jumped)
-        has_begun = self.is_of_series and not self.jumped and verbs is not _VERBS["abrupt"]
-        text += (", beginning " if has_begun and verbs else " ") + self._since
+        goes_on = self.course != "seen" and not self.jumped and verbs
+        text += (", beginning " if goes_on else " ") + self._since
         now = "" if math.isnan(self.peak) else f", and is back at {series.shown(self.value)}"
         return text + now
 
