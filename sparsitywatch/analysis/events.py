@@ -112,7 +112,7 @@ def came(event: Event, records: Sequence[Record]) -> dict[str, Any]:
     """How an abrupt change came: whether it jumped, and its peak if it is on its way back."""
     since, sign = _values(event.series, since_onset(event, records)), _sign(event)
     way = sign * since[np.isfinite(since)]
-    if event.kind != "abrupt" or len(way) < 3:  # what has just come may go on
+    if event.kind not in ("abrupt", "lost") or len(way) < 3:  # what has just come may go on
         return {}
     peak, moves = float(way.max()), np.diff(way)
     size = max(peak - sign * event.baseline, abs(event.size))
