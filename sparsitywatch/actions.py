@@ -81,6 +81,7 @@ def payload(event: Event) -> dict[str, Any]:
     return {
         "text": event.report(),
         "severity": event.severity,
+        "course": event.course,
         "headline": event.headline,
         "advice": event.advice,
         "schema": SCHEMA_VERSION,
