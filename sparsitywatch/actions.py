@@ -9,8 +9,9 @@
     ])
 
 Any function of the event will do. Actions run in the training's thread, one after the other; a
-webhook posts behind it. One that raises is logged and the training goes on. An event that a resumed
-run knows from its log, or that is only revised, calls no action again.
+webhook posts behind it. One that raises is logged and the training goes on. Each event calls them
+twice, with one ``id``: where it is seen, and where it has settled (``event.course``). What a
+resumed run knows from its log calls none again.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def payload(event: Event) -> dict[str, Any]:
     return {
         "text": event.report(),
         "severity": event.severity,
+        "course": event.course,
         "headline": event.headline,
         "advice": event.advice,
         "schema": SCHEMA_VERSION,
@@ -330,7 +332,8 @@ class _Request(Action):
 
     def __call__(self, event: Event) -> None:
         """Remember the event; the first one that nobody has answered counts."""
-        self._event = self._event or event
+        if event.revised_step < 0:  # that it has settled asks for nothing
+            self._event = self._event or event
 
     @property
     def is_requested(self) -> bool:

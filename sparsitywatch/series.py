@@ -36,9 +36,10 @@ class Series:
 
     @property
     def subject(self) -> str:
-        """The label as a sentence begins with it, without the part that its family shares."""
-        name = self.label.partition(", ")[0]
-        return name if self.label == self.name else name[:1].upper() + name[1:]
+        """The label as a sentence begins with it, the rule in brackets."""
+        name, _, rule = self.label.partition(", ")
+        name = name if self.label == self.name else name[:1].upper() + name[1:]
+        return f"{name} ({rule})" if rule else name
 
     def shown(self, x: float) -> str:
         """A number of this series as a person reads it: in per cent, with digits that count."""

@@ -1,8 +1,8 @@
 """What is known of an event: where it lies, what moved, whether decay explains it, what follows.
 
-``annotated`` adds what the records around a detection say. ``EventTracker`` follows the events of a
-run from snapshot to snapshot: several series that see one thing are one event, and a series that
-comes back is no second one.
+``annotated`` adds what the records around it say by now. ``EventTracker`` follows the events of a
+run from snapshot to snapshot, and revises them: several series that see one thing are one event,
+a series that comes back is no second one, and what goes on is told as it is by now.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.detect.detector import Course, noise_sd
+from sparsitywatch.analysis.decayed import NOISE_FACTOR, explained_by_decay, since_onset
+from sparsitywatch.analysis.detect.detector import FEW, HALF, Course, median_of_three, noise_sd
 from sparsitywatch.analysis.detect.value import SHARE, value_trend
 from sparsitywatch.records import (
     SERIES_KINDS,
@@ -47,8 +48,9 @@ def context_of(record: Record, series: Mapping[str, float]) -> dict[str, float]:
 
 
 def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
-    """The event, seen in the last record, with its trend, its layers, what moved, and why."""
-    now = records[-1]
+    """The event as the last record shows it: its level, layers, what moved, and why."""
+    event, now = in_first_rule(with_baseline(event, records), records), records[-1]
+    event = replace(event, value=now.series().get(event.series, event.value))
     known: dict[str, Any] = {
         "value_trend": value_trend(records),
         "trend": describe(event.series).trend(event.direction),
@@ -63,7 +65,7 @@ def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
     with_layers = [r for r in records[:-1] if r.layers and not r.num_not_finite]
     before = [record for record in with_layers if record.step <= event.onset_step]
     compared = before[-1:] or with_layers[:1]
-    if compared:
+    if compared and (before or event.before_step < 0) and now.layers and not now.num_not_finite:
         known |= {
             "layers": accountable_layers(compared[0], now, event.series),
             "change": what_moved(compared[0], now, event.series, initial_rms),
@@ -102,12 +104,6 @@ def _sizes(record: Record) -> Iterator[tuple[str, int]]:
     return zip(columns.names, columns.num_weights.tolist(), strict=True)
 
 
-def _since_onset(event: Event, records: Sequence[Record]) -> Sequence[Record]:
-    """The last record before the change, and all after it."""
-    at = max((i for i, r in enumerate(records) if r.step <= event.onset_step), default=0)
-    return records[at:]
-
-
 #: Part of a change that comes within two snapshots where it jumps; and the part of the largest
 #: step, or of the way, that is next to nothing.
 _WITHIN_TWO, _NEXT_TO_NOTHING = 0.5, 0.25
@@ -115,10 +111,9 @@ _WITHIN_TWO, _NEXT_TO_NOTHING = 0.5, 0.25
 
 def came(event: Event, records: Sequence[Record]) -> dict[str, Any]:
     """How an abrupt change came: whether it jumped, and its peak if it is on its way back."""
-    since = [r.series().get(event.series, math.nan) for r in _since_onset(event, records)]
-    sign = _sign(event)
-    way = sign * np.array(since)[np.isfinite(since)]
-    if event.kind != "abrupt" or len(way) < 3:  # what has just come may go on
+    since, sign = _values(event.series, since_onset(event, records)), _sign(event)
+    way = sign * since[np.isfinite(since)]
+    if event.kind not in ("abrupt", "lost") or len(way) < 3:  # what has just come may go on
         return {}
     peak, moves = float(way.max()), np.diff(way)
     size = max(peak - sign * event.baseline, abs(event.size))
@@ -129,6 +124,44 @@ def came(event: Event, records: Sequence[Record]) -> dict[str, Any]:
         "jumped": bool(within_two > _WITHIN_TWO * size and is_at_rest),
         "peak": sign * peak if is_on_its_way_back else math.nan,
     }
+
+
+def with_baseline(event: Event, records: Sequence[Record]) -> Event:
+    """The event of an abrupt change with the level at the earliest step that it may begin at."""
+    before = _values(event.series, [r for r in records if r.step <= event.onset_low][-2 * FEW :])
+    before = before[np.isfinite(before)][-FEW:]
+    is_known = event.kind == "abrupt" and len(before) > 0
+    return replace(event, baseline=float(np.median(before))) if is_known else event
+
+
+def in_first_rule(event: Event, records: Sequence[Record]) -> Event:
+    """The event with its level by the run's first near-zero rule, if that moved as well."""
+    names = (event.series, *event.related)
+    rule = next(iter(records[-1].near_zero), "")
+    if event.series == (first := _NEAR_ZERO + rule) or not any(map(_is_of_rule, names)):
+        return event
+    before = _values(first, [r for r in records if r.step <= event.onset_low])
+    before, (value,) = before[np.isfinite(before)], _values(first, records[-1:])
+    if not len(before):
+        return event
+    baseline, noise, sign = float(np.median(before[-FEW:])), noise_sd(before), _sign(event)
+    # other rules count the same weights, so that a size says how much of it this one sees
+    least = _NEXT_TO_NOTHING * abs(event.size) if _is_of_rule(event.series) else 0.0
+    least = max(least, _MIN_MOVED * baseline, NOISE_FACTOR * float(np.nan_to_num(noise)))
+    if not sign * (value - baseline) > least:
+        return event
+    related = tuple(name for name in dict.fromkeys(names) if name != first)
+    return replace(event, series=first, related=related, baseline=baseline, noise=noise)
+
+
+def _values(series: str, records: Sequence[Record]) -> np.ndarray:
+    """A series at some records, NaN where it is not known."""
+    rule = series.removeprefix(_NEAR_ZERO)
+    return np.array([
+        (math.nan if r.num_not_finite else r.near_zero.get(rule, math.nan))
+        if _is_of_rule(series) else r.series().get(series, math.nan)
+        for r in records
+    ])  # fmt: skip
 
 
 # ------------------------------------------------------------------ where it lies
@@ -159,69 +192,6 @@ def _fraction(layer: LayerShare, series: str) -> float:
     if room == "near_zero":
         return layer.near_zero.get(rule, math.nan)
     return layer.dormant if series == "motion/dormant" else math.nan
-
-
-# ------------------------------------------------------------------ whether decay explains it
-#
-# A weight without gradient shrinks as exp(-clock). It is near zero, |w| <= t, once it was below
-# t * exp(clock) before. So between two snapshots decay alone takes a near-zero fraction f at most
-# to f * exp(d), d being what the clock advanced, where small weights are no rarer than larger ones,
-# as in every bell-shaped distribution. Growth above that bound has another cause: pruning, a
-# penalty, a jump. That growth could be decay's is no proof: weights that decay alone moves are
-# dormant, and where next to none are, nothing is claimed. The clock is an average over the in-scope
-# weights: where param groups decay at very different rates, a tensor may outrun it. Where it is not
-# known, what weights without gradient shrank by says how far it has come at least: growth within
-# the bound of that is within the true one, and growth above it says nothing.
-
-#: Standard deviations by which one snapshot may exceed the bound, and all together.
-_NOISE_FACTOR = 4.0
-#: Part of the share of weights that decay must have moved which is seen to be dormant.
-_MIN_SEEN = 0.1
-
-
-def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
-    """Whether decay alone could account for a rise of near-zero weights; None if not known."""
-    room, _, rule = event.series.partition("/")
-    if room != "near_zero" or event.direction != "up" or rule.startswith("rms_"):
-        return None
-    if rule == "zero":
-        return False
-    if records[-1].why_no_clock:  # such as a decay that Adam divides by the gradient's size
-        return None
-    records = _since_onset(event, records)
-    since = [r for r in records if r.near_zero.get(rule, 0.0) > 0.0 and not r.num_not_finite]
-    values = np.array([r.near_zero[rule] for r in since])
-    if len(since) < 2 or not np.isfinite(values).all():
-        return None
-    clock = np.array([r.decay_clock for r in since])
-    is_known = bool(np.isfinite(clock).all())
-    if not is_known:  # how far decay has come at least, by what weights shrank
-        seen = [math.nan if r.dormant is None else r.dormant.estimated_advance for r in records]
-        come = np.nancumsum(seen)  # where nothing was seen it may have stood still
-        clock = come[np.searchsorted([r.step for r in records], [r.step for r in since])]
-    # standard deviation of log(later / earlier), for each value and the one after it
-    counting = 1.0 / np.sqrt(np.maximum(values[:-1] * since[-1].scope.num_weights, 1.0))
-    known = 0.0 if math.isnan(event.noise) else event.noise
-    noise = math.sqrt(2.0) * np.maximum(counting, known / values[:-1])
-    if _is_faster(values, clock, noise) or _is_faster(values[[0, -1]], clock[[0, -1]], noise[[0]]):
-        return False if is_known else None
-    return True if _is_seen(since, values, clock) else None
-
-
-def _is_faster(values: np.ndarray, clock: np.ndarray, noise: np.ndarray) -> bool:
-    excess = np.diff(np.log(values)) - np.diff(clock)
-    return bool((excess > _NOISE_FACTOR * noise).any())
-
-
-def _is_seen(since: Sequence[Record], values: np.ndarray, clock: np.ndarray) -> bool:
-    """Whether a good part of the weights that decay must have moved are seen to be dormant."""
-    advance = math.expm1(float(clock[-1] - clock[0]))
-    if advance <= 0.0:
-        return False
-    needed = float(values[-1] / values[0] - 1.0) / advance
-    fractions = [r.dormant.fraction for r in since if r.dormant is not None]
-    seen = [fraction for fraction in fractions if math.isfinite(fraction)]
-    return not seen or max(seen) >= _MIN_SEEN * needed
 
 
 # ------------------------------------------------------------------ what moved
@@ -263,7 +233,7 @@ def rules_that_moved(event: Event, records: Sequence[Record]) -> dict[str, tuple
         change = _sign(event) * (known[-1].near_zero.get(rule, math.nan) - past[-1])
         noise = np.nan_to_num(noise_sd(past[np.isfinite(past)]))
         # by a good part of its level and of the event's size, and by more than its noise
-        least = max(_MIN_MOVED * max(past[-1], abs(event.size)), _NOISE_FACTOR * noise)
+        least = max(_MIN_MOVED * max(past[-1], abs(event.size)), NOISE_FACTOR * noise)
         if abs(change) > least and _NEAR_ZERO + rule != event.series:
             (agreeing if change > 0.0 else opposed).append(_NEAR_ZERO + rule)
     return {"agreeing": tuple(agreeing), "opposed": tuple(opposed)}
@@ -365,6 +335,11 @@ def _scale(layer: LayerShare) -> float:
 _FEW_SNAPSHOTS = 3
 #: Events that are followed; older ones are left as they are.
 _MAX_FOLLOWED = 50
+#: An event is revised where its level moves by this part of its size, and by so many standard
+#: deviations of a snapshot. It has settled after ``FEW`` snapshots without a revision.
+_WORTH, _CLEAR = 0.05, 3.0
+#: What has settled goes on where it adds this part of its size, at two snapshots in a row.
+_GOES_ON = 0.25
 
 
 @dataclass(frozen=True)
@@ -387,30 +362,121 @@ class _Followed:
     course: Course  # in its direction, at the snapshots that had the series
     num_snapshots: int = 0  # since it was detected
     until: int = -1  # step up to which an onset still belongs to it; -1 while that is any
+    num_quiet: int = 0  # snapshots that had the series, since it was seen or last grew
+    num_beyond: int = 0  # of the latest in a row, those beyond what it settled at
+    recent: tuple[float, ...] = ()  # the latest values of its series
 
     @property
     def has_reverted(self) -> bool:
         return self.event.reverted_step >= 0
 
-    def reverts(self, step: int, values: Mapping[str, float]) -> bool:
-        """One more snapshot; True if the event is seen to have reverted."""
+    @property
+    def is_open(self) -> bool:
+        return self.event.course in ("seen", "growing")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.event.series, *self.event.related
+
+    def follow(self, step: int, values: Mapping[str, float], records: Sequence[Record]) -> int:
+        """One more snapshot; the step since which it is over, if that is seen now, else -1."""
         self.num_snapshots += 1
         if self.num_snapshots == _FEW_SNAPSHOTS:
             self.until = step
         event = self.event
-        if self.has_reverted or event.kind in _FOR_GOOD or event.series not in values:
+        if event.series not in values:
+            return -1
+        value = values[event.series]
+        if self.has_reverted or event.kind in _FOR_GOOD:
+            return -1
+        self.num_quiet += 1
+        self.num_beyond = self.num_beyond + 1 if self._moved(value) >= _GOES_ON else 0
+        self.recent = (*self.recent, value)[-2 * FEW :]
+        # of a change half may be left where it is over, of a fault none
+        left = HALF if event.is_of_series else 0.0
+        is_back = self.course.is_back(step, _size(event, value), left)
+        is_of_value = event.series == "value/dense" and event.kind != "unlearned"
+        if event.is_happening or is_of_value:
+            return undone_since(event, records)
+        return self.course.low_step if is_back else -1
+
+    def _moved(self, value: float) -> float:
+        """How far a value is beyond the level that was told, as a part of the event's size."""
+        size = max(abs(self.event.size), float(np.nan_to_num(self.course.peak)))
+        way = _sign(self.event) * (value - self.event.value)
+        if not abs(way) >= _WORTH * size > 0.0:
+            return 0.0
+        seen = [self.event.noise, noise_sd(np.array(self.recent))]
+        return way / size if abs(way) > _CLEAR * float(np.nan_to_num(seen).max()) else 0.0
+
+    def is_due(self, value: float) -> bool:
+        """Whether the level has moved so far that it has to be told anew."""
+        if not self.event.is_of_series:
             return False
-        return self.course.is_back(step, _size(event, values[event.series]))
+        return self.num_beyond > 1 if self.num_quiet >= FEW else self._moved(value) != 0.0
+
+    def take(self, event: Event) -> Event:
+        """Go on with a new version of it."""
+        if event.series != self.event.series:
+            size = _sign(event) * event.size
+            self.course, self.recent = Course(size, size, -1), ()
+        if event.course == "growing":
+            self.num_quiet = 0
+        elif self.num_quiet == FEW:  # this is once; what was left so at a close may go on
+            self.num_quiet += 1
+        self.event = event
+        return event
 
     def revise(self, step: int, why: str, **fields: Any) -> Event:
         """A new version of the event."""
-        self.event = replace(self.event, revised_step=step, **fields)
-        logger.info("%s %s: %s", self.event.id, why, self.event.describe())
-        return self.event
+        event = self.take(replace(self.event, **fields | {"revised_step": step}))
+        logger.info("%s %s: %s", event.id, why, event.describe())
+        return event
 
-    def revert(self, step: int) -> Event:
-        """The version that says that the event has reverted."""
-        return self.revise(step, "has reverted", reverted_step=self.course.low_step)
+    def settle(self, past: _Past, why: str) -> Event:
+        """The version that stays, unless the series goes on."""
+        return self.revise(past.step, why, **past.of(self.event) | {"settled_step": past.step})
+
+    def revert(self, step: int, since: int) -> Event:
+        """The version that says that it is over; nothing is left to settle."""
+        settled = step if self.is_open else self.event.settled_step
+        return self.revise(step, "has reverted", reverted_step=since, settled_step=settled)
+
+
+@dataclass(frozen=True)
+class _Past:
+    """A snapshot, and what is known up to it; without records there is no more than its series."""
+
+    step: int
+    values: Mapping[str, float]
+    records: Sequence[Record]
+    initial_rms: Mapping[str, float]
+
+    def of(self, event: Event) -> dict[str, Any]:
+        """What is known of an event by now."""
+        if not event.is_of_series or event.kind in _FOR_GOOD:
+            return {}
+        if self.records:
+            return vars(annotated(event, self.records, self.initial_rms))
+        return vars(replace(event, value=self.values.get(event.series, event.value)))
+
+
+def undone_since(event: Event, records: Sequence[Record]) -> int:
+    """Since when what was overwritten or lost is back, the value at its best; -1 if it is not."""
+    vital = records[-1].vital if records else None
+    for finding in () if vital is None else vital.findings:
+        is_whole = finding.kind == "returned" and {*event.layers} <= {*finding.tensors}
+        if is_whole and event.kind in ("overwritten", "blew_up"):
+            return records[-1].step
+    seen = [(r.step, r.curve) for r in records if r.curve is not None]
+    known = [(step, c) for step, c in seen if math.isfinite(c.dense)]
+    harms = np.array([-c.dense if c.higher_is_better else c.dense for _, c in known])
+    num = sum(step <= event.onset_low for step, _ in known)
+    if num < 3 or len(known) - num < FEW or known[-FEW][0] <= event.onset_low:
+        return -1
+    best = float(median_of_three(harms[:num]).min())
+    latest = harms[-FEW:]  # before, an early fall would pass for noise
+    return known[-FEW][0] if float(latest.max()) <= best + _CLEAR * noise_sd(latest) else -1
 
 
 class EventTracker:
@@ -425,21 +491,27 @@ class EventTracker:
         values: Mapping[str, float],
         seen: Sequence[Event],
         reported: Sequence[Event] = (),
+        *,
+        records: Sequence[Record] = (),
+        initial_rms: Mapping[str, float] | None = None,
     ) -> Changes:
         """One more snapshot, its series, and its events: ``seen``, or ``reported`` by a log."""
         new: dict[str, Event] = {}
-        reverted = [one for one in self._followed.values() if one.reverts(step, values)]
-        revised = {one.event.id: one.revert(step) for one in reverted}
+        past, told = _Past(step, values, records, initial_rms or {}), {e.id for e in reported}
+        ends = [(one, one.follow(step, values, records)) for one in self._followed.values()]
         for event in reported:
-            self._add(event)
+            self._followed[event.id].take(event) if event.id in self._followed else self._add(event)
+        over = [(one, since) for one, since in ends if since >= 0 and one.event.id not in told]
+        revised = {one.event.id: one.revert(step, since) for one, since in over}
         for event in sorted(seen, key=_by_strength):
             rise = self._reverted_by(event)
             if rise is not None:
                 if not rise.has_reverted:
-                    revised[rise.event.id] = rise.revert(step)
+                    revised[rise.event.id] = rise.revert(step, rise.course.low_step)
                 continue
             same = self._same(event, step)
             if same is None:
+                revised |= self._ended_by(event, past)
                 event = self._named(event)
                 new[event.id] = self._add(event)
                 continue
@@ -449,18 +521,71 @@ class EventTracker:
             elif whole != same.event:
                 same.event = whole
                 revised[name] = same.revise(step, "is seen in another series")
+        for name, one in self._followed.items():
+            if name not in new and name not in told:
+                revised |= self._moved(one, past, is_joined=name in revised)
         return Changes(tuple(new.values()), tuple(revised.values()))
+
+    def close(
+        self, step: int, records: Sequence[Record], initial_rms: Mapping[str, float]
+    ) -> list[Event]:
+        """What has not settled yet, as the last record leaves it; told at a step."""
+        past = _Past(step, {}, records, initial_rms)
+        waiting = []
+        for one in self._followed.values():
+            # or an earlier close has left it so, and it has not settled since
+            was_left = 0 < one.num_quiet < FEW and one.event.settled_step < step
+            if one.is_open or (was_left and not one.has_reverted and self._is_last(one)):
+                waiting.append(one)
+        return [one.settle(past, "is left as it is") for one in waiting]
+
+    def _is_last(self, one: _Followed) -> bool:
+        """Whether no later event is of the series that an event is told in."""
+        later = [
+            o for o in self._followed.values() if o.event.detected_step > one.event.detected_step
+        ]
+        return not any(one.event.series in other.names for other in later)
+
+    def _moved(self, one: _Followed, past: _Past, *, is_joined: bool) -> dict[str, Event]:
+        """The version of an event that has moved, is seen in more series, or has settled, by id."""
+        event, value = one.event, past.values.get(one.event.series, math.nan)
+        if one.has_reverted:
+            return {}
+        is_last = self._is_last(one)
+        is_due = is_last and one.is_due(value)
+        if is_due or (is_joined and one.is_open):
+            known = past.of(event) | {"settled_step": -1}
+            return {event.id: one.revise(past.step, "has moved", **known)}
+        if one.num_quiet == FEW and (one.is_open or is_last):
+            return {event.id: one.settle(past, "has settled")}
+        return {}
+
+    def _ended_by(self, event: Event, past: _Past) -> dict[str, Event]:
+        """Earlier events of the series that the next one begins after, as they were then, by id."""
+        found = {}
+        for one in self._followed.values():
+            first, since = one.event, max(event.onset_step, one.event.detected_step)
+            is_told = one.is_open or (first.reported_step > since and not one.has_reverted)
+            if event.series in one.names and is_told and first.detected_step < event.detected_step:
+                then = replace(past, records=[r for r in past.records if r.step <= since])
+                found[first.id] = one.settle(then, "has ended")
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data that ``load_state_dict`` goes on from."""
         return {"followed": list(map(to_json, self._followed.values()))}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
+    def load_state_dict(self, state: Mapping[str, Any], logged: Sequence[Event] = ()) -> None:
+        """Go on from what ``state_dict`` gave; a log may know that an event was left as it was."""
         saved = [from_json(_Followed, text) for text in state["followed"]]
         self._followed = {followed.event.id: followed for followed in saved}
+        for event in logged:
+            if event.id in self._followed and event.course == "settled":
+                self._followed[event.id].take(event)
 
     def _add(self, event: Event) -> Event:
+        if event.kind in _FOR_GOOD or event.series.startswith("files/"):
+            event = replace(event, settled_step=event.detected_step)
         size = _size(event, event.value)
         self._followed[event.id] = _Followed(event, Course(size, size, -1))
         for old in list(self._followed)[:-_MAX_FOLLOWED]:
@@ -486,12 +611,13 @@ class EventTracker:
         """The event that this detection is a part of, the latest if there are several."""
         for followed in reversed(self._followed.values()):
             first = followed.event
-            is_other = event.series != first.series and event.series not in first.related
+            is_other = _origin(event) not in (_origin(first), *first.related)
             if not is_other or not (_is_family(first, event) or first.trend == event.trend != ""):
                 continue
             until = step if followed.until < 0 else followed.until
             touches = event.onset_low <= until and event.onset_high >= first.onset_low
             is_late = followed.num_snapshots > _FEW_SNAPSHOTS
+            touches |= not is_late and _is_family(first, event)
             if touches and not (is_late and _is_early(first) != _is_early(event)):
                 return followed
         return None
@@ -520,21 +646,38 @@ def _size(event: Event, value: float) -> float:
 
 def _is_family(first: Event, other: Event) -> bool:
     """Whether both are of near-zero rules, which all count the same weights."""
-    return first.series.startswith(_NEAR_ZERO) and other.series.startswith(_NEAR_ZERO)
+    return _is_of_rule(first.series) and _is_of_rule(other.series)
 
 
 def _joined(first: Event, other: Event) -> Event:
     """The event that two detections are; near-zero rules may have moved against each other."""
     if first.direction != other.direction and _is_family(first, other):
-        opposed = dict.fromkeys((*first.opposed, other.series))
+        opposed = dict.fromkeys((*first.opposed, _origin(other)))
         return _if_opposed(replace(first, opposed=tuple(opposed)))
-    return replace(first, related=(*first.related, other.series))
+    if first.direction == other.direction and _is_of_rule(other.series) > _is_of_rule(first.series):
+        # near-zero weights tell it better than what announced them, and from their own onset on
+        names = (first.series, *first.related, _origin(other), *other.related)
+        first = replace(other, id=first.id, detected_step=first.detected_step)
+    else:
+        names = (*first.related, _origin(other))
+    related = tuple(name for name in dict.fromkeys(names) if name != first.series)
+    return replace(first, related=related)
+
+
+def _origin(event: Event) -> str:
+    """The series that saw it first, whatever its level is told in by now."""
+    return event.id.rpartition("@")[0]
+
+
+def _is_of_rule(series: str) -> bool:
+    return series.startswith(_NEAR_ZERO)
 
 
 def _is_early(event: Event) -> bool:  # of the early signal, weights that get no gradient
     return event.series.startswith("motion/")
 
 
-def _by_strength(event: Event) -> tuple[float, str]:
-    """The strongest first; one whose noise is not known comes last."""
-    return float(np.nan_to_num(-abs(event.size_in_noise), nan=1.0, neginf=-math.inf)), event.series
+def _by_strength(event: Event) -> tuple[bool, float, str]:
+    """The strongest first; one whose noise is not known comes last, and who tells another's."""
+    strength = float(np.nan_to_num(-abs(event.size_in_noise), nan=1.0, neginf=-math.inf))
+    return _origin(event) != event.series, strength, event.series

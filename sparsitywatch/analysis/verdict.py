@@ -13,10 +13,17 @@ from typing import NamedTuple
 
 from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS
 from sparsitywatch.processes import Process
-from sparsitywatch.records import Event, Record, RunInfo, WatchState, of_one_model
-from sparsitywatch.records.event import some_of
+from sparsitywatch.records import (
+    SERIES_KINDS,
+    Event,
+    Record,
+    RunInfo,
+    WatchState,
+    of_one_model,
+)
+from sparsitywatch.records.event import XRAY_KINDS, some_of
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import count, numbered, percent
+from sparsitywatch.series import count, describe, numbered, percent
 
 # ------------------------------------------------------------------ whether its watch sees
 
@@ -350,7 +357,7 @@ def _of_training(records: Sequence[Record], events: Sequence[Event]) -> Verdict 
         state, badge = "broken", "not trained"
         headline = f"No optimizer trains the weights in scope at {last.place}"
     elif alarms:
-        return _of_event(main_event(alarms), events)
+        return _of_event(main_event(alarms, records), events)
     elif last is not None and share < most:
         state, badge = "look", "trained in part"
         now, before = percent(share), percent(most)
@@ -394,7 +401,6 @@ def _not_finite(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
 
 def _of_event(event: Event, events: Sequence[Event]) -> Verdict:
     is_over = event.reverted_step >= 0
-    back = numbered(event.unit, event.reverted_step) if is_over else ""
     seen_in = f"seen in {len(event.related) + 1} series" if event.related else ""
     confidence = ", ".join(filter(None, (event.in_noise, seen_in)))
     causes = [*event.causes, *([redacted(event.reason)] if event.reason else [])]
@@ -405,7 +411,7 @@ def _of_event(event: Event, events: Sequence[Event]) -> Verdict:
     return Verdict(
         state="broken" if event.severity == "act" and not is_over else "look",
         badge=count(len(events), "event"),
-        headline=event.headline + (f", and was back by half at {back}" if is_over else ""),
+        headline=event.headline + (f", and was {event.end}" if is_over else ""),
         since=event.onset_step,
         onset_low=event.onset_low,
         onset_high=event.onset_high,
@@ -447,13 +453,31 @@ def _quiet(records: Sequence[Record]) -> Verdict:
     return found
 
 
-def main_event(events: Sequence[Event]) -> Event:
-    """The event that matters most: what is wrong with the training, then near-zero weights."""
-    lasting = [event for event in events if event.reverted_step < 0] or events
-    wrong = [event for event in lasting if event.severity == "act"]
-    odd = [event for event in lasting if not event.is_of_series]
-    small = [e for e in lasting if e.series.startswith("near_zero/") and e.direction == "up"]
-    return [*wrong, *odd, *small, *lasting][0]
+def main_event(events: Sequence[Event], records: Sequence[Record] = ()) -> Event:
+    """The event that explains the others: the gravest, no symptom, the largest; then what lasts."""
+
+    def weight(event: Event) -> tuple[int, bool, float, bool]:
+        lasts, graveness = event.reverted_step < 0, ("note", "look", "act").index(event.severity)
+        is_rise = event.series.startswith("near_zero/") and event.direction == "up"
+        is_cause = is_rise or not (event.is_of_series or event.kind in XRAY_KINDS)
+        is_cause |= event.series == "value/dense"
+        return min(graveness, 1 + lasts), is_cause, _share_of(event, records), lasts
+
+    return max(events, key=weight)
+
+
+def _share_of(event: Event, records: Sequence[Record]) -> float:
+    """How much of the watched weights an event is of, or of the number that changed, by now."""
+    is_over = event.reverted_step >= 0  # then it is what is left of it
+    is_whole = not event.is_of_series or event.series == "value/dense"  # nothing of it is left
+    if event.kind in SERIES_KINDS or (is_over and is_whole):
+        return float(not is_over)
+    if not event.is_of_series:
+        total = max((record.scope.num_tensors for record in records), default=0)
+        return min(event.value / total, 1.0) if total and math.isfinite(event.value) else 0.0
+    top = event.value if is_over or math.isnan(event.peak) else event.peak
+    whole = 1.0 if describe(event.series).unit == "fraction" else max(abs(top), abs(event.baseline))
+    return abs(top - event.baseline) / whole if whole > 0.0 and math.isfinite(top) else 0.0
 
 
 def _not_watched(records: Sequence[Record]) -> list[str]:

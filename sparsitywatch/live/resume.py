@@ -18,7 +18,7 @@ from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Detail, Provenance, Record
 from sparsitywatch.redact import logger
-from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
+from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest, read_records, read_spectrum
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 _STATE_KEYS = (
@@ -136,7 +136,7 @@ def _resume_from_log(taker: SnapshotTaker, directory: Path, initial_step: int) -
     try:
         manifest = read_manifest(directory)
         records = read_records(directory, max_step=initial_step)
-        events = read_events(directory, max_step=initial_step)
+        events = JsonlReader(directory).versions(max_step=initial_step)
     except StateError as error:
         return f"which cannot be gone on from: {error}"
     if manifest is not None:

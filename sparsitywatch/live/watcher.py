@@ -391,6 +391,7 @@ class Watcher:
         if self._opened:
             with _Contained(self):
                 self._ring.end(self._pipeline.events)
+                self._pipeline.settle()
                 self._report("ended" if ended_by else "closed", ended_by or reason)
             self._pipeline.close()
         else:
@@ -558,7 +559,8 @@ class Watcher:
         record = finished.record
         self._pipeline.act(record, finished.events)
         schedule = self._schedule.schedule
-        if schedule.heeds_alerts and (finished.events or self._pipeline.history.is_suspicious):
+        is_new = any(event.revised_step < 0 for event in finished.events)
+        if schedule.heeds_alerts and (is_new or self._pipeline.history.is_suspicious):
             schedule.alert(record.step)
         self._num_failures = 0 if record.valid else self._num_failures + 1
         if changed := self._taker.model.training_changed:

@@ -45,7 +45,13 @@ from sparsitywatch.records import Detail, Event, Record, RunInfo, Source, html_o
 from sparsitywatch.records.event import some_of
 from sparsitywatch.redact import logger, printable, redacted_url
 from sparsitywatch.series import numbered
-from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
+from sparsitywatch.sinks.jsonl import (
+    JsonlReader,
+    read_events,
+    read_manifest,
+    read_records,
+    read_spectrum,
+)
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
 from sparsitywatch.weights.scope import Scope, ScopeLike
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -132,7 +138,8 @@ class Replayer:
                 self._see(self._list())
             else:
                 self._follow(patience)
-            if words := self.pipeline.history.last_words():
+            history = self.pipeline.history
+            if words := [*history.last_words(), *history.close()]:
                 if self._run is None:
                     self._open()
                 self.pipeline.tell(words)
@@ -294,7 +301,7 @@ class Replayer:
         self.plan = replace(self.plan, initial_rms=log.info.initial_rms)
         until = self._kept_until(log.records, pending)
         records = [record for record in log.records if record.step <= until]
-        events = [event for event in log.events if event.reported_step <= until]
+        events = JsonlReader(Path(self.pipeline.claim.directory or "")).versions(max_step=until)
         if not records:  # the very first one is new
             self.plan = replace(self.plan, initial_rms=given_rms)
             return

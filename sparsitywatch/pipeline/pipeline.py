@@ -87,6 +87,7 @@ class History:
         self._forecaster = Forecaster()
         self._first_steps: dict[str, int] = {}  # by fingerprint
         self._begin = 0  # of the records, the first one of the model as it is
+        self._left = list[Event]()  # of the model as it was, what is not told yet
         self.records: list[Record] = []  # layers are kept for the latest hundred only
         self.events: list[Event] = []  # in their latest versions, in the order they were seen in
         self.initial_rms: dict[str, float] = {}  # of each tensor when the watch first saw it
@@ -127,19 +128,21 @@ class History:
     def restore(
         self, records: Sequence[Record], events: Sequence[Event], initial_rms: Mapping[str, float]
     ) -> Changes:
-        """Take up what an earlier process saw and logged, before the first ``add``: ``late``."""
+        """Take up what an earlier process saw and logged, before the first ``add``: ``late``.
+
+        ``events`` are all versions, as they were logged.
+        """
         self.initial_rms = dict(initial_rms)
-        self.events[:] = events
-        waiting = sorted(events, key=lambda event: event.detected_step)
+        self.events[:] = latest_versions(events)
+        waiting = sorted(events, key=lambda event: event.reported_step)
         for record in records:
             series = record.series()
             seen = self._detect(record, series)
             self._remember(record)
-            logged = [e for e in waiting if e.detected_step <= record.step]
+            logged = [e for e in waiting if e.reported_step <= record.step]
             waiting = waiting[len(logged) :]
             if record is records[-1]:
-                reported = [e for e in self.events if e.reported_step == record.step]
-                known = {name for e in reported for name in (e.series, *e.related, *e.opposed)}
+                known = {name for e in logged for name in (e.series, *e.related, *e.opposed)}
                 known |= {e.id for e in self.events}  # of what was seen late
                 untold = [e for e in seen if e.series not in known and e.id not in known]
                 self.late = self._track(record.step, series, untold, logged)
@@ -154,6 +157,18 @@ class History:
         unit = self.records[-1].provenance.unit
         seen = [e for one in self._reviewers for e in one.last_words(self.records, self.events)]
         return [dataclasses.replace(event, unit=unit) for event in seen]
+
+    def close(self) -> list[Event]:
+        """The events that have not settled, as they stay when no further record comes."""
+        if not self.records:
+            return []
+        left = self._leave(self.records[-1].step)
+        self.events[:] = latest_versions([*self.events, *left])
+        return left
+
+    def _leave(self, step: int) -> list[Event]:
+        """The events that have not settled, as the last record leaves them."""
+        return self._tracker.close(step, self.records[self._begin :], self.initial_rms)
 
     def state_dict(self) -> dict[str, Any]:
         """What the detectors and the events go on from; plain data."""
@@ -179,7 +194,7 @@ class History:
         for name, detector in self._detectors.items():
             detector.load_state_dict(saved[name])
         self._gaps = {name: int(state["gaps"].get(name, 0)) for name in self._detectors}
-        self._tracker.load_state_dict(state["tracker"])
+        self._tracker.load_state_dict(state["tracker"], self.events)
         for reviewer, own in zip(self._reviewers, state["reviewers"], strict=False):
             reviewer.load_state_dict(own)
         for mark, step in state["fingerprints"].items():
@@ -192,7 +207,7 @@ class History:
         events, earlier = list[Event](), self._earlier(record)
         if self.records and not earlier:
             events.append(model_changed(self.records[-1], record))
-            self._begin_anew()
+            self._begin_anew(record.step)
         for name, detector in self._detectors.items():
             if name not in series:
                 self._gaps[name] += record.was_asked(name)
@@ -208,8 +223,9 @@ class History:
             events += reviewer.events(record, earlier, self.events)
         return [dataclasses.replace(event, unit=record.provenance.unit) for event in events]
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, step: int) -> None:
         """What comes is about other weights: nothing is compared with what was."""
+        self._left = self._leave(step)
         for name, detector in self._detectors.items():
             detector.load_state_dict(copy.deepcopy(self._unused[name]))
         self._gaps = dict.fromkeys(self._detectors, 0)
@@ -228,7 +244,12 @@ class History:
             annotated(event, own, self.initial_rms) if event.is_of_series else event
             for event in seen
         ]
-        changes = self._tracker.update(step, series, known, logged)
+        changes = self._tracker.update(
+            step, series, known, logged, records=own, initial_rms=self.initial_rms
+        )
+        told, left, self._left = {event.id for event in logged}, self._left, []
+        left = [event for event in left if event.id not in told]
+        changes = dataclasses.replace(changes, revised=(*left, *changes.revised))
         self.events[:] = latest_versions([*self.events, *changes.new, *changes.revised])
         return changes
 
@@ -304,7 +325,7 @@ class Pipeline:
             self._outlets, self._in_log = [*of_log, *self._outlets], ()
         with self.claim.writing():
             late, self.history.late = self.history.late, Changes()
-            self._unsaid = late.new
+            self._unsaid = _news(late)
             for outlet in self._outlets:
                 outlet.open(run, detail_of, (*late.revised, *late.new))
         self.history.initial_rms = dict(run.initial_rms)
@@ -336,7 +357,7 @@ class Pipeline:
         except LogTakenError as error:
             logger.warning("the snapshot at %s is dropped: %s", record.place, error)
             raise
-        events, self._unsaid = [*self._unsaid, *changes.new], ()
+        events, self._unsaid = [*self._unsaid, *_news(changes)], ()
         self.publish_s = time.perf_counter() - started
         return record, events
 
@@ -357,13 +378,18 @@ class Pipeline:
 
     def tell(self, events: Sequence[Event]) -> None:
         """Write down events that no record has brought, and call the actions."""
-        self.events.extend(events)
+        self.events[:] = latest_versions([*self.events, *events])
         with self.claim.writing():
             for outlet in self._outlets:
                 outlet.say(events)
         for event in events:
             for on_event in self._on_event:
                 self._call(on_event, event)
+
+    def settle(self) -> None:
+        """Say how the events stand that have not settled: no further record comes."""
+        with contextlib.suppress(LogTakenError):
+            self.tell(self.history.close())
 
     def report(self, state: WatchState) -> None:
         """Give the sinks that ask for it how the watch stands."""
@@ -413,6 +439,11 @@ class Pipeline:
         words = "%r failed; training goes on"
         with contain_faults(lambda _: logger.exception(words, function), strict=self._strict):
             function(*arguments)
+
+
+def _news(changes: Changes) -> tuple[Event, ...]:
+    """What actions are called with: events that are new, and those that have settled."""
+    return (*changes.new, *(event for event in changes.revised if event.is_news))
 
 
 def _end_of(ref: weakref.ref[Pipeline]) -> None:

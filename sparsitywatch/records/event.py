@@ -46,18 +46,19 @@ SERIES_KINDS: Mapping[str, str] = {
 class Event:
     """Something worth telling, and what is known about it.
 
-    What is learned about an event later makes a new version of it with the same ``id``. The last
-    one counts. Steps that do not apply are -1.
+    An event has a course: it is seen, grows, settles, and may be over. What is learned of it later
+    makes a new version with the same ``id``; the last one counts. Steps that do not apply are -1.
 
     Args:
-        series: name of the series, as in ``Record.series()``.
+        series: name of the series, as in ``Record.series()``; of near-zero weights it is the run's
+            first rule, if that moved as well.
         direction: "up" or "down"; empty where it means nothing.
         onset_step: where the change began, as estimated when it was seen.
         onset_low, onset_high: interval that the onset lies in, in steps; by default the
             onset itself.
         detected_step: the snapshot at which it was seen.
         baseline: level of the series before the onset, in its own units.
-        value: the series at ``detected_step``.
+        value: the series at ``reported_step``.
         noise: standard deviation of the series around its baseline; NaN if unknown.
         id: what identifies the event in its run; by default ``series@onset_step``.
         trend: "sparsifying" or "densifying", which way the model goes; empty if the direction
@@ -67,17 +68,18 @@ class Event:
             "shape" (of their distribution), "both", or empty if unknown.
         explained_by_decay: whether weight decay alone could have done it in that time, by the
             decay clock; None if that is not known. docs/events.md says how.
-        decay_clock: sum of lr times weight decay at ``detected_step``; NaN if unknown.
+        decay_clock: sum of lr times weight decay at ``reported_step``; NaN if unknown.
         before_step: the snapshot before the onset that ``layers`` and ``change`` compare with
-            ``detected_step``.
+            ``reported_step``.
         related: the other series that saw the same thing.
         agreeing, opposed: of an event in near-zero weights: the other rules that moved the same
             way since the onset, and those that moved the other way. Of the rest nothing was seen.
         preceded_by: id of the event of dormant weights that became these near-zero ones: of the
             same layers, and by decay. Empty if there was none.
-        reverted_step: first snapshot at which the series had lost half of what the change was at
-            its largest.
-        num_not_finite: in-scope weights that were NaN or infinite at ``detected_step``.
+        reverted_step: first snapshot at which it was over: the series had lost half of what the
+            change was at its largest. What was overwritten or lost is over where it is back, or
+            where the value stands at its old best for five evaluations.
+        num_not_finite: in-scope weights that were NaN or infinite at ``reported_step``.
         kind: "abrupt": the series jumped, or began to rise or fall; "steady": it grew
             evenly since its floor, which is its baseline; "replicas": ranks that ought to hold the
             same weights hold others, in ``layers``; or one of ``XRAY_KINDS``, ``VITAL_KINDS``: what
@@ -95,6 +97,8 @@ class Event:
         unit: what its steps count: "step", or in a replay also "epoch" or "save".
         revised_step: the snapshot at which this version was reported; -1 for the first one, which
             is reported at ``detected_step``.
+        settled_step: the snapshot at which it had not been revised for five, or was the last one
+            when the watch was closed; -1 before that.
     """
 
     series: str
@@ -119,6 +123,7 @@ class Event:
     preceded_by: str = ""
     reverted_step: int = -1
     revised_step: int = -1
+    settled_step: int = -1
     num_not_finite: int = 0
     kind: str = "abrupt"
     jumped: bool = False
@@ -164,6 +169,18 @@ class Event:
         """The snapshot at which this version was reported."""
         return max(self.detected_step, self.revised_step)
 
+    @property
+    def course(self) -> str:
+        """How far it has come: "seen", "growing", "settled" or "over"."""
+        if self.reverted_step >= 0 or self.settled_step >= 0:
+            return "over" if self.reverted_step >= 0 else "settled"
+        return "growing" if self.revised_step >= 0 else "seen"
+
+    @property
+    def is_news(self) -> bool:
+        """Whether actions get this version: the first one, and the one that has settled."""
+        return self.revised_step < 0 or self.revised_step == self.settled_step
+
     # ------------------------------------------------------------------ in words
     #
     # Log, summary, webhook, drawings, TensorBoard and page read these. The result comes first,
@@ -171,9 +188,9 @@ class Event:
 
     @property
     def headline(self) -> str:
-        """What happened: "Near-zero weights jumped from 8 % to 31 % (about 3.9 ×) after step 300".
+        """What happened: "Dormant weights jumped from 8 % to 31 % (about 3.9 ×) after step 300".
 
-        A change is said to have jumped, begun to rise or fall, or risen or fallen steadily.
+        A change is said to have jumped, risen or fallen, maybe steadily, or at first to have begun.
         """
         if self.kind == "replicas":
             ranks = ", ".join(map(str, self.ranks))
@@ -199,13 +216,17 @@ class Event:
             subject = f"{_OF_VALUE[self.kind]}: {subject[:1].lower()}{subject[1:]}"
         if self.kind == "unlearned":
             return f"{subject} is {now}, and began at {before}"
-        verbs = _VERBS.get("jumped" if self.jumped else self.kind, {})
+        came = "came" if self.kind == "abrupt" and self.course != "seen" else self.kind
+        verbs = _VERBS.get("jumped" if self.jumped else came, {})
         text = f"{subject} {verbs.get(self.direction, 'changed')}"
         top = self.value if math.isnan(self.peak) else self.peak
         if not (math.isnan(self.baseline) and math.isnan(self.value)):
             text += f" from {series.shown(self.baseline)} to {series.shown(top)}{self._times(top)}"
+        text += " so far" * (self.course == "growing" and not self.jumped)
+        goes_on = self.course != "seen" and not self.jumped and verbs
+        text += (", beginning " if goes_on else " ") + self._since
         now = "" if math.isnan(self.peak) else f", and is back at {series.shown(self.value)}"
-        return f"{text} {self._since}{now}"
+        return text + now
 
     def _numbered(self, *steps: int) -> str:
         return numbered(self.unit, *steps)
@@ -260,7 +281,26 @@ class Event:
 
     @property
     def _seen(self) -> str:
-        return f"seen at {self._numbered(self.detected_step)}"
+        last = self.settled_step if self.settled_step >= 0 else self.revised_step
+        told = f", {'settled at' if self.settled_step >= 0 else 'as of'} {self._numbered(last)}"
+        return f"seen at {self._numbered(self.detected_step)}{told * (last > self.detected_step)}"
+
+    @property
+    def end(self) -> str:
+        """Since when it is over, in a few words; empty if it is not."""
+        if self.reverted_step < 0:
+            return ""
+        how = "back by half at" if self.is_of_series else "over since"
+        if self.series == "value/dense":
+            how = "back at its best since"
+        elif self.is_happening:
+            how = "made good since"
+        return f"{how} {self._numbered(self.reverted_step)}"
+
+    @property
+    def is_happening(self) -> bool:
+        """Whether it is over in a moment, and what it did to the weights stays."""
+        return self.kind in ("overwritten", "blew_up", "returned")
 
     @property
     def causes(self) -> list[str]:
@@ -297,9 +337,7 @@ class Event:
             series, _, step = map(printable, self.preceded_by.partition("@"))
             label = describe(series).label
             known.append(f"{label} of these layers rose before, at {self.unit} {step}")
-        if self.reverted_step >= 0:
-            known.append(f"back by half at {self._numbered(self.reverted_step)}")
-        return known
+        return [*known, self.end] if self.end else known
 
     @property
     def advice(self) -> str:
@@ -333,18 +371,18 @@ class Event:
     def _of_tensors(self) -> str:
         """What is wrong with ranks, or with tensors, in which, and since when."""
         before = self._numbered(self.before_step) if self.before_step >= 0 else ""
-        over = f"since {self._numbered(self.reverted_step)}" if self.reverted_step >= 0 else ""
         if self.kind == "replicas":
             names = some_of(self.layers, len(self.layers))
             same = f", the same up to {before}" if before else ""
             text = f"{self.headline} did not hold the weights that other ranks held of {names}, "
             text += f"{self._seen}{same}. The records go on with what rank 0 holds"
-            return text + (f"; all ranks agree again {over}" if over else "")
+            over = f"since {self._numbered(self.reverted_step)}"
+            return text + (f"; all ranks agree again {over}" if self.end else "")
         if self.kind == "spike" or self.kind in SERIES_KINDS:
             return f"{self.headline}: {self.reason}"
         names = some_of(self.layers, max(int(self.value), len(self.layers)))
         text = f"{self.headline}: {names}; {self.reason}; {self.when}"
-        return text + (f"; over {over}" if over else "")
+        return text + (f"; {self.end}" if self.end else "")
 
     def report(self) -> str:
         """The same after what it asks for, "Note", "Look" or "Act", and what people do about it.
@@ -379,6 +417,7 @@ def some_of(names: Sequence[str], num: int) -> str:
 _VERBS = {
     "jumped": {"up": "jumped", "down": "dropped"},
     "abrupt": {"up": "began to rise", "down": "began to fall"},
+    "came": {"up": "rose", "down": "fell"},
     "steady": {"up": "rose steadily", "down": "fell steadily"},
     "lost": {"up": "rose", "down": "fell"},
     "worse": {"up": "rose", "down": "fell"},

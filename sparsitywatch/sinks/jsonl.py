@@ -191,8 +191,12 @@ class JsonlReader:
 
     def events(self, *, max_step: int | None = None) -> list[Event]:
         """Each event in its last version, in the order of their detection; errors as of records."""
+        return latest_versions(self.versions(max_step=max_step))
+
+    def versions(self, *, max_step: int | None = None) -> list[Event]:
+        """All versions of all events, as they were reported."""
         events = self._events.values()
-        return latest_versions(e for e in events if max_step is None or e.reported_step <= max_step)
+        return [e for e in events if max_step is None or e.reported_step <= max_step]
 
 
 def read_records(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Record]:

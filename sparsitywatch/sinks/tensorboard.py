@@ -413,15 +413,15 @@ def _prose(text: str) -> str:
 
 def _event_text(event: Event) -> str:
     """One event in words, then its numbers."""
-    facts = [f"{event.baseline:.4g} before, {event.value:.4g} when seen"]
+    facts = [f"{event.baseline:.4g} before, {event.value:.4g} by now"]
     if not math.isnan(event.noise):
         times = f": {abs(event.size_in_noise):.3g} of them" if event.noise > 0.0 else ""
         facts.append(f"noise before: standard deviation {event.noise:.2g}{times}")
     if not math.isnan(event.decay_clock):
-        facts.append(f"decay clock when seen: {event.decay_clock:.2f}")
+        facts.append(f"decay clock by now: {event.decay_clock:.2f}")
     facts += [f"much of it in {_code(name)}" for name in event.layers]
     if event.before_step >= 0:
-        both = f"{event.before_step} and {event.detected_step}"  # as their files are named
+        both = f"{event.before_step} and {event.reported_step}"  # as their files are named
         facts.append(f"spectra to compare: {event.unit}s {both}")
     if event.revised_step >= 0:
         at = numbered(event.unit, event.revised_step)

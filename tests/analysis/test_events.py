@@ -191,7 +191,7 @@ def test_what_is_on_its_way_back_has_a_peak(after: list[float], peak: float) -> 
     assert found["jumped"]
     assert found["peak"] == pytest.approx(peak, nan_ok=True)
     told = replace(seen, **found).headline
-    assert told.startswith("Near-zero weights jumped from 5 % to 30 %") == (
+    assert told.startswith("Near-zero weights (|w| ≤ 0.1 × first rms) jumped from 5 % to 30 %") == (
         after[-1] == 0.3 or peak == 0.3
     )
     assert (f"and is back at {100 * after[-1]:.3g} %" in told) == (peak == 0.3)

@@ -7,6 +7,7 @@ words stand here as a person reads them, for runs that stand in different ways.
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import math
 import re
@@ -140,7 +141,8 @@ RUNS: dict[str, tuple[Any, dict[str, str]]] = {
     }),
     "look": (look, {
         **AT_THE_END, "state": "look", "events": "2 events",
-        "headline": "Near-zero weights began to rise from 6.3 % to 8.5 % (22 times the noise)",
+        "headline": "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise from 6.3 % to 8.5 % "
+        "(22 times the noise)",
         "onset": "between steps 1,000 and 1,100", "another onset": "after step 600",
         "advice": "Compare the checkpoints around steps 1,050 and 1,125.",
         "next one": "ext snapshot about step 2,200", "is it on": "he watch is on, at step 2,150",
@@ -208,7 +210,7 @@ def texts(directory: Path) -> str:
         for tag in event_readers.tags_of(reader, "text")
         if not tag.endswith(("about", "notes", "scope"))
     ]
-    return "\n".join(last)
+    return html.unescape("\n".join(last))
 
 
 def surfaces(logdir: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsitywatch.analysis.events import Changes, EventTracker
-from sparsitywatch.records import Event
+from sparsitywatch.records import Event, latest_versions
 from sparsitywatch.series import describe
 
 INITIAL, RMS, DORMANT = "near_zero/initial_0.1", "near_zero/rms_0.1", "motion/dormant"
@@ -155,7 +155,9 @@ def test_every_detection_is_told_once_or_belongs_to_one_that_was(parts: list) ->
     assert sorted(new) == sorted(e.id for e in events)
     named = [name for e in events for name in (e.series, *e.related, *e.opposed)]
     assert set(named) == {e.series for e in seen}
-    assert len(named) == len(seen) or any(e.opposed for e in events)  # these are named once
+    # near-zero rules, and what is told in one of them, are named once
+    is_once = any(e.opposed or not e.id.startswith(e.series) for e in events)
+    assert len(named) == len(seen) or is_once
     for step, changes in told:
         assert all(e.detected_step == step and e.revised_step == -1 for e in changes.new)
         assert all(e.revised_step == step > e.detected_step for e in changes.revised)
@@ -186,7 +188,10 @@ def test_near_zero_weights_name_the_dormant_ones_that_they_were(fields, is_named
 
 def test_seen_within_a_few_snapshots_dormant_and_near_zero_are_one() -> None:
     told = final(run([event(DORMANT, 5, 8), event(INITIAL, 6, 11)]))
-    assert [(e.series, e.related) for e in told] == [(DORMANT, (INITIAL,))]
+    # near-zero weights are what people see, from their own onset on; it stays the same event
+    (one,) = told
+    assert (one.series, one.related, one.id) == (INITIAL, (DORMANT,), f"{DORMANT}@5")
+    assert (one.onset_step, one.detected_step) == (6, 8)
 
 
 def test_an_early_signal_that_went_away_announces_nothing() -> None:
@@ -202,12 +207,12 @@ def test_an_early_signal_that_went_away_announces_nothing() -> None:
 def test_a_rise_that_reverts_is_reported_at_the_second_snapshot() -> None:
     values = [0.1] * 5 + [0.3, 0.6, 1.0, 2.1, 2.1, 1.5, 1.0, 0.9, 0.9] + [0.9] * 16
     rise = event(INITIAL, 5, 7, baseline=0.1, value=1.0)
-    (_, first), (step, changes) = run([rise], {INITIAL: values})
+    (_, first), *_, (step, changes) = run([rise], {INITIAL: values})
     assert first.new == (rise,)
     # half of 2.0 above the baseline is 1.1: passed at step 11, seen again at 12
     (told,) = changes.revised
     assert (step, told.reverted_step, told.revised_step) == (12, 11, 12)
-    assert told.id == rise.id
+    assert (told.id, told.course, told.is_news) == (rise.id, "over", True)
 
 
 def test_a_fall_that_comes_back_likewise() -> None:
@@ -234,7 +239,7 @@ def test_single_snapshots_are_no_fall(after: list) -> None:
 
 def test_snapshots_without_the_series_neither_confirm_nor_deny() -> None:
     values = [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, 0.2, None, None, 0.2] + [0.2] * 17
-    ((_, _), (step, changes)) = run([event(INITIAL, 5, 7)], {INITIAL: values})
+    *_, (step, changes) = run([event(INITIAL, 5, 7)], {INITIAL: values})
     assert (step, changes.revised[0].reverted_step) == (12, 9)
 
 
@@ -244,7 +249,7 @@ def test_the_detection_of_the_fall_is_no_new_event() -> None:
     back = {"direction": "down", "baseline": 1.0, "value": 0.1}
     for detected in (10, 11, 13):
         told = run([rise, event(INITIAL, 9, detected, **back)], {INITIAL: values})
-        assert [len(c.new) for _, c in told] == [1, 0]
+        assert sum(len(c.new) for _, c in told) == 1
         (last,) = final(told)
         assert last.reverted_step == 10
     related = [rise, event(RMS, 5, 8), event(RMS, 9, 12, **back)]
@@ -252,6 +257,93 @@ def test_the_detection_of_the_fall_is_no_new_event() -> None:
     # much later it is another matter
     later = [rise, event(INITIAL, 24, 26, direction="down", baseline=0.1, value=0.0)]
     assert len(final(run(later, {INITIAL: values}))) == 2
+
+
+# ------------------------------------------------------------------ seen, growing, settled, over
+
+
+def courses(values: list[float], seen: Event, **known) -> list[tuple[int, str, float]]:
+    """Each version of an event: at which step, how far it has come, and its level."""
+    told = run([seen], {seen.series: values}, len(values), **known)
+    return [(step, e.course, e.value) for step, c in told for e in (*c.new, *c.revised)]
+
+
+def test_what_goes_on_is_told_as_it_is_until_it_has_settled() -> None:
+    """A twentieth of the size is worth a word; five snapshots without one are the end."""
+    values = [0.0] * 5 + [0.5, 0.8, 1.0, 1.04, 1.06, 2.0, *[2.0] * 20]
+    assert courses(values, event(INITIAL, 5, 7)) == [
+        (7, "seen", 1.0), (9, "growing", 1.06), (10, "growing", 2.0), (15, "settled", 2.0),
+    ]  # fmt: skip
+
+
+def test_noise_is_no_growth() -> None:
+    for sizes, num in ((2.9, 2), (3.1, 3)):
+        values = [0.0] * 5 + [0.5, 0.8, 1.0, 1.0 + 0.1 * sizes, *[1.0 + 0.1 * sizes] * 20]
+        assert len(courses(values, event(INITIAL, 5, 7, noise=0.1))) == num
+
+
+@pytest.mark.parametrize(("beyond", "goes_on"), [(0.24, False), (0.26, True)])
+def test_what_has_settled_goes_on_by_a_quarter_at_two_snapshots(
+    beyond: float, goes_on: bool
+) -> None:
+    values = [0.0] * 5 + [0.5, 0.8, *[1.0] * 10, 1.0 + beyond, 1.0, *[1.0 + beyond] * 10]
+    told = courses(values, event(INITIAL, 5, 7))
+    assert told[:2] == [(7, "seen", 1.0), (12, "settled", 1.0)]
+    assert told[2:] == [(20, "growing", 1.26), (25, "settled", 1.26)] * goes_on
+
+
+def test_a_series_that_is_missing_does_not_settle_an_event() -> None:
+    values = [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, None, None, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert [step for step, *_ in courses(values, event(INITIAL, 5, 7))] == [7, 14]
+
+
+def test_the_next_event_of_a_series_ends_the_one_before() -> None:
+    values = [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, 1.0, 2.0, *[3.0] * 12]
+    second = event(INITIAL, 9, 11, value=3.0)
+    told = final(run([event(INITIAL, 5, 7), second], {INITIAL: values}, 20))
+    assert [(e.id, e.settled_step) for e in told] == [(f"{INITIAL}@5", 11), (f"{INITIAL}@9", 16)]
+
+
+def test_what_cannot_change_has_settled_at_once() -> None:
+    (spike,) = final(run([event("ring/loss", 5, 7, kind="spike")]))
+    assert (spike.course, spike.settled_step, spike.is_news) == ("settled", 7, True)
+
+
+def test_a_fault_is_over_when_none_of_it_is_left() -> None:
+    fault = {"kind": "untrained", "value": 4.0, "direction": ""}
+    for left, over in ((1.0, -1), (0.0, 10)):
+        values = [0.0] * 7 + [4.0, 4.0, 4.0, *[left] * 10]
+        (told,) = final(run([event("vital/untrained", 7, 7, **fault)],
+                            {"vital/untrained": values}, 20))  # fmt: skip
+        assert told.reverted_step == over
+
+
+@given(
+    st.lists(st.floats(0.0, 1.0), min_size=12, max_size=40),
+    st.integers(2, 8),
+    st.sampled_from(["up", "down"]),
+    st.integers(1, 40),
+)
+def test_versions_fold_to_what_is_known_at_any_cut(
+    values: list[float], seen_at: int, direction: str, cut: int
+) -> None:
+    """A reader of a part of the log has the event as it was then, and all agree on its identity."""
+    seen = event(INITIAL, seen_at - 1, seen_at, direction=direction, value=values[seen_at])
+    told = run([seen], {INITIAL: values}, len(values))
+    versions = [(step, e) for step, c in told for e in (*c.new, *c.revised)]
+    assert {e.id for _, e in versions} == {seen.id}
+    assert [e.reported_step for _, e in versions] == [step for step, _ in versions]
+    (now,) = latest_versions(e for _, e in versions)
+    assert now == versions[-1][1]
+    part = [e for step, e in versions if step <= cut]
+    assert latest_versions(part) == part[-1:]
+    for _, one in versions:  # what it says is of the snapshot that it says it at
+        assert one.value == values[one.reported_step] or one.course == "over"
+    # it is never silent while it moves: what is told last is near, unless it is over
+    order = [e.course for _, e in versions]
+    assert order[0] == "seen"
+    assert "over" not in order[:-1]
+    assert sum(e.is_news for _, e in versions) <= 1 + order.count("settled") + order.count("over")
 
 
 def test_additions_are_logged_below_a_warning(caplog) -> None:

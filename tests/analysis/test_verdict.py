@@ -136,7 +136,12 @@ def test_what_is_gone_matters_more_than_what_announces_it() -> None:
     assert main_event([dormant, RELIANCE, TAKE_OFF]) is TAKE_OFF
     assert main_event([dormant, RELIANCE]) is dormant
     gone = replace(TAKE_OFF, reverted_step=1500)
-    assert main_event([gone, RELIANCE]) is RELIANCE
+    assert main_event([gone, dormant, RELIANCE]) is gone  # as large, and it explains the other
+    smaller = replace(TAKE_OFF, value=0.08, id="s")
+    assert main_event([smaller, TAKE_OFF]) is TAKE_OFF
+    assert main_event([replace(gone, value=0.07), smaller]) is smaller  # by what is left of it
+    dead = replace(TAKE_OFF, kind="dead_units", series="xray/dead_units", value=1.0, id="x")
+    assert main_event([dead, smaller]) is smaller
     assert run_of([gone]).verdict.headline.endswith(", and was back by half at step 1,500")
 
 

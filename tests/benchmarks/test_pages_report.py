@@ -18,7 +18,9 @@ def test_the_long_log_has_every_kind_of_number(tmp_path: Path) -> None:
     run = sw.load(write_long_run(tmp_path / "run", 40, 12))
     assert run.steps.tolist() == list(range(0, 40 * LONG_EVERY, LONG_EVERY))
     data = page_data(run)
-    assert data["verdict"]["headline"].startswith("Near-zero weights began to rise")
+    assert data["verdict"]["headline"].startswith(
+        "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise"
+    )
     rooms = {name.partition("/")[0] for name in data["series"]}
     assert rooms == {"near_zero", "motion", "forecast", "essential_sparsity", "value", "weights",
                      "vital", "watch", "xray"}  # fmt: skip

@@ -333,7 +333,11 @@ def test_on_paper_and_without_script_there_are_words_and_an_overview(
     for page in (printed, silent):
         assert page.locator(".static svg").count() == 3
         assert page.locator(".static svg").first.is_visible()
-        expect_text(page, ".static", "Near-zero weights began to rise from 6.3 % to 8.5 %")
+        expect_text(
+            page,
+            ".static",
+            "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise from 6.3 % to 8.5 %",
+        )
     assert not printed.locator("#app").is_visible()
     assert printed.evaluate("getComputedStyle(document.body).backgroundColor") == (
         "rgb(255, 255, 255)"
@@ -697,7 +701,7 @@ def test_new_snapshots_appear(open_page: Open, logs: Path, board: str) -> None:
 def test_show(open_page: Open, logs: Path, tmp_path: Path) -> None:
     with page_server(logs) as url:
         page = open_page(url)
-        expect_text(page, "#app h1", "Near-zero weights began to rise")
+        expect_text(page, "#app h1", "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise")
         expect_text(page, ".heat", "query")
         assert page.locator(".runs input").count() == 2
         close(page)
@@ -724,7 +728,7 @@ def test_a_long_log_opens_with_two_megabytes(open_page: Open, long_log: Path, se
     with serve(long_log) as url:
         page = open_page(url if serve is page_server else f"{url}/#sparsity")
         shown = page if serve is page_server else tab_of(page)
-        expect_text(shown, "#app h1", "Near-zero weights began to rise")
+        expect_text(shown, "#app h1", "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise")
         expect_text(shown, ".taken", "2,000 snapshots")
         sync_api.expect(shown.locator(".heat .names li")).to_have_count(200, timeout=30_000)
         assert 100_000 < page.frames[-1].evaluate(SENT) <= 2_000_000

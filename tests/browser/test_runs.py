@@ -142,7 +142,7 @@ def test_broken_runs_are_on_top(
 
 #: What a stranger asks of a run, and where the answer stands.
 QUESTIONS = {
-    "what": ("#app h1", "Near-zero weights began to rise"),
+    "what": ("#app h1", "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise"),
     "when": ("#app h1", "between steps 1,000 and 1,100"),
     "where": (".answers", "Where: "),
     "why": (".answers", "Why: "),

@@ -102,7 +102,7 @@ def test_an_event_makes_the_trainer_save(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoint-3" / "sparsitywatch.pt").exists()
     assert (tmp_path / "run" / "checkpoint-3" / "optimizer.pt").exists()
     assert trainer.state.global_step == 6
-    assert [e.detected_step for e in seen] == [3]
+    assert [(e.detected_step, e.course) for e in seen] == [(3, "seen"), (3, "settled")]
 
 
 @pytest.mark.slow

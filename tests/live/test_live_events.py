@@ -60,4 +60,4 @@ def test_two_rules_make_one_event() -> None:
     rules = ("near_zero/rms_0.1", "near_zero/initial_0.1", "near_zero/zero")
     (event,) = watched(zero_some, detectors={name: sw.detectors.AbruptChange() for name in rules})
     assert {event.series, *event.related} == set(rules)
-    assert event.revised_step == -1
+    assert event.course == "settled"

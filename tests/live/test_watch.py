@@ -450,7 +450,7 @@ def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
         if step == 20:
             with torch.no_grad():
                 run.model[0].weight[:8] = 0.0
-    assert [e.direction for e in seen] == ["up"]
+    assert [e.direction for e in seen if e.revised_step < 0] == ["up"]
     assert 19 <= seen[0].onset_step <= 22
     assert seen[0].layers == ("0.weight",)
     checkpoint = run.checkpoint(watcher)
@@ -458,7 +458,7 @@ def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
     with watch(again) as resumed:
         resumed.load_state_dict(checkpoint["watch"])
         again.train(10)
-    assert len(seen) == 1
+    assert [e.revised_step < 0 for e in seen].count(True) == 1
     # the weights were not held at zero, and what they did since belongs to the same event
     assert [e.id for e in resumed.events] == [seen[0].id]
     assert resumed.events[0].reverted_step > seen[0].detected_step

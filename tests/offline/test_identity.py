@@ -123,7 +123,7 @@ def test_every_line_of_a_sweep_says_which_run_it_is_of(tmp_path: Path, capsys) -
     assert main(command) == 0  # all is measured, and nothing failed
     output = capsys.readouterr().out
     for name in names:
-        assert f"{name}: Near-zero weights jumped from" in output
+        assert f"{name}: Near-zero weights (|w| ≤ 0.1 × first rms) jumped from" in output
         assert f"{name}: 12 checkpoints measured, 1 event.\n  sparsitywatch summary '" in output
     (tensorboard,) = (line for line in output.splitlines() if "tensorboard" in line)
     assert tensorboard == f"  tensorboard --logdir '{logs / 'of it'}'"
@@ -132,7 +132,7 @@ def test_every_line_of_a_sweep_says_which_run_it_is_of(tmp_path: Path, capsys) -
     assert main([*command[:3], str(logs / "json"), "--each", "--json"]) == 0
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     lines = [json.loads(line) for line in printed]
-    for kind, num in {"record": 12, "progress": 12, "event": 1}.items():
+    for kind, num in {"record": 12, "progress": 12, "event": 2}.items():
         runs = [line["run"] for line in lines if line["kind"] == kind]
         assert runs == [name for name in names for _ in range(num)]
     assert [line["series"] for line in lines if line["kind"] == "end"] == names

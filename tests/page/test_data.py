@@ -100,8 +100,8 @@ def test_events_say_what_when_where_why_and_what_to_do(page: Page) -> None:
     first, second = page.data["events"]
     assert (first["number"], second["number"]) == (1, 2)
     assert second["title"] == (
-        "Near-zero weights began to rise from 6.3 % to 8.5 % (22 times the noise) between steps "
-        "1,000 and 1,100"
+        "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise from 6.3 % to 8.5 % "
+        "(22 times the noise) between steps 1,000 and 1,100"
     )
     assert second["when"] == "began between steps 1,000 and 1,100, seen at step 1,125"
     assert second["where"] == page.events[1]["layers"]

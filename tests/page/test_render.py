@@ -95,7 +95,8 @@ def test_a_run_without_a_snapshot_is_shown_too(tmp_path: Path) -> None:
 def test_words_and_events_are_there_without_script(page: Page) -> None:
     text = page.root.one("div", class_="static").text()
     for wanted in (
-        "Near-zero weights began to rise from 6.3 % to 8.5 % (22 times the noise) between",
+        "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise from 6.3 % to 8.5 % (22 times the",
+        "times the noise) between",
         "What to do: Compare the checkpoints around steps 1,050 and 1,125",
         "41 snapshots of 49,152 weights in 12 tensors, from step 0 to step 2,000",
         "Reliance began to rise from 0.09 to 0.41 (about 4.6 ×) after step 600",

@@ -250,7 +250,9 @@ def test_how_each_run_stands(logs: Path) -> None:
         "state": "look", "badge": "2 events", "headline": "", "last": "step 2,000",
         "time": 1_700_002_000, "events": 2,
     }  # fmt: skip
-    assert stands["a"]["headline"].startswith("Near-zero weights began to rise")
+    assert stands["a"]["headline"].startswith(
+        "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise"
+    )
     assert [stands[name]["state"] for name in ("deep/b", "off")] == ["too early to tell", "broken"]
     assert stands["off"]["headline"].startswith("The watch has been off since step 500")
 

@@ -11,6 +11,7 @@ import pytest
 from contracts.made_records import Above, counted, made_record
 
 from sparsitywatch.analysis.detect import AbruptChange, DormantRise
+from sparsitywatch.analysis.events import Changes
 from sparsitywatch.pipeline.pipeline import History
 from sparsitywatch.records import Event, Record, SparsityCurve
 from sparsitywatch.settings import Settings, default_detectors
@@ -183,18 +184,17 @@ def test_taken_up_at_any_look_events_are_the_same(cut: int, way: str) -> None:
     def new() -> History:
         return History({s: Above() for s in (INITIAL, "near_zero/rms_0.1", DORMANT)})
 
-    whole, part, told = new(), new(), []
+    whole, part, told, logged = new(), new(), [], []
     for record in records:
         changes = whole.add(record)
         told += [(record.step, e) for e in (*changes.new, *changes.revised)]
     for record in records[:cut]:
-        part.add(record)
+        changes = part.add(record)
+        logged += [*changes.new, *changes.revised]
     again = new()
-    again.restore(records[:cut], part.events, {})
+    assert again.restore(records[:cut], logged, {}) == Changes()
     if way == "state":
-        again = new()
-        again.events = list(part.events)
-        again.load_state_dict(part.state_dict())
+        again.load_state_dict(json.loads(json.dumps(part.state_dict())))
     rest = [
         (record.step, e)
         for record in records[cut:]
@@ -204,9 +204,32 @@ def test_taken_up_at_any_look_events_are_the_same(cut: int, way: str) -> None:
     assert repr(rest) == repr([(s, e) for s, e in told if s >= 10 * cut])
     assert repr(again.events) == repr(whole.events)
     assert [(e.series, e.related, e.preceded_by) for e in whole.events] == [
-        (DORMANT, (INITIAL,), ""),
-        ("near_zero/rms_0.1", (), ""),  # relative to the present size, so not by decay
+        (INITIAL, (DORMANT,), ""),  # its level is in the first rule
+        (INITIAL, ("near_zero/rms_0.1",), ""),
     ]
+
+
+@pytest.mark.parametrize("cut", range(1, 24))
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_an_event_that_lives_across_a_resume_ends_as_if_there_were_none(cut: int, end: str) -> None:
+    """Also where a close has left it as it was: it goes on, or settles, when the run does."""
+    values = [0.1] * 5 + [0.5, 0.6, 0.7, 0.7, 0.7, 0.7, 0.8, *[0.8] * 7, 0.99, 0.99, *[0.99] * 4]
+    records = [made_record(10 * i, x) for i, x in enumerate(values)]
+    whole, part, again = (History({INITIAL: Above()}) for _ in range(3))
+    for record in records:
+        whole.add(record)
+    logged = [e for r in records[:cut] for c in [part.add(r)] for e in (*c.new, *c.revised)]
+    if end == "closed":
+        logged += part.close()
+    assert again.restore(records[:cut], logged, {}) == Changes()
+    for record in records[cut:]:
+        again.add(record)
+    left, last = whole.close(), again.close()
+    assert repr(whole.events) == repr(again.events)
+    if cut < len(records):
+        assert list(map(repr, left)) == list(map(repr, last))
+    (event,) = whole.events
+    assert (event.course, event.value, event.settled_step) == ("settled", 0.99, 240)
 
 
 # ------------------------------------------------------------------ what a detector is told
@@ -323,7 +346,15 @@ def test_rules_make_one_event_that_says_who_agrees_in_any_order(change: str, see
         assert event.change == scale
         assert (event.trend == "") == bool(other)
     for order in (RULES[1:] + RULES[:1], RULES[2:] + RULES[:2], RULES[::-1]):
-        assert repr(told(of_rules(change, seed, order), order).events) == repr(events)
+        again = told(of_rules(change, seed, order), order).events
+        assert len(again) == len(events)
+        for one, event in zip(again, events, strict=True):
+            # its level is in the first rule, and the others saw it, too
+            same, other = (up, down) if event.direction == "up" else (down, up)
+            assert (one.series == f"near_zero/{order[0]}") == (f"near_zero/{order[0]}" in same)
+            assert ({one.series, *one.agreeing, *one.related}, {*one.opposed}) == (same, other)
+            assert one.trend == event.trend
+            assert one.change == event.change or one.series == "near_zero/abs_0.001"  # of few
 
 
 def test_a_family_of_series_alarms_as_rarely_as_one() -> None:

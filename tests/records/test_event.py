@@ -65,7 +65,10 @@ def test_a_report_begins_with_what_it_asks_for_and_ends_in_advice(changes: dict,
 
 
 def test_in_words() -> None:
-    plain = "Near-zero weights began to rise from 5 % to 10 % (about 2 ×) after step 300"
+    plain = (
+        "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise from 5 % to 10 % (about 2 ×) "
+        "after step 300"
+    )
     assert EVENT.headline == plain
     assert EVENT.describe() == f"{plain}, seen at step 350"
     full = replace(
@@ -82,14 +85,25 @@ def test_in_words() -> None:
         reverted_step=1500,
     )
     assert full.describe() == (
-        "Near-zero weights began to rise from 5 % to 10 % (about 2 ×) between steps 275 and 325, "
-        "most in a, b, c and 1 more, seen at step 350. Scale and shape of the weights' "
-        "distribution changed; weight decay cannot explain it; seen in near-zero weights "
-        "(|w| ≤ 0.1 × present rms), y/z too; dormant weights of these layers rose before, at step "
-        "100; back by half at step 1,500"
+        "Near-zero weights (|w| ≤ 0.1 × first rms) rose from 5 % to 10 % (about 2 ×), beginning "
+        "between steps 275 and 325, most in a, b, c and 1 more, seen at step 350. Scale and shape "
+        "of the weights' distribution changed; weight decay cannot explain it; seen in near-zero "
+        "weights (|w| ≤ 0.1 × present rms), y/z too; dormant weights of these layers rose before, "
+        "at step 100; back by half at step 1,500"
     )
+    grown = replace(EVENT, value=0.2, revised_step=400)
+    told = (
+        "weights (|w| ≤ 0.1 × first rms) rose from 5 % to 20 % (about 4 ×){}, beginning after step "
+    )
+    assert grown.describe().endswith(
+        f"{told.format(' so far')}300, seen at step 350, as of step 400"
+    )
+    last = replace(grown, settled_step=400)
+    assert last.describe().endswith(f"{told.format('')}300, seen at step 350, settled at step 400")
+    assert [e.course for e in (EVENT, grown, last, full)] == ["seen", "growing", "settled", "over"]
+    assert [e.is_news for e in (EVENT, grown, last)] == [True, False, True]
     few = replace(EVENT, direction="down", change="scale", explained_by_decay=True)
-    assert few.describe().startswith("Near-zero weights began to fall from")
+    assert few.describe().startswith("Near-zero weights (|w| ≤ 0.1 × first rms) began to fall from")
     assert few.describe().endswith("350. The scale of the weights moved; weight decay explains it")
 
 
@@ -151,7 +165,7 @@ def test_a_number_is_told_in_the_unit_of_its_series() -> None:
     assert "from 1,200 to 3" in replace(EVENT, series="weights/num_zero", baseline=1200.0,
                                         value=3.0).headline  # fmt: skip
     unknown = replace(EVENT, baseline=math.nan, value=math.nan, direction="")
-    assert unknown.headline == "Near-zero weights changed after step 300"
+    assert unknown.headline == "Near-zero weights (|w| ≤ 0.1 × first rms) changed after step 300"
 
 
 def test_dormant_weights_are_told_as_levels() -> None:

@@ -304,14 +304,14 @@ class Course:
 
     peak: float  # largest size at two snapshots in a row; NaN before there are two
     last: float  # at the last snapshot
-    low_step: int  # first of the snapshots in a row at which half of the peak was gone; -1: none
+    low_step: int  # first of the snapshots in a row at which so much of the peak was gone; -1: none
 
-    def is_back(self, step: int, size: float) -> bool:
-        """After one more snapshot: whether half of the peak is gone, at two in a row."""
+    def is_back(self, step: int, size: float, left: float = HALF) -> bool:
+        """After one more snapshot: whether at two in a row ``left`` of the peak is left at most."""
         self.peak = float(np.fmax(self.peak, min(size, self.last)))
         self.last = size
         was_low = self.low_step >= 0
-        if not (self.peak > 0.0 and size <= HALF * self.peak):
+        if not (self.peak > 0.0 and size <= left * self.peak):
             self.low_step = -1
         elif not was_low:
             self.low_step = step
