@@ -336,7 +336,7 @@ def test_the_run_has_something_of_everything(came: dict[str, Any]) -> None:
         values = [json.dumps(x) for x in records[path]]
         assert len(set(values)) > len(values) // 3, path
     assert any(isinstance(x, list) for x in records["forecast.fraction"])
-    assert {"motion/dormant", "near_zero/abs_0.001", "value/dense"} <= set(events["series"])
+    assert {"motion/dormant", "near_zero/initial_0.1", "value/dense"} <= set(events["series"])
     assert records["num_nan"][-1] == 1
     assert records["same_weights_as"][PAUSE.stop // EVERY] == PAUSE.start
 
