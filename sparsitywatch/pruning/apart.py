@@ -53,8 +53,8 @@ _HARMLESS = (
     "multiprocessing.resource_sharer", "concurrent.futures.process", "ipykernel", "IPython", "zmq",
     "debugpy", "_pydevd_bundle", "pydevd", "execnet", "psutil", "codecarbon", "sentry_sdk", "grpc",
 )  # fmt: skip
-#: The thread in which fsspec waits for remote storage.
-_HARMLESS_NAMES = ("fsspecIO",)
+#: The thread in which fsspec waits for remote storage; that of a snapshot, as it begins or ends.
+_HARMLESS_NAMES = ("fsspecIO", "sparsitywatch")
 #: A fork that has used no processor for so long hangs, in a lock that another thread held, say.
 _STILL_S = 30.0
 #: So often a fork that says nothing is looked at.
