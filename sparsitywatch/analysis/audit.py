@@ -456,15 +456,15 @@ class _Series:
                 yield both, line[p], line[q]
 
     def _is_exchanged(self, p: int, q: int) -> bool:
-        """Whether each of two places is closer to the neighbours of the other: not to it alone."""
+        """Whether two places are closer to the neighbours of the other: not to it alone."""
         line, far = self.line, self.far
         beside = [{line[i] for i in (p - 1, p + 1) if 0 <= i < len(line)} for p in (p, q)]
         own, others = (sorted(some - {line[p], line[q]}) for some in beside)
-        ways = [far[line[i]] for i in (p, q)] if own and others else []
-        return all(
-            way[to].mean() <= way[at].mean()
-            for way, at, to in zip(ways, (own, others), (others, own), strict=False)
-        )
+        if not (own and others):
+            return True
+        one, other = far[line[p]], far[line[q]]
+        ways = one[own].mean() + other[others].mean()
+        return bool(one[others].mean() + other[own].mean() <= ways)
 
     def _moved(self, p: int) -> tuple[int, float]:
         """Where in the line a place is that makes for a shorter detour, and how much shorter."""
