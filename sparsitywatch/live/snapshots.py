@@ -146,7 +146,15 @@ class SnapshotTaker:
 
         ``step`` is None to ask the optimizer.
         """
-        self.is_new = False
+        was_new, self.is_new = self.is_new, False
+        try:
+            self._begin(step, behind=behind)
+        except BaseException:
+            self.is_new = was_new  # what is not known now is asked again
+            raise
+
+    def _begin(self, step: int | None, *, behind: bool) -> None:
+        """Read what the weights are compared with later."""
         step = self.trace.steps_done if step is None else step
         with torch.no_grad():
             snapshot, reading, examined = self._read(step)
@@ -366,7 +374,8 @@ class SnapshotTaker:
         model, run, dense = self.model.module, self.run, None
         try:
             scope, self.behind.untried = Scope.of(model, run.settings.scope), ""
-        except ScopeError:  # such as where all of it is reparametrized by now
+        except ScopeError as none:  # such as where all of it is reparametrized by now
+            logger.warning("all matrices of the changed model are watched: %s", none)
             scope, self.behind.untried = Scope.of(model, "matrices"), ""
         if run.proxy is not None:
             try:

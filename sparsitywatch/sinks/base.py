@@ -201,7 +201,7 @@ class MemorySink(GuardedSink):
     """Keeps what it is given in lists: for notebooks, and as the fake in tests.
 
     Attributes:
-        runs: what ``open`` was given, once per call.
+        runs: what ``open`` and ``renew`` were given, once per call.
         records, details: what ``write`` was given, item by item of the same snapshot.
         events: each event that ``event`` was given, in its last version.
         states: what ``state`` was given.

@@ -180,6 +180,37 @@ def test_a_model_that_changes_before_the_first_step_is_that_of_the_run(tmp_path:
     watcher.close()
 
 
+def test_what_fails_where_it_begins_anew_is_read_again_at_the_next_snapshot(monkeypatch) -> None:
+    run = Run()
+    watcher = run.watch(None, every=2, scope="layers", strict=False, background=False, proxy=None)
+    run.train(5)
+    pruned(run)
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsitywatch.live.snapshots.counted", lambda *_: 1 / 0)
+        run.train(1)
+    run.train(1)
+    first = run.model[2].weight.detach().clone()
+    run.train(1)
+    known = watcher._taker.run.initial_rms
+    with torch.no_grad():
+        run.model[2].weight *= 0.01
+    run.train(2)
+    assert [record.valid for record in watcher.records] == [True, True, False, True, True]
+    assert known.keys() == {"2.weight"}
+    assert known["2.weight"] == pytest.approx(first.square().mean().sqrt().item(), rel=0.05)
+    assert watcher._taker.run.initial_rms == known
+    watcher.close()
+
+
+def test_a_scope_that_selects_nothing_any_more_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run()
+    watcher = run.watch(None, every=2, scope="layers", proxy=None)
+    run.train(3), all_pruned(run), run.train(3)
+    assert "all matrices of the changed model are watched" in caplog.text
+    assert watcher.records[-1].scope.num_weights == 128
+    watcher.close()
+
+
 def test_a_run_that_has_changed_is_resumed(tmp_path: Path) -> None:
     run = Run()
     watcher = run.watch(tmp_path, every=2, scope="layers", optimizer=None)
