@@ -32,7 +32,7 @@ from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel, expected_s
 from sparsitywatch.pruning.model_copy import version_of
 from sparsitywatch.ranks.reading import ShardedReader
-from sparsitywatch.records import Event, Record
+from sparsitywatch.records import Began, Event, Record
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.threads import begun
 from sparsitywatch.weights.clock import Clock, OptimizerReading
@@ -111,7 +111,11 @@ class SnapshotTaker:
             snapshot, reading, examined = self._read(step)
             examined(None)
             spectrum, mark = counted(snapshot, self._reader)[:2]
-        self.run = replace(self.run, initial_rms=spectrum.layer_rms(), fingerprint=mark)
+        rms, rules = spectrum.layer_rms(), self.run.settings.rules
+        shares = spectrum.near_zero_by_rule(rules, rms)[1]
+        near_zero = {rule: {name: own[rule] for name, own in shares.items()} for rule in rules}
+        began = Began(step=step, near_zero=near_zero)
+        self.run = replace(self.run, initial_rms=rms, began=began, fingerprint=mark)
         motion = self.trace.tracker
         if motion is not None:
             sample = self._reader.sample(motion.sampler, snapshot)

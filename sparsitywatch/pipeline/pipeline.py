@@ -15,9 +15,11 @@ from statistics import NormalDist
 from typing import Any
 
 from sparsitywatch.actions import Action
+from sparsitywatch.analysis.detect.abrupt import AbruptChange
 from sparsitywatch.analysis.detect.detector import SIDES_90, Detector
 from sparsitywatch.analysis.events import Changes, EventTracker, annotated, context_of
 from sparsitywatch.analysis.forecast import Forecaster
+from sparsitywatch.analysis.height import Heights
 from sparsitywatch.errors import (
     LogTakenError,
     StateError,
@@ -29,7 +31,18 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.pipeline.outlets import Outlet
 from sparsitywatch.pipeline.rundir import Claim
-from sparsitywatch.records import Detail, Event, Record, RunInfo, Vital, WatchState, XRayLayers
+from sparsitywatch.records import (
+    Began,
+    Detail,
+    Event,
+    Record,
+    RunInfo,
+    Vital,
+    WatchState,
+    XRayLayers,
+    from_json,
+    to_json,
+)
 from sparsitywatch.records.event import latest_versions
 from sparsitywatch.redact import Causes, logger
 from sparsitywatch.sinks.base import Sink
@@ -67,6 +80,10 @@ class History:
     ) -> None:
         self._detectors = dict(detectors)
         self._reviewers = reviewers
+        near_zero = {n: d for n, d in detectors.items() if n.startswith("near_zero/")}
+        watched = [name for name, one in near_zero.items() if isinstance(one, AbruptChange)]
+        self._rules = [name.removeprefix("near_zero/") for name in watched]
+        self._heights: Heights | None = None
         self._unused = {name: copy.deepcopy(d.state_dict()) for name, d in detectors.items()}
         # snapshots whose evaluation was left out do not count: nothing is missing there
         self._gaps = dict.fromkeys(detectors, 0)
@@ -76,6 +93,7 @@ class History:
         self.records: list[Record] = []  # layers are kept for the latest hundred only
         self.events: list[Event] = []  # in their latest versions, in the order they were seen in
         self.initial_rms: dict[str, float] = {}  # of each tensor when the watch first saw it
+        self.began: Began | None = None  # how small they were then; None: the first record says it
         #: What the last record that was restored holds and its log, after a kill, lacks.
         self.late = Changes()
 
@@ -104,15 +122,20 @@ class History:
         return self._track(record.step, series, seen)
 
     def restore(
-        self, records: Sequence[Record], events: Sequence[Event], initial_rms: Mapping[str, float]
+        self,
+        records: Sequence[Record],
+        events: Sequence[Event],
+        initial_rms: Mapping[str, float],
+        began: Began | None = None,
     ) -> Changes:
         """Take up what an earlier process saw and logged, before the first ``add``: ``late``."""
-        self.initial_rms = dict(initial_rms)
+        self.initial_rms, self.began = dict(initial_rms), began
         self.events[:] = events
         waiting = sorted(events, key=lambda event: event.detected_step)
         for record in records:
             series = record.series()
-            seen = self._detect(record, series)
+            is_past = record is not records[0] and record is not records[-1]
+            seen = self._detect(record, series, is_past=is_past)  # their layers are not read
             self._remember(record)
             logged = [e for e in waiting if e.detected_step <= record.step]
             waiting = waiting[len(logged) :]
@@ -140,6 +163,7 @@ class History:
             "detectors": {name: d.state_dict() for name, d in self._detectors.items()},
             "gaps": dict(self._gaps),
             "fingerprints": dict(self._first_steps),
+            "began": self.began and to_json(self.began),
             "tracker": self._tracker.state_dict(),
         }
 
@@ -158,10 +182,22 @@ class History:
             detector.load_state_dict(saved[name])
         self._gaps = {name: int(state["gaps"].get(name, 0)) for name in self._detectors}
         self._tracker.load_state_dict(state["tracker"])
+        self.began = state["began"] and from_json(Began, state["began"])
         for mark, step in state["fingerprints"].items():
             self._first_steps.setdefault(mark, int(step))
 
-    def _detect(self, record: Record, series: Mapping[str, float]) -> list[Event]:
+    def _judged(self, record: Record, seen: Sequence[Event]) -> list[Event]:
+        """What the near-zero weights are beside those that the run began with."""
+        if self.began is None and record.all_finite and record.layers:
+            self.began = Began.of(record)
+        if self._heights is None and self.began is not None:
+            self._heights = Heights(self.began, self.initial_rms, self._rules)
+        told = [*self.events, *seen]
+        return self._heights.events(record, self.records, told) if self._heights else []
+
+    def _detect(
+        self, record: Record, series: Mapping[str, float], *, is_past: bool = False
+    ) -> list[Event]:
         """What the detectors see; they know neither their series nor what it means."""
         context = context_of(record, series)
         intervals = _intervals(record)
@@ -179,6 +215,8 @@ class History:
                 events.append(dataclasses.replace(event, series=name))
         for reviewer in self._reviewers:
             events += reviewer.events(record, self.records, self.events)
+        if self._rules and not is_past:
+            events += self._judged(record, events)
         return [dataclasses.replace(event, unit=record.provenance.unit) for event in events]
 
     def _track(
@@ -272,6 +310,7 @@ class Pipeline:
             for outlet in self._outlets:
                 outlet.open(run, detail_of, (*late.revised, *late.new))
         self.history.initial_rms = dict(run.initial_rms)
+        self.history.began = run.began or self.history.began
         self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
         self._at_exit = Finalize(None, partial(_end_of, weakref.ref(self)), exitpriority=0)

@@ -28,6 +28,12 @@ XRAY_KINDS: Mapping[str, str] = {
     "super_weights": "with a super weight",
     "sign_diversity": "with inputs that hardly change sign",
 }
+#: Kinds of how many weights of a tensor are near zero, and what is said of these tensors.
+LEVEL_KINDS: Mapping[str, str] = {
+    "began_sparse": "sparse as the watch began",
+    "sparser": "with at least twice as many near-zero weights as at first",
+    "sparse": "that turned sparse: half or more is near zero",
+}
 #: Kinds of what the checkpoints of a replay are to each other, and what is said of two of them.
 SERIES_KINDS: Mapping[str, str] = {
     "another_run": "{} are not weights of one run",
@@ -73,9 +79,10 @@ class Event:
             its largest.
         num_not_finite: in-scope weights that were NaN or infinite at ``detected_step``.
         kind: "abrupt": the series jumped, or began to rise or fall; "steady": it grew
-            evenly since its floor, which is its baseline; "replicas": ranks that ought to hold the
-            same weights hold others, in ``layers``; or one of ``XRAY_KINDS``, ``VITAL_KINDS``: what
-            is wrong with parameters, in scope or not. Of the proxy's value also "lost": half of
+            evenly since its floor, which is its baseline; "level": however it came about, it is
+            far above what it was when the run began, its baseline; "replicas": ranks that ought to hold the
+            same weights hold others, in ``layers``; or one of ``XRAY_KINDS``, ``VITAL_KINDS``,
+            ``LEVEL_KINDS``: what is wrong with parameters, in scope or not. Of the proxy's value also "lost": half of
             what it had gained is gone; "standstill": the latest half of the run gained nothing.
             "spike": the loss spiked at ``onset_high``; ``layers`` moved first, from ``onset_low``.
         jumped: whether most of the change came within two snapshots, and hardly any after them.
@@ -150,7 +157,7 @@ class Event:
     @property
     def is_of_series(self) -> bool:
         """Whether it is a change of its series, rather than something about tensors or ranks."""
-        return self.kind in ("abrupt", "steady", "lost", "standstill")
+        return self.kind in ("abrupt", "steady", "level", "lost", "standstill")
 
     @property
     def reported_step(self) -> int:
@@ -178,7 +185,7 @@ class Event:
             if self.kind == "contents":
                 both = f"the weights of {self.unit}{'s' * (' ' in self.onset)} {self.onset}"
             return SERIES_KINDS[self.kind].format(both[:1].upper() + both[1:])
-        if words := VITAL_KINDS.get(self.kind) or XRAY_KINDS.get(self.kind):
+        if words := _OF_TENSORS.get(self.kind):
             tensors = "tensors" if self.value > 1 else "tensor"
             return f"{self.value:,.0f} {tensors} {words}"
         series = describe(self.series)
@@ -362,11 +369,14 @@ def some_of(names: Sequence[str], num: int) -> str:
     return ", ".join(map(printable, names[:3])) + more
 
 
+#: What is said of tensors, by kind.
+_OF_TENSORS = {**VITAL_KINDS, **XRAY_KINDS, **LEVEL_KINDS}
 #: What a change did, up or down; what has jumped did most of it within two snapshots.
 _VERBS = {
     "jumped": {"up": "jumped", "down": "dropped"},
     "abrupt": {"up": "began to rise", "down": "began to fall"},
     "steady": {"up": "rose steadily", "down": "fell steadily"},
+    "level": {"up": "rose"},
     "lost": {"up": "rose", "down": "fell"},
 }
 #: From this multiple on, up or down, a change is told as one; and from this one of the noise.
@@ -410,6 +420,8 @@ _SEVERITY = {
     "standstill": "note",
     "super_weights": "note",
     "unreached": "note",
+    "began_sparse": "note",
+    "sparser": "note",
     "lost": "act",
     "replicas": "act",
     "untrained": "act",
@@ -466,5 +478,8 @@ _ADVICE = {
     "dead_units": "Look at the learning rate and the biases of the layer before. {compare}.",
     "unreached": "Look at the router and at its balancing loss.",
     "super_weights": "No action needed: keep this weight when you prune or quantise.",
+    "began_sparse": "No action needed if these weights were pruned on purpose.",
+    "sparser": "No action needed while the loss still falls.",
+    "sparse": "{compare}: look for pruning, a penalty, or dead units in these tensors.",
     "sign_diversity": "Lower the learning rate, or go on from a checkpoint of {before} or before.",
 }

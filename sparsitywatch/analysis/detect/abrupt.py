@@ -73,6 +73,7 @@ class Ongoing:
 class AbruptMemory(SeriesMemory):
     """What ``AbruptChange`` remembers; beside the history stand the learning rates."""
 
+    past: SeriesHistory  # before that, up to the end of the last change: how it answers to rates
     blocks: Blocks
     jumps: Jumps
     ongoing: Ongoing | None
@@ -146,7 +147,7 @@ class AbruptChange(SeriesDetector):
         self._direction = direction
         history = SeriesHistory(4, ())
         self.memory = AbruptMemory(
-            history, math.nan, Blocks.of(history), NO_JUMPS, None, _SKIPPED, math.nan, 0.0
+            history, math.nan, history, Blocks.of(history), NO_JUMPS, None, _SKIPPED, math.nan, 0.0
         )
 
     @property
@@ -208,7 +209,10 @@ class AbruptChange(SeriesDetector):
             return
         if ongoing.is_over((blocks if ongoing.is_in_blocks else memory.history).view()):
             number = ongoing.span * (blocks.size if ongoing.is_in_blocks else 1)
-            memory.history = memory.history.latest(number)
+            latest = memory.history.latest(number)
+            for row in memory.history.rows[: -len(latest.rows)]:
+                memory.past = memory.past.add(int(row[0]), *row[1:-1])
+            memory.history = latest
             memory.blocks = Blocks.of(memory.history)
             memory.ongoing = None
             memory.num_skipped = 0
@@ -219,12 +223,16 @@ class AbruptChange(SeriesDetector):
         limits, values = self._limits, view.values
         found = [*self._jumps(view), *self._growths(view, limits)]
         left = [change for change in found if is_left_by_rate(change, view, limits.min_effect)]
-        if left or not self._is_decaying or self._direction == "down" or view.is_of_blocks:
+        can_decay = self._is_decaying and self._direction != "down" and not view.is_of_blocks
+        if not left and can_decay and values[-1] - values.min() >= limits.min_effect:
+            # where decay is the cause the rate is not
+            risen = multiplied(view.steps, values, limits.ratio)
+            left = [] if risen is None else [risen]
+        if not left or not self.memory.past.rows:
             return left
-        # where decay is the cause the rate is not
-        is_large = values[-1] - values.min() >= limits.min_effect
-        risen = multiplied(view.steps, values, limits.ratio) if is_large else None
-        return [] if risen is None else [risen]
+        rows = (*self.memory.past.rows, *self.memory.history.rows)
+        past = SeriesHistory(4, rows).view()
+        return [one for one in left if is_left_by_past(one, view, past, limits.min_effect)]
 
     def _jumps(self, view: View) -> list[Candidate]:
         """The most certain jump, if there is one; they are looked for in single snapshots."""
@@ -513,10 +521,28 @@ def is_left_by_rate(candidate: Candidate, view: View, min_effect: float) -> bool
     return False
 
 
+def is_left_by_past(candidate: Candidate, view: View, past: View, min_effect: float) -> bool:
+    """Whether it is left where the series answers to the rate as it did before its last change."""
+    since = view.ends[len(view.values) - candidate.split - 1]
+    bend = np.maximum(past.steps - since, 0.0) / (past.steps[-1] - since)
+    # an answer in the values or in their logarithm is known by now: it may be of any size
+    has_logs = past.values.min() + (candidate.offset or 0.0) > 0.0
+    for y in (past.values, candidate.transformed(past.values)) if has_logs else (past.values,):
+        size = y[-1] - float(np.median(y[past.ends <= since][-FEW:]))
+        told = {"noise": candidate.noise, "strongest": math.inf, "first": 0}
+        for shape in (bend, (bend > 0.0).astype(np.float64)):
+            left = share_left_by_rate(past.steps, y, past.rates, shape, of=size, **told)
+            is_small = candidate.offset is None and left * abs(size) < min_effect
+            if left < HALF or (left < 1.0 and is_small):
+                return False
+    return True
+
+
 def share_left_by_rate(
-    x: Array, y: Array, rates: Array, shape: Array, *, noise: float, strongest: float, first: int
-) -> float:
-    """The share of a change of a ``shape`` that remains beside a response to the rate, if any."""
+    x: Array, y: Array, rates: Array, shape: Array, *, noise: float, strongest: float, first: int,
+    of: float | None = None,
+) -> float:  # fmt: skip
+    """The share of a change of a ``shape``, or ``of`` a size, that a response to the rate leaves."""
     if not np.isfinite(rates).all() or rates.max() <= 0.0:
         return 1.0
     # the first snapshot shows the series at one rate, but not what it did at any other
@@ -525,7 +551,7 @@ def share_left_by_rate(
         return 1.0
     z = (x - x[-1]) / (x[-1] - x[first])
     plain = np.stack([np.ones_like(z), z, shape], axis=1)[first:]  # before it is the rate's past
-    alone = _estimate(plain, y[first:], noise)
+    alone = _estimate(plain, y[first:], noise) if of is None else of
     if alone == 0.0:
         return 1.0
     spacing = float(np.median(np.diff(x)))
