@@ -80,8 +80,9 @@ class Heights:
         before = next((c for r in reversed(earlier[-2:]) if (c := _columns_of(r))), None)
         if before is None or before.names != self._names:
             return found
-        shares = np.array([[r.near_zero.get(rule, math.nan) for rule in self._rules]
-                           for r in (record, next(r for r in reversed(earlier) if r.near_zero))])  # fmt: skip
+        last = next(r for r in reversed(earlier) if r.near_zero)
+        shares = np.array([[r.near_zero.get(x, math.nan) for x in self._rules]
+                           for r in (record, last)])  # fmt: skip
         is_high = (shares >= self.high).all(axis=0)
         if not is_high.any():
             return [*found, *self._tensors(record, columns, before, told)]

@@ -80,10 +80,11 @@ class Event:
         num_not_finite: in-scope weights that were NaN or infinite at ``detected_step``.
         kind: "abrupt": the series jumped, or began to rise or fall; "steady": it grew
             evenly since its floor, which is its baseline; "level": however it came about, it is
-            far above what it was when the run began, its baseline; "replicas": ranks that ought to hold the
-            same weights hold others, in ``layers``; or one of ``XRAY_KINDS``, ``VITAL_KINDS``,
-            ``LEVEL_KINDS``: what is wrong with parameters, in scope or not. Of the proxy's value also "lost": half of
-            what it had gained is gone; "standstill": the latest half of the run gained nothing.
+            far above what it was when the run began, its baseline; "replicas": ranks that ought
+            to hold the same weights hold others, in ``layers``; or one of ``XRAY_KINDS``,
+            ``VITAL_KINDS``, ``LEVEL_KINDS``: what is wrong with parameters, in scope or not. Of
+            the proxy's value also "lost": half of what it had gained is gone; "standstill": the
+            latest half of the run gained nothing.
             "spike": the loss spiked at ``onset_high``; ``layers`` moved first, from ``onset_low``.
         jumped: whether most of the change came within two snapshots, and hardly any after them.
         peak: the farthest that it came, where it was on its way back when it was seen; else NaN.
@@ -272,7 +273,7 @@ class Event:
         is_rise = self.series.startswith("near_zero/") and self.direction == "up"
         if is_rise and self.why_no_clock and self.explained_by_decay is None:
             why = redacted(self.why_no_clock)
-            known.append(f"it is not known whether weight decay explains it: {why}")
+            known.append(f"it is not known what weight decay has to do with it: {why}")
         return [words for words in known if words]
 
     @property

@@ -34,7 +34,6 @@ EVENTS = (
     event(NEAR_ZERO, "up", (0.089, 0.111), explained=False),
     event(NEAR_ZERO, "up", (0.089, 0.111)),
     event(NEAR_ZERO, "up", (0.05, 0.092), kind="steady"),
-    event(NEAR_ZERO, "up", (0.05, 0.11), kind="level"),
     event(NEAR_ZERO, "down", (0.111, 0.089)),
     event("motion/dormant", "up", (0.01, 0.05)),
     event("motion/dormant", "down", (0.05, 0.01)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import mul
 from statistics import NormalDist
@@ -525,44 +525,53 @@ def is_left_by_past(candidate: Candidate, view: View, past: View, min_effect: fl
     """Whether it is left where the series answers to the rate as it did before its last change."""
     since = view.ends[len(view.values) - candidate.split - 1]
     bend = np.maximum(past.steps - since, 0.0) / (past.steps[-1] - since)
-    # an answer in the values or in their logarithm is known by now: it may be of any size
+    z = (past.steps - past.steps[-1]) / (past.steps[-1] - past.steps[0])
     has_logs = past.values.min() + (candidate.offset or 0.0) > 0.0
+    # an answer in the values or in their logarithm is known by now: it may be of any size
     for y in (past.values, candidate.transformed(past.values)) if has_logs else (past.values,):
         size = y[-1] - float(np.median(y[past.ends <= since][-FEW:]))
-        told = {"noise": candidate.noise, "strongest": math.inf, "first": 0}
+        least = HALF * abs(size)
+        if candidate.offset is None:
+            least = max(least, min_effect)
         for shape in (bend, (bend > 0.0).astype(np.float64)):
-            left = share_left_by_rate(past.steps, y, past.rates, shape, of=size, **told)
-            is_small = candidate.offset is None and left * abs(size) < min_effect
-            if left < HALF or (left < 1.0 and is_small):
-                return False
+            plain = np.stack([np.ones_like(z), z, shape], axis=1)
+            for response in _responses(past.steps, past.rates):
+                design = np.concatenate([plain, response[:, None]], axis=1)
+                fit = np.linalg.lstsq(design, y, rcond=None)[0]
+                # what does not describe the past explains nothing
+                misfit = float(np.sqrt(np.mean(np.square(y - design @ fit))))
+                if fit[2] * size < least * abs(size) and misfit <= LATEST * abs(size):
+                    return False
     return True
 
 
 def share_left_by_rate(
-    x: Array, y: Array, rates: Array, shape: Array, *, noise: float, strongest: float, first: int,
-    of: float | None = None,
-) -> float:  # fmt: skip
-    """The share of a change of a ``shape``, or ``of`` a size, that a response to the rate leaves."""
+    x: Array, y: Array, rates: Array, shape: Array, *, noise: float, strongest: float, first: int
+) -> float:
+    """The share of a change of a ``shape`` that remains beside a response to the rate, if any."""
+    z = (x - x[-1]) / (x[-1] - x[first])
+    plain = np.stack([np.ones_like(z), z, shape], axis=1)[first:]  # before it is the rate's past
+    alone = _estimate(plain, y[first:], noise)
+    left = []
+    for response in _responses(x, rates) if alone else ():
+        design = np.concatenate([plain, response[first:, None]], axis=1)
+        left.append(_estimate(design, y[first:], noise, strongest) / alone)
+    return min(left, default=1.0)
+
+
+def _responses(x: Array, rates: Array) -> Iterator[Array]:
+    """Answers to the rate, one for each memory; none where it is not known, or never changes."""
     if not np.isfinite(rates).all() or rates.max() <= 0.0:
-        return 1.0
+        return
     # the first snapshot shows the series at one rate, but not what it did at any other
     share = np.append(rates[1], rates[1:]) / rates.max()
     if np.ptp(share) < _SAME:
-        return 1.0
-    z = (x - x[-1]) / (x[-1] - x[first])
-    plain = np.stack([np.ones_like(z), z, shape], axis=1)[first:]  # before it is the rate's past
-    alone = _estimate(plain, y[first:], noise) if of is None else of
-    if alone == 0.0:
-        return 1.0
+        return
     spacing = float(np.median(np.diff(x)))
-    left = []
     for memory in _MEMORIES:
         if memory > max(LATEST * len(x), _MEMORIES[0]):
-            break  # one that is long beside the run so far could not be told from a trend
-        response = _remembered(share, x, memory * spacing)[first:]
-        design = np.concatenate([plain, response[:, None]], axis=1)
-        left.append(_estimate(design, y[first:], noise, strongest) / alone)
-    return min(left)
+            return  # one that is long beside the run so far could not be told from a trend
+        yield _remembered(share, x, memory * spacing)
 
 
 def _remembered(share: Array, x: Array, memory: float) -> Array:
