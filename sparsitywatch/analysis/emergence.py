@@ -19,7 +19,7 @@ from sparsitywatch.analysis.detect.abrupt import AbruptChange
 from sparsitywatch.analysis.detect.detector import LATEST, Array
 from sparsitywatch.analysis.events import context_of
 from sparsitywatch.errors import StateError
-from sparsitywatch.records import Event, Layers, Record
+from sparsitywatch.records import Event, Layers, Record, of_one_model
 from sparsitywatch.series import count, describe, numbered
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def emergence(run: Run) -> Emergence:
 
 def _looks(run: Run) -> Iterator[tuple[Record, Mapping[str, Any]]]:
     """Records of finite weights with the arrays of their spectra, where the log has them."""
-    for record in run.records:
+    for record in of_one_model(run.records):
         if not (record.was_read and record.all_finite):
             continue
         try:

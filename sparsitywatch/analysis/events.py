@@ -8,7 +8,7 @@ comes back is no second one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -17,8 +17,16 @@ import numpy as np
 
 from sparsitywatch.analysis.detect.detector import Course, noise_sd
 from sparsitywatch.analysis.detect.value import value_trend
-from sparsitywatch.records import SERIES_KINDS, Event, LayerShare, Record, from_json, to_json
-from sparsitywatch.records.event import XRAY_KINDS
+from sparsitywatch.records import (
+    SERIES_KINDS,
+    Event,
+    Layers,
+    LayerShare,
+    Record,
+    from_json,
+    to_json,
+)
+from sparsitywatch.records.event import XRAY_KINDS, some_of
 from sparsitywatch.redact import logger
 from sparsitywatch.series import describe
 
@@ -61,6 +69,36 @@ def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
             "before_step": compared[0].step,
         }
     return _if_opposed(replace(event, **known))
+
+
+def model_changed(before: Record, now: Record) -> Event:
+    """That a record is about other weights than the one before it, and about which."""
+    then, own = (dict(_sizes(record)) for record in (before, now))
+    kinds = {
+        "gone": [name for name in then if name not in own],
+        "new": [name for name in own if name not in then],
+        "of another size": [n for n in own if n in then and then[n] != own[n]],
+    }
+    sizes = f"{before.scope.num_weights:,} weights in scope before, {now.scope.num_weights:,} now"
+    words = [f"{some_of(names, len(names))} {what}" for what, names in kinds.items() if names]
+    return Event(
+        series="model/changed",
+        direction="",
+        onset_step=before.step,
+        onset_high=now.step,
+        before_step=before.step,
+        detected_step=now.step,
+        baseline=float(before.scope.num_weights),
+        value=float(now.scope.num_weights),
+        kind="changed",
+        layers=tuple(name for names in kinds.values() for name in names),
+        reason="; ".join([sizes, *words]),
+    )
+
+
+def _sizes(record: Record) -> Iterator[tuple[str, int]]:
+    columns = Layers.of(record.layers).columns
+    return zip(columns.names, columns.num_weights.tolist(), strict=True)
 
 
 def _since_onset(event: Event, records: Sequence[Record]) -> Sequence[Record]:

@@ -151,7 +151,8 @@ class Heights:
         tells = [event for event in told if _tells(event, record)]
         is_new = ~np.isin(self._names, [name for event in tells for name in event.layers])
         kinds, found = list(LEVEL_KINDS), list[Event]()
-        for kind, which in (("sparse", is_high & (least >= HALF)), ("sparser", is_high)):
+        levels = {"sparse": is_high & (least >= HALF), "sparser": is_high & (not tells)}
+        for kind, which in levels.items():
             says = [e for e in told if e.kind in kinds[kinds.index(kind) :]]
             known = {name for event in (*says, *found) for name in event.layers}
             names, _ = self._strongest(which & is_new, shares)
@@ -181,8 +182,10 @@ def _columns_of(record: Record) -> LayerColumns | None:
 def _tells(event: Event, record: Record) -> bool:
     """Whether an event says that all weights have come to be small, as far as they have."""
     rule = event.series.removeprefix(_NEAR_ZERO)
-    if rule == event.series or event.direction != "up" or not event.is_of_series:
+    if rule == event.series or not event.is_of_series:
         return False
+    if event.direction == "down":  # of rules that disagree it says that some rose
+        return bool(event.opposed) and event.reverted_step < 0
     return event.reverted_step < 0 or record.near_zero.get(rule, math.nan) < event.value
 
 

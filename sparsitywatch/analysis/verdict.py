@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS
 from sparsitywatch.processes import Process
-from sparsitywatch.records import Event, Record, RunInfo, WatchState
+from sparsitywatch.records import Event, Record, RunInfo, WatchState, of_one_model
 from sparsitywatch.records.event import some_of
 from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import count, numbered, percent
@@ -275,8 +275,9 @@ def verdict(
     """The verdict on a run, also on one without a snapshot yet; ``now`` as of ``Run``."""
     state = None if info is None else up_to_date(info.state, records)
     troubles, sentences = _watched(records, state, now)
-    of_training = _of_training(records, events)
-    found = of_training or _quiet(records)
+    own = of_one_model(records)
+    of_training = _of_training(own, events)
+    found = of_training or _quiet(own)
     if troubles:
         trouble = troubles[0]  # comes first, and then what was seen, if anything was
         headline = trouble.words[0].upper() + trouble.words[1:]
@@ -295,10 +296,10 @@ def verdict(
     times = [one.wall_time for one in records[-1:]] + ([] if state is None else [state.wall_time])
     return replace(
         found,
-        not_watched=tuple(_not_watched(records)),
+        not_watched=tuple(_not_watched(own)),
         watch=tuple(sentences),
         standing=tuple(_standing(records, info, state, lost)),
-        numbers=tuple(_numbers(records, events)),
+        numbers=tuple(_numbers(own, events)),
         last_step=records[-1].step if records else -1,
         heard=max(times, default=-1.0),
         num_events=len(events),

@@ -16,7 +16,7 @@ from sparsitywatch.pipeline.measure import RunContext
 from sparsitywatch.pipeline.pipeline import LAYERS_KEPT
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.records import Detail, Provenance, Record, RunInfo
+from sparsitywatch.records import Detail, Provenance, Record
 from sparsitywatch.redact import logger
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -100,14 +100,9 @@ def open_log(
         if why:
             claim.set_aside(why, is_expected=others == "ended")
     run = taker.run
-    info = RunInfo(
-        initial_step=initial_step,
-        provenance=run.provenance,
-        ledger=run.scope.ledger,
-        initial_rms=run.initial_rms,
-        began=run.began,
+    taker.pipeline.open(
+        taker.info(initial_step), lambda record: _detail(claim.directory, record.step)
     )
-    taker.pipeline.open(info, lambda record: _detail(claim.directory, record.step))
     if claim.directory is not None and run.proxy is not None:
         _keep_batches(claim, run.proxy)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
@@ -13,7 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.errors import MeasurementError, ProxyError, TrainingChangedError, reraise_foreign
+from sparsitywatch.errors import (
+    MeasurementError,
+    ProxyError,
+    ScopeError,
+    TrainingChangedError,
+    reraise_foreign,
+)
 from sparsitywatch.live.behind import Behind, Where
 from sparsitywatch.live.schedule import OverheadBudget
 from sparsitywatch.live.trace import OptimizerTrace
@@ -29,15 +36,19 @@ from sparsitywatch.pipeline.measure import (
     record_of,
 )
 from sparsitywatch.pipeline.pipeline import Pipeline
+from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.evaluation import MaskedModel, expected_s
 from sparsitywatch.pruning.model_copy import version_of
+from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.reading import ShardedReader
-from sparsitywatch.records import Began, Event, Record
+from sparsitywatch.records import Began, Event, Record, RunInfo
 from sparsitywatch.redact import logger, redacted_error
+from sparsitywatch.settings import Settings
 from sparsitywatch.threads import begun
 from sparsitywatch.weights.clock import Clock, OptimizerReading
 from sparsitywatch.weights.motion import MotionTracker, Moved
-from sparsitywatch.weights.sharded import local_of
+from sparsitywatch.weights.scope import ModelChangedError, Scope
+from sparsitywatch.weights.sharded import Tensors, local_of
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 
 #: What writing a snapshot takes, and what else does not depend on the number of weights.
@@ -54,6 +65,24 @@ def _some_bits(parameter: torch.Tensor) -> bytes:
         return b""
     flat = local_of(parameter).detach().reshape(-1)
     return flat[:: len(flat) // _MARKED + 1].contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def tried(
+    proxy: Proxy, model: nn.Module, scope: Scope, settings: Settings
+) -> tuple[str, np.ndarray | None, Scope]:
+    """Why the proxy is not evaluated, or its values and the scope whose weights it uses."""
+    if why := proxy.why_left_out(model):
+        logger.warning("the proxy is not evaluated: %s.", why)
+        return why, None, scope
+    dense = proxy.apart(partial(check_proxy, proxy, model), model)
+    see = partial(seen_scope, scope, settings.scope, model, proxy)
+    return "", dense, proxy.apart(see, model)
+
+
+def _every(of: weakref.ref[SnapshotTaker]) -> Tensors:
+    """Every parameter that a taker reads."""
+    taker = of()
+    return {} if taker is None else taker.lookup()[1]
 
 
 @dataclass(frozen=True)
@@ -103,9 +132,15 @@ class SnapshotTaker:
         self.behind = Behind(evaluate, model, reader)
         # an evaluation begins when nothing is on its way, so it may restore from the same buffers
         self._copy = model.spare = WarmCopy()
+        self.is_new = False  # whether the model has changed, and nothing is known of what it is now
+        trace.lookup = partial(_every, weakref.ref(self))
 
     def begin(self, step: int | None, *, behind: bool) -> None:
-        """Remember the weights that the run begins with; ``step`` is None to ask the optimizer."""
+        """Remember the weights that the run begins with, or a model that has changed.
+
+        ``step`` is None to ask the optimizer.
+        """
+        self.is_new = False
         step = self.trace.steps_done if step is None else step
         with torch.no_grad():
             snapshot, reading, examined = self._read(step)
@@ -122,6 +157,18 @@ class SnapshotTaker:
             motion.compare(step, sample, optimizer=reading)
         if behind and self._is_on_cpu:  # touches memory now, where it is nobody's time
             self._copy.take(snapshot)
+        self.pipeline.renew(self.info(step))
+
+    def info(self, initial_step: int) -> RunInfo:
+        """What is said of the run once."""
+        run = self.run
+        return RunInfo(
+            initial_step=initial_step,
+            provenance=run.provenance,
+            ledger=run.scope.ledger,
+            initial_rms=run.initial_rms,
+            began=run.began,
+        )
 
     def price(self, snapshot: Snapshot, dense: np.ndarray | None) -> None:
         """Tell the budget what snapshots will take; ProxyError if one changes the training."""
@@ -276,11 +323,49 @@ class SnapshotTaker:
 
     def lookup(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """The parameters in scope as they are now, by name, and every one."""
-        return self._reader.lookup(self.model.module, self.run.scope)
+        model, is_alone = self.model.module, self._reader.ranks.is_alone
+        try:
+            return self._reader.lookup(model, self.run.scope, is_whole=is_alone)
+        except ModelChangedError as error:
+            if not is_alone:
+                raise
+            self._begin_anew(error)
+        return self._reader.lookup(model, self.run.scope)
+
+    def _begin_anew(self, error: ModelChangedError) -> None:
+        """Take up a model that has changed; what is known of the one before says nothing of it."""
+        self.wait()
+        model, run, dense = self.model.module, self.run, None
+        try:
+            scope, self.behind.untried = Scope.of(model, run.settings.scope), ""
+        except ScopeError:  # such as where all of it is reparametrized by now
+            scope, self.behind.untried = Scope.of(model, "matrices"), ""
+        if run.proxy is not None:
+            try:
+                self.behind.untried, dense, scope = tried(run.proxy, model, scope, run.settings)
+            except ProxyError as failed:
+                self.behind.untried = redacted_error(failed)
+        if scope.hash == run.scope.hash:  # what has changed is out of scope
+            self.run = replace(run, scope=scope)
+            return
+        logger.info("the model has changed: %s", error)
+        snapshot = Snapshot.of(model, scope, 0)
+        self.run = replace(run, scope=scope, dtypes=snapshot.dtypes, initial_rms={})
+        self.model.begin_anew(scope)
+        self._copy = self.model.spare = WarmCopy()
+        motion = MotionTracker.of(run.settings.dormant_samples)
+        self.trace.begin_anew(dict(scope.sizes), motion)
+        self.is_new = True
+        try:
+            self.price(snapshot, dense)
+        except ProxyError as failed:
+            self.behind.untried = redacted_error(failed)
 
     def _read(self, step: int) -> tuple[Snapshot, OptimizerReading, Examined]:
         """The weights, what optimizers have done, and what says what became of all parameters."""
         parameters, every = self.lookup()
+        if self.is_new:
+            self.begin(step, behind=False)
         snapshot = Snapshot.of_parameters(parameters, self.run.scope, step)
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         training = self.trace.training(every)

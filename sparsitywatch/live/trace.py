@@ -347,7 +347,6 @@ class OptimizerTrace:
     def __init__(
         self,
         optimizers: Sequence[Optimizer],
-        lookup: Callable[[], Tensors],  # every parameter of the model as it is now
         sizes: Mapping[str, int],
         motion: MotionTracker | None,
         examiner: Examiner,
@@ -355,7 +354,8 @@ class OptimizerTrace:
         self.has_given = bool(optimizers)
         self._given = tuple(map(weakref.ref, optimizers))  # who is watched does not live by that
         self.tracker = motion  # compares the weights
-        self._lookup = lookup
+        #: Gives every parameter of the model as it is now; set by whoever reads the model.
+        self.lookup: Callable[[], Tensors] = dict
         self._sizes = sizes  # of the weights in scope, by name
         self._examiner = examiner
         self._accounts: list[Account] = []  # of an optimizer each
@@ -402,7 +402,7 @@ class OptimizerTrace:
             return
         accounts = list(map(self._known, self.given))
         held = {name for account in accounts for names in account.names for name in names}
-        every = self._lookup()
+        every = self.lookup()
         parameters = {name: every[name] for name in self._sizes}
         own = [parameter for name, parameter in parameters.items() if name in held]
         num_trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
@@ -461,7 +461,7 @@ class OptimizerTrace:
     def _is_of_copy(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer that no watch knows holds tensors shaped as this model's."""
         held = [p.shape for group in optimizer.param_groups for p in group["params"]]
-        shapes = [p.shape for p in self._lookup().values() if p.requires_grad]
+        shapes = [p.shape for p in self.lookup().values() if p.requires_grad]
         return optimizer not in self._watched and Counter(held) == Counter(shapes)
 
     def _known(self, optimizer: Optimizer) -> Account:
@@ -473,7 +473,7 @@ class OptimizerTrace:
             self._accounts.append(account)
         # after some steps a copy of higher precision is the weight, if it was not at first
         if not account.is_current or account.num_steps == _FEW_STEPS:
-            self._identify(optimizer, account, self._lookup())
+            self._identify(optimizer, account, self.lookup())
         return account
 
     def _identify(self, optimizer: Optimizer, account: Account, parameters: Tensors) -> None:
@@ -553,9 +553,17 @@ class OptimizerTrace:
 
         return examined
 
+    def begin_anew(self, sizes: Mapping[str, int], motion: MotionTracker | None) -> None:
+        """Follow the tensors of a model that has changed; the clocks of the run go on."""
+        read = reading_of(Training(trainers={}, done=self._done()), self._sizes)
+        self._start = (self._start[0] + read.decay_clock, self._start[1] + read.lr_clock)
+        self._sizes, self.tracker, self._earlier = sizes, motion, {}
+        for account in self._accounts:
+            account.begin_anew()
+
     def groups(self) -> list[Any]:
         """Learning rate, decay and names of each param group, to be compared between ranks."""
-        names = names_of(self._lookup())
+        names = names_of(self.lookup())
         return [
             [
                 float(group.get("lr", 0.0)),

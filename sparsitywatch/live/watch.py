@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import get_args
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -31,13 +30,12 @@ from sparsitywatch.errors import (
 from sparsitywatch.live.behind import Where
 from sparsitywatch.live.ring import Ring
 from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
-from sparsitywatch.live.snapshots import SnapshotTaker
+from sparsitywatch.live.snapshots import SnapshotTaker, tried
 from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizers
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pipeline.measure import Examiner, RunContext, expect_model
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
-from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE, Ranks, is_distributed
@@ -171,7 +169,7 @@ def watch(
         checked = _shared(proxy, inner, ranks, threads_draw=chosen.threads_draw)
         untried, dense = "", None
         if checked is not None and not off:
-            untried, dense, scope = _tried(checked, inner, scope, chosen)
+            untried, dense, scope = tried(checked, inner, scope, chosen)
         motion = MotionTracker.of(chosen.dormant_samples)
         reader, examiner = _readers(inner, scope, ranks, watches_all=motion is not None)
         if checked is not None:
@@ -184,9 +182,7 @@ def watch(
             settings=chosen, scope=scope, proxy=checked, dtypes=snapshot.dtypes, strict=strict
         )
         masked = MaskedModel(model, scope, reader)
-        trace = OptimizerTrace(
-            optimizers, lambda: reader.lookup(inner, scope)[1], dict(scope.sizes), motion, examiner
-        )
+        trace = OptimizerTrace(optimizers, dict(scope.sizes), motion, examiner)
         where = evaluate if background else "inline"
         taker = SnapshotTaker(masked, run, reader, pipeline, trace, schedule.budget, where)
         taker.behind.untried = untried
@@ -194,7 +190,7 @@ def watch(
             trace.attach(ranks)
             taker.begin(initial_step, behind=background)
             taker.price(snapshot, dense)
-            moves.attach(reader.lookup(inner, scope)[1])
+            moves.attach(taker.lookup()[1])
         if claim.directory is not None:
             prepare(claim.directory)
         return Watcher(
@@ -270,18 +266,6 @@ def _shared(
             "leave `proxy` out: the weights are watched all the same."
         )
     return proxy.shared(ranks, threads_draw=threads_draw)
-
-
-def _tried(
-    proxy: Proxy, model: nn.Module, scope: Scope, settings: Settings
-) -> tuple[str, np.ndarray | None, Scope]:
-    """Why the proxy is not evaluated, or its values and the scope whose weights it uses."""
-    if why := proxy.why_left_out(model):
-        logger.warning("the proxy is not evaluated: %s.", why)
-        return why, None, scope
-    dense = proxy.apart(partial(check_proxy, proxy, model), model)
-    see = partial(seen_scope, scope, settings.scope, model, proxy)
-    return "", dense, proxy.apart(see, model)
 
 
 def _readers(

@@ -460,6 +460,9 @@ class Watcher:
         before = self._step or 0
         step = before + num_steps if step is None else step
         self._step = step
+        if self._taker.is_new:
+            self._taker.begin(step, behind=self._background)
+            self._ring.attach(self._taker.lookup()[1])
         self._ring.after_step(step, step - before)
         is_busy = False
         self._taker.behind.step(self._budget.now())

@@ -68,6 +68,13 @@ class Outlet:
         self._kept = self._told = first_lost_step(run) - 1
         self._try(run.initial_step, partial(self._fill, detail_of, late))
 
+    def renew(self, run: RunInfo) -> None:
+        """Say of a model that has changed what is said once."""
+        kept = self._run
+        run = self._run = replace(run, initial_step=kept.initial_step, state=kept.state)
+        if self.lost_since < 0:  # else it is said when the sink is opened again
+            self._try(max(self._told, 0), partial(self._sink.renew, run))
+
     def tell(self, record: Record, detail: Detail, events: Sequence[Event]) -> None:
         """Give the sink the latest record, and what it says of events."""
 

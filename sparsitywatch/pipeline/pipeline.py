@@ -17,7 +17,13 @@ from typing import Any
 from sparsitywatch.actions import Action
 from sparsitywatch.analysis.detect.abrupt import AbruptChange
 from sparsitywatch.analysis.detect.detector import SIDES_90, Detector
-from sparsitywatch.analysis.events import Changes, EventTracker, annotated, context_of
+from sparsitywatch.analysis.events import (
+    Changes,
+    EventTracker,
+    annotated,
+    context_of,
+    model_changed,
+)
 from sparsitywatch.analysis.forecast import Forecaster
 from sparsitywatch.analysis.height import Heights
 from sparsitywatch.errors import (
@@ -90,6 +96,7 @@ class History:
         self._tracker = EventTracker()
         self._forecaster = Forecaster()
         self._first_steps: dict[str, int] = {}  # by fingerprint
+        self._begin = 0  # of the records, the first one of the model as it is
         self.records: list[Record] = []  # layers are kept for the latest hundred only
         self.events: list[Event] = []  # in their latest versions, in the order they were seen in
         self.initial_rms: dict[str, float] = {}  # of each tensor when the watch first saw it
@@ -110,9 +117,16 @@ class History:
             first = None
         forecast = self._forecaster.forecast(record)
         record = dataclasses.replace(record, same_weights_as=first, forecast=forecast)
+        earlier = self._earlier(record)
         for reviewer in self._reviewers:
-            record = dataclasses.replace(record, vital=reviewer.reviewed(record, self.records))
+            record = dataclasses.replace(record, vital=reviewer.reviewed(record, earlier))
         return record
+
+    def _earlier(self, record: Record) -> Sequence[Record]:
+        """The records before one that are about the same weights."""
+        if self.records and not record.is_comparable(self.records[-1]):
+            return []
+        return self.records[self._begin :] if self._begin else self.records
 
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""
@@ -129,13 +143,15 @@ class History:
         began: Began | None = None,
     ) -> Changes:
         """Take up what an earlier process saw and logged, before the first ``add``: ``late``."""
-        self.initial_rms, self.began = dict(initial_rms), began
+        self.initial_rms = dict(initial_rms)
         self.events[:] = events
         waiting = sorted(events, key=lambda event: event.detected_step)
         for record in records:
             series = record.series()
-            is_past = record is not records[0] and record is not records[-1]
-            seen = self._detect(record, series, is_past=is_past)  # their layers are not read
+            is_past = record is not records[-1]  # whose layers are not read
+            if not is_past:
+                self.began = began
+            seen = self._detect(record, series, is_past=is_past)
             self._remember(record)
             logged = [e for e in waiting if e.detected_step <= record.step]
             waiting = waiting[len(logged) :]
@@ -186,14 +202,17 @@ class History:
         for mark, step in state["fingerprints"].items():
             self._first_steps.setdefault(mark, int(step))
 
-    def _judged(self, record: Record, seen: Sequence[Event]) -> list[Event]:
+    def _judged(
+        self, record: Record, earlier: Sequence[Record], seen: Sequence[Event]
+    ) -> list[Event]:
         """What the near-zero weights are beside those that the run began with."""
-        if self.began is None and record.all_finite and record.layers:
-            self.began = Began.of(record)
+        first = earlier[0] if earlier else record
+        if self.began is None and first.all_finite and first.layers:
+            self.began = Began.of(first)
         if self._heights is None and self.began is not None:
             self._heights = Heights(self.began, self.initial_rms, self._rules)
-        told = [*self.events, *seen]
-        return self._heights.events(record, self.records, told) if self._heights else []
+        told = [e for e in self.events if e.detected_step >= first.step]
+        return self._heights.events(record, earlier, [*told, *seen]) if self._heights else []
 
     def _detect(
         self, record: Record, series: Mapping[str, float], *, is_past: bool = False
@@ -201,7 +220,10 @@ class History:
         """What the detectors see; they know neither their series nor what it means."""
         context = context_of(record, series)
         intervals = _intervals(record)
-        events = []
+        events, earlier = list[Event](), self._earlier(record)
+        if self.records and not earlier:
+            events.append(model_changed(self.records[-1], record))
+            self._begin_anew()
         for name, detector in self._detectors.items():
             if name not in series:
                 self._gaps[name] += record.was_asked(name)
@@ -214,10 +236,19 @@ class History:
             if event is not None:
                 events.append(dataclasses.replace(event, series=name))
         for reviewer in self._reviewers:
-            events += reviewer.events(record, self.records, self.events)
+            events += reviewer.events(record, earlier, self.events)
         if self._rules and not is_past:
-            events += self._judged(record, events)
+            events += self._judged(record, earlier, events)
         return [dataclasses.replace(event, unit=record.provenance.unit) for event in events]
+
+    def _begin_anew(self) -> None:
+        """What comes is about other weights: nothing is compared with what was."""
+        for name, detector in self._detectors.items():
+            detector.load_state_dict(copy.deepcopy(self._unused[name]))
+        self._gaps = dict.fromkeys(self._detectors, 0)
+        self._tracker, self._forecaster = EventTracker(), Forecaster()
+        self.began = self._heights = None
+        self._begin = len(self.records)
 
     def _track(
         self,
@@ -226,8 +257,9 @@ class History:
         seen: Sequence[Event],
         logged: Sequence[Event] = (),
     ) -> Changes:
+        own = self.records[self._begin :]
         known = [
-            annotated(event, self.records, self.initial_rms) if event.is_of_series else event
+            annotated(event, own, self.initial_rms) if event.is_of_series else event
             for event in seen
         ]
         changes = self._tracker.update(step, series, known, logged)
@@ -314,6 +346,14 @@ class Pipeline:
         self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
         self._at_exit = Finalize(None, partial(_end_of, weakref.ref(self)), exitpriority=0)
+
+    def renew(self, run: RunInfo) -> None:
+        """The records that come are of a model that has changed."""
+        if self._is_open:
+            with self.claim.writing():
+                for outlet in self._outlets:
+                    outlet.renew(run)
+            self.history.initial_rms = dict(run.initial_rms)
 
     def take(self, record: Record, detail: Detail) -> tuple[Record, list[Event]]:
         """Complete a record, detect, remember, write to the sinks; gives what ``act`` is to say."""

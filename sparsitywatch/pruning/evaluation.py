@@ -372,6 +372,10 @@ class MaskedModel:
         self._reader = reader
         self._open: Masks | None = None
 
+    def begin_anew(self, scope: Scope) -> None:
+        """Mask the weights of a model that has changed."""
+        self._scope, self.renews = scope, False
+
     @contextlib.contextmanager
     def session(self, value: Callable[..., Any]) -> Iterator[Masks]:
         """Evaluation by ``value`` without a trace: weights may be masked until the session ends."""

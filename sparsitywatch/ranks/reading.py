@@ -151,14 +151,14 @@ class ShardedReader:
         return ShardedReader(self._shards, self.ranks.behind, num_threads=1)
 
     def lookup(
-        self, model: nn.Module, scope: Scope
+        self, model: nn.Module, scope: Scope, *, is_whole: bool = False
     ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """As ``Scope.lookup``; also a ScopeError where the model has been sharded since."""
         modules = modules_of(model)
         expect_whole_model(modules, are_parts_read=not self.ranks.is_alone)
         for module in self.ranks.fsdp:  # what a forward has gathered stands in the place of its own
             module.reshard()
-        parameters, every = scope.lookup(model, modules)
+        parameters, every = scope.lookup(model, modules, is_whole=is_whole)
         for name, held in self._shards.held.items():
             box = ShardBox.of(name, parameters[name])
             if box != held:

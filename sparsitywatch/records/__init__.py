@@ -35,6 +35,7 @@ from sparsitywatch.records.record import (
     Source,
     Vital,
     html_of,
+    of_one_model,
 )
 from sparsitywatch.records.run import (
     Began,
@@ -53,5 +54,6 @@ __all__ = [
     "Forecast", "LayerColumns", "LayerShare", "Layers", "LedgerEntry", "LogHistogram",
     "MaskOverlap", "Movement", "Provenance", "Record", "Replicas", "RunInfo", "ScopeSummary",
     "Source", "SparsityCurve", "Vital", "WatchState", "XRay", "XRayLayers", "from_data",
-    "from_json", "html_of", "latest_versions", "ledger_in_short", "to_json",
+    "from_json", "html_of", "latest_versions", "ledger_in_short", "of_one_model",
+    "to_json",
 ]  # fmt: skip

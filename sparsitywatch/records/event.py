@@ -34,11 +34,12 @@ LEVEL_KINDS: Mapping[str, str] = {
     "sparser": "with at least twice as many near-zero weights as at first",
     "sparse": "that turned sparse: half or more is near zero",
 }
-#: Kinds of what the checkpoints of a replay are to each other, and what is said of two of them.
+#: Kinds of what snapshots, or checkpoints of a replay, are to each other, and what is said of two.
 SERIES_KINDS: Mapping[str, str] = {
     "another_run": "{} are not weights of one run",
     "unlike": "{} have no weights in common",
     "contents": "{} hold what no neighbour does",
+    "changed": "The model changed between {}",
 }
 
 
@@ -185,7 +186,8 @@ class Event:
             both = self._numbered(self.before_step, self.detected_step)
             if self.kind == "contents":
                 both = f"the weights of {self.unit}{'s' * (' ' in self.onset)} {self.onset}"
-            return SERIES_KINDS[self.kind].format(both[:1].upper() + both[1:])
+            text = SERIES_KINDS[self.kind].format(both)
+            return text[:1].upper() + text[1:]
         if words := _OF_TENSORS.get(self.kind):
             tensors = "tensors" if self.value > 1 else "tensor"
             return f"{self.value:,.0f} {tensors} {words}"
@@ -311,7 +313,8 @@ class Event:
             words = "{value} {compare}."
         if self.series == "files/returned":
             words = _COPIED
-        known = {"compare": compare, "before": before, "unit": self.unit}
+        now = f"{self.detected_step:,}"
+        known = {"compare": compare, "before": before, "unit": self.unit, "now": now}
         words = words.format(**known, decay=decay, value=value)
         return " ".join(words.split())
 
@@ -423,6 +426,7 @@ _SEVERITY = {
     "unreached": "note",
     "began_sparse": "note",
     "sparser": "note",
+    "changed": "note",
     "lost": "act",
     "replicas": "act",
     "untrained": "act",
@@ -455,6 +459,7 @@ _ADVICE = {
     # by kind, where it is no change of a series
     "spike": "Look at the data of these steps and the learning rate of the layers named. If the "
     "loss stays up, go on from an earlier checkpoint.",
+    "changed": "No action needed if it was on purpose. Numbers begin anew at {unit} {now}.",
     "another_run": "{compare}: one of them comes from another run, or was replaced. Replay the "
     "checkpoints of one run.",
     "unlike": "{compare}: they may come from two runs. If they are of one, they lie far apart: "

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -408,6 +409,12 @@ class Provenance:
         return {name: getattr(self, name) for name in names}
 
 
+def of_one_model(records: Sequence[Record]) -> Sequence[Record]:
+    """Of a run's records those about the weights of the last one, by names and shapes."""
+    num = sum(1 for _ in takewhile(records[-1].is_comparable, reversed(records))) if records else 0
+    return records if num == len(records) else records[-num:]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """Everything that one snapshot of the weights said.
@@ -538,6 +545,10 @@ class Record:
     def was_read(self) -> bool:
         """Whether the weights could be read."""
         return self.num_nan >= 0
+
+    def is_comparable(self, other: Record) -> bool:
+        """Whether both are about the same weights, by names and shapes."""
+        return self.provenance.scope_hash == other.provenance.scope_hash
 
     def remarks(self, previous: Record | None = None) -> list[str]:
         """What a person should know beside the numbers, a sentence each.

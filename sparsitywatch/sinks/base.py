@@ -58,6 +58,12 @@ class Sink(ABC):
     def close(self) -> None:
         """Finish; calling it again does nothing."""
 
+    def renew(self, run: RunInfo) -> None:  # noqa: B027 optional
+        """Keep or show what is said once of a model that has changed; by default nothing.
+
+        The records that come are of the scope of ``run``.
+        """
+
     def state(self, state: WatchState) -> None:  # noqa: B027 optional
         """Keep or show how the watch stands; by default nothing.
 
@@ -232,6 +238,10 @@ class MemorySink(GuardedSink):
         self._require()
         self._reported.append(event)
         self.events[:] = latest_versions(self._reported)
+
+    def renew(self, run: RunInfo) -> None:
+        self._require()
+        self.runs.append(run)
 
     def state(self, state: WatchState) -> None:
         self._require()

@@ -92,7 +92,9 @@ class JsonlSink(GuardedSink):
         with self._opening(self._directory):
             self._spectra.mkdir(parents=True, exist_ok=True)
             earlier = read_manifest(self._directory)
-            if earlier is not None and run.initial_step > 0:
+            own = run.provenance.scope_hash
+            is_same = earlier is not None and earlier.provenance.scope_hash == own
+            if earlier is not None and is_same and run.initial_step > 0:
                 run = replace(run, initial_rms={**run.initial_rms, **earlier.initial_rms})
             lost = first_lost_step(run)
             superseded = self._directory / "superseded.jsonl"
@@ -155,6 +157,12 @@ class JsonlSink(GuardedSink):
     def event(self, event: Event) -> None:
         self._require()
         self._events.write(_line(vars(event)))
+
+    def renew(self, run: RunInfo) -> None:
+        """Write the manifest of a model that has changed."""
+        self._require()
+        self._run = run
+        self._write_manifest()
 
     def state(self, state: WatchState) -> None:
         """Put the state of the watch into the manifest, which is always a whole one."""

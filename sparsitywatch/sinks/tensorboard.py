@@ -102,6 +102,13 @@ class TensorBoardSink(GuardedSink):
             for i, event in enumerate(own):
                 self._tell(event, is_new=i >= self._file.held[record.step, EVENTS])
 
+    def renew(self, run: RunInfo) -> None:
+        """Show the scope of a model that has changed."""
+        self._require()
+        self._kinds = kinds_of(run.ledger)
+        step = first_lost_step(run) if self._last is None else self._last.step + 1
+        self._file.add([_text(f"{LAST}/scope", scope_table(run.ledger))], step, time.time())
+
     def write(self, record: Record, detail: Detail) -> None:
         """Show one record: its scalars, notes on it, and histograms where they are due."""
         self._require()

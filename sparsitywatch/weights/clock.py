@@ -408,6 +408,12 @@ class Account:
         self._add_up()
         self._table[:13] = 0.0
 
+    def begin_anew(self) -> None:
+        """What was done, and the names, of a model that has changed; momentum goes on."""
+        self._add_up()
+        self._table[:12] = 0.0
+        self.names, self._called, self._held = [()] * len(self.names), {}, []
+
     def trainers(self) -> dict[str, Trainer]:
         """By name what it is to each tensor of the model; to be asked once a snapshot."""
         optimizer = self.optimizer()

@@ -11,8 +11,14 @@ from functools import cached_property, partial
 import torch
 from torch import nn
 
-from sparsitywatch.errors import ConfigurationError, ScopeError, expect, listed
+from sparsitywatch.errors import (
+    ConfigurationError,
+    ScopeError,
+    expect,
+    listed,
+)
 from sparsitywatch.records import LedgerEntry, ScopeSummary
+from sparsitywatch.records.event import some_of
 from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Entry, Layout, Place, clean_name
 from sparsitywatch.weights.sharded import (
@@ -39,6 +45,10 @@ PRESETS = {
 
 #: What is added to the reason of a parameter that nobody can look at.
 _UNREAD = "; its values cannot be read, so it is not watched"
+
+
+class ModelChangedError(ScopeError):
+    """The model has other parameters than when the watch was attached."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,11 @@ class Scope:
         return tuple(name for name, _ in self.sizes)
 
     @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every parameter, in scope or not, by each of its names."""
+        return {name: e.shape for e in self.ledger for name in (e.name, *e.aliases)}
+
+    @cached_property
     def summary(self) -> ScopeSummary:
         """How many tensors and weights are in scope."""
         return ScopeSummary(
@@ -153,11 +168,20 @@ class Scope:
         return self.lookup(model)[0]
 
     def lookup(
-        self, model: nn.Module, modules: Modules | None = None
+        self, model: nn.Module, modules: Modules | None = None, *, is_whole: bool = False
     ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        """The in-scope parameters of ``model`` as they are now, by name; and every one."""
-        # new ones are left out, and those out of scope that have changed; in scope that is an error
+        """The in-scope parameters of ``model`` as they are now, by name; and every one.
+
+        A ModelChangedError if it has others in scope; ``is_whole``: also if any is new, or changed.
+        """
         found = dict(named_parameters(model, modules))
+        shapes = {name: tuple(one.shape) for name, one in found.items()} if is_whole else {}
+        if is_whole and shapes != self.shapes:
+            odd = sorted({name for name, _ in shapes.items() ^ self.shapes.items()})
+            raise ModelChangedError(
+                f"Expected the parameters as at attach, got others: {some_of(odd, len(odd))}. "
+                "Attach a new watch after changing the model."
+            )
         chosen, every = {}, {}
         for entry in self.ledger:
             parameter = found.get(entry.name)
@@ -168,7 +192,7 @@ class Scope:
                     chosen[entry.name] = parameter
             elif entry.in_scope:
                 came = "nothing" if parameter is None else f"shape {tuple(parameter.shape)}"
-                raise ScopeError(
+                raise ModelChangedError(
                     f"Expected parameter {entry.name!r} of shape {entry.shape} as at attach, "
                     f"got {came}. Attach a new watch after changing the model."
                 )

@@ -80,6 +80,18 @@ class SinkContract:
             ("near_zero/initial_0.1", 100),
         ]
 
+    def test_a_model_that_changes_in_mid_run_loses_nothing(
+        self, sink: Sink, directory: Path
+    ) -> None:
+        run = fake_run.run_info()
+        sink.open(run)
+        self.feed(sink, range(0, 76, 25))
+        sink.renew(replace(run, ledger=run.ledger[:1]))
+        self.feed(sink, range(100, 201, 25))
+        sink.close()
+        assert self.steps(sink, directory) == list(STEPS)
+        assert len(self.events(sink, directory)) == 2
+
     def test_a_run_without_records(self, sink: Sink, directory: Path) -> None:
         self.session(sink, range(0))
         assert self.steps(sink, directory) == []

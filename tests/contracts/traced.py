@@ -21,7 +21,8 @@ class Traced:
     ) -> None:
         self.parameters = parameters
         sizes = {name: local_of(one).numel() for name, one in parameters.items()}
-        self.trace = OptimizerTrace(optimizers, lambda: parameters, sizes, None, Examiner())
+        self.trace = OptimizerTrace(optimizers, sizes, None, Examiner())
+        self.trace.lookup = lambda: parameters
         self.trace.attach(ALONE)
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
