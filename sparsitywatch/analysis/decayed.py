@@ -33,9 +33,9 @@ def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
         return None
     if rule == "zero":
         return False
-    if records[-1].why_no_clock:  # such as a decay that Adam divides by the gradient's size
-        return None
     records = since_onset(event, records)
+    if any(r.why_no_clock for r in records):  # such as a decay that Adam divides by the gradient
+        return None
     since = [r for r in records if r.near_zero.get(rule, 0.0) > 0.0 and not r.num_not_finite]
     values = np.array([r.near_zero[rule] for r in since])
     if len(since) < 2 or not np.isfinite(values).all():

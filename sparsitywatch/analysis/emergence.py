@@ -100,7 +100,9 @@ class Emergence:
         turns: events of ``AbruptChange`` in the order of the thresholds; their ``series`` is
             "near_zero/" and the threshold. The ``kind`` is "abrupt" if its onset is known to a
             quarter of the run so far, and if a neighbouring threshold shows the same; else
-            "gradual", or "steady".
+            "gradual", or "steady". It is "by itself" if no event of the log tells of it: no rule
+            that the watch follows counts these weights.
+        told: the events of the log in near-zero weights.
     """
 
     unit: str
@@ -108,6 +110,7 @@ class Emergence:
     thresholds: tuple[str, ...]
     shares: np.ndarray
     turns: tuple[Event, ...]
+    told: tuple[Event, ...] = ()
 
     @property
     def tested(self) -> np.ndarray:
@@ -121,16 +124,40 @@ class Emergence:
 
 
 def _conclusion(found: Emergence, direction: str, where: str) -> str:
-    turns = [turn for turn in found.turns if (turn.direction, turn.kind) == (direction, "abrupt")]
-    if not turns:
-        return f"No threshold makes an abrupt turn to {where}."
-    number = len({turn.series for turn in turns})
+    own = [turn for turn in found.turns if turn.direction == direction]
+    turns, alone = ([t for t in own if t.kind == kind] for kind in ("abrupt", "by itself"))
+    words = f"No threshold makes an abrupt turn to {where}."
+    if turns:
+        number, of = len({t.series for t in turns}), count(len(found.thresholds), "threshold")
+        words = f"{number} of {of} make an abrupt turn to {where}, {_largest(turns)}, "
+        turn = max(turns, key=lambda turn: abs(turn.size))
+        words += f"begun between {numbered(found.unit, turn.onset_low, turn.onset_high)}."
+    elif rises := [event for event in found.told if _way(event) == direction]:
+        words += f" The watch told of another change: {rises[-1].headline}."
+    if alone:
+        few = count(len({t.series for t in alone}), "threshold")
+        words += f" By {few} alone it turns, {_largest(alone)}: no rule of the watch shows that."
+    return words
+
+
+def _largest(turns: Sequence[Event]) -> str:
     turn = max(turns, key=lambda turn: abs(turn.size))
     row = describe(turn.series)
-    return (
-        f"{number} of {count(len(found.thresholds), 'threshold')} make an abrupt turn to {where}, "
-        f"the largest {row.short_label}: {row.shown(turn.baseline)} to {row.shown(turn.value)}, "
-        f"begun between {numbered(found.unit, turn.onset_low, turn.onset_high)}."
+    return f"the largest {row.short_label}: {row.shown(turn.baseline)} to {row.shown(turn.value)}"
+
+
+def _way(event: Event) -> str:
+    """Where near-zero weights go by an event of the log; of single tensors they rise."""
+    return "up" if event.kind in ("sparser", "sparse") else event.direction
+
+
+def _is_told(turn: Event, told: Sequence[Event]) -> bool:
+    """Whether an event of the log is of the same change."""
+    return any(
+        _way(event) == turn.direction
+        and event.onset_low <= turn.detected_step
+        and turn.onset_low <= event.detected_step
+        for event in told
     )
 
 
@@ -159,14 +186,19 @@ def emergence(run: Run) -> Emergence:
     steps = np.array([record.step for record, _ in looks])
     contexts = [context_of(record, record.series()) for record, _ in looks]
     seen = turns_of(steps, shares, contexts)
+    told = tuple(e for e in run.events if e.series.startswith(("near_zero/", "tensors/")))
     turns = [
-        replace(turn, series=f"near_zero/{name}", unit=run.unit)
+        replace(
+            turn, series=f"near_zero/{name}", unit=run.unit,
+            kind="by itself" if turn.kind == "abrupt" and not _is_told(turn, told) else turn.kind,
+        )
         for name, own in zip(thresholds, seen, strict=True)
         for turn in own
-    ]
+    ]  # fmt: skip
     return Emergence(
-        unit=run.unit, steps=steps, thresholds=thresholds, shares=shares, turns=tuple(turns)
-    )
+        unit=run.unit, steps=steps, thresholds=thresholds, shares=shares, turns=tuple(turns),
+        told=told,
+    )  # fmt: skip
 
 
 def _looks(run: Run) -> Iterator[tuple[Record, Mapping[str, Any]]]:

@@ -146,10 +146,11 @@ def _resume_from_log(taker: SnapshotTaker, directory: Path, initial_step: int) -
         if changed:
             return f"whose numbers cannot be compared with those that come ({'; '.join(changed)})"
         if set(manifest.initial_rms) == set(run.initial_rms):
-            taker.run = replace(run, initial_rms=dict(manifest.initial_rms))
+            rms = dict(manifest.initial_rms)
+            taker.run = replace(run, initial_rms=rms, began=manifest.began)
     recent = [_with_layers(record) for record in records[-LAYERS_KEPT:]]
     before = [*records[:-LAYERS_KEPT], *recent]
-    taker.pipeline.history.restore(before, events, taker.run.initial_rms)
+    taker.pipeline.history.restore(before, events, taker.run.initial_rms, taker.run.began)
     is_last = bool(records) and records[-1].step == initial_step
     clocks = (records[-1].decay_clock, records[-1].lr_clock) if is_last else (math.nan, math.nan)
     taker.trace.continue_from(*clocks)

@@ -41,7 +41,7 @@ from sparsitywatch.pruning.evaluation import MaskedModel, expected_s
 from sparsitywatch.pruning.model_copy import version_of
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.reading import ShardedReader
-from sparsitywatch.records import Event, Record, RunInfo
+from sparsitywatch.records import Began, Event, Record, RunInfo
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.settings import Settings
 from sparsitywatch.threads import begun
@@ -160,7 +160,11 @@ class SnapshotTaker:
             snapshot, reading, examined = self._read(step)
             examined(None)
             spectrum, mark = counted(snapshot, self._reader)[:2]
-        self.run = replace(self.run, initial_rms=spectrum.layer_rms(), fingerprint=mark)
+        rms, rules = spectrum.layer_rms(), self.run.settings.rules
+        shares = spectrum.near_zero_by_rule(rules, rms)[1]
+        near_zero = {rule: {name: own[rule] for name, own in shares.items()} for rule in rules}
+        began = Began(step=step, near_zero=near_zero)
+        self.run = replace(self.run, initial_rms=rms, began=began, fingerprint=mark)
         motion = self.trace.tracker
         if motion is not None:
             sample = self._reader.sample(motion.sampler, snapshot)
@@ -177,6 +181,7 @@ class SnapshotTaker:
             provenance=run.provenance,
             ledger=run.scope.ledger,
             initial_rms=run.initial_rms,
+            began=run.began,
         )
 
     def price(self, snapshot: Snapshot, dense: np.ndarray | None) -> None:

@@ -28,6 +28,7 @@ from sparsitywatch.pruning.sweeps import SameLevels
 from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import (
+    Began,
     Cost,
     Detail,
     EssentialSparsity,
@@ -106,6 +107,7 @@ class RunContext:
     proxy: Proxy | None = None
     #: root mean square of each in-scope tensor when the run was first seen; empty: the snapshot's
     initial_rms: Mapping[str, float] = field(default_factory=dict)
+    began: Began | None = None  # how small they were then; None: its first snapshot says it
     fingerprint: str = ""  # of the weights when the watch was attached
     dtypes: tuple[str, ...] = ()
     unit: str = "step"  # what steps count, as in ``Provenance``

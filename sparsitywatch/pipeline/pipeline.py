@@ -15,6 +15,7 @@ from statistics import NormalDist
 from typing import Any
 
 from sparsitywatch.actions import Action
+from sparsitywatch.analysis.detect.abrupt import AbruptChange
 from sparsitywatch.analysis.detect.detector import SIDES_90, Detector
 from sparsitywatch.analysis.events import (
     Changes,
@@ -24,6 +25,7 @@ from sparsitywatch.analysis.events import (
     model_changed,
 )
 from sparsitywatch.analysis.forecast import Forecaster
+from sparsitywatch.analysis.height import Heights
 from sparsitywatch.errors import (
     LogTakenError,
     StateError,
@@ -35,7 +37,18 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.pipeline.outlets import Outlet
 from sparsitywatch.pipeline.rundir import Claim
-from sparsitywatch.records import Detail, Event, Record, RunInfo, Vital, WatchState, XRayLayers
+from sparsitywatch.records import (
+    Began,
+    Detail,
+    Event,
+    Record,
+    RunInfo,
+    Vital,
+    WatchState,
+    XRayLayers,
+    from_json,
+    to_json,
+)
 from sparsitywatch.records.event import latest_versions
 from sparsitywatch.redact import Causes, logger
 from sparsitywatch.sinks.base import Sink
@@ -80,6 +93,10 @@ class History:
     ) -> None:
         self._detectors = dict(detectors)
         self._reviewers = reviewers
+        near_zero = {n: d for n, d in detectors.items() if n.startswith("near_zero/")}
+        watched = [name for name, one in near_zero.items() if isinstance(one, AbruptChange)]
+        self._rules = [name.removeprefix("near_zero/") for name in watched]
+        self._heights: Heights | None = None
         self._unused = {name: copy.deepcopy(d.state_dict()) for name, d in detectors.items()}
         # snapshots whose evaluation was left out do not count: nothing is missing there
         self._gaps = dict.fromkeys(detectors, 0)
@@ -91,6 +108,7 @@ class History:
         self.records: list[Record] = []  # layers are kept for the latest hundred only
         self.events: list[Event] = []  # in their latest versions, in the order they were seen in
         self.initial_rms: dict[str, float] = {}  # of each tensor when the watch first saw it
+        self.began: Began | None = None  # how small they were then; None: the first record says it
         #: What the last record that was restored holds and its log, after a kill, lacks.
         self.late = Changes()
 
@@ -126,7 +144,11 @@ class History:
         return self._track(record.step, series, seen)
 
     def restore(
-        self, records: Sequence[Record], events: Sequence[Event], initial_rms: Mapping[str, float]
+        self,
+        records: Sequence[Record],
+        events: Sequence[Event],
+        initial_rms: Mapping[str, float],
+        began: Began | None = None,
     ) -> Changes:
         """Take up what an earlier process saw and logged, before the first ``add``: ``late``.
 
@@ -137,7 +159,10 @@ class History:
         waiting = sorted(events, key=lambda event: event.reported_step)
         for record in records:
             series = record.series()
-            seen = self._detect(record, series)
+            is_past = record is not records[-1]  # whose layers are not read
+            if not is_past:
+                self.began = began
+            seen = self._detect(record, series, is_past=is_past)
             self._remember(record)
             logged = [e for e in waiting if e.reported_step <= record.step]
             waiting = waiting[len(logged) :]
@@ -176,6 +201,7 @@ class History:
             "detectors": {name: d.state_dict() for name, d in self._detectors.items()},
             "gaps": dict(self._gaps),
             "fingerprints": dict(self._first_steps),
+            "began": self.began and to_json(self.began),
             "tracker": self._tracker.state_dict(),
             "reviewers": [reviewer.state_dict() for reviewer in self._reviewers],
         }
@@ -197,10 +223,25 @@ class History:
         self._tracker.load_state_dict(state["tracker"], self.events)
         for reviewer, own in zip(self._reviewers, state["reviewers"], strict=False):
             reviewer.load_state_dict(own)
+        self.began = state["began"] and from_json(Began, state["began"])
         for mark, step in state["fingerprints"].items():
             self._first_steps.setdefault(mark, int(step))
 
-    def _detect(self, record: Record, series: Mapping[str, float]) -> list[Event]:
+    def _judged(
+        self, record: Record, earlier: Sequence[Record], seen: Sequence[Event]
+    ) -> list[Event]:
+        """What the near-zero weights are beside those that the run began with."""
+        first = earlier[0] if earlier else record
+        if self.began is None and first.all_finite and first.layers:
+            self.began = Began.of(first)
+        if self._heights is None and self.began is not None:
+            self._heights = Heights(self.began, self.initial_rms, self._rules)
+        told = [e for e in self.events if e.detected_step >= first.step]
+        return self._heights.events(record, earlier, [*told, *seen]) if self._heights else []
+
+    def _detect(
+        self, record: Record, series: Mapping[str, float], *, is_past: bool = False
+    ) -> list[Event]:
         """What the detectors see; they know neither their series nor what it means."""
         context = context_of(record, series)
         intervals = _intervals(record)
@@ -221,6 +262,8 @@ class History:
                 events.append(dataclasses.replace(event, series=name))
         for reviewer in self._reviewers:
             events += reviewer.events(record, earlier, self.events)
+        if self._rules and not is_past:
+            events += self._judged(record, earlier, events)
         return [dataclasses.replace(event, unit=record.provenance.unit) for event in events]
 
     def _begin_anew(self, step: int) -> None:
@@ -230,6 +273,7 @@ class History:
             detector.load_state_dict(copy.deepcopy(self._unused[name]))
         self._gaps = dict.fromkeys(self._detectors, 0)
         self._tracker, self._forecaster = EventTracker(), Forecaster()
+        self.began = self._heights = None
         self._begin = len(self.records)
 
     def _track(
@@ -329,6 +373,7 @@ class Pipeline:
             for outlet in self._outlets:
                 outlet.open(run, detail_of, (*late.revised, *late.new))
         self.history.initial_rms = dict(run.initial_rms)
+        self.history.began = run.began or self.history.began
         self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
         self._at_exit = Finalize(None, partial(_end_of, weakref.ref(self)), exitpriority=0)

@@ -8,7 +8,13 @@ that was not asked for is None; both are ``null`` in JSON.
 from sparsitywatch.records.codec import from_data, from_json, to_json
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.difference import Difference
-from sparsitywatch.records.event import SERIES_KINDS, VITAL_KINDS, Event, latest_versions
+from sparsitywatch.records.event import (
+    LEVEL_KINDS,
+    SERIES_KINDS,
+    VITAL_KINDS,
+    Event,
+    latest_versions,
+)
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
     Content,
@@ -32,6 +38,7 @@ from sparsitywatch.records.record import (
     of_one_model,
 )
 from sparsitywatch.records.run import (
+    Began,
     Detail,
     LedgerEntry,
     LogHistogram,
@@ -42,11 +49,11 @@ from sparsitywatch.records.run import (
 from sparsitywatch.records.xray import XRay, XRayLayers
 
 __all__ = [
-    "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Content", "Cost", "DecayProjection",
-    "Detail", "Difference", "Dormant", "EssentialSparsity", "Event", "Finding", "Forecast",
-    "LayerColumns", "LayerShare", "Layers", "LedgerEntry", "LogHistogram", "MaskOverlap",
-    "Movement", "Provenance", "Record", "Replicas", "RunInfo", "ScopeSummary", "Source",
-    "SparsityCurve", "Vital", "WatchState", "XRay", "XRayLayers", "from_data", "from_json",
-    "html_of", "latest_versions", "ledger_in_short", "of_one_model",
+    "LEVEL_KINDS", "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Began", "Content", "Cost",
+    "DecayProjection", "Detail", "Difference", "Dormant", "EssentialSparsity", "Event", "Finding",
+    "Forecast", "LayerColumns", "LayerShare", "Layers", "LedgerEntry", "LogHistogram",
+    "MaskOverlap", "Movement", "Provenance", "Record", "Replicas", "RunInfo", "ScopeSummary",
+    "Source", "SparsityCurve", "Vital", "WatchState", "XRay", "XRayLayers", "from_data",
+    "from_json", "html_of", "latest_versions", "ledger_in_short", "of_one_model",
     "to_json",
 ]  # fmt: skip

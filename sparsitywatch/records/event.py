@@ -33,6 +33,12 @@ XRAY_KINDS: Mapping[str, str] = {
     "super_weights": "with a super weight",
     "sign_diversity": "with inputs that hardly change sign",
 }
+#: Kinds of how many weights of a tensor are near zero, and what is said of these tensors.
+LEVEL_KINDS: Mapping[str, str] = {
+    "began_sparse": "sparse as the watch began",
+    "sparser": "with at least twice as many near-zero weights as at first",
+    "sparse": "that turned sparse: half or more is near zero",
+}
 #: Kinds of what snapshots, or checkpoints of a replay, are to each other, and what is said of two.
 SERIES_KINDS: Mapping[str, str] = {
     "another_run": "{} are not weights of one run",
@@ -81,11 +87,13 @@ class Event:
             where the value stands at its old best for five evaluations.
         num_not_finite: in-scope weights that were NaN or infinite at ``reported_step``.
         kind: "abrupt": the series jumped, or began to rise or fall; "steady": it grew
-            evenly since its floor, which is its baseline; "replicas": ranks that ought to hold the
-            same weights hold others, in ``layers``; or one of ``XRAY_KINDS``, ``VITAL_KINDS``: what
-            is wrong with parameters, in scope or not. Of the proxy's value also "lost": half of
-            what it had gained is gone; "worse": a fifth of it is missing for good; "unlearned": it
-            has hardly left its start; "standstill": the latest half of the run gained nothing.
+            evenly since its floor, which is its baseline; "level": however it came about, it is
+            far above what it was when the run began, its baseline; "replicas": ranks that ought
+            to hold the same weights hold others, in ``layers``; or one of ``XRAY_KINDS``,
+            ``VITAL_KINDS``, ``LEVEL_KINDS``: what is wrong with parameters, in scope or not. Of
+            the proxy's value also "lost": half of what it had gained is gone; "worse": a fifth of
+            it is missing for good; "unlearned": it has hardly left its start; "standstill": the
+            latest half of the run gained nothing.
             "spike": the loss spiked at ``onset_high``; ``layers`` moved first, from ``onset_low``.
         jumped: whether most of the change came within two snapshots, and hardly any after them.
         peak: the farthest that it came, where it was on its way back when it was seen; else NaN.
@@ -162,7 +170,7 @@ class Event:
     @property
     def is_of_series(self) -> bool:
         """Whether it is a change of its series, rather than something about tensors or ranks."""
-        return self.kind in ("abrupt", "steady", *_OF_VALUE)
+        return self.kind in ("abrupt", "steady", "level", *_OF_VALUE)
 
     @property
     def reported_step(self) -> int:
@@ -203,7 +211,7 @@ class Event:
                 both = f"the weights of {self.unit}{'s' * (' ' in self.onset)} {self.onset}"
             text = SERIES_KINDS[self.kind].format(both)
             return text[:1].upper() + text[1:]
-        if words := VITAL_KINDS.get(self.kind) or XRAY_KINDS.get(self.kind):
+        if words := _OF_TENSORS.get(self.kind):
             tensors = "tensors" if self.value > 1 else "tensor"
             return f"{self.value:,.0f} {tensors} {words}"
         series = describe(self.series)
@@ -316,7 +324,7 @@ class Event:
         is_rise = self.series.startswith("near_zero/") and self.direction == "up"
         if is_rise and self.why_no_clock and self.explained_by_decay is None:
             why = redacted(self.why_no_clock)
-            known.append(f"it is not known whether weight decay explains it: {why}")
+            known.append(f"it is not known what weight decay has to do with it: {why}")
         return [words for words in known if words]
 
     @property
@@ -413,12 +421,15 @@ def some_of(names: Sequence[str], num: int) -> str:
     return ", ".join(map(printable, names[:3])) + more
 
 
+#: What is said of tensors, by kind.
+_OF_TENSORS = {**VITAL_KINDS, **XRAY_KINDS, **LEVEL_KINDS}
 #: What a change did, up or down; what has jumped did most of it within two snapshots.
 _VERBS = {
     "jumped": {"up": "jumped", "down": "dropped"},
     "abrupt": {"up": "began to rise", "down": "began to fall"},
     "came": {"up": "rose", "down": "fell"},
     "steady": {"up": "rose steadily", "down": "fell steadily"},
+    "level": {"up": "rose"},
     "lost": {"up": "rose", "down": "fell"},
     "worse": {"up": "rose", "down": "fell"},
 }
@@ -472,6 +483,8 @@ _SEVERITY = {
     "super_weights": "note",
     "unreached": "note",
     "written": "note",
+    "began_sparse": "note",
+    "sparser": "note",
     "changed": "note",
     "lost": "act",
     "replicas": "act",
@@ -542,5 +555,8 @@ _ADVICE = {
     "dead_units": "Look at the learning rate and the biases of the layer before. {compare}.",
     "unreached": "Look at the router and at its balancing loss.",
     "super_weights": "No action needed: keep this weight when you prune or quantise.",
+    "began_sparse": "No action needed if these weights were pruned on purpose.",
+    "sparser": "No action needed while the loss still falls.",
+    "sparse": "{compare}: look for pruning, a penalty, or dead units in these tensors.",
     "sign_diversity": "Lower the learning rate, or go on from a checkpoint of {before} or before.",
 }

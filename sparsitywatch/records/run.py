@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from sparsitywatch.records.record import Provenance
+from sparsitywatch.records.record import Layers, Provenance, Record
 from sparsitywatch.redact import printable
 from sparsitywatch.series import numbered, percent
 
@@ -134,6 +134,25 @@ class WatchState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Began:
+    """How small the weights were when the run began, before any step that was watched."""
+
+    step: int  # optimizer steps done by then
+    # Share of its weights that are near zero, by rule and by in-scope tensor.
+    near_zero: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def of(cls, record: Record) -> Began:
+        """Where nothing earlier is known: as a record has it."""
+        columns = Layers.of(record.layers).columns
+        pairs = ((rule, own.tolist()) for rule, own in columns.near_zero.items())
+        return cls(
+            step=record.step,
+            near_zero={rule: dict(zip(columns.names, own, strict=True)) for rule, own in pairs},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunInfo:
     """What a sink is given once, before the first record."""
 
@@ -145,6 +164,7 @@ class RunInfo:
     ledger: tuple[LedgerEntry, ...] = ()  # every parameter of the model, in or out of scope
     # Root mean square of each in-scope tensor when the watch first saw it.
     initial_rms: Mapping[str, float] = field(default_factory=dict)
+    began: Began | None = None  # None in a replay: its first record says it
     replayed_from: tuple[str, ...] = ()  # where the checkpoints lay; empty for a live watch
     state: WatchState | None = None  # how the watch is, as last written; None of a replay
 

@@ -254,7 +254,7 @@ def test_detector_state_goes_round_and_a_missing_one_is_named() -> None:
     with pytest.raises(StateError, match=r"detectors \['near_zero/initial_0.1'\]"):
         other.history.load_state_dict({**pipeline.history.state_dict(), "detectors": {}})
     with pytest.raises(
-        StateError, match=r"keys \['detectors', 'gaps', 'fingerprints', 'tracker'\]"
+        StateError, match=r"keys \['detectors', 'gaps', 'fingerprints', 'began', 'tracker'\]"
     ):
         other.history.load_state_dict({})
 

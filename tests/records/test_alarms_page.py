@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsitywatch.records import SERIES_KINDS, VITAL_KINDS, Event
+from sparsitywatch.records import LEVEL_KINDS, SERIES_KINDS, VITAL_KINDS, Event
 from sparsitywatch.records.event import _ADVICE, XRAY_KINDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "alarms.md"
@@ -67,13 +67,21 @@ def test_there_is_a_row_for_every_advice() -> None:
     keys |= {f"{e.series.partition('/')[0]} {e.direction} {e.kind}" for e in EVENTS}
     keys |= {e.kind for e in EVENTS}
     assert set(_ADVICE) <= keys | {
-        "replicas", "spike", *VITAL_KINDS, *XRAY_KINDS, *SERIES_KINDS
+        "replicas", "spike", *VITAL_KINDS, *XRAY_KINDS, *SERIES_KINDS, *LEVEL_KINDS
     }  # fmt: skip
 
 
 def test_the_page_says_what_is_done_about_a_spike() -> None:
     told = event("spike/loss", "up", (2.0, 3.5), kind="spike")
     assert f" | {told.advice} |" in PAGE.read_text().split("| `spike` |")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize("kind", LEVEL_KINDS)
+def test_the_page_says_what_is_done_about_tensors(kind: str) -> None:
+    told = event("tensors/initial_0.1", "", (0.0, 2.0), kind=kind)
+    row = PAGE.read_text().split(f"| `{kind}` |")[1].splitlines()[0]
+    assert row.endswith(f" | {told.advice} |")
+    assert told.severity == ("look" if kind == "sparse" else "note")
 
 
 @pytest.mark.parametrize("kind", SERIES_KINDS)

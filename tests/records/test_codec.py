@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import (
     SCHEMA_VERSION,
+    Began,
     Content,
     Cost,
     DecayProjection,
@@ -107,6 +108,7 @@ RUNS = plain(
     provenance=PROVENANCES,
     ledger=st.lists(plain(LedgerEntry), max_size=2).map(tuple),
     initial_rms=RULES,
+    began=st.none() | plain(Began, near_zero=st.dictionaries(NAMES, RULES, max_size=2)),
     state=st.none() | plain(WatchState),
 )
 

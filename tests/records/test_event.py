@@ -134,7 +134,7 @@ def test_a_cause_that_cannot_be_known_is_said_to_be_unknown() -> None:
     """Of a rise of near-zero weights only: decay explains nothing else."""
     why = "Adam divides the decay by the size of the gradient"
     unknown = replace(EVENT, why_no_clock=why)
-    assert unknown.causes == [f"it is not known whether weight decay explains it: {why}"]
+    assert unknown.causes == [f"it is not known what weight decay has to do with it: {why}"]
     assert replace(unknown, explained_by_decay=False).causes == ["weight decay cannot explain it"]
     assert replace(unknown, direction="down").causes == []
 

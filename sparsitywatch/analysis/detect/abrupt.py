@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import mul
 from statistics import NormalDist
@@ -73,6 +73,7 @@ class Ongoing:
 class AbruptMemory(SeriesMemory):
     """What ``AbruptChange`` remembers; beside the history stand the learning rates."""
 
+    past: SeriesHistory  # before that, up to the end of the last change: how it answers to rates
     blocks: Blocks
     jumps: Jumps
     ongoing: Ongoing | None
@@ -146,7 +147,7 @@ class AbruptChange(SeriesDetector):
         self._direction = direction
         history = SeriesHistory(4, ())
         self.memory = AbruptMemory(
-            history, math.nan, Blocks.of(history), NO_JUMPS, None, _SKIPPED, math.nan, 0.0
+            history, math.nan, history, Blocks.of(history), NO_JUMPS, None, _SKIPPED, math.nan, 0.0
         )
 
     @property
@@ -208,7 +209,10 @@ class AbruptChange(SeriesDetector):
             return
         if ongoing.is_over((blocks if ongoing.is_in_blocks else memory.history).view()):
             number = ongoing.span * (blocks.size if ongoing.is_in_blocks else 1)
-            memory.history = memory.history.latest(number)
+            latest = memory.history.latest(number)
+            for row in memory.history.rows[: -len(latest.rows)]:
+                memory.past = memory.past.add(int(row[0]), *row[1:-1])
+            memory.history = latest
             memory.blocks = Blocks.of(memory.history)
             memory.ongoing = None
             memory.num_skipped = 0
@@ -219,12 +223,16 @@ class AbruptChange(SeriesDetector):
         limits, values = self._limits, view.values
         found = [*self._jumps(view), *self._growths(view, limits)]
         left = [change for change in found if is_left_by_rate(change, view, limits.min_effect)]
-        if left or not self._is_decaying or self._direction == "down" or view.is_of_blocks:
+        can_decay = self._is_decaying and self._direction != "down" and not view.is_of_blocks
+        if not left and can_decay and values[-1] - values.min() >= limits.min_effect:
+            # where decay is the cause the rate is not
+            risen = multiplied(view.steps, values, limits.ratio)
+            left = [] if risen is None else [risen]
+        if not left or not self.memory.past.rows:
             return left
-        # where decay is the cause the rate is not
-        is_large = values[-1] - values.min() >= limits.min_effect
-        risen = multiplied(view.steps, values, limits.ratio) if is_large else None
-        return [] if risen is None else [risen]
+        rows = (*self.memory.past.rows, *self.memory.history.rows)
+        past = SeriesHistory(4, rows).view()
+        return [one for one in left if is_left_by_past(one, view, past, limits.min_effect)]
 
     def _jumps(self, view: View) -> list[Candidate]:
         """The most certain jump, if there is one; they are looked for in single snapshots."""
@@ -513,30 +521,57 @@ def is_left_by_rate(candidate: Candidate, view: View, min_effect: float) -> bool
     return False
 
 
+def is_left_by_past(candidate: Candidate, view: View, past: View, min_effect: float) -> bool:
+    """Whether it is left where the series answers to the rate as it did before its last change."""
+    since = view.ends[len(view.values) - candidate.split - 1]
+    bend = np.maximum(past.steps - since, 0.0) / (past.steps[-1] - since)
+    z = (past.steps - past.steps[-1]) / (past.steps[-1] - past.steps[0])
+    has_logs = past.values.min() + (candidate.offset or 0.0) > 0.0
+    # an answer in the values or in their logarithm is known by now: it may be of any size
+    for y in (past.values, candidate.transformed(past.values)) if has_logs else (past.values,):
+        size = y[-1] - float(np.median(y[past.ends <= since][-FEW:]))
+        least = HALF * abs(size)
+        if candidate.offset is None:
+            least = max(least, min_effect)
+        for shape in (bend, (bend > 0.0).astype(np.float64)):
+            plain = np.stack([np.ones_like(z), z, shape], axis=1)
+            for response in _responses(past.steps, past.rates):
+                design = np.concatenate([plain, response[:, None]], axis=1)
+                fit = np.linalg.lstsq(design, y, rcond=None)[0]
+                # what does not describe the past explains nothing
+                misfit = float(np.sqrt(np.mean(np.square(y - design @ fit))))
+                if fit[2] * size < least * abs(size) and misfit <= LATEST * abs(size):
+                    return False
+    return True
+
+
 def share_left_by_rate(
     x: Array, y: Array, rates: Array, shape: Array, *, noise: float, strongest: float, first: int
 ) -> float:
     """The share of a change of a ``shape`` that remains beside a response to the rate, if any."""
-    if not np.isfinite(rates).all() or rates.max() <= 0.0:
-        return 1.0
-    # the first snapshot shows the series at one rate, but not what it did at any other
-    share = np.append(rates[1], rates[1:]) / rates.max()
-    if np.ptp(share) < _SAME:
-        return 1.0
     z = (x - x[-1]) / (x[-1] - x[first])
     plain = np.stack([np.ones_like(z), z, shape], axis=1)[first:]  # before it is the rate's past
     alone = _estimate(plain, y[first:], noise)
-    if alone == 0.0:
-        return 1.0
-    spacing = float(np.median(np.diff(x)))
     left = []
+    for response in _responses(x, rates) if alone else ():
+        design = np.concatenate([plain, response[first:, None]], axis=1)
+        left.append(_estimate(design, y[first:], noise, strongest) / alone)
+    return min(left, default=1.0)
+
+
+def _responses(x: Array, rates: Array) -> Iterator[Array]:
+    """Answers to the rate, one for each memory; none where it is not known, or never changes."""
+    if not np.isfinite(rates).all() or rates.max() <= 0.0:
+        return
+    # the first snapshot shows the series at one rate, but not what it did at any other
+    share = np.append(rates[1], rates[1:]) / rates.max()
+    if np.ptp(share) < _SAME:
+        return
+    spacing = float(np.median(np.diff(x)))
     for memory in _MEMORIES:
         if memory > max(LATEST * len(x), _MEMORIES[0]):
-            break  # one that is long beside the run so far could not be told from a trend
-        response = _remembered(share, x, memory * spacing)[first:]
-        design = np.concatenate([plain, response[:, None]], axis=1)
-        left.append(_estimate(design, y[first:], noise, strongest) / alone)
-    return min(left)
+            return  # one that is long beside the run so far could not be told from a trend
+        yield _remembered(share, x, memory * spacing)
 
 
 def _remembered(share: Array, x: Array, memory: float) -> Array:
