@@ -134,7 +134,7 @@ def _falls(steps: Array, harms: Array) -> bool:
 class ValueMemory(AbruptMemory):
     """What ``ValueChange`` remembers."""
 
-    past: SeriesHistory  # as ``history``, and no event ends it
+    entire: SeriesHistory  # as ``history``, and no event ends it
     best: float  # the lowest median of three snapshots so far, as harm: the lower the better
     is_lost: bool  # half of what was gained is gone, and that is an event already
     told: float  # the harm that was told of last; -infinity where it is back at its best
@@ -170,7 +170,7 @@ class ValueChange(AbruptChange):
     def __init__(self) -> None:
         super().__init__()
         self.memory = ValueMemory(
-            **vars(self.memory), past=self.memory.history, best=math.inf, is_lost=False,
+            **vars(self.memory), entire=self.memory.history, best=math.inf, is_lost=False,
             told=-math.inf, is_unlearned=False, stood_at=math.inf,
         )  # fmt: skip
 
@@ -178,13 +178,13 @@ class ValueChange(AbruptChange):
         if not math.isfinite(value):
             return None
         memory, sign = self.memory, -1.0 if known["higher_is_better"] == 1.0 else 1.0
-        first = memory.past.rows[0][1] if memory.past.rows else value
+        first = memory.entire.rows[0][1] if memory.entire.rows else value
         self._direction = "up" if sign > 0.0 else "down"
         least = SHARE * max(sign * first - memory.best, abs(value))
         self._limits = replace(self._limits, min_effect=max(least, sys.float_info.min))
         worse = super()._seen(step, value, known)
-        memory.past = memory.past.add(step, value, memory.history.rows[-1][2])
-        steps, values, rates, _ = memory.past.columns()
+        memory.entire = memory.entire.add(step, value, memory.history.rows[-1][2])
+        steps, values, rates, _ = memory.entire.columns()
         harms = sign * values
         memory.best = min(memory.best, float(np.median(harms[-3:])) if len(harms) > 2 else math.inf)
         event = self._lost(steps, harms, rates) or worse
