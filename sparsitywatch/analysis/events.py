@@ -19,6 +19,7 @@ from sparsitywatch.analysis.decayed import NOISE_FACTOR, explained_by_decay, sin
 from sparsitywatch.analysis.detect.detector import FEW, HALF, Course, median_of_three, noise_sd
 from sparsitywatch.analysis.detect.value import SHARE, value_trend
 from sparsitywatch.records import (
+    LEVEL_KINDS,
     SERIES_KINDS,
     Event,
     Layers,
@@ -351,7 +352,7 @@ class Changes:
 
 
 #: What stays true, whatever the series does later.
-_FOR_GOOD = frozenset({"standstill", "spike", *SERIES_KINDS, *XRAY_KINDS})
+_FOR_GOOD = frozenset({"standstill", "spike", *SERIES_KINDS, *XRAY_KINDS, *LEVEL_KINDS})
 
 
 @dataclass

@@ -253,9 +253,8 @@ def test_detector_state_goes_round_and_a_missing_one_is_named() -> None:
     assert publish(other, record(2, 0.6)) == []
     with pytest.raises(StateError, match=r"detectors \['near_zero/initial_0.1'\]"):
         other.history.load_state_dict({**pipeline.history.state_dict(), "detectors": {}})
-    with pytest.raises(
-        StateError, match=r"keys \['detectors', 'gaps', 'fingerprints', 'began', 'tracker'\]"
-    ):
+    keys = r"keys \['detectors', 'gaps', 'fingerprints', 'began', 'tracker', 'reviewers'\]"
+    with pytest.raises(StateError, match=keys):
         other.history.load_state_dict({})
 
 
