@@ -547,19 +547,20 @@ class VitalReviewer(Reviewer):
         for finding in () if record.vital is None else record.vital.findings:
             before = [f.num for vital in recent for f in vital.findings if f.kind == finding.kind]
             known = [event.value for event in told if event.kind == finding.kind]
-            is_early = finding.kind in ("no_gradient", "idle") and not known
+            since = finding.since_step
             # unless decay wears them down meanwhile
-            if is_early and not (finding.kind == "no_gradient" and DECAYS_ALONE in finding.reason):
-                if record.step - _since(finding, earlier) < self._patience:
+            if finding.kind in ("no_gradient", "idle") and DECAYS_ALONE not in finding.reason:
+                if not known and record.step - _since(finding, earlier) < self._patience:
                     continue
-                before = []
+                before = before if known else []
+                since = earlier[0].step if earlier else since  # they never were
             if before and finding.num < 2 * (known[-1] if known else max(before)):
                 continue
             # a file that is a copy stays one, whatever comes
             is_of_files = finding.kind == "returned" and record.source is not None
             event = event_at(
                 record,
-                finding.since_step,
+                since,
                 kind=finding.kind,
                 series=f"{'files' if is_of_files else 'vital'}/{finding.kind}",
                 direction="",

@@ -67,7 +67,7 @@ class _Stand(NamedTuple):
 
     first: float  # harm at the first snapshot, the lower the better
     best: float  # the lowest median of three
-    at_best: int  # where that is
+    at_best: int  # where the lowest single one is
     level: float  # the median of the latest ones
     noise: float  # of a snapshot since the best one; NaN of too few
     num: int  # how many are the latest
@@ -80,9 +80,9 @@ class _Stand(NamedTuple):
         is_alike = ~(rates[:-num] < _FULL * np.fmax.reduce(rates[-num:]))
         places = np.flatnonzero(is_alike if is_alike.any() else ~is_alike)
         smooth = median_of_three(harms[places])
-        at_best = int(places[smooth.argmin()])
+        at_best = int(places[harms[places].argmin()])
         # how fast it fell at first is no noise
-        since = harms[min(at_best, max(len(harms) - num - TREND, 0)) :]
+        since = harms[min(int(places[smooth.argmin()]), max(len(harms) - num - TREND, 0)) :]
         noise = noise_sd(since[:-num] if num < _FEWEST else since)
         level, now = float(np.median(harms[-num:])), float(np.median(harms[-_FEWEST:]))
         return cls(float(harms[0]), float(smooth.min()), at_best, level, noise, num, now)
@@ -226,8 +226,7 @@ class ValueChange(AbruptChange):
 
     def _to_the_worse(self, steps: Array, harms: Array, stand: _Stand, kind: str) -> Event:
         sign = 1.0 if self._direction == "up" else -1.0
-        lowest = int(harms[: -stand.num].argmin())
-        found = onset_of(steps, harms, noise=stand.noise, first=lowest)
+        found = onset_of(steps, harms, noise=stand.noise, first=stand.at_best)
         baseline, now = sign * stand.best, int(steps[-1])
         self.memory.ongoing = Ongoing(self._direction, baseline, FEW, False, now)
         return self._event(self._direction, baseline, steps[list(found)], kind=kind)
