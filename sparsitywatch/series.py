@@ -192,9 +192,9 @@ SERIES = (
            "grows where a training diverges.", "was_read"),
     Series("vital/*", "vital.counts", "count", "tensors with the finding *",
            "Parameters of the model, in scope or not, that are provably untrained, losing their "
-           "updates in rounding, not decaying as stated (decay), not finite, returned to an "
-           "earlier state, overwritten, or blowing up; and, as a note, those that the loop writes "
-           "to after the steps (written)."),
+           "updates in rounding, not decaying as stated (decay), reached by no gradient, idle, "
+           "slow, untied, not finite, returned to an earlier state, overwritten, or blowing up; "
+           "and, as a note, those that the loop writes to after the steps (written)."),
     # the dense forward
     Series("xray/dead", "xray.dead", "fraction", "dead units",
            "Share of the units, the inputs of linear and convolutional layers, that stay below a "

@@ -200,6 +200,7 @@ def test_training_goes_on_while_a_server_hangs_and_close_gives_up(serve, caplog)
                 with torch.no_grad():
                     model[0].weight[:20] = 0.0
             optimizer.zero_grad()
+            model(torch.ones(1, 20)).square().mean().backward()
             optimizer.step()
             if seen:
                 server.wait_for(0 if server.posted else 1)  # it hangs from here on

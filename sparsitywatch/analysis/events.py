@@ -111,10 +111,11 @@ _WITHIN_TWO, _NEXT_TO_NOTHING = 0.5, 0.25
 
 
 def came(event: Event, records: Sequence[Record]) -> dict[str, Any]:
-    """How an abrupt change came: whether it jumped, and its peak if it is on its way back."""
+    """How a change came: whether it jumped, and its peak if it is on its way back."""
     since, sign = _values(event.series, since_onset(event, records)), _sign(event)
     way = sign * since[np.isfinite(since)]
-    if event.kind not in ("abrupt", "lost") or len(way) < 3:  # what has just come may go on
+    is_sudden = event.kind in ("abrupt", "lost")
+    if not (is_sudden or event.kind in ("level", "steady")) or len(way) < 3:  # it may go on
         return {}
     peak, moves = float(way.max()), np.diff(way)
     size = max(peak - sign * event.baseline, abs(event.size))
@@ -122,7 +123,7 @@ def came(event: Event, records: Sequence[Record]) -> dict[str, Any]:
     is_at_rest = moves[-1] <= _NEXT_TO_NOTHING * moves.max()
     is_on_its_way_back = peak - way[-1] > _NEXT_TO_NOTHING * size
     return {
-        "jumped": bool(within_two > _WITHIN_TWO * size and is_at_rest),
+        "jumped": bool(is_sudden and within_two > _WITHIN_TWO * size and is_at_rest),
         "peak": sign * peak if is_on_its_way_back else math.nan,
     }
 

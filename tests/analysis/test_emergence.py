@@ -98,19 +98,6 @@ def test_a_threshold_lies_in_no_bin(dtype: torch.dtype) -> None:
         assert counted == int((values.double() <= limit).sum())
 
 
-class Given(torch.optim.SGD):
-    """Steps to the weights of the stored run: what is written otherwise is no step of it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model.parameters(), lr=1e-12)
-        self.model, self.num_steps = model, 0
-
-    def step(self, closure: None = None) -> None:
-        super().step(closure)
-        self.model.load_state_dict(stored_run.weights(self.num_steps // 10))
-        self.num_steps += 1
-
-
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """One run, watched live and replayed from its checkpoints; half a layer goes at step 160."""
@@ -119,7 +106,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for name, given, made_of in (("first", 16, 64), ("second", 64, 32), ("head", 32, 3)):
         model.add_module(name, nn.Linear(given, made_of, bias=name == "second"))
     model.load_state_dict(stored_run.weights(0))
-    optimizer = Given(model)
+    optimizer = stored_run.Given(model)
     with sw.watch(model, optimizer, logdir=folder / "live", every=10, max_overhead=None):
         for _ in range(10 * stored_run.NUM):
             for parameter in model.parameters():

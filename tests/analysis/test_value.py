@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsitywatch.analysis.detect import ValueChange
-from sparsitywatch.analysis.detect.value import improves, value_trend
+from sparsitywatch.analysis.detect.value import _third, improves, value_trend
 from sparsitywatch.pipeline.pipeline import History
 from sparsitywatch.records import Event, SparsityCurve
 
@@ -324,3 +324,9 @@ def test_it_is_over_when_something_is_learned() -> None:
         history.add(replace(made_record(step), curve=curve, lr=1.0, reliance=2.3 - x))
     (event,) = (e for e in history.events if e.kind == "unlearned")
     assert 20 < event.reverted_step < 30
+
+
+def test_a_third_of_a_short_run_says_where_it_stands() -> None:
+    stand = _third(np.linspace(2.0, 1.0, 12), np.ones(12))
+    assert stand is not None
+    assert stand.num == 4

@@ -176,7 +176,11 @@ def test_losses_of_recorded_runs_get_worse_where_they_were_spoilt_and_nowhere_el
         worse |= {name: steps} if steps else {}
     spoilt = {f"bert-spike-{kind}-s{seed}": [850] for kind in ("gelu", "relu") for seed in (0, 1)}
     # modular addition without decay: a slingshot, its loss goes from 0 to 0.2 for two snapshots
-    assert worse == (spoilt | {"modular-wd0-s1": [1200]} if apart == 1 else {})
+    if apart == 4:  # a spike of one look is none; what is missing for good is told all the same
+        assert worse.keys() == spoilt.keys()
+        assert all(850 < min(steps) <= 1300 for steps in worse.values())
+    else:
+        assert worse == spoilt | {"modular-wd0-s1": [1200]}
     assert 5 < num_still < 60
 
 

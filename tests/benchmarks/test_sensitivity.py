@@ -125,6 +125,7 @@ def test_a_row_says_what_both_values_do(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 _NEXT = "test_the_next_change_is_looked_for_after_twelve_snapshots_that_add_a_fifth_at_most"
+_UNLEARNED = "test_what_never_leaves_its_start_is_told_after_sixteen_evaluations"
 #: Not pinned on a series, but on what a part of a detector says, or not to be doubled.
 ELSEWHERE = {
     ("abrupt._ANSWER_IN_LOG", 0.5): "test_an_answer_to_the_rate_is_believed_up_to_its_usual_size",
@@ -145,6 +146,14 @@ ELSEWHERE = {
     ("measured._SETTLED", 0.5): _NEXT,
     ("measured._SETTLED", 2.0): _NEXT,
     ("measured._SETTLING", 0.5): _NEXT,
+    ("value.ENOUGH", 0.5): _UNLEARNED,
+    ("value.ENOUGH", 2.0): _UNLEARNED,
+    ("value._FEWEST", 0.5): "test_what_got_worse_for_good_is_told_however_it_came",
+    ("value._FEWEST", 2.0): "test_a_third_of_a_short_run_says_where_it_stands",
+    ("value._FULL", 0.5): "test_warm_up_is_no_training_yet",
+    ("value._FULL", 2.0): "test_warm_up_is_no_training_yet",
+    ("value._MISSED", 0.5): "test_a_fifth_of_what_was_gained_is_worse",
+    ("value._MISSED", 2.0): "test_a_fifth_of_what_was_gained_is_worse",
 }
 #: For half of each chosen number, and twice of it, a series on which that is seen.
 PINS: dict[str, str] = json.loads(Path(__file__).with_name("number_pins.json").read_text())

@@ -225,13 +225,13 @@ def seen_on(way: str) -> Told:
     ) as watcher:  # fmt: skip
         mean(model, batches[0]).sum().backward()
         optimizer.step()
-        return {
-            "hooks": hooks
-            == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
-            "scopes": [record.provenance.scope_hash for record in watcher.records],
-            "sizes": [record.scope.num_weights for record in watcher.records],
-            "valid": [record.valid for record in watcher.records],
-        }
+    return {
+        "hooks": hooks
+        == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "scopes": [record.provenance.scope_hash for record in watcher.records],
+        "sizes": [record.scope.num_weights for record in watcher.records],
+        "valid": [record.valid for record in watcher.records],
+    }
 
 
 case(0, name="seen by one")(lambda _: seen_on("one"))

@@ -110,4 +110,6 @@ def test_the_state_is_the_same_on_every_rank_and_on_one(name: str, came: Came) -
     (alone,) = came("from one")
     assert first == second
     assert len(first) > 20
-    assert first == alone
+    # of units that several ranks share an x-ray says nothing
+    told, expected = ([x for x in of if "/least_dead/" not in x] for of in (first, alone))
+    assert told == expected

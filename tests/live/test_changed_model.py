@@ -196,11 +196,11 @@ def test_what_fails_where_it_begins_anew_is_read_again_at_the_next_snapshot(monk
     with torch.no_grad():
         run.model[2].weight *= 0.01
     run.train(2)
+    watcher.close()  # a loop that writes to its weights may write to those of the last step
     assert [record.valid for record in watcher.records] == [True, True, False, True, True]
     assert known.keys() == {"2.weight"}
     assert known["2.weight"] == pytest.approx(first.square().mean().sqrt().item(), rel=0.05)
     assert watcher._taker.run.initial_rms == known
-    watcher.close()
 
 
 def test_a_scope_that_selects_nothing_any_more_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -27,7 +27,7 @@ def watched(change: Callable[[nn.Module], None], **options) -> list[sw.Event]:
                 with torch.no_grad():
                     change(model)
             optimizer.step()
-    return watcher.events
+    return [event for event in watcher.events if event.is_of_series]  # no gradient is given
 
 
 def multiply(model: nn.Module) -> None:
