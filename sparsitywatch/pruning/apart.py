@@ -325,19 +325,18 @@ def _forking() -> Iterator[None]:
     """Around a fork: no handler of a signal runs in it, and nobody warns of what is seen to."""
     name = "TOKENIZERS_PARALLELISM"  # once they were used they print lines at each fork
     is_unsaid = "tokenizers" in sys.modules and name not in os.environ
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
+    with contextlib.ExitStack() as stack:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, blocked)
+        # what has come already is handled here: its handler may raise with all blocked
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         if is_unsaid:
             os.environ[name] = "false"
-        with contextlib.ExitStack() as stack:
-            if sys.version_info >= (3, 12):  # it warns of threads beside: see _STILL_S
-                stack.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        if is_unsaid:
-            os.environ.pop(name, None)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            stack.callback(os.environ.pop, name, None)
+        if sys.version_info >= (3, 12):  # it warns of threads beside: see _STILL_S
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _part_from(parent: int) -> None:

@@ -446,6 +446,23 @@ def test_who_waits_and_is_interrupted_leaves_no_fork_behind() -> None:
         os.kill(fork.pid, 0)
 
 
+def test_a_handler_that_raises_before_a_fork_leaves_no_signal_blocked(monkeypatch) -> None:
+    block = signal.pthread_sigmask
+
+    def handled(how: int, mask) -> set:
+        before = block(how, mask)
+        if how == signal.SIG_BLOCK and mask:  # what Python does once the mask is set
+            raise KeyboardInterrupt
+        return before
+
+    monkeypatch.setattr(signal, "pthread_sigmask", handled)
+    with pytest.raises(KeyboardInterrupt):
+        Fork(lambda: 7)
+    monkeypatch.undo()
+    assert block(signal.SIG_BLOCK, ()) == set()
+    assert Fork(lambda: 7).result() == 7
+
+
 def test_a_fork_of_another_thread_than_the_main_one() -> None:
     found: queue.Queue = queue.Queue()
     with running(lambda _: found.put(Fork(drawn, num_threads=2).result())):
