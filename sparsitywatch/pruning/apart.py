@@ -54,6 +54,8 @@ _HARMLESS = (
     "multiprocessing.resource_sharer", "concurrent.futures.process", "ipykernel", "IPython", "zmq",
     "debugpy", "_pydevd_bundle", "pydevd", "execnet", "psutil", "codecarbon", "sentry_sdk", "grpc",
 )  # fmt: skip
+#: What starts a thread runs what it was given: sentry does so for each thread of the process.
+_STARTERS = ("threading", "sentry_sdk.integrations.threading")
 #: The thread in which fsspec waits for remote storage; that of a snapshot, as it begins or ends.
 _HARMLESS_NAMES = ("fsspecIO", "sparsitywatch")
 #: A fork that has used no processor for so long hangs, in a lock that another thread held, say.
@@ -94,14 +96,31 @@ class Learner(Protocol):
 def others() -> list[str]:
     """Names of other threads of this process that may draw, or use what an evaluation sets."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    frames, found = sys._current_frames(), []
-    # its own would hold itself, and with it all that its callers have
-    del frames[threading.get_ident()]
-    for ident, frame in frames.items():
-        name = names.get(ident, f"thread {ident}")
-        if not _is_harmless(frame, name):
-            found.append(name)
+    found = []
+    with _uncollected():
+        frames = sys._current_frames()
+        # its own would hold itself, and with it all that its callers have
+        del frames[threading.get_ident()]
+        for ident, frame in frames.items():
+            name = names.get(ident, f"thread {ident}")
+            if not _is_harmless(frame, name):
+                found.append(name)
     return sorted(found)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Around a look at the frames of other threads: none of them runs on in the midst of it."""
+    # Python 3.11 makes the object of a frame when it is asked for, and may collect garbage then.
+    # Where that runs code of Python, the thread goes on, its frame goes, and the process crashes.
+    is_at_risk = sys.version_info[:2] == (3, 11) and gc.isenabled()
+    try:
+        if is_at_risk:
+            gc.disable()
+        yield
+    finally:
+        if is_at_risk:
+            gc.enable()
 
 
 def _is_harmless(frame: FrameType | None, name: str) -> bool:
@@ -109,7 +128,7 @@ def _is_harmless(frame: FrameType | None, name: str) -> bool:
     innermost, owner = frame, ""
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
-        owner, frame = (module if module != "threading" else owner), frame.f_back
+        owner, frame = (owner if module in _STARTERS else module), frame.f_back
     if owner == "concurrent.futures.thread" and innermost is not None:
         # one without work gets some from this thread, or from one that is looked at as well
         held = innermost.f_locals if innermost.f_code.co_name == "_worker" else {}
@@ -315,19 +334,18 @@ def _forking() -> Iterator[None]:
     """Around a fork: no handler of a signal runs in it, and nobody warns of what is seen to."""
     name = "TOKENIZERS_PARALLELISM"  # once they were used they print lines at each fork
     is_unsaid = "tokenizers" in sys.modules and name not in os.environ
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
+    with contextlib.ExitStack() as stack:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, blocked)
+        # what has come already is handled here: its handler may raise with all blocked
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         if is_unsaid:
             os.environ[name] = "false"
-        with contextlib.ExitStack() as stack:
-            if sys.version_info >= (3, 12):  # it warns of threads beside: see _STILL_S
-                stack.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        if is_unsaid:
-            os.environ.pop(name, None)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            stack.callback(os.environ.pop, name, None)
+        if sys.version_info >= (3, 12):  # it warns of threads beside: see _STILL_S
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _part_from(parent: int) -> None:

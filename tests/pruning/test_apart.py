@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextlib
+import functools
 import os
 import queue
 import random
@@ -20,6 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from contracts.forked import said
 from contracts.watched import child
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -157,6 +159,44 @@ def test_a_worker_without_work_and_known_threads_are_no_matter() -> None:
     with running(wait, name="fsspecIO"):
         assert others() == []
     with running(wait, name="mine"):
+        assert others() == ["mine"]
+
+
+ENDING = """
+import gc, sys, threading
+from sparsitywatch.pruning.apart import others
+
+def deep(number, end):
+    end.wait() if number == 0 else deep(number - 1, end)
+
+def ended(phase, info):
+    if sys._getframe(1).f_code.co_name == "_is_harmless" and not end.is_set():
+        end.set()
+        thread.join()
+
+gc.set_threshold(2)
+for is_on in [True, False, True]:
+    end = threading.Event()
+    thread = threading.Thread(target=deep, args=[100, end])
+    thread.start()
+    gc.callbacks.append(ended)
+    (gc.enable if is_on else gc.disable)()
+    others()
+    print(gc.isenabled(), end="; ")
+    gc.callbacks.clear()
+    end.set()
+    thread.join()
+"""
+
+
+def test_a_thread_that_ends_while_it_is_looked_at_does_not_crash_the_process(tmp_path) -> None:
+    assert said(ENDING, tmp_path)[0] == "True; False; True; "
+
+
+def test_who_wraps_the_start_of_each_thread_does_not_make_it_harmless() -> None:
+    wraps: dict = {"__name__": "sentry_sdk.integrations.threading"}
+    exec("def around(run, end):\n    run(end)\n", wraps)
+    with running(functools.partial(wraps["around"], wait), name="mine"):
         assert others() == ["mine"]
 
 
@@ -444,6 +484,23 @@ def test_who_waits_and_is_interrupted_leaves_no_fork_behind() -> None:
         signal.signal(signal.SIGALRM, before)
     with pytest.raises(ProcessLookupError):
         os.kill(fork.pid, 0)
+
+
+def test_a_handler_that_raises_before_a_fork_leaves_no_signal_blocked(monkeypatch) -> None:
+    block = signal.pthread_sigmask
+
+    def handled(how: int, mask) -> set:
+        before = block(how, mask)
+        if how == signal.SIG_BLOCK and mask:  # what Python does once the mask is set
+            raise KeyboardInterrupt
+        return before
+
+    monkeypatch.setattr(signal, "pthread_sigmask", handled)
+    with pytest.raises(KeyboardInterrupt):
+        Fork(lambda: 7)
+    monkeypatch.undo()
+    assert block(signal.SIG_BLOCK, ()) == set()
+    assert Fork(lambda: 7).result() == 7
 
 
 def test_a_fork_of_another_thread_than_the_main_one() -> None:
