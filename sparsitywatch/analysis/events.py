@@ -614,6 +614,8 @@ class EventTracker:
         for followed in reversed(self._followed.values()):
             first = followed.event
             is_other = _origin(event) not in (_origin(first), *first.related)
+            # a judge of change sees what one of height has told
+            is_other |= first.kind == "level" != event.kind and first.direction == event.direction
             if not is_other or not (_is_family(first, event) or first.trend == event.trend != ""):
                 continue
             until = step if followed.until < 0 else followed.until

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from sparsitywatch.analysis.detect.detector import HALF, LATEST, SCORE, Array
+from sparsitywatch.analysis.detect.detector import HALF, LATEST, SCORE, TREND, Array
 from sparsitywatch.records import LEVEL_KINDS, Began, Event, LayerColumns, Layers, Record
 from sparsitywatch.series import percent
 
@@ -85,7 +85,10 @@ class Heights:
                            for r in (record, last)])  # fmt: skip
         is_high = (shares >= self.high).all(axis=0)
         if not is_high.any():
-            return [*found, *self._tensors(record, columns, before, told)]
+            found += self._tensors(record, columns, before, told)
+            # a note waits where all weights, going on so, are soon an event, which explains it
+            is_soon = (shares[0] + TREND * (shares[0] - shares[1]) >= self.high).any()
+            return [event for event in found if event.kind != "sparser" or not is_soon]
         if any(_tells(event, record) for event in told):
             return found
         return [*found, self._whole(record, earlier, int(np.argmax(is_high)))]

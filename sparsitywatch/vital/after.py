@@ -110,7 +110,7 @@ def with_habits(vital: Vital | None, habits: Mapping[str, Habit]) -> Vital | Non
 
 def _with(vital: Vital, kind: str, names: list[str], reason: str) -> Vital:
     """The vital signs with these tensors in the finding of a kind."""
-    none = Finding(kind=kind, num=0, tensors=())
+    none = Finding(kind=kind, num=0, tensors=(), since_step=vital.since_step)
     known = next((f for f in vital.findings if f.kind == kind), none)
     new = tuple(name for name in names if name not in known.tensors)
     if not new:
@@ -118,7 +118,7 @@ def _with(vital: Vital, kind: str, names: list[str], reason: str) -> Vital:
     both = (*known.tensors, *new)[:MOST_NAMES], "; ".join(filter(None, (known.reason, reason)))
     one = replace(known, num=known.num + len(new), tensors=both[0], reason=both[1])
     others = [f for f in vital.findings if f.kind != kind]
-    return replace(vital, findings=(*others, replace(one, since_step=vital.since_step)))
+    return replace(vital, findings=(*others, one))
 
 
 @np.errstate(all="ignore")  # what is not finite is told beside

@@ -98,6 +98,7 @@ _COLUMNS: tuple[tuple[str, type | str, Any], ...] = (
     ("dead_for", int, 0),  # ... in which it had no gradient, or one of zero, at any step
     ("dead_steps", int, 0),  # optimizer steps in these
     ("alive_steps", int, 0),  # with a gradient, so far
+    ("well_at", int, -1),  # last snapshot after which it moved, and had a gradient at some step
     ("is_fading", bool, False),  # in a part of the last interval it may have had no gradient
     ("absence", int, 0),  # most steps without one after which there was one again
     ("is_relieved", bool, False),  # as its gradient ended, another tensor's began
@@ -220,7 +221,9 @@ def findings_of(facts: TensorFacts, since_step: int) -> tuple[Finding, ...]:
         which, why = rule(facts)
         names, num = tuple(facts.name[which[:MOST_NAMES]].tolist()), len(which)
         if num:
-            one = Finding(kind=kind, num=num, tensors=names, reason=why, since_step=since_step)
+            is_late = kind == "untrained" or DECAYS_ALONE in why  # told once it has lasted
+            since = int(facts.well_at[which].min(initial=since_step)) if is_late else since_step
+            one = Finding(kind=kind, num=num, tensors=names, reason=why, since_step=since)
             findings.append(one)
     return tuple(findings)
 

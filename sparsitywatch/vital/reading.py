@@ -56,8 +56,8 @@ _ENDED = 0.01
 _CANCELLED = 4.0
 #: Facts that go on from those of the snapshot before.
 _CARRIED = (
-    "has_moved", "still_for", "shrinks_for", "dead_for", "dead_steps", "alive_steps", "is_fading",
-    "absence", "is_relieved", "is_within", "num_lossy_moved", "num_lossy_expected",
+    "has_moved", "still_for", "shrinks_for", "dead_for", "dead_steps", "alive_steps", "well_at",
+    "is_fading", "absence", "is_relieved", "is_within", "num_lossy_moved", "num_lossy_expected",
 )  # fmt: skip
 #: Facts that an optimizer says of a tensor, in numbers.
 _OF_TRAINER = (
@@ -128,6 +128,7 @@ class VitalTracker(Examiner):
         facts.is_twin = np.array([name in twins for name in weights], bool)
         facts.num_dims = np.array([one.dim() for one in weights.values()], int)
         since, seen, trained = self._step, None, None
+        facts.well_at[:] = since
         if self._before.tensors:
             seen = Comparison(self._start, self._before, now)
             if training is not None:  # compared here, to know which gradients to look at
@@ -242,6 +243,8 @@ class VitalTracker(Examiner):
         is_alive = is_in_steps & ~is_gone & (facts.num_reached > 0) & (facts.gradient != "zero")
         has_lived = last["alive_steps"] > 0
         was_away: np.ndarray = last["is_fading"] | (last["dead_for"] > 0)
+        has_lasted = np.where(is_gone, was_away, facts.still_for > 0)
+        facts.well_at = np.where(has_lasted, last["well_at"], facts.well_at)
         facts.dead_for = np.where(is_gone, last["dead_for"] + 1, 0)
         facts.dead_steps = np.where(is_gone, last["dead_steps"] + facts.num_steps, 0)
         facts.alive_steps = last["alive_steps"] + np.where(is_alive, facts.num_reached, 0)
@@ -259,7 +262,8 @@ class VitalTracker(Examiner):
 
     def _last(self, facts: TensorFacts) -> dict[str, np.ndarray]:
         """What goes on from the snapshot before."""
-        return self._carried or {name: np.zeros_like(vars(facts)[name]) for name in _CARRIED}
+        first = {name: np.zeros_like(vars(facts)[name]) for name in _CARRIED}
+        return first | {"well_at": facts.well_at} | self._carried
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -183,6 +183,38 @@ def test_a_scale_that_shrinks_by_half_is_told_as_such() -> None:
     assert event.detected_step <= 25 * 34  # at exp(-0.03 * 23) half of it is left
 
 
+def of_zeros(step: int, share: float) -> Record:
+    """A tenth of all weights is of a tensor of which so many are zero; no other is."""
+    layers = tuple(
+        LayerShare(name=name, num_weights=size, rms=1.0, near_zero={"zero": own})
+        for name, size, own in (("small", 10_000, share), ("rest", 90_000, 0.0))
+    )
+    return made_record(step, {"zero": 0.1 * share}, layers=layers, num_weights=100_000)
+
+
+@pytest.mark.parametrize(
+    ("shares", "is_told"),
+    [
+        ((0.02, 0.02), True),
+        ((0.02, 0.028), True),  # eight snapshots on .92 % of all weights, where 1 % are an event
+        ((0.02, 0.030), False),
+        ((0.05, 0.06, 0.06), True),  # it waited, and the rise has ended
+        ((0.06, 0.05), True),
+    ],
+)
+def test_a_note_on_tensors_waits_where_all_weights_are_soon_an_event(
+    shares: tuple[float, ...], is_told: bool
+) -> None:
+    records = [of_zeros(10 * i, share) for i, share in enumerate((0.0, *shares))]
+    *earlier, now = records
+    # a watch that goes on after it was killed knows the layers of one record
+    resumed = [replace(record, layers=()) for record in earlier[:-1]] + earlier[-1:]
+    for known in (earlier, resumed):
+        judge = Heights(Began.of(records[0]), {}, ["zero"])
+        found = judge.events(now, known, ())
+        assert [(e.kind, e.layers) for e in found] == [("sparser", ("small",))] * is_told
+
+
 # ------------------------------------------------------------------ healthy, and sparse before
 
 

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 if __name__ == "__main__":  # tests get it from conftest.py
@@ -22,7 +23,15 @@ from contracts.made_records import counted, made_record
 
 from sparsitywatch.analysis.events import EventTracker
 from sparsitywatch.pipeline.pipeline import History
-from sparsitywatch.records import Event, Finding, Record, SparsityCurve, Vital, latest_versions
+from sparsitywatch.records import (
+    LEVEL_KINDS,
+    Event,
+    Finding,
+    Record,
+    SparsityCurve,
+    Vital,
+    latest_versions,
+)
 from sparsitywatch.settings import Settings, default_detectors
 
 EVERY, NUM = 25, 70
@@ -33,6 +42,16 @@ HEADLINE = re.compile(
     r"(?: \([^)]+\))?(?P<open> so far)?(?:, beginning)? (?:after step (?P<at>[\d,]+)|"
     rf"between steps (?P<low>[\d,]+) and (?P<high>[\d,]+))(?:, and is back at {NUMBER})?"
 )
+NOTE = re.compile(
+    r"(?P<num>[\d,]+) tensors? (?P<says>with at least twice as many near-zero weights as at first|"
+    r"that turned sparse: half or more is near zero): (?P<names>[^;]+); "
+    rf"near-zero weights \((?P<rule>\w[^)]*)\) of (?P<first>\w+) rose from {NUMBER} when the run "
+    rf"began to {NUMBER}; began between steps (?P<low>[\d,]+) and (?P<high>[\d,]+), "
+    r"seen at step (?P<seen>[\d,]+)"
+)
+#: What need not be told: a change by less than this, and a slow one that comes to less than so many
+#: times the level before it, as `AbruptChange` states.
+MIN_EFFECT, RATIO = 0.01, 1.5
 RULE = {
     "|w| ≤ 0.1 × first rms": "initial_0.1", "|w| ≤ 0.1 × present rms": "rms_0.1",
     "|w| ≤ 0.001": "abs_0.001", "w = 0": "zero",
@@ -108,6 +127,11 @@ def number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
+def level(values: np.ndarray, place: int) -> float:
+    """Of a series, up to there."""
+    return float(np.median(values[max(place - 5, 0) : place + 1]))
+
+
 def wrong(event: Event, run: Made) -> Iterator[str]:
     """What is not true of what a settled event says."""
     read = HEADLINE.fullmatch(event.headline)
@@ -127,7 +151,10 @@ def wrong(event: Event, run: Made) -> Iterator[str]:
         yield f"it began after {[int(start) for start in starts]}"
         return
     begin = run.begins[near[0]]
-    end = run.begins[near[0] + 1] if near[0] + 1 < len(starts) else NUM - 1
+    # what is too small to be told by itself is a part of the next one
+    later = run.begins[near[0] + 1 :]
+    later = [b for b in later if abs(level(values, b) - level(values, begin)) >= MIN_EFFECT]
+    end = min(later, default=NUM - 1)
     before, after = values[max(begin - 6, 0) : begin + 1], values[begin + 1 : end + 1]
     if not before.min() - 5e-4 <= was <= before.max() + 5e-4:
         yield f"before it was {before.min():.4f} to {before.max():.4f}"
@@ -137,8 +164,10 @@ def wrong(event: Event, run: Made) -> Iterator[str]:
     if abs(now - top) > 0.1 * size + 5e-4:
         yield f"it came to {top:.4f}"
     moves = np.abs(np.diff(values[begin : end + 1]))
-    has_jumped = (moves[:-1] + moves[1:]).max() > 0.5 * size
-    expected = {True: ("jumped", "dropped"), False: ("rose", "fell", "rose steadily")}[has_jumped]
+    within_two = (moves[:-1] + moves[1:]).max() / size
+    sudden, slow = ("jumped", "dropped"), ("rose", "fell", "rose steadily")
+    # about half of it is both
+    expected = (sudden if within_two > 0.45 else ()) + (slow if within_two < 0.55 else ())
     if verb not in expected or (verb in ("jumped", "rose", "rose steadily")) != (top > was):
         yield f"it {expected[0]}"
     is_back = (np.abs(values[end] - before.mean()) < 0.5 * size) and run.shape == "and back"
@@ -153,6 +182,54 @@ def wrong(event: Event, run: Made) -> Iterator[str]:
         yield f"the {run.way} moved, and {event.change!r} is said"
 
 
+def wrong_note(event: Event, run: Made) -> Iterator[str]:
+    """What is not true of what a note on single tensors says."""
+    read = NOTE.fullmatch(event.describe())
+    if read is None:
+        yield "cannot be read"
+        return
+    names, rule = read["names"].split(", "), RULE.get(read["rule"], read["rule"])
+    place = int(number(read["seen"])) // EVERY - 1
+    at = {
+        (i, layer.name): layer.near_zero
+        for i in (0, place - 1, place)
+        for layer in run.records[i].layers
+    }
+    then, now = (0.01 * number(text) for text in read.groups()[5:7])
+    if (
+        max(abs(then - at[0, read["first"]][rule]), abs(now - at[place, read["first"]][rule]))
+        > 5e-4
+    ):
+        yield f"of {read['first']} they rose otherwise"
+    if int(number(read["num"])) != len(names):
+        yield f"there are {len(names)}"
+    for name in names:
+        ends = [
+            min(at[i, name][r] / 0.5 if "half" in read["says"] else
+                at[i, name][r] / max(2.0 * at[0, name][r], 1e-9) for i in (place - 1, place))
+            for r in at[0, name]
+        ]  # fmt: skip
+        if max(ends) < 1.0:
+            yield f"{name} has fewer"
+    if not any(number(read["low"]) <= EVERY * (b + 1) <= number(read["high"]) for b in run.begins):
+        yield "it began elsewhere"
+
+
+def has_to_be_told(run: Made) -> list[bool]:
+    """Of each change, whether it is as large as those that are said to be told."""
+    found = []
+    for begin, end in pairwise((*run.begins, NUM - 1)):
+        is_so = False
+        for values in map(run.series, RULE.values()):
+            before, moves = level(values, begin), np.abs(np.diff(values[begin : end + 1]))
+            after = np.array([level(values, place) for place in range(begin + 6, end + 1)])
+            size = np.abs(after - before).max()
+            is_sudden = (moves[:-1] + moves[1:]).max() > 0.5 * size
+            is_so |= size >= MIN_EFFECT and (is_sudden or after.max() >= RATIO * before)
+        found.append(bool(is_so))
+    return found
+
+
 def read_all(seeds: range) -> tuple[int, list[str]]:
     """How many events runs have, and what is wrong with any, or missing."""
     num, found = 0, []
@@ -160,8 +237,13 @@ def read_all(seeds: range) -> tuple[int, list[str]]:
         run = made(seed)
         events = told(run)
         num += max(len(events), len(run.begins))
-        odd = [f"{e.describe()}: {'; '.join(why)}" for e in events if (why := [*wrong(e, run)])]
-        if len(events) != len(run.begins):
+        reads = [wrong_note if e.kind in LEVEL_KINDS else wrong for e in events]
+        odd = [
+            f"{e.describe()}: {'; '.join(why)}"
+            for e, read in zip(events, reads, strict=True)
+            if (why := [*read(e, run)])
+        ]
+        if not sum(has_to_be_told(run)) <= len(events) <= len(run.begins):
             odd.append(f"{len(run.begins)} changes, told: {[e.headline for e in events]}")
         found += [f"{seed} {run.shape} {run.way}: {one}" for one in odd]
     return num, found
@@ -189,6 +271,26 @@ def test_a_false_sentence_is_found() -> None:
         assert list(wrong(replace(event, **{field: value}), run)), field
     elsewhere = replace(event, onset_step=100, onset_low=100, onset_high=100)
     assert list(wrong(elsewhere, run)) == ["it began after [825]"]
+
+
+def test_a_false_note_is_found() -> None:
+    """A half of all weights, of which .8 % go to zero: too little of the whole to be an event."""
+    first = 0.02 * np.random.default_rng(0).normal(size=(2, 4000))
+    rms = {name: float(np.sqrt(np.mean(w**2))) for name, w in zip("ab", first, strict=True)}
+    records = []
+    for i in range(NUM):
+        first[0, : 32 * (i > 30)] = 0.0
+        records.append(counted(EVERY * (i + 1), dict(zip("ab", first, strict=True)), rms))
+    run = Made("jump", "zero", (30,), 0.004, records)
+    (note,) = told(run)
+    assert note.kind == "sparser"
+    assert list(wrong_note(note, run)) == []
+    false = {
+        "value": 3.0, "kind": "sparse", "detected_step": 700, "onset_low": 825,
+        "reason": note.reason.replace("from 0 %", "from 1 %"), "layers": ("b",),
+    }  # fmt: skip
+    for field, value in false.items():
+        assert list(wrong_note(replace(note, **{field: value}), run)), field
 
 
 # ------------------------------------------------------------------ over only where it is back

@@ -110,6 +110,23 @@ def test_what_does_not_mean_the_same_is_not_the_same(other: Event) -> None:
     assert [e.related for e in told] == [(), ()]
 
 
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        (event(INITIAL, 6, 9), True),  # a judge of height told it first, by the same rule
+        (event(INITIAL, 6, 9, direction="down", value=-1.0), False),
+        (event(INITIAL, 6, 9, kind="level"), False),
+        (event(INITIAL, 20, 23), False),
+    ],
+)
+def test_a_level_and_the_change_that_led_to_it_are_one_event(other: Event, is_same: bool) -> None:
+    first = event(INITIAL, 5, 8, kind="level", onset_low=4, onset_high=6)
+    told = final(run([first, other]))
+    assert len(told) == (1 if is_same else 2)
+    assert told[0].kind == "level"
+    assert told[0].related == told[0].opposed == ()
+
+
 def test_near_zero_rules_that_move_against_each_other_are_one_event() -> None:
     rise, fall = event(RMS, 5, 8), event(INITIAL, 5, 9, direction="down", value=-1.0)
     also = event("near_zero/abs_0.001", 5, 9, direction="down", value=-1.0)

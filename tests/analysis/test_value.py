@@ -270,6 +270,22 @@ def test_a_rate_that_starts_anew_takes_back_what_it_gave(shape: str) -> None:
     assert [e for e in told if e.severity != "note"]
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+def test_what_got_worse_began_after_the_best_at_such_a_rate(rate: float, seed: int) -> None:
+    """For ten snapshots a low rate gives more; from snapshot 70 on it gets worse, slowly."""
+    time = np.arange(120)
+    lr = np.where((time >= 40) & (time < 50), rate, 1.0)
+    values = 0.5 + 1.8 * np.exp(-time / 8) - 0.4 * (lr < 1.0)
+    values += 0.8 * np.clip((time - 70) / 40, 0.0, 1.0)
+    values += 0.005 * np.random.default_rng(seed).standard_normal(120)
+    known = [{"lr": r, "lr_clock": c} for r, c in zip(lr, np.cumsum(lr), strict=True)]
+    told = seen_by(ValueChange(), values, known, every=1)
+    worse = next(event for event in told if event.kind == "worse")
+    assert worse.onset_low >= 65
+    assert worse.baseline == pytest.approx(0.5, abs=0.02)
+
+
 def begun(values, reliance: float = 0.0, rates=None, low: float = math.nan) -> list[Event]:
     rates = np.ones(len(values)) if rates is None else rates
     known = [

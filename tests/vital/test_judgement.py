@@ -286,6 +286,7 @@ def test_what_no_gradient_has_reached_is_told_once_after_32_steps(step: int, is_
     for place, one in enumerate(records):
         events += VitalReviewer().events(one, records[:place], events)
     assert [e.detected_step for e in events] == [step if is_told else 64]
+    assert events[0].onset_low == records[0].step  # it never was: it began with the watch
     assert VitalReviewer(patience=0).events(records[0], [], [])
 
 
@@ -414,6 +415,23 @@ def test_where_all_gradients_end_names_excuse_nothing() -> None:
     (found,) = judged(ends, 0)
     assert found.num == 2
     assert found.reason == "a gradient reached them, and for 4 steps none has"
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "since"),
+    [
+        ({**ENDED, "dead_for": 3, "dead_steps": 12, "well_at": 10}, "untrained", 10),
+        ({**STILL, **REACHED, "trained_by": "none", "well_at": 0}, "untrained", 0),
+        ({**DEAD, "gradient": "zero", "shrinks_for": 2, "well_at": 20}, "no_gradient", 20),
+        ({"num_not_finite": 1, "well_at": 10}, "not_finite", 30),  # it came in the last interval
+    ],
+)
+def test_what_is_told_once_it_has_lasted_began_before(fields: dict, kind: str, since: int) -> None:
+    found = {one.kind: one for one in judged([tensor("x", **fields), *LIVING], 30)}
+    assert found[kind].since_step == since
+    vital = Vital(num_tensors=5, num_sampled=5, findings=(found[kind],))
+    (event,) = VitalReviewer(patience=0).events(replace(record(40, 0), vital=vital), [], [])
+    assert (event.onset_low, event.onset_high) == (since, 40)
 
 
 # ------------------------------------------------------------------ events

@@ -483,6 +483,41 @@ def test_how_long_a_gradient_has_been_away(part: str, expected: tuple[int, ...])
 
 
 @pytest.mark.parametrize(
+    ("part", "well_at"),
+    [  # snapshots 0 to 3; what is gone by the last one was well at this one
+        ("xxxx xxxx xxxx", 2),
+        ("xxxx xxxx ----", 2),
+        ("xxxx ---- ----", 1),
+        ("xxxx xx-- ----", 1),  # it ended within the interval
+        ("xxxx 0000 0000", 1),
+        ("x--- ---- ----", 0),
+        ("---- ---- ----", 0),  # never: since the watch began
+        ("xxxx ---- xxxx", 2),
+    ],
+)
+def test_when_a_gradient_was_there_for_the_last_time(part: str, well_at: int) -> None:
+    part = part.replace(" ", "")
+    assert Played(other="x" * 12, x=part).play(4)["x"].well_at == well_at
+
+
+def test_when_a_tensor_moved_for_the_last_time() -> None:
+    """It has gradients, and is put back to the bit from the second interval on."""
+    weight, other = nn.Parameter(torch.randn(20)), nn.Parameter(torch.randn(20))
+    looked = Looked(torch.optim.AdamW([weight, other], lr=1e-3), x=weight, other=other)
+    found, at = looked.rows(), []
+    for is_still in (False, True, True, True):
+        was = weight.detach().clone()
+        for one in (weight, other):
+            one.grad = torch.randn(20)
+        looked.step()
+        if is_still:
+            weight.data.copy_(was)
+        found = looked.rows()
+        at.append((found["x"].well_at, found["other"].well_at))
+    assert at == [(0, 0), (0, 1), (0, 2), (0, 3)]  # it may have stopped before snapshot 1
+
+
+@pytest.mark.parametrize(
     ("first", "second", "is_relieved"),
     [
         ("xxxx ---- ----", "---- xxxx xxxx", True),
