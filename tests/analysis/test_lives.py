@@ -225,7 +225,8 @@ def has_to_be_told(run: Made) -> list[bool]:
             after = np.array([level(values, place) for place in range(begin + 6, end + 1)])
             size = np.abs(after - before).max()
             is_sudden = (moves[:-1] + moves[1:]).max() > 0.5 * size
-            is_so |= size >= MIN_EFFECT and (is_sudden or after.max() >= RATIO * before)
+            # of what is within a tenth of the limit, as of a level, either is right
+            is_so |= size >= 1.1 * MIN_EFFECT and (is_sudden or after.max() >= RATIO * before)
         found.append(bool(is_so))
     return found
 
