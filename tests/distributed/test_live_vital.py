@@ -123,7 +123,7 @@ FAULTS: dict[str, tuple[Callable[[Run], None], tuple[str, str, int, int] | None]
     "warming up": (warming_up, None),
     "left out": (left_out, ("untrained", "layers.1.", 0, EVERY)),
     "lost": (lost, ("rounding", "", 0, EVERY)),
-    "worn down": (worn_down, ("no_gradient", "layers.0.up.weight", 2 * EVERY, 3 * EVERY)),
+    "worn down": (worn_down, ("no_gradient", "layers.0.up.weight", 0, 3 * EVERY)),
     "broken": (broken, ("not_finite", "layers.1.up.bias", END - EVERY, END)),
     "rolled back": (rolled_back, ("returned", "", ONSET, ONSET + EVERY)),
     "blown up": (blown_up, ("blew_up", "layers.0.down.weight", ONSET, ONSET + EVERY)),
