@@ -237,13 +237,7 @@ class History:
         if self._heights is None and self.began is not None:
             self._heights = Heights(self.began, self.initial_rms, self._rules)
         told = [e for e in self.events if e.detected_step >= first.step]
-        found = self._heights.events(record, earlier, [*told, *seen]) if self._heights else []
-        if any(event.kind == "sparser" for event in found):
-            # a note waits while this may become an event of all weights, which explains it
-            rules = (self._detectors[f"near_zero/{rule}"] for rule in self._rules)
-            if any(detector.is_suspicious for detector in rules):
-                return [event for event in found if event.kind != "sparser"]
-        return found
+        return self._heights.events(record, earlier, [*told, *seen]) if self._heights else []
 
     def _detect(
         self, record: Record, series: Mapping[str, float], *, is_past: bool = False

@@ -664,11 +664,15 @@ def pairs_of(seed: int) -> list[tuple[str, str]]:
 def said_of(
     oddity: str, seed: int, pairs: list[tuple[str, str]] | None = None
 ) -> dict[tuple[str, str], list[str]]:
-    """The events of trainings that are well, by model and optimizer, of those that have any."""
+    """The events of trainings that are well, by model and optimizer, of those that have any.
+
+    That an expert has not been chosen yet is a note, and true.
+    """
     said = {}
     for index, (model, optimizer) in enumerate(pairs or pairs_of(seed)):
         watcher = watched(ODDITIES[oddity], Training(model, optimizer, 10 * seed + index))
         assert all(r.valid and r.vital is not None and not r.vital.reason for r in watcher.records)
-        if watcher.events:
-            said[model, optimizer] = [event.describe() for event in watcher.events]
+        events = [e for e in watcher.events if (oddity, e.kind) != ("experts", "idle")]
+        if events:
+            said[model, optimizer] = [event.describe() for event in events]
     return said
