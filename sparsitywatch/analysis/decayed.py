@@ -46,6 +46,9 @@ def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
         seen = [math.nan if r.dormant is None else r.dormant.estimated_advance for r in records]
         come = np.nancumsum(seen)  # where nothing was seen it may have stood still
         clock = come[np.searchsorted([r.step for r in records], [r.step for r in since])]
+    if records[0].step > event.onset_step:  # it began at the attach, where the clock is 0
+        at_first = max(event.baseline, 1.0 / since[-1].scope.num_weights)
+        values, clock = np.append(at_first, values), np.append(0.0, clock)
     # standard deviation of log(later / earlier), for each value and the one after it
     counting = 1.0 / np.sqrt(np.maximum(values[:-1] * since[-1].scope.num_weights, 1.0))
     known = 0.0 if math.isnan(event.noise) else event.noise

@@ -132,8 +132,11 @@ def with_baseline(event: Event, records: Sequence[Record]) -> Event:
     """The event of an abrupt change with the level at the earliest step that it may begin at."""
     before = _values(event.series, [r for r in records if r.step <= event.onset_low][-2 * FEW :])
     before = before[np.isfinite(before)][-FEW:]
-    is_known = event.kind == "abrupt" and len(before) > 0
-    return replace(event, baseline=float(np.median(before))) if is_known else event
+    if event.kind != "abrupt" or not len(before):
+        return event
+    # what went the other way until then, as a loss does, was farther in its direction at first
+    sign, at_low = _sign(event), float(np.median(before))
+    return replace(event, baseline=sign * min(sign * at_low, sign * event.baseline))
 
 
 def in_first_rule(event: Event, records: Sequence[Record]) -> Event:
@@ -477,8 +480,10 @@ def undone_since(event: Event, records: Sequence[Record]) -> int:
     if num < 3 or len(known) - num < FEW or known[-FEW][0] <= event.onset_low:
         return -1
     best = float(median_of_three(harms[:num]).min())
-    latest = harms[-FEW:]  # before, an early fall would pass for noise
-    return known[-FEW][0] if float(latest.max()) <= best + _CLEAR * noise_sd(latest) else -1
+    latest = harms[-FEW:]
+    # an early fall would pass for noise, and so would a way back from far above
+    noise = float(np.fmin(noise_sd(harms[:num]), noise_sd(latest)))
+    return known[-FEW][0] if float(latest.max()) <= best + _CLEAR * noise else -1
 
 
 class EventTracker:

@@ -21,7 +21,8 @@ import pytest
 from contracts.families import whole
 from contracts.made_records import counted, made_record
 
-from sparsitywatch.analysis.events import EventTracker
+from sparsitywatch.analysis.decayed import explained_by_decay
+from sparsitywatch.analysis.events import EventTracker, with_baseline
 from sparsitywatch.pipeline.pipeline import History
 from sparsitywatch.records import (
     LEVEL_KINDS,
@@ -317,6 +318,10 @@ BEFORE = [3.0, 2.5, 2.0, 1.6, 1.3, 1.1, 1.0, 1.0]
         ([2.0, 1.5, 1.0, 0.9, 0.9, 0.9], -1),  # not for long
         ([2.0, 1.5, 1.0, 0.9, 0.9, 0.9, 0.9], 10),
         ([1.0, 1.0, 1.0, 1.0], -1),
+        (
+            [50.0, 3.0, 45.0, 8.0, 30.0, 12.0, 25.0],
+            -1,
+        ),  # far above, and so wild that it seems noise
     ],
 )
 @pytest.mark.parametrize("kind", ["overwritten", "blew_up", "lost"])
@@ -341,6 +346,26 @@ def test_what_was_overwritten_or_lost_is_over_where_the_value_is_at_its_best(
     (last,) = latest_versions(told)
     assert last.reverted_step == over
     assert ("since step 10" in last.end) == (over == 10)
+
+
+def test_a_rise_after_a_fall_begins_at_the_level_before_it() -> None:
+    """Where it may have begun early, while the loss still fell from higher up."""
+    records = [with_value(step, value) for step, value in enumerate([*BEFORE, 1.5])]
+    event = Event(series="value/dense", direction="up", onset_step=7, onset_low=2,
+                  detected_step=8, baseline=1.0, value=1.5)  # fmt: skip
+    assert with_baseline(event, records).baseline == 1.0
+
+
+@pytest.mark.parametrize(("clock", "is_explained"), [(0.01, False), (3.0, True)])
+def test_what_began_at_the_attach_is_compared_with_the_attach(
+    clock: float, *, is_explained: bool
+) -> None:
+    """The first record is of later steps, when all of it may have come already."""
+    found = [made_record(step, {"initial_0.1": 0.5}) for step in (4, 8)]
+    records = [replace(record, decay_clock=clock, why_no_clock="") for record in found]
+    event = Event(series="near_zero/initial_0.1", kind="level", direction="up", onset_step=0,
+                  detected_step=8, baseline=0.06, value=0.5)  # fmt: skip
+    assert explained_by_decay(event, records) is is_explained
 
 
 def test_overwritten_weights_that_are_put_back_are_over() -> None:

@@ -677,7 +677,7 @@ def made_anew(training: Training) -> Iterable[str]:
 
 def elsewhere(training: Training) -> dict[str, torch.Tensor]:
     """The weights of another model of the kind, trained elsewhere, as far as one can see."""
-    other = Training(training.model_name, training.optimizer_name, training.seed + 1000)
+    other = type(training)(training.model_name, training.optimizer_name, training.seed + 1000)
     return {name: p.detach() for name, p in other.named.items()}
 
 
