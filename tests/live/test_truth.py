@@ -501,8 +501,10 @@ def _cases() -> list[Any]:
     for param in some_of(ROWS, 8):
         name, marks = (param, ()) if isinstance(param, str) else (param.values[0], param.marks)
         why = WRONG.get(name)
-        known = [pytest.mark.xfail(strict=True, reason=why, raises=AssertionError)] if why else []
-        found.append(pytest.param(name, marks=[*marks, *known]))
+        if why:  # what depends on the seed may depend on the machine, too
+            always = "3 of 3" in why
+            marks = [*marks, pytest.mark.xfail(strict=always, reason=why, raises=AssertionError)]
+        found.append(pytest.param(name, marks=marks))
     return found
 
 
