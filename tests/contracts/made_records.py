@@ -108,19 +108,20 @@ class Above(Detector):
     """A detector that is easy to predict: an event at the first value above a limit."""
 
     def __init__(self, limit: float = 0.4) -> None:
-        self.limit, self.seen = limit, 0
+        self.limit, self.seen, self.last = limit, 0, 0.0
 
     def update(self, step, value, context=None):
         if value <= self.limit or self.seen:
+            self.last = value
             return None
         self.seen = step
         return Event(
-            series="", direction="up", onset_step=step - 1, detected_step=step, baseline=0.0,
-            value=value, noise=0.01,
+            series="", direction="up", onset_step=step - 1, detected_step=step,
+            baseline=self.last, value=value, noise=0.01,
         )  # fmt: skip
 
     def state_dict(self):
-        return {"seen": self.seen}
+        return {"seen": self.seen, "last": self.last}
 
     def load_state_dict(self, state):
-        self.seen = state["seen"]
+        self.seen, self.last = state["seen"], state["last"]
