@@ -185,7 +185,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     progress = Progress("checkpoints")
 
     def begin(num_checkpoints: int, header_bytes: int, weight_bytes: int) -> None:
-        read = "" if arguments.full else ", not read"
+        read = "" if arguments.full else ", of which it reads samples"
         words = f"headers {size(header_bytes)}, weights {size(weight_bytes)}{read}"
         print(f"{count(num_checkpoints, 'checkpoint')}, {words}", file=sys.stderr)
 
@@ -203,8 +203,9 @@ def _audit(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         from sparsitywatch.page.audit import render_audit
 
-        names = [arguments.steps] if arguments.steps else map(redacted_url, arguments.places)
-        write_page(arguments.html, render_audit(found, " ".join(map(str, names))), "--html")
+        names = [arguments.steps] if arguments.steps else [*map(redacted_url, arguments.places)]
+        more = f" and {len(names) - 1:,} more" * (len(names) > 1)
+        write_page(arguments.html, render_audit(found, f"{names[0]}{more}"), "--html")
         print(arguments.html, file=sys.stderr)
     return found.status
 

@@ -10,8 +10,8 @@ from sparsitywatch.redact import redacted
 from sparsitywatch.series import count, numbered
 
 #: Findings that make a checkpoint useless; what others mean has to be asked.
-_USELESS = ("unreadable", "not finite", "tensors", "shape", "copy", "shard", "odd one out",
-            "not of this run")  # fmt: skip
+_USELESS = ("unreadable", "not finite", "tensors", "shape", "copy", "shard", "layer",
+            "odd one out", "not of this run")  # fmt: skip
 _BADGES = {0: ("healthy", "as named"), 1: ("look", "look"), 2: ("broken", "not audited")}
 #: Boxes in a row of the strip, their size, and where the first one begins; in pixels.
 _IN_ROW, _WIDTH, _HEIGHT, _LEFT = 30, 27, 26, 84

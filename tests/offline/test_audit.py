@@ -52,7 +52,7 @@ def test_a_folder_that_is_right(folder: Path, capsys: pytest.CaptureFixture) -> 
     out, err = capsys.readouterr()
     assert out.startswith("0 findings in 30 checkpoints; ")
     assert err.startswith("30 checkpoints, headers ")
-    assert err.rstrip().endswith(", not read")
+    assert err.rstrip().endswith(", of which it reads samples")
 
 
 def test_findings_are_a_table_or_lines_of_json(folder: Path, capsys) -> None:
