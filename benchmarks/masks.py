@@ -21,7 +21,8 @@ from spectrum import make_weights, prepare_copy
 
 import sparsitywatch as sw
 from sparsitywatch.pruning.criteria import input_axes, inputs_of
-from sparsitywatch.pruning.patterns import Pattern, Weights, as_pattern
+from sparsitywatch.pruning.cuts import Weights
+from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.weights.scope import Scope
 
 #: Of the proxy of Wanda and SparseGPT.

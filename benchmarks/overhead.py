@@ -39,8 +39,9 @@ from transformers import BertConfig, BertForMaskedLM
 import sparsitywatch as sw
 from sparsitywatch.live.ring import Ring
 from sparsitywatch.pipeline.rundir import Claim
+from sparsitywatch.pruning.cuts import Weights
 from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
+from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.sinks.jsonl import read_manifest
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot

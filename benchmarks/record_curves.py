@@ -32,8 +32,9 @@ from recording.catalog import RunSpec
 from recording.tasks import build, drawn_digits
 from reporting import HERE
 
+from sparsitywatch.pruning.cuts import Weights
 from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
+from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot

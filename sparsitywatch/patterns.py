@@ -1,7 +1,7 @@
 """Which weights a level removes: for ``sw.Settings(pattern=, controls=)``."""
 
+from sparsitywatch.pruning.cuts import Cut, Weights
 from sparsitywatch.pruning.patterns import (
-    Cut,
     GlobalMagnitude,
     GlobalNormalised,
     KeepNM,
@@ -13,7 +13,6 @@ from sparsitywatch.pruning.patterns import (
     RandomERK,
     SparseGPT,
     Wanda,
-    Weights,
     from_budget,
     mask_similarity,
 )

@@ -26,8 +26,9 @@ from sparsitywatch.pipeline.measure import measure
 from sparsitywatch.pipeline.rundir import log_of
 from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.criteria import input_axes
+from sparsitywatch.pruning.cuts import Cut, Weights
 from sparsitywatch.pruning.evaluation import undisturbed
-from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
+from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.selections import keep_bits
 from sparsitywatch.ranks.reading import WHOLE_MODEL

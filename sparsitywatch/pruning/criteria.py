@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MeasurementError
+from sparsitywatch.pruning.cuts import Combination, Inputs, Score, Scores, Shares, Weights
 from sparsitywatch.pruning.model_copy import Runnable
-from sparsitywatch.pruning.patterns import Inputs, Pattern, Shares, Weights
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.selections import Score, Scores, to_output_rows
+from sparsitywatch.pruning.selections import to_output_rows
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import clean_name
 
@@ -125,7 +125,7 @@ def inputs_of(
 
 
 def inputs_on(
-    proxy: Proxy, copied: Runnable, names: Sequence[str], pattern: Pattern
+    proxy: Proxy, copied: Runnable, names: Sequence[str], pattern: Combination
 ) -> tuple[Inputs, np.ndarray]:
     """What a pattern needs of the inputs on a proxy's batches; and the values of the examples."""
     masks, values = list[torch.Tensor](), list[np.ndarray]()
@@ -167,13 +167,24 @@ def _vectors(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------ what a weight is worth
 
 
-def scores_of(pattern: Pattern, weights: Weights) -> Scores:
-    """What the weights of each tensor are worth."""
-    if pattern.score in ("magnitude", "normalised"):
-        return None
-    if pattern.score == "random":
-        return partial(_random, weights)
-    return partial(_wanda, weights) if pattern.score == "wanda" else _ria(weights, pattern.exponent)
+def magnitude(_: Combination, __: Weights) -> Scores:
+    """``|w|``."""
+    return None
+
+
+def wanda(_: Combination, weights: Weights) -> Scores:
+    """``|w|`` times the norm of the input."""
+    return partial(_wanda, weights)
+
+
+def ria(pattern: Combination, weights: Weights) -> Scores:
+    """``|w|`` over the sums of its row and of its column, times a power of that norm."""
+    return _ria(weights, pattern.exponent)
+
+
+def at_random(_: Combination, weights: Weights) -> Scores:
+    """Uniform numbers in [0, 1) by the seed and the tensor's name."""
+    return partial(_random, weights)
 
 
 def scored(weights: Weights, name: str, scores: Callable[[str], Score]) -> torch.Tensor:
@@ -188,7 +199,6 @@ def _norms(weights: Weights, name: str) -> torch.Tensor:
 
 
 def _wanda(weights: Weights, name: str) -> Score:
-    """``|w|`` times the norm of the input."""
     norms = _norms(weights, name)
     return lambda rows, _: rows.abs().float() * norms
 
@@ -212,7 +222,7 @@ def _ria(weights: Weights, exponent: float) -> Callable[[str], Score]:
 
 
 def _random(weights: Weights, name: str) -> Score:
-    """Uniform numbers in [0, 1) by the seed and the tensor's name, in the order of its memory."""
+    """In the order of the tensor's memory."""
     shape = weights.shapes[name]
     key = hashlib.blake2b(f"{weights.seed} {name}".encode(), digest_size=8).digest()
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(key, "little")))
@@ -224,22 +234,34 @@ def _random(weights: Weights, name: str) -> Score:
 # ------------------------------------------------------------------ which share each tensor loses
 
 
-def shares_of(pattern: Pattern, weights: Weights, levels: Sequence[float]) -> Shares:
-    """For each level the share of each tensor's weights that goes, rising with the level."""
-    sizes = {name: h.num_weights for name, h in weights.spectrum.histograms.items()}
-    if pattern.allocation == "uniform":
-        return [dict.fromkeys(sizes, level) for level in levels]
-    if pattern.allocation == "erk":
-        return [_erk(weights.shapes, level) for level in levels]
-    if isinstance(pattern.allocation, str):
-        kept = _owl(weights, sizes, pattern.outlier, pattern.spread)
-    else:
-        kept = _budgets(pattern.allocation, sizes)
-    return _shifted(kept, sizes, levels)
+def uniform(_: Combination, weights: Weights, levels: Sequence[float]) -> Shares:
+    """The same share of each."""
+    return [dict.fromkeys(weights.spectrum.histograms, level) for level in levels]
+
+
+def erk(_: Combination, weights: Weights, levels: Sequence[float]) -> Shares:
+    """Erdős-Rényi kernels: densities in proportion to the sum of dimensions over their product."""
+    return [_erk(weights.shapes, level) for level in levels]
+
+
+def owl(pattern: Combination, weights: Weights, levels: Sequence[float]) -> Shares:
+    """More of those whose block has fewer outliers."""
+    sizes = _sizes(weights)
+    return _shifted(_owl(weights, sizes, pattern.outlier, pattern.spread), sizes, levels)
+
+
+def by_name(pattern: Combination, weights: Weights, levels: Sequence[float]) -> Shares:
+    """The sparsities that were given, elsewhere all of them higher or lower by the same."""
+    sizes, given = _sizes(weights), cast("Mapping[str, float]", pattern.allocation)
+    return _shifted(_budgets(given, sizes), sizes, levels)
+
+
+def _sizes(weights: Weights) -> dict[str, int]:
+    return {name: own.num_weights for name, own in weights.spectrum.histograms.items()}
 
 
 def _erk(shapes: Mapping[str, tuple[int, ...]], level: float) -> dict[str, float]:
-    """Erdős-Rényi kernels: densities in proportion to the sum of dimensions over their product."""
+    """What each tensor loses at a level."""
     # no density is above 1; what that leaves over is shared out among the others
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     raw = {name: sum(shape) / max(sizes[name], 1) for name, shape in shapes.items()}

@@ -19,6 +19,7 @@ from torch import nn
 
 from sparsitywatch.errors import MeasurementError, TrainingChangedError, is_out_of_memory
 from sparsitywatch.pruning.batches import ROUNDING, finish_despite_interrupt, preserve_rng
+from sparsitywatch.pruning.cuts import Cut, Numbers, Weights, of_this_rank
 from sparsitywatch.pruning.model_copy import (
     ModelCopy,
     Runnable,
@@ -28,7 +29,7 @@ from sparsitywatch.pruning.model_copy import (
     same_bits,
     version_of,
 )
-from sparsitywatch.pruning.patterns import Cut, Numbers, Pattern, Weights, of_this_rank
+from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import ExampleSubset, Proxy
 from sparsitywatch.pruning.sweeps import Allowed, PairedDifferences, Sweep, largest_step, shares_of
 from sparsitywatch.ranks.protocol import Ranks

@@ -36,8 +36,9 @@ from sparsitywatch.progress import Progress
 from sparsitywatch.pruning.batches import preserve_rng
 from sparsitywatch.pruning.checks import check_forward
 from sparsitywatch.pruning.criteria import input_axes, inputs_on
+from sparsitywatch.pruning.cuts import Inputs, Weights
 from sparsitywatch.pruning.model_copy import Runnable
-from sparsitywatch.pruning.patterns import Inputs, Pattern, Weights, as_pattern
+from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.proxy import Proxy, drawn_from
 from sparsitywatch.pruning.selections import WORDS
 from sparsitywatch.pruning.sweeps import check_levels

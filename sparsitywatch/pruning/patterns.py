@@ -13,13 +13,11 @@ import inspect
 import json
 import math
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 
 from sparsitywatch.errors import (
@@ -29,118 +27,69 @@ from sparsitywatch.errors import (
     expect_number,
     expect_whole,
 )
-from sparsitywatch.pruning import PATTERNS
+from sparsitywatch.pruning import PATTERNS, criteria
+from sparsitywatch.pruning.cuts import Combination, Cut, Scores, Shares, Weights
+from sparsitywatch.pruning.selections import group_cuts, row_cuts
+from sparsitywatch.pruning.sparsegpt import updating_cuts
+from sparsitywatch.pruning.thresholds import global_cuts, layer_cuts, normalised_cuts
 from sparsitywatch.redact import printable
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
-#: Each score: its structures, its authors' first; what it needs of the inputs; its arguments.
-_SCORES: Mapping[str, tuple[Sequence[str], Literal["", "squares", "products"], Sequence[str]]] = {
-    "magnitude": (("global", "layer", "row", "N:M"), "", ()),
-    "normalised": (("global",), "", ()),
-    "wanda": (("row", "global", "layer", "N:M"), "squares", ()),
-    "ria": (("layer", "global", "row", "N:M"), "squares", ("exponent",)),
-    "sparsegpt": (("layer", "N:M"), "products", ("block", "damping")),
-    "random": (("global", "layer", "row", "N:M"), "", ()),
-}
-#: Each allocation that has a name, and its arguments.
-_ALLOCATIONS: Mapping[str, Sequence[str]] = {
-    "uniform": (), "erk": (), "owl": ("outlier", "spread")
+_Needs = Literal["", "squares", "products"]  # of what comes into the layers
+_Cuts = Callable[[Combination, Weights, Sequence[float], Shares], list[Cut]]
+
+
+class _Score(NamedTuple):
+    """A row of the table of scores."""
+
+    structures: Sequence[str]  # its authors' first
+    cuts: _Cuts
+    inputs: _Needs = ""
+    arguments: Sequence[str] = ()
+    is_nested: bool = True
+
+
+class _Allocation(NamedTuple):
+    """A row of the table of allocations."""
+
+    shares: Callable[[Combination, Weights, Sequence[float]], Shares]
+    inputs: _Needs = ""
+    arguments: Sequence[str] = ()
+
+
+def _lowest(scores: Callable[[Combination, Weights], Scores]) -> _Cuts:
+    """Cuts of the lowest scores within the structure."""
+
+    def cuts(
+        pattern: Combination, weights: Weights, levels: Sequence[float], shares: Shares
+    ) -> list[Cut]:
+        within = _STRUCTURES[_kind(pattern.structure)]
+        return within(pattern, weights, levels, shares, scores(pattern, weights))
+
+    return cuts
+
+
+_STRUCTURES: Mapping[str, Callable[..., list[Cut]]] = {
+    "global": global_cuts, "layer": layer_cuts, "row": row_cuts, "N:M": group_cuts
 }  # fmt: skip
+_SCORES = {
+    "magnitude": _Score(("global", "layer", "row", "N:M"), _lowest(criteria.magnitude)),
+    "normalised": _Score(("global",), normalised_cuts),
+    "wanda": _Score(("row", "global", "layer", "N:M"), _lowest(criteria.wanda), "squares"),
+    "ria": _Score(
+        ("layer", "global", "row", "N:M"), _lowest(criteria.ria), "squares", ("exponent",)
+    ),
+    "sparsegpt": _Score(
+        ("layer", "N:M"), updating_cuts, "products", ("block", "damping"), is_nested=False
+    ),
+    "random": _Score(("global", "layer", "row", "N:M"), _lowest(criteria.at_random)),
+}
+#: Those that have a name.
+_ALLOCATIONS = {
+    "uniform": _Allocation(criteria.uniform),
+    "erk": _Allocation(criteria.erk),
+    "owl": _Allocation(criteria.owl, "squares", ("outlier", "spread")),
+}
 _USUAL = {"exponent": 0.5, "block": 128, "damping": 0.01, "outlier": 5.0, "spread": 0.08}
-#: Some numbers of each tensor, by its name.
-Numbers = dict[str, list[np.ndarray]]
-#: For each level what share of each tensor's weights goes, by name.
-Shares = Sequence[Mapping[str, float]]
-
-
-def of_this_rank(find: Callable[[], Numbers]) -> Numbers:
-    """What is found where a process holds all weights."""
-    return find()
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What came into each layer while the dense model ran on the proxy's batches.
-
-    Args:
-        num: vectors that came in, by name of the tensor.
-        squares: sum of the squares of each input feature, [in], by name.
-        products: sum of the products of each two of them, [in, in], by name; empty unless a
-            pattern needs them.
-    """
-
-    num: Mapping[str, int]
-    squares: Mapping[str, torch.Tensor]
-    products: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, repr=False)
-class Weights:
-    """What a pattern is told of the in-scope weights.
-
-    Args:
-        spectrum: how many have which magnitude, by tensor.
-        shapes: of each tensor, by name.
-        input_axes: the axis of each tensor that runs over inputs: the second one of nn.Linear and
-            of convolutions, the first one of transformers' Conv1D. Missing: the last one.
-        seed: of whatever a pattern draws.
-        inputs: of the layers, for patterns that say ``needs_inputs``; else None.
-        tensors: the weights themselves, of this rank, by name. Without them a threshold is met to
-            a bin of the spectrum, not to the weight.
-        united: what all ranks find in what each holds of the tensors, given what finds it in
-            ``tensors``.
-    """
-
-    spectrum: MagnitudeSpectrum
-    shapes: Mapping[str, tuple[int, ...]]
-    input_axes: Mapping[str, int] = field(default_factory=dict)
-    seed: int = 0
-    inputs: Inputs | None = None
-    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    united: Callable[[Callable[[], Numbers]], Numbers] = of_this_rank
-
-    def __repr__(self) -> str:
-        return f"<Weights: {len(self.shapes)} tensors, {self.spectrum.num_weights:,} weights>"
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor], **known: Any) -> Weights:
-        """What is told of some ``tensors``, by name; and what else is ``known``: further fields."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return cls(MagnitudeSpectrum.of(tensors), shapes, tensors=tensors, **known)
-
-    def input_axis(self, name: str) -> int:
-        """The axis of a tensor that runs over inputs."""
-        return self.input_axes.get(name, len(self.shapes[name]) - 1)
-
-
-@dataclass(frozen=True, repr=False)
-class Cut(ABC):
-    """Removing some weights, the same ones whenever it is applied to the same weights.
-
-    Args:
-        level: the sparsity that was asked for.
-        sparsity: the counted fraction of all in-scope weights that it removes.
-        shares: the counted fraction of each tensor's weights that it removes, by name.
-    """
-
-    level: float
-    sparsity: float
-    shares: Mapping[str, float]
-
-    def __repr__(self) -> str:
-        kind = type(self).__name__.lstrip("_")
-        return f"<{kind} for {self.level:g}: {self.sparsity:g} of {len(self.shares)} tensors>"
-
-    @abstractmethod
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Write ``weights`` without the removed ones to ``out``.
-
-        Args:
-            name: the tensor's name in scope.
-            weights: the dense weights, any float dtype and shape; not written to.
-            out: same shape, dtype and device. Kept weights are the same bit for bit, unless the
-                pattern makes up for what goes, as SparseGPT does.
-        """
 
 
 class Pattern:
@@ -217,8 +166,9 @@ class Pattern:
         keep, _, of = self.structure.partition(":")
         by_magnitude = re.sub(r"magnitude:(\d+):(\d+)$", r"keep_\1_of_\2", self.spec)
         self.name = name or _NAMES.get(self.spec, by_magnitude)
-        self.needs_inputs = _SCORES[score][1] or ("squares" if allocation == "owl" else "")
-        self.is_nested = score != "sparsegpt"
+        named = _ALLOCATIONS[allocation] if isinstance(allocation, str) else None
+        self.needs_inputs = _SCORES[score].inputs or (named.inputs if named else "")
+        self.is_nested = _SCORES[score].is_nested
         if of:
             kept = range(int(of) - 1, 0, -1) if keep == "n" else [int(keep)]
             self.levels = tuple(1.0 - number / int(of) for number in kept)
@@ -259,47 +209,44 @@ class Pattern:
 
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
         """One cut per level, in the order of ``levels``, each in [0, 1]."""
-        # loaded where they are used; they know this module
-        from sparsitywatch.pruning.criteria import scores_of, shares_of
-        from sparsitywatch.pruning.selections import group_cuts, row_cuts
-        from sparsitywatch.pruning.sparsegpt import updating_cuts
-        from sparsitywatch.pruning.thresholds import threshold_cuts
-
         if self.needs_inputs and weights.inputs is None:
             raise ConfigurationError(
                 f"Expected the inputs of the layers for the pattern {self.name!r}, got none. Give "
                 "a proxy: they are those of its batches."
             )
         at = levels if self.levels is None else [self.levels[0]] * len(levels)
-        shares = shares_of(self, weights, at)
-        if self.score == "sparsegpt":
-            return updating_cuts(self, weights, levels, shares)
-        scores = scores_of(self, weights)
-        if self.structure in ("global", "layer"):
-            return threshold_cuts(self, weights, levels, shares, scores)
-        if self.structure == "row":
-            return row_cuts(weights, levels, shares, scores)
-        return group_cuts(self, weights, levels, shares, scores)
+        return _SCORES[self.score].cuts(self, weights, levels, self._shares(weights, at))
+
+    def _shares(self, weights: Weights, levels: Sequence[float]) -> Shares:
+        """For each level the share of each tensor's weights that goes, rising with the level."""
+        if isinstance(self.allocation, str):
+            return _ALLOCATIONS[self.allocation].shares(self, weights, levels)
+        return criteria.by_name(self, weights, levels)
+
+
+def _kind(structure: str) -> str:
+    return "N:M" if ":" in structure else structure
 
 
 def _checked(score: str, structure: str | None, allocation: Any) -> str:
     """The structure of a combination that makes sense; a ConfigurationError of any other."""
     expect(isinstance(score, str) and score in _SCORES, "score", _or(_SCORES), score)
-    is_named = isinstance(allocation, str) and allocation in _ALLOCATIONS
-    if not is_named:
+    by_name = not (isinstance(allocation, str) and allocation in _ALLOCATIONS)
+    if by_name:
         what = f"{_or(_ALLOCATIONS)}, or sparsities by name of the tensor"
         expect(isinstance(allocation, Mapping) and allocation, "allocation", what, allocation)
         expect_mapping("allocation", allocation, what)
         for name, share in allocation.items():
             expect_number(f"allocation[{name!r}]", share, lambda s: 0.0 <= s <= 1.0, "in [0, 1]")
-    possible = _SCORES[score][0]
+    possible = _SCORES[score].structures
     if structure is None:
         structure = possible[0] if allocation == "uniform" or possible[0] != "global" else "layer"
     groups = re.fullmatch(r"(\d+|n):(\d+)", structure) if isinstance(structure, str) else None
     is_groups = groups and 1 < int(groups[2]) > int(groups[1].replace("n", "0"))
-    kind = "N:M" if is_groups else structure
     what = "'global', 'layer', 'row', '2:4' (2 of 4 are kept) or the like, or 'n:8'"
-    expect(kind in ("global", "layer", "row", "N:M"), "structure", what, structure)
+    is_named = isinstance(structure, str) and structure in {*_STRUCTURES} - {"N:M"}
+    expect(is_groups or is_named, "structure", what, structure)
+    kind = _kind(structure)
     if kind not in possible:
         why = "within a tensor that is the order of |w|: choose score='magnitude'"
         if score == "sparsegpt":
@@ -311,7 +258,7 @@ def _checked(score: str, structure: str | None, allocation: Any) -> str:
         does = "has one threshold for all" if kind == "global" else "is a curve over one N for all"
         raise ConfigurationError(
             f"Expected no `allocation` with the structure {structure!r}, which {does}, got "
-            f"{allocation if is_named else 'sparsities by name'!r}. Choose 'layer', 'row' or '2:4'."
+            f"{'sparsities by name' if by_name else allocation!r}. Choose 'layer', 'row' or '2:4'."
         )
     return structure
 
@@ -322,9 +269,9 @@ def _or(names: Mapping[str, object]) -> str:
 
 def _spec(score: str, structure: str, allocation: Any, given: Mapping[str, Any]) -> str:
     """Everything that a combination is, in one word; arguments that are not its own are refused."""
-    own = {score: _SCORES[score][2]}
+    own = {score: _SCORES[score].arguments}
     if isinstance(allocation, str):
-        own[allocation] = _ALLOCATIONS[allocation]
+        own[allocation] = _ALLOCATIONS[allocation].arguments
     for name, value in given.items():
         if name == "block":
             expect_whole(name, value, 1)
@@ -347,7 +294,7 @@ def _spec(score: str, structure: str, allocation: Any, given: Mapping[str, Any])
 
 _NAMES = {spec: name for name, (spec, *_) in PATTERNS.items()}
 _COMBINATION = re.compile(
-    rf"({'|'.join(_SCORES)})(?::(global|layer|row|(?:\d+|n):\d+))?(?::({'|'.join(_ALLOCATIONS)}))?"
+    rf"({'|'.join(_SCORES)})(?::({'|'.join(_STRUCTURES)}|(?:\d+|n):\d+))?(?::({'|'.join(_ALLOCATIONS)}))?"
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,14 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsitywatch.pruning.patterns import Cut, Pattern, Shares, Weights
+from sparsitywatch.pruning.cuts import Combination, Cut, Scores, Shares, Weights
 from sparsitywatch.weights.spectrum.counting import map_threads
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
-
-#: The scores, [rows, inputs], of some rows of a tensor, one for each output, and of which.
-Score = Callable[[torch.Tensor, slice], torch.Tensor]
-#: Those of each tensor, by its name; None: by the order of their ``|w|``.
-Scores = Callable[[str], Score] | None
 
 #: So many weights of whole rows at once: fewer than torch shares out among threads of its own.
 _ROWS_AT_ONCE = (1 << 15) - 1
@@ -113,7 +108,7 @@ def sizes_of(weights: torch.Tensor) -> torch.Tensor:
 
 
 def row_cuts(
-    weights: Weights, levels: Sequence[float], shares: Shares, scores: Scores
+    _: Combination, weights: Weights, levels: Sequence[float], shares: Shares, scores: Scores
 ) -> list[Cut]:
     """Cuts that remove its tensor's share of each row, of the lowest scores."""
     shapes = {
@@ -167,7 +162,7 @@ def from_output_rows(rows: torch.Tensor, shape: Sequence[int], input_axis: int) 
 
 
 def group_cuts(
-    pattern: Pattern, weights: Weights, levels: Sequence[float], shares: Shares, scores: Scores
+    pattern: Combination, weights: Weights, levels: Sequence[float], shares: Shares, scores: Scores
 ) -> list[Cut]:
     """Cuts that keep as many of each group of a tensor, along the inputs, of highest scores."""
     each = [groups_at(pattern, weights, *one) for one in zip(levels, shares, strict=True)]
@@ -175,7 +170,7 @@ def group_cuts(
 
 
 def groups_at(
-    pattern: Pattern, weights: Weights, level: float, share: Mapping[str, float]
+    pattern: Combination, weights: Weights, level: float, share: Mapping[str, float]
 ) -> tuple[dict[str, int], dict[str, int], int]:
     """How many go of each tensor, and of each group of it, of how many."""
     # between 0 and 1 as many at every level, or, of N:M as a curve, what is nearest to the level

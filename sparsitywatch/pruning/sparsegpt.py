@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from sparsitywatch.pruning.patterns import Cut, Inputs, Pattern, Shares, Weights
+from sparsitywatch.pruning.cuts import Combination, Cut, Inputs, Shares, Weights
 from sparsitywatch.pruning.selections import (
     CountedCut,
     from_output_rows,
@@ -47,7 +47,7 @@ class Moments(NamedTuple):
 
 
 def updating_cuts(
-    pattern: Pattern, weights: Weights, levels: Sequence[float], shares: Shares
+    pattern: Combination, weights: Weights, levels: Sequence[float], shares: Shares
 ) -> list[Cut]:
     """Cuts of each tensor's share, or of each group along the inputs."""
     products = cast("Inputs", weights.inputs).products  # ``Pattern.cuts`` has seen to it

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from sparsitywatch.pruning.criteria import scored
-from sparsitywatch.pruning.patterns import Cut, Numbers, Pattern, Shares, Weights
+from sparsitywatch.pruning.cuts import Combination, Cut, Numbers, Scores, Shares, Weights
 from sparsitywatch.pruning.selections import (
     WORDS,
     CountedCut,
-    Scores,
     from_output_rows,
     keep_bits,
     to_output_rows,
@@ -65,31 +64,66 @@ def _round_down(threshold: float, dtype: torch.dtype) -> float:
     return float(rounded)
 
 
-def threshold_cuts(
-    pattern: Pattern, weights: Weights, levels: Sequence[float], shares: Shares, scores: Scores
+def global_cuts(
+    _: Combination, weights: Weights, levels: Sequence[float], __: Shares, scores: Scores
 ) -> list[Cut]:
-    """Cuts of the lowest scores, of all tensors together or of each."""
+    """Cuts of the lowest scores of all tensors together."""
+    spectrum = _spectrum(weights, scores)
+    scales = dict.fromkeys(spectrum.histograms, 1.0)
+    return _of_all(weights, levels, spectrum, scales, scores)
+
+
+def normalised_cuts(
+    _: Combination, weights: Weights, levels: Sequence[float], __: Shares
+) -> list[Cut]:
+    """Cuts of the smallest ``|w|`` over the root mean square of their tensor, of all together."""
     spectrum = weights.spectrum
-    if scores is not None:  # one tensor after another
-        every = (MagnitudeSpectrum.of({n: scored(weights, n, scores)}) for n in weights.shapes)
-        spectrum = sum(every, MagnitudeSpectrum())
-    sizes = {name: own.num_weights for name, own in spectrum.histograms.items()}
-    scales = dict.fromkeys(sizes, 1.0)
-    if pattern.score == "normalised":
-        scales = {n: rms if rms > 0.0 else 1.0 for n, rms in spectrum.layer_rms().items()}
+    scales = {n: rms if rms > 0.0 else 1.0 for n, rms in spectrum.layer_rms().items()}
+    return _of_all(weights, levels, spectrum, scales, None)
+
+
+def layer_cuts(
+    _: Combination, weights: Weights, levels: Sequence[float], shares: Shares, scores: Scores
+) -> list[Cut]:
+    """Cuts of the lowest scores of each tensor."""
+    limits = [dict[str, tuple[float, int]]() for _ in levels]
+    for name, own in _spectrum(weights, scores).histograms.items():
+        numbers = [num_pruned(own.num_weights, share[name]) for share in shares]
+        group = _Group({name: _Steps(own, 1.0)})
+        for found, limit in zip(limits, group.limits(numbers, weights, scores), strict=True):
+            found |= limit
+    return _cuts_at(limits, weights, levels, scores)
+
+
+def _spectrum(weights: Weights, scores: Scores) -> MagnitudeSpectrum:
+    """How many have which score, by tensor."""
+    if scores is None:
+        return weights.spectrum
+    # one tensor after another
+    every = (MagnitudeSpectrum.of({n: scored(weights, n, scores)}) for n in weights.shapes)
+    return sum(every, MagnitudeSpectrum())
+
+
+def _of_all(
+    weights: Weights, levels: Sequence[float], spectrum: MagnitudeSpectrum,
+    scales: Mapping[str, float], scores: Scores,
+) -> list[Cut]:  # fmt: skip
+    """Cuts by one threshold, in units of each tensor's scale."""
     steps = {n: _Steps(own, scales[n]) for n, own in spectrum.histograms.items()}
-    is_global = pattern.structure == "global"
-    groups = [
-        _Group(own).limits([num_pruned(num, share) for share in of_levels], weights, scores)
-        for own, num, of_levels in (
-            [(steps, sum(sizes.values()), levels)]
-            if is_global
-            else [({n: own}, sizes[n], [share[n] for share in shares]) for n, own in steps.items()]
-        )
-    ]
+    numbers = [num_pruned(spectrum.num_weights, level) for level in levels]
+    return _cuts_at(_Group(steps).limits(numbers, weights, scores), weights, levels, scores)
+
+
+def _cuts_at(
+    limits: Sequence[Mapping[str, tuple[float, int]]],
+    weights: Weights,
+    levels: Sequence[float],
+    scores: Scores,
+) -> list[Cut]:
+    """Cuts at the threshold of each tensor, which so many weights do not exceed, by level."""
+    sizes = {n: own.num_weights for n, own in weights.spectrum.histograms.items()}
     each = []
-    for index, level in enumerate(levels):
-        found = {name: limit for group in groups for name, limit in group[index].items()}
+    for level, found in zip(levels, limits, strict=True):
         if level >= 1.0:  # NaN, too
             found = {name: (math.inf, size) for name, size in sizes.items()}
         of_each = {name: threshold for name, (threshold, _) in found.items()}

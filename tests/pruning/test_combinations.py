@@ -11,7 +11,7 @@ import functools
 import itertools
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,19 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.criteria import input_axes, inputs_on, shares_of
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.pruning.criteria import input_axes, inputs_on
+from sparsitywatch.pruning.cuts import Inputs, Weights
 from sparsitywatch.pruning.model_copy import Runnable
-from sparsitywatch.pruning.patterns import Inputs, Pattern, Weights, as_pattern
+from sparsitywatch.pruning.patterns import (
+    _ALLOCATIONS,
+    _SCORES,
+    Pattern,
+    _Allocation,
+    _lowest,
+    _Score,
+    as_pattern,
+)
 from sparsitywatch.pruning.selections import _in_whole
 from sparsitywatch.ranks.reading import ShardBox, ShardedReader, Shards
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
@@ -47,20 +57,16 @@ BUDGETS = {
 
 def combinations() -> dict[str, Pattern]:
     """Every one that makes sense, by its name."""
-    whole = [("layer", "row"), ("uniform", "erk", "owl", BUDGETS)]
-    every = [
-        ("global", "uniform"),
-        *itertools.product(*whole),
-        *itertools.product(["2:4"], ("uniform", "owl", BUDGETS)),
-        ("4:8", "owl"),
-        ("n:8", "uniform"),
+    found = [
+        Pattern(score, "4:8", "owl") for score, row in _SCORES.items() if "N:M" in row.structures
     ]
-    found = [sw.patterns.Pattern("normalised")]
-    for score in ("magnitude", "wanda", "ria", "random", "sparsegpt"):
-        for structure, allocation in every:
-            if score != "sparsegpt" or structure not in ("global", "row"):
-                found.append(sw.patterns.Pattern(score, structure, allocation))
-    return {pattern.name: pattern for pattern in found}
+    for score, row in _SCORES.items():
+        for kind in row.structures:
+            first, *more = ("2:4", "n:8") if kind == "N:M" else (kind,)
+            found += [Pattern(score, structure) for structure in (first, *more)]
+            others = [*_ALLOCATIONS.keys() - {"uniform"}, BUDGETS] if kind != "global" else []
+            found += [Pattern(score, first, allocation) for allocation in others]
+    return {pattern.name: pattern for pattern in sorted(found, key=lambda one: one.name)}
 
 
 COMBINATIONS = combinations()
@@ -303,11 +309,47 @@ def test_the_checks_can_fail() -> None:
     assert not is_same(usual("wanda"), masks(COMBINATIONS["wanda"], Inputs(found.num, uneven)))
 
 
+# ------------------------------------------------------------------ what is added
+
+
+def test_a_score_and_an_allocation_are_added_by_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CONTRIBUTING.md says; against a sort of numpy."""
+
+    def distance(_: Pattern, weights: Weights) -> Callable[[str], Any]:
+        means = {name: float(tensor.mean()) for name, tensor in weights.tensors.items()}
+        return lambda name: lambda rows, _: (rows - means[name]).abs().float()
+
+    def first_half(_: Pattern, weights: Weights, levels: Sequence[float]) -> list[dict[str, float]]:
+        return [{name: level * (".up." in name) for name in weights.shapes} for level in levels]
+
+    monkeypatch.setitem(_SCORES, "distance", _Score(("layer", "row"), _lowest(distance)))
+    monkeypatch.setitem(_ALLOCATIONS, "up", _Allocation(first_half))
+    pattern = Pattern("distance", "row", "up")
+    assert pattern.name == "distance:row:up"
+    for name, found in gone(pattern, 0.5).items():
+        rows = rows_of(name, filled()[name])
+        far = np.abs(rows - rows.mean()).astype(np.float32)
+        expected = np.zeros(rows.shape, bool)
+        if ".up." in name:
+            order = np.argsort(far, 1, kind="stable")[:, : rows.shape[1] // 2]
+            np.put_along_axis(expected, order, True, 1)
+        assert np.array_equal(found, expected)
+    with pytest.raises(ConfigurationError, match="Expected another `structure` than 'global'"):
+        Pattern("distance", "global")
+
+
+def test_a_row_without_its_function_is_refused() -> None:
+    with pytest.raises(TypeError, match="cuts"):
+        _Score(("layer",))  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="shares"):
+        _Allocation()  # type: ignore[call-arg]
+
+
 # ------------------------------------------------------------------ names
 
 
 def test_every_combination_has_a_name_of_its_own_that_gives_it() -> None:
-    assert len(COMBINATIONS) == 66
+    assert len(COMBINATIONS) == 71
     for name, pattern in COMBINATIONS.items():
         if "budgets" not in name:
             assert as_pattern(name) == pattern
@@ -345,6 +387,7 @@ def test_the_combinations_of_the_manual_are_what_they_say() -> None:
         ({"allocation": "lamp"}, "`allocation` to be one of 'uniform', 'erk', 'owl', or"),
         ({"allocation": {}}, "`allocation` to be one of"),
         ({"allocation": {"w": 1.5}}, r"`allocation\['w'\]` to be in \[0, 1\], got 1.5"),
+        ({"structure": "N:M"}, "`structure` to be 'global', 'layer', 'row', '2:4'"),
         ({"structure": "global", "allocation": "erk"}, "'global', which has one threshold for all"),
         (
             {"structure": "global", "allocation": "owl"},
@@ -383,7 +426,7 @@ def test_n_of_m_with_an_allocation_removes_a_whole_number_of_each_group() -> Non
 
 def test_owl_keeps_more_of_a_group_where_there_are_more_outliers() -> None:
     known = told(dense())
-    (shares,) = shares_of(sw.patterns.Pattern("wanda", "row", "owl", spread=0.3), known, [0.5])
+    (shares,) = Pattern("wanda", "row", "owl", spread=0.3)._shares(known, [0.5])
     (cut,) = sw.patterns.Pattern("wanda", "4:8", "owl", spread=0.3).cuts(known, [0.5])
     assert len(set(cut.shares.values())) > 1
     for name, share in cut.shares.items():
@@ -475,8 +518,12 @@ def gone(pattern: Pattern, level: float) -> dict[str, np.ndarray]:
     return {name: rows_of(name, tensor) == 0 for name, tensor in found.items()}
 
 
+#: That are known from the weights and inputs alone: each needs its formula in ``worth``.
+SCORES = [score for score, row in _SCORES.items() if row.is_nested and score != "random"]
+
+
 @pytest.mark.parametrize("level", [0.3, 0.62])
-@pytest.mark.parametrize("score", ["magnitude", "normalised", "wanda", "ria"])
+@pytest.mark.parametrize("score", SCORES)
 def test_one_threshold_for_all_is_where_numpy_sorts_it(score: str, level: float) -> None:
     scores = worth(score)
     every = np.sort(np.concatenate([s.ravel() for s in scores.values()]))
@@ -485,7 +532,7 @@ def test_one_threshold_for_all_is_where_numpy_sorts_it(score: str, level: float)
         assert np.array_equal(found, scores[name] <= limit * (1 + 1e-7))
 
 
-@pytest.mark.parametrize("score", ["magnitude", "wanda", "ria"])
+@pytest.mark.parametrize("score", [s for s in SCORES if "row" in _SCORES[s].structures])
 @pytest.mark.parametrize("structure", ["layer", "row", "2:4"])
 def test_the_lowest_of_each_tensor_row_or_group_go(score: str, structure: str) -> None:
     scores = worth(score)

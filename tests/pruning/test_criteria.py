@@ -15,8 +15,9 @@ import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError, MeasurementError, ProxyError
 from sparsitywatch.pipeline.measure import RunContext, _estimate
 from sparsitywatch.pruning.criteria import input_axes, inputs_of, inputs_on
+from sparsitywatch.pruning.cuts import Inputs, Weights
 from sparsitywatch.pruning.model_copy import Runnable
-from sparsitywatch.pruning.patterns import Inputs, Pattern, SparseGPT, Wanda, Weights
+from sparsitywatch.pruning.patterns import Pattern, SparseGPT, Wanda
 from sparsitywatch.pruning.sparsegpt import Moments
 from sparsitywatch.records import SparsityCurve
 

@@ -10,8 +10,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import sparsitywatch as sw
+from sparsitywatch.pruning.cuts import Weights
 from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
+from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 

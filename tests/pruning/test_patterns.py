@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
-from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
+from sparsitywatch.pruning.cuts import Weights
+from sparsitywatch.pruning.patterns import GlobalMagnitude
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LEVELS = [0.0, 0.1, 0.33, 0.5, 0.9, 0.95, 1.0]

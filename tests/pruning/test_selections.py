@@ -14,6 +14,7 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.pruning.cuts import Weights
 from sparsitywatch.pruning.patterns import (
     GlobalMagnitude,
     GlobalNormalised,
@@ -23,7 +24,6 @@ from sparsitywatch.pruning.patterns import (
     PerRow,
     Random,
     RandomERK,
-    Weights,
 )
 from sparsitywatch.pruning.selections import smallest, to_output_rows
 
