@@ -47,8 +47,9 @@ class _ThresholdCut(CountedCut):
             found = self.scores(name)(to_output_rows(weights, self.axes[name]), slice(None))
             stays = (found <= threshold).logical_not_()  # NaN, too
             keep_bits(weights, from_output_rows(stays, weights.shape, self.axes[name]), out)
-        elif threshold == math.inf:
-            keep_bits(weights, weights.isnan(), out)
+        elif threshold == math.inf or weights.dtype.itemsize == 1:  # torch shrinks none of 8 bits
+            stays = (weights.float().abs() <= threshold).logical_not_()  # NaN, too
+            keep_bits(weights, stays, out)
         else:
             # hardshrink is one-shot magnitude pruning in one fused pass. NaN and inf
             # lie above every finite threshold and stay.

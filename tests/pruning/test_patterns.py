@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from sparsitywatch.pruning.cuts import Weights
-from sparsitywatch.pruning.patterns import GlobalMagnitude
+from sparsitywatch.pruning.patterns import GlobalMagnitude, as_pattern
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LEVELS = [0.0, 0.1, 0.33, 0.5, 0.9, 0.95, 1.0]
@@ -85,3 +85,24 @@ def test_torch_global_unstructured_removes_the_same_weights() -> None:
             out = torch.empty_like(model[index].weight)
             cut.prune(f"{index}.weight", model[index].weight.detach(), out)
             assert torch.equal(out, module.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "name", ["global", "layerwise", "global_normalised", "magnitude:layer:erk"]
+)
+def test_weights_of_eight_bits_go_as_their_values_do(name: str, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    tensors = {
+        n: (s * torch.randn(64, 32, generator=draw)).to(dtype) for n, s in (("a", 1), ("b", 3))
+    }
+    wide = {n: tensor.float() for n, tensor in tensors.items()}
+    pattern = as_pattern(name)
+    for level in (0.0, 0.3, 0.8, 1.0):
+        (cut,) = pattern.cuts(Weights.of(tensors), [level])
+        (same,) = pattern.cuts(Weights.of(wide), [level])
+        for n, tensor in tensors.items():
+            out, expected = torch.empty_like(tensor), torch.empty_like(wide[n])
+            cut.prune(n, tensor, out)
+            same.prune(n, wide[n], expected)
+            assert torch.equal(out.float(), expected)
