@@ -52,13 +52,12 @@ class TestNanoGPT(ReaderContract):
 class TestBeforeVersion16(ReaderContract):
     """As BERT's own were saved: pickles, and the storages behind them."""
 
-    format = "huggingface/torch"
+    format = "torch"
 
     def write(self, model: nn.Module, folder: Path) -> Path:
-        (folder / "old").mkdir()
-        target = folder / "old" / "pytorch_model.bin"
+        target = folder / "pytorch_model.bin"
         torch.save(model.state_dict(), target, _use_new_zipfile_serialization=False)
-        return target.parent
+        return target
 
 
 class TestShardedBin(ReaderContract):
