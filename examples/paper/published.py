@@ -65,7 +65,7 @@ class Series:
 #: The names on the command line. Steps: of MultiBERTs its release notes, of Pythia its paper.
 SERIES = {
     "multiberts": Series(
-        about="BERT-base (GELU, Adam, weight decay 0.01) for 2,000,000 steps, one run a seed",
+        about="BERT-base for 2,000,000 steps, one run a seed",
         place="hf://google/multiberts-seed_{}-step_*",
         runs=tuple("01234"),
         steps=(*range(0, 200_001, 20_000), *range(300_000, 2_000_001, 100_000)),
@@ -74,14 +74,14 @@ SERIES = {
         "are 20,000 steps apart, of another schedule: such a turn shows between two of them.",
     ),
     "pythia": Series(
-        about="GPT-NeoX (Adam, weight decay 0.01) for 143,000 steps, one run a size",
+        about="decoders (GPT-NeoX) for 143,000 steps, one run a size",
         place="hf://EleutherAI/pythia-{}@step*",
         runs=("160m",),
         steps=(0, *(2**n for n in range(10)), *range(1_000, 143_001, 1_000)),
-        note="Its files hold 16 bits a weight, which make small ones coarse, or 0.",
+        note="Files of 16 bits a weight make small ones coarse, or 0.",
     ),
     "olmo": Series(
-        about="OLMo 2 (AdamW), the first stage of its training, one run a size",
+        about="decoders (OLMo 2), the first stage of their training, one run a size",
         place="hf://allenai/{}@stage1-step*",
         runs=("OLMo-2-0425-1B",),
         most=48,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import kept
 import published
 import pytest
 import torch
-from contracts.hub_server import Hub, Repositories, hub_server
+from contracts.hub_server import Hub, hub_server
 from transformers import BertConfig, BertForPreTraining
 
 ROOT = Path(__file__).parents[2]
