@@ -118,9 +118,11 @@ class NextUse:
 @contextmanager
 def without_autocast() -> Iterator[None]:
     """As between steps, where a forward may be inside autocast."""
-    found = torch.accelerator.current_accelerator()
+    kinds = ["cpu"]
+    if torch.accelerator.is_available():  # without one torch 2.6 raises, later ones return None
+        kinds.append(torch.accelerator.current_accelerator().type)
     with ExitStack() as stack:
-        for kind in ("cpu", *([] if found is None else [found.type])):
+        for kind in kinds:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield

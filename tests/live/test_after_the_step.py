@@ -289,8 +289,16 @@ def test_what_is_averaged_now_and_then_is_recorded_and_is_no_habit() -> None:
     assert loop.told("written", "untrained", "overwritten") == []
 
 
-def test_an_evaluation_before_a_forward_is_that_between_steps() -> None:
+def test_an_evaluation_before_a_forward_is_that_between_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Under autocast, too, in whose midst the forward is."""
+    if not torch.accelerator.is_available():  # torch 2.6 raises where there is none
+
+        def refuse(*_: object) -> None:
+            raise RuntimeError("Cannot access accelerator device when none is available.")
+
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", refuse)
     loop = Loop(is_watched=False)
 
     def value(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
