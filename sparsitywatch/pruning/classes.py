@@ -21,17 +21,14 @@ _LABELS = ("labels", "label", "targets", "target")
 def labelled_value(
     model: nn.Module, batch: Any, *, metric: str = "loss", is_causal: bool = False
 ) -> torch.Tensor:
-    """Cross-entropy, or accuracy, of each example that has a label, float [N]; of several the mean.
-
-    In a causal model a label is what the position before it predicts.
-    """
+    """Cross-entropy or accuracy of each example with a label, float [N]; of several the mean."""
     logits, labels = _labelled(model, batch)
     bad = labels[(labels != IGNORED) & ((labels < 0) | (labels >= logits.shape[1]))]
     if len(bad):  # an accelerator would end the process
         raise ProxyError(
             f"Expected labels in [0, {logits.shape[1]}), or -100 for none, got {int(bad[0])}."
         )
-    if is_causal:
+    if is_causal:  # a label is what the position before it predicts
         logits, labels = logits[:, :, :-1], labels[:, 1:]
     if metric == "loss":
         each = F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)

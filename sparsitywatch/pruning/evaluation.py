@@ -183,20 +183,19 @@ class Evaluation:
         self.ends_s = level_s, time.perf_counter() - started
         # a model that has broken down gives NaN with and without its weights
         is_same = np.isfinite(self._dense).all() and np.array_equal(self._dense, everything)
-        if is_same and not self._reach_the_value():
+        if not is_same:
+            return
+        # without units alive 0 changes nothing; NaN in the place of the weights does
+        model = self._mask(self._cuts[1.0])
+        for _, _, out in self._masks.weights:
+            out.fill_(math.nan)
+        self._num_forwards += self._proxy.num_batches
+        if np.array_equal(self._dense, self._proxy.values(*model)):
             raise MeasurementError(
                 "Expected the value to change when every in-scope weight is removed, but it is the "
                 "same bit for bit: the value function does not run the watched weights (another "
                 "model, or a compiled graph that holds old weights)."
             )
-
-    def _reach_the_value(self) -> bool:
-        """Whether NaN in place of the weights changes a value; without units alive 0 does not."""
-        model = self._mask(self._cuts[1.0])
-        for _, _, out in self._masks.weights:
-            out.fill_(math.nan)
-        self._num_forwards += self._proxy.num_batches
-        return not np.array_equal(self._dense, self._proxy.values(*model))
 
     def _evaluated_dense(self, known: Array | None, looks: bool) -> Array:
         """The values of the dense model; on the way, what the pattern has to know of its layers."""

@@ -99,17 +99,11 @@ class FinetunedCurve(SparsityCurve):
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Which training it is, for functions that take ``run``.
+    """Which training it is, for functions that take ``run``."""
 
-    Args:
-        seed: that the global generators were seeded with.
-        level: the sparsity that was asked for; 0 is the dense model.
-        sparsity: the counted one; NaN until the model is pruned.
-    """
-
-    seed: int
-    level: float
-    sparsity: float = math.nan
+    seed: int  # that the global generators were seeded with
+    level: float  # the sparsity that was asked for; 0 is the dense model
+    sparsity: float = math.nan  # the counted one; NaN until the model is pruned
 
 
 def finetuned_curve(
@@ -192,7 +186,9 @@ def finetuned_curve(
         )
     at = _levels(levels, chosen)
     seeds = _seeds(seeds)
-    _check_executor(executor)
+    is_good = executor is None or isinstance(executor, Executor)
+    what = "a concurrent.futures.Executor, not of threads, which share the global generators"
+    expect(is_good and not isinstance(executor, ThreadPoolExecutor), "executor", what, executor)
     work = _Work(functions, chosen, scope, proxy)
     with preserve_rng():
         models = {seed: work.identify(seed) for seed in seeds}
@@ -238,13 +234,6 @@ def _seeds(seeds: Sequence[int]) -> list[int]:
     numbers = [int(seed) for seed in found]
     expect(len(set(numbers)) == len(numbers), "seeds", "different from each other", numbers)
     return numbers
-
-
-def _check_executor(executor: Executor | None) -> None:
-    is_good = executor is None or isinstance(executor, Executor)
-    is_good = is_good and not isinstance(executor, ThreadPoolExecutor)
-    what = "a concurrent.futures.Executor, not of threads, which share the global generators"
-    expect(is_good, "executor", what, executor)
 
 
 def _dense_of(
@@ -366,7 +355,13 @@ class _Work:
             return 0.0, {}
         parameters = Scope.of(model, self.scope).parameters(model)
         dense = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        axes, inputs = input_axes(model, list(dense)), self._inputs(model, list(dense))
+        axes, inputs = input_axes(model, list(dense)), None
+        if self.pattern.needs_inputs and (proxy := self.proxy) is not None:
+
+            def run_on(fresh: Callable[[], Runnable]) -> Inputs:
+                return inputs_on(proxy, fresh(), list(dense), self.pattern)[0]
+
+            inputs = check_forward(model, proxy.value, run_on, proxy.ranks)
         weights = Weights.of(dense, input_axes=axes, seed=run.seed, inputs=inputs)
         (cut,) = self.pattern.cuts(weights, [run.level])
         masks = {}
@@ -376,16 +371,6 @@ class _Work:
                 masks[name] = parameter == 0
         removed = sum(int(mask.sum()) for mask in masks.values())
         return removed / sum(mask.numel() for mask in masks.values()), masks
-
-    def _inputs(self, model: nn.Module, names: Sequence[str]) -> Inputs | None:
-        proxy, pattern = self.proxy, self.pattern
-        if not pattern.needs_inputs or proxy is None:
-            return None
-
-        def run(fresh: Callable[[], Runnable]) -> Inputs:
-            return inputs_on(proxy, fresh(), names, pattern)[0]
-
-        return check_forward(model, proxy.value, run, proxy.ranks)
 
     def experiment(self, settings: Mapping[str, Any] | None) -> Any:
         """What trainings are of, as it comes back from a file."""
@@ -474,14 +459,10 @@ def _held(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> Iterator[None]
         for parameter, kept in held:
             _clear(parameter, kept)
 
-    def zero_gradient(parameter: torch.Tensor, kept: torch.Tensor) -> None:
-        if parameter.grad is not None:
-            _clear(parameter.grad, kept)
-
     with contextlib.ExitStack() as stack:
         for parameter, kept in held:
             if parameter.requires_grad:  # so that its momentum stays zero too
-                hook = functools.partial(zero_gradient, kept=kept)
+                hook = lambda one, kept=kept: _clear(one.grad, kept)  # noqa: E731
                 handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
                 stack.callback(handle.remove)
         stack.callback(register_optimizer_step_post_hook(zero).remove)

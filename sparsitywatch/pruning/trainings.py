@@ -34,11 +34,10 @@ class Training:
 
 
 class TrainingLog:
-    """What is done, by seed and level; in a file too, under what the trainings are of.
+    """What is done, by seed and level; in a file too, under what the trainings are of."""
 
-    A training is claimed by a lock that ends with the process that holds it: no two processes do
-    the same one, and what a killed one has begun is left to the others.
-    """
+    # a training is claimed by a lock that ends with the process that holds it: no two do the same
+    # one, and what a killed one has begun is left to the others
 
     def __init__(self, file: Path | None, experiment: Mapping[str, Any]) -> None:
         self.file, self.experiment = file, experiment
