@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsitywatch.errors import MeasurementError, StateError
-from sparsitywatch.locks import held
+from sparsitywatch.processes import held
 
 #: What every line is of, as the first one says.
 _SAME = ("pattern", "scope", "proxy")
