@@ -36,6 +36,7 @@ from sparsitywatch.checkpoints.series import (
 )
 from sparsitywatch.checkpoints.storage import Location, NoAccessError, Options, Url, asked, one_line
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError, ScopeError
+from sparsitywatch.records import LedgerEntry
 from sparsitywatch.weights.layout import Entry, natural_order
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
@@ -384,23 +385,8 @@ def describe(
         decided = Scope.of_entries(entries, scope)
     except ScopeError as error:
         problem = str(error)
-    verdicts = {line.name: line for line in decided.ledger} if decided else {}
-    tensors = []
-    for tied in by_storage.values():
-        entry, *others = sorted(tied, key=lambda entry: entry.name)  # as in a ledger
-        line = verdicts.get(entry.name)
-        tensors.append(
-            {
-                "name": entry.name,
-                "shape": entry.shape,
-                "dtype": entry.stored_as or str(entry.dtype).removeprefix("torch."),
-                "num_weights": entry.num_weights,
-                "num_bytes": entry.num_bytes,
-                "in_scope": line.in_scope if line else None,
-                "reason": "; ".join(filter(None, (line.reason if line else "", entry.problem))),
-                "aliases": [other.name for other in others],
-            }
-        )
+    lines = {line.name: line for line in decided.ledger} if decided else {}
+    tensors = [_described(tied, lines) for tied in by_storage.values()]
     return {
         "url": listed.shown,
         "format": listed.format,
@@ -415,6 +401,22 @@ def describe(
         "scope_hash": decided.hash if decided else "",
         "scope_problem": problem,
         "tensors": tensors,
+    }
+
+
+def _described(tied: Sequence[Entry], lines: Mapping[str, LedgerEntry]) -> dict[str, Any]:
+    """What is said of the tensors of one storage."""
+    entry, *others = sorted(tied, key=lambda entry: entry.name)  # as in a ledger
+    line = lines.get(entry.name)
+    return {
+        "name": entry.name,
+        "shape": entry.shape,
+        "dtype": entry.stored_as or str(entry.dtype).removeprefix("torch."),
+        "num_weights": entry.num_weights,
+        "num_bytes": entry.num_bytes,
+        "in_scope": line.in_scope if line else None,
+        "reason": "; ".join(filter(None, (line.reason if line else "", entry.problem))),
+        "aliases": [other.name for other in others],
     }
 
 

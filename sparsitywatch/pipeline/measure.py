@@ -174,12 +174,10 @@ def measure_snapshot(
     largest, *mask_thresholds = spectrum.thresholds([1.0, *MASK_LEVELS])
     near_zero, near_zero_of = spectrum.near_zero_by_rule(run.settings.rules, initial_rms)
     return Measured(
-        record=Record(
-            step=snapshot.step,
-            wall_time=time.time(),
-            valid=not reason,
-            reason=reason,
-            scope=run.scope.summary,
+        record=_record(
+            snapshot.step,
+            reason,
+            run,
             num_nan=spectrum.num_nan,
             num_inf=spectrum.num_inf,
             num_zero=spectrum.num_zero,
@@ -197,7 +195,6 @@ def measure_snapshot(
             not_evaluated=not_evaluated,
             xray=result.xray if result else None,
             layers=_layers(spectrum, rms, near_zero_of, result),
-            provenance=run.provenance,
             cost=Cost(
                 stall_s=0.0,
                 spectrum_s=counted_at - started,
@@ -214,21 +211,21 @@ def measure_snapshot(
 
 def not_measured(step: int, reason: str, run: RunContext, not_evaluated: str = "") -> Measured:
     """What is said of a snapshot that could not even read the weights."""
-    return Measured(
-        record=Record(
-            step=step,
-            wall_time=time.time(),
-            valid=False,
-            reason=reason,
-            scope=run.scope.summary,
-            num_nan=-1,
-            num_inf=-1,
-            num_zero=-1,
-            near_zero={},
-            provenance=run.provenance,
-            not_evaluated=not_evaluated,
-            cost=Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0),
-        )
+    cost = Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0)
+    unread: Any = {"num_nan": -1, "num_inf": -1, "num_zero": -1, "near_zero": {}, "cost": cost}
+    return Measured(record=_record(step, reason, run, not_evaluated=not_evaluated, **unread))
+
+
+def _record(step: int, reason: str, run: RunContext, **said: Any) -> Record:
+    """A record of now, with what the run says; it is valid if there is no reason why not."""
+    return Record(
+        step=step,
+        wall_time=time.time(),
+        valid=not reason,
+        reason=reason,
+        scope=run.scope.summary,
+        provenance=run.provenance,
+        **said,
     )
 
 
