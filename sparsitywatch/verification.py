@@ -174,16 +174,13 @@ class Difference:
 
 
 class OtherThread:
-    """A thread that draws from each global generator once a step, in an evaluation if there is one.
-
-    It is there until half of the steps are done. Without an evaluation it draws at a step's end.
-    """
+    """A thread that draws from each global generator once a step, in an evaluation if there is."""
 
     def __init__(self) -> None:
         self.drawn: list[float] = []
         self._asked, self._done = queue.SimpleQueue[bool](), threading.Semaphore(0)
         self._thread: threading.Thread | None = None
-        self._pid, self._is_due = os.getpid(), False
+        self._pid, self._is_due = os.getpid(), False  # it draws until half of the steps are done
 
     def begin(self, model: nn.Module) -> None:
         """Start, if evaluations can run beside it."""

@@ -58,31 +58,16 @@ Places = Url | Iterable[Url] | Mapping[int, Url]
 def discover(
     urls: Places,
     storage_options: Options = None,
-    known: Mapping[str, ListedCheckpoint] | None = None,
+    known: Mapping[str, ListedCheckpoint] | None = None,  # by URL, as of an earlier call
     key: str | None = None,
     *,
-    keep: bool = False,
+    keep: bool = False,  # let each have itself, to be read without its description
 ) -> list[ListedCheckpoint]:
-    """Every checkpoint under some places, by step; those without a step come last.
-
-    Nothing is left out in silence: what is unfinished, refused or a duplicate is in the list
-    and says so. Only descriptions are read, and where several are of one step some bytes of
-    their weights.
-
-    Args:
-        urls: files, folders and patterns with ``*`` on any storage that fsspec knows. On the
-            Hub a pattern may stand for branches (``hf://org/model@step*``) and for
-            repositories (``hf://org/model-step_*``). What is there by that very name is no
-            pattern. Or, by step, the address of each: nothing else is asked for its step.
-        storage_options: passed on to fsspec.
-        known: by URL, what an earlier call found; taken as it is and neither listed nor opened
-            again where the name states a step. Other names may be written to again and again.
-        key: what leads to the model in each, as of ``open_checkpoint``.
-        keep: let each have itself as ``checkpoint``, to be read without its description.
-
-    Raises:
-        CheckpointError: a place is not there at all, or a pattern matches nothing.
-    """
+    """Every checkpoint under some places, by step; those without a step come last."""
+    # nothing is left out in silence: what is unfinished, refused or a duplicate says so. Only
+    # descriptions are read, and where several are of one step some bytes of their weights. What is
+    # known is neither listed nor opened again where its name states a step: others may be written
+    # to again and again. On the Hub a pattern may stand for branches and for repositories.
     probe = _Probe(storage_options, key, keep)
     if isinstance(urls, Mapping):
         at = {step: Location.of(url, storage_options) for step, url in sorted(urls.items())}

@@ -88,11 +88,7 @@ def _of_groups(read: Callable[[Path], float]) -> Iterator[float]:
 
 
 class Behind:
-    """Evaluates a model in forks, one at a time.
-
-    They run beside the training where that is asked for and safe. They are waited for where other
-    threads may use what an evaluation touches.
-    """
+    """Evaluates a model in forks, one at a time: beside the training, or waited for."""
 
     def __init__(self, where: Where, model: MaskedModel, reader: ShardedReader) -> None:
         self.is_on = False  # whether a fork is beside the training, or was, and is unaccounted for

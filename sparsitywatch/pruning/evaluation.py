@@ -142,7 +142,8 @@ class Evaluation:
     ) -> None:
         self._masks, self._proxy, self._pattern = masks, proxy, pattern
         tensors = {name: dense for name, dense, _ in masks.weights}
-        self._weights = Weights(spectrum, masks.shapes, tensors=tensors, united=masks.united)
+        shapes = {name: tuple(dense.shape) for name, dense in tensors.items()}
+        self._weights = Weights(spectrum, shapes, tensors=tensors, united=masks.united)
         self._mask = proxy.ranks.guarded("masking", masks.masked)
         self._fresh = proxy.ranks.guarded("a model to evaluate", masks.fresh)
         self._cuts_of = proxy.ranks.guarded("finding masks", pattern.cuts)
@@ -428,11 +429,6 @@ class Masks(ABC):
         self.shared: list[tuple[torch.Tensor, int]] = []
         #: Of numbers that are found in the dense weights.
         self.united: Callable[[Callable[[], Numbers]], Numbers] = of_this_rank
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of what is held here of each tensor, by name."""
-        return {name: tuple(dense.shape) for name, dense, _ in self.weights}
 
     def dense(self) -> Runnable:
         """The model as it is."""

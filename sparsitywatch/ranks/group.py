@@ -38,11 +38,10 @@ _calls: Counter[str] = Counter()  # of join by place, on this rank
 
 
 class RankGroup(Ranks):
-    """Ranks in a process group of the watch's own, by gloo: what is sent lies on the CPU.
+    """Ranks in a process group of the watch's own, by gloo: what is sent lies on the CPU."""
 
-    Before data is exchanged the ranks agree that all of them are at the same place and well: what
-    failed on one of them fails on all, and none waits for it. Who leaves says so under ``key``.
-    """
+    # before data is exchanged all agree that they are at the same place and well: what failed on
+    # one of them fails on all, and none waits for it
 
     is_alone = False
     evaluating = contextlib.nullcontext
