@@ -20,7 +20,7 @@ import torch
 from sparsitywatch.checkpoints.base import Checkpoint, Contents, Tree, choose, everything
 from sparsitywatch.checkpoints.distributed import read_distributed
 from sparsitywatch.checkpoints.inert_pickle import whole_of
-from sparsitywatch.checkpoints.storage import Location, Options, Range, Source, Url
+from sparsitywatch.checkpoints.storage import Location, Options, Range, SourceFile, Url
 from sparsitywatch.checkpoints.tensors import (
     ARCHIVE_START,
     ReadingError,
@@ -78,7 +78,7 @@ def read_safetensors(file: Location) -> Contents:
     return Contents(place=file, format="safetensors", tree=tree)
 
 
-def _placed(source: Source, header: Iterable[Described], start: int) -> dict[str, StoredTensor]:
+def _placed(source: SourceFile, header: Iterable[Described], start: int) -> dict[str, StoredTensor]:
     """The described tensors, which lie one behind the other from ``start`` to the end."""
     stored: dict[str, StoredTensor] = {}
     end = 0

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sparsitywatch.pipeline.measure import Evaluated, RunContext, evaluated
+from sparsitywatch.pipeline.measure import RunContext, Sweeps, evaluated
 from sparsitywatch.pruning.apart import Fork, ForkError, others, why_no_fork
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult
 from sparsitywatch.pruning.proxy import Proxy
@@ -163,13 +163,13 @@ class Behind:
 
     def start(
         self, snapshot: Snapshot, run: RunContext, *, is_waited_for: bool
-    ) -> Callable[[], Evaluated]:
+    ) -> Callable[[], Sweeps]:
         """Evaluate the live weights of a snapshot in a fork; gives what waits for it."""
         model, proxy = self._model, run.proxy
         assert proxy is not None  # noqa: S101 for the type checker
         num_threads = torch.get_num_threads()
 
-        def evaluate() -> Evaluated:
+        def evaluate() -> Sweeps:
             if not is_waited_for:
                 os.nice(5)  # should the cores not be idle after all
             spectrum = self._reader.counted(snapshot)[0]
@@ -187,7 +187,7 @@ class Behind:
         first_s = self.usual_s * (1 if is_waited_for else num_threads)
         expected_s = self._took_s.get(is_waited_for, first_s)
 
-        def result() -> Evaluated:
+        def result() -> Sweeps:
             try:
                 if fork is None:
                     return None, {}, self._failures[-1]

@@ -42,7 +42,7 @@ from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.proxy import Proxy, drawn_from
 from sparsitywatch.pruning.selections import WORDS
 from sparsitywatch.pruning.sweeps import check_levels
-from sparsitywatch.pruning.trainings import Training, TrainingLog, refuse_equal
+from sparsitywatch.pruning.trainings import DoneTraining, TrainingLog, refuse_equal
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.records.curve import t_quantile
 from sparsitywatch.records.difference import Difference
@@ -75,7 +75,7 @@ class FinetunedCurve(SparsityCurve):
     unit: str = "seed"
     by_example: np.ndarray | None = field(default=None, compare=False)
     groups: tuple[Any, ...] | None = None
-    trainings: tuple[Training, ...] = field(default=(), compare=False)
+    trainings: tuple[DoneTraining, ...] = field(default=(), compare=False)
     experiment: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -238,7 +238,7 @@ def _seeds(seeds: Sequence[int]) -> list[int]:
 
 def _dense_of(
     dense: FinetunedCurve | None, settings: Any, models: Mapping[int, str]
-) -> list[Training]:
+) -> list[DoneTraining]:
     """The dense trainings of a curve, refused if they are of another model or of other settings."""
     if dense is None:
         return []
@@ -307,7 +307,7 @@ class _Work:
 
     def __call__(
         self, runs: TrainingLog, seed: int, level: float, dense: str, *, wait: bool
-    ) -> Training | None:
+    ) -> DoneTraining | None:
         """Do one training, unless another process does; then its, with ``wait``."""
         with preserve_rng(), runs.claimed(seed, level, wait=wait) as is_ours:
             if not is_ours:
@@ -316,7 +316,7 @@ class _Work:
                 runs.add(self._train(TrainingRun(seed, level), dense))
             return runs.found[seed, level]
 
-    def _train(self, run: TrainingRun, dense: str) -> Training:
+    def _train(self, run: TrainingRun, dense: str) -> DoneTraining:
         model = self._make(run)
         if (came := _fingerprint(model)) != dense:
             raise ConfigurationError(
@@ -337,7 +337,7 @@ class _Work:
         examples = _numbers(self._call("evaluate", model, run=run))
         value = float(np.mean(examples))
         logger.info("seed %d, sparsity %.3f: %.6g", run.seed, sparsity, value)
-        return Training(
+        return DoneTraining(
             seed=run.seed,
             level=run.level,
             sparsity=sparsity,
@@ -396,8 +396,10 @@ class _Work:
 
 
 def _done(
-    executor: Executor | None, do: Callable[..., Training | None], jobs: Sequence[tuple[Any, ...]]
-) -> Iterator[Training]:
+    executor: Executor | None,
+    do: Callable[..., DoneTraining | None],
+    jobs: Sequence[tuple[Any, ...]],
+) -> Iterator[DoneTraining]:
     """The trainings that are missing, as they are done; not those that other processes do."""
     if executor is None:
         yield from filter(None, itertools.starmap(do, jobs))
