@@ -8,7 +8,6 @@ import gc
 import hashlib
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -34,7 +33,6 @@ PATIENCE_S = 10.0
 #: For others without whom there is no whole model; and for their part in what is done together.
 _LONG_PATIENCE_S = 300.0
 _TOGETHER, _ALONE = "together", "alone"
-_calls: Counter[str] = Counter()  # of join by place, on this rank
 
 
 class RankGroup(Ranks):
@@ -238,9 +236,9 @@ def join(model: nn.Module, place: str) -> Ranks:
     is_part = any(map(is_sharded, parameters.values()))
     if size == 1 and not is_part:
         return ALONE
-    _calls[place] += 1
     store: Any = distributed.distributed_c10d._get_default_store()
-    prefix = f"sparsitywatch/{_calls[place]}/{place}"
+    number = store.add(f"sparsitywatch/calls of rank {rank}/{place}", 1)
+    prefix = f"sparsitywatch/{number}/{place}"
     shapes = sorted(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
     own = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
     store.set(f"{prefix}/{rank}", own)
