@@ -118,11 +118,11 @@ class NextUse:
 @contextmanager
 def without_autocast() -> Iterator[None]:
     """As between steps, where a forward may be inside autocast."""
-    kinds = ["cpu"]
-    if torch.accelerator.is_available():  # without one torch 2.6 raises, later ones return None
-        kinds.append(torch.accelerator.current_accelerator().type)
+    accelerator = torch.accelerator
+    # without one torch 2.6 raises where it is asked for
+    found = accelerator.current_accelerator() if accelerator.is_available() else None
     with ExitStack() as stack:
-        for kind in kinds:
+        for kind in ("cpu", *([] if found is None else [found.type])):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
