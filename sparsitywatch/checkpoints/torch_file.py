@@ -162,17 +162,8 @@ class Pickled(Tree):
             return _ArrayTensor(entry=entry, position=(self._source.url, 0), values=values)
         if call is None:
             return _unreadable(name, node)
-        _, offset, size, steps, *rest = call.arguments
         key, dtype, length = _storage_of(name, call)
-        if len(call.arguments) not in _PLAIN[call.function.name]:
-            raise RefusedError("it is made with more or less than torch needs", name)
-        shape, stride = as_sizes(size), as_sizes(steps)
-        is_place = type(offset) is int and offset >= 0 and isinstance(key, str)
-        # whether it requires grad, and what torch keeps beside it
-        is_place &= not rest or type(rest[0]) is bool
-        is_place &= all(isinstance(one, dict) for one in rest[2:] if call.function.name[-1] == "2")
-        if not is_place or shape is None or stride is None or len(shape) != len(stride):
-            raise RefusedError("its shape, strides and offset contradict each other", name)
+        offset, shape, stride = _place_of(name, call)
         if key not in self._records:
             raise RefusedError(f"its storage {key[:40]!r} is not in the file", name)
         record, member = self._records[key], self._records[key].member
@@ -531,6 +522,21 @@ def _outside(value: Any, name: str | None = None) -> tuple[str, torch.dtype, int
     if type(num) is not int or num < 0 or not (isinstance(device, str) and isinstance(key, str)):
         raise RefusedError("expected a storage with a key, a device and a length", name)
     return key, base, num
+
+
+def _place_of(name: str, call: Call) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Where a tensor begins in its storage, its shape and its strides, in elements."""
+    if len(call.arguments) not in _PLAIN[call.function.name]:
+        raise RefusedError("it is made with more or less than torch needs", name)
+    _, offset, size, steps, *rest = call.arguments
+    shape, stride = as_sizes(size), as_sizes(steps)
+    is_place = type(offset) is int and offset >= 0
+    # whether it requires grad, and what torch keeps beside it
+    is_place &= not rest or type(rest[0]) is bool
+    is_place &= all(isinstance(one, dict) for one in rest[2:] if call.function.name[-1] == "2")
+    if not is_place or shape is None or stride is None or len(shape) != len(stride):
+        raise RefusedError("its shape, strides and offset contradict each other", name)
+    return offset, shape, stride
 
 
 def extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, bool]:

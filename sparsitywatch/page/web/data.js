@@ -22,7 +22,7 @@
  *   alive: number | null, watch: string[],
  *   taken: string, unit: string, measured: Record<string, string[]>, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
  *   failed: number[], unasked: number[], gaps: string[], series: Record<string, Values>,
- *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[],
+ *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[], blocks: string[],
  *   facts: Facts, spike: Spike | null}} PageData
  * Of the last spike: rises of each block in thousandths of a doubling; places among the steps, -1 where none is known.
  * @typedef {{told: string, steps: number[], loss: Values, blocks: string[], rises: Values[], began: number, at: number}} Spike
@@ -57,20 +57,29 @@ export function decoded(details) {
 }
 
 /**
- * The run of a file: its data stand in the page, compressed.
+ * The runs of a file: their data stand in the page, compressed.
  * @param {string} base64
  * @returns {Promise<Source>}
  */
 export async function fileSource(base64) {
   const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const { page, details } = await new Response(stream).json();
-  const own = decoded(details);
+  /** @type {{name: string, page: PageData, details: Details, summary: Summary, error?: string}[]} */
+  const inside = await new Response(stream).json();
+  const runs = new Map(inside.map((run) => [run.name, run]));
+  for (const { details } of inside) if (details) decoded(details);
+  /** @param {string} name */
+  const of = async (name) => {
+    const run = /** @type {typeof inside[0]} */ (runs.get(name));
+    if (run.error) throw new Error(run.error);
+    return run;
+  };
   return {
     live: false,
-    runs: async () => [{ name: page.name, version: "" }],
-    page: async () => page,
-    details: async () => own,
+    runs: async () => inside.map(({ name }) => ({ name, version: "" })),
+    page: async (name) => (await of(name)).page,
+    summary: async (name) => (await of(name)).summary,
+    details: async (name) => (await of(name)).details,
   };
 }
 
