@@ -119,23 +119,16 @@ def module_of(parameters: set[int]) -> nn.Module | None:
     is the model that it is in.
     """
 
-    def size(one: nn.Module) -> tuple[bool, int, bool, int, bool, int]:
+    def size(one: nn.Module) -> tuple[bool | int, ...]:
         # FSDP1's wrapper knows what the module inside it has. Of those that hold the same the class
-        # of a script says more than torch's own, as a ModuleDict, which cannot be called
+        # of a script says more than torch's own
         held, modules = held_by(one)
         num_frozen = sum(not held[key] for key in held.keys() - parameters)
+        is_list = issubclass(type(one), nn.ModuleList | nn.ModuleDict)  # which cannot be called
         origins = {kind.__module__.partition(".")[0] for kind in type(one).__mro__}
         is_of_torch = origins <= {"torch", "abc", "typing", "builtins"}
-        is_called = type(one).forward is not nn.Module.forward
-        others = len(held) - num_frozen
-        return (
-            "_handle" not in vars(one),
-            others,
-            not is_called,
-            -num_frozen,
-            is_of_torch,
-            len(modules),
-        )
+        size = len(held) - num_frozen, is_list, -num_frozen, is_of_torch, len(modules)
+        return "_handle" not in vars(one), *size
 
     modules = [one for one in gc.get_objects() if issubclass(type(one), nn.Module)]
     found = [one for one in modules if parameters and parameters <= held_by(one)[0].keys()]
