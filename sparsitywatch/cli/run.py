@@ -127,13 +127,13 @@ class _Workers:
     """Processes that the script starts anew, as ``mp.spawn`` does: they watch what they train."""
 
     def __init__(self, given: dict[str, Any]) -> None:
-        self._given, self._num = given, 0
+        self._given, self._any = given, False
 
     @property
     def advice(self) -> str:
         """What to do where this process trains nothing."""
-        if self._num:
-            return f"The {self._num} processes that it started say what they watch"
+        if self._any:
+            return "The processes that it started say what they watch"
         return "Use `sw.watch` where the training is"
 
     def follow(self) -> None:
@@ -147,7 +147,7 @@ class _Workers:
             target = getattr(getattr(process, "_target", None), "__module__", "") or ""
             if target.startswith("torch.utils.data."):  # it loads batches
                 return prepared(name)
-            self._num += 1
+            self._any = True
             return prepared(name) | {"sparsitywatch": _InWorker(self._given)}
 
         spawn.get_preparation_data = told
@@ -229,14 +229,14 @@ def _execute(source: bytes, command: Sequence[str]) -> None:
     file = os.path.join(os.getcwd(), command[0])  # noqa: PTH109, PTH118 with its dots, as Python
     names = {"__cached__": None, "__file__": file, "__loader__": SourceFileLoader("__main__", file)}
     _begin_main(names, command, str(Path(file).resolve().parent))
-    with _shown_from(file):
+    with _shown_below(_execute):
         exec(compile(source, file, "exec", dont_inherit=True), vars(sys.modules["__main__"]))  # noqa: S102 as was asked
 
 
 def _execute_module(command: Sequence[str]) -> None:
     """Run a module or a package as ``python -m NAME ...`` does, whose own words say what fails."""
     _begin_main({}, ["-m", *command[1:]], os.getcwd())  # noqa: PTH109
-    with _shown_from(runpy.run_module.__code__.co_filename):
+    with _shown_below(_execute_module):
         runpy._run_module_as_main(command[0])  # type: ignore[attr-defined] # which Python calls
 
 
@@ -250,8 +250,8 @@ def _begin_main(names: dict[str, Any], argv: Sequence[str], folder: str) -> None
 
 
 @contextmanager
-def _shown_from(file: str) -> Iterator[None]:
-    """Let what the script raises out, as Python shows it: from the first frame of ``file`` on."""
+def _shown_below(ours: Callable[..., None]) -> Iterator[None]:
+    """Let what the script raises out, as Python shows it: without the frames up to our own."""
     try:
         yield
     except BaseException:
@@ -259,8 +259,9 @@ def _shown_from(file: str) -> Iterator[None]:
 
         def shown(kind: Any, error: BaseException, trace: TracebackType | None) -> None:
             # by name: whoever held the script's globals would keep them until there is no stdout
-            while trace is not None and trace.tb_frame.f_code.co_filename != file:
+            while trace is not None and trace.tb_frame.f_code is not ours.__code__:
                 trace = trace.tb_next
+            trace = trace and trace.tb_next
             show(kind, error.with_traceback(trace), trace)
 
         sys.excepthook = shown  # by which Python shows what a script does not catch

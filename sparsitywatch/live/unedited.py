@@ -18,6 +18,7 @@ from sparsitywatch.errors import (
     SparsityWatchError,
     contain_faults,
 )
+from sparsitywatch.live.schedule import with_first_looks
 from sparsitywatch.live.trace import Optimizer, Step, StepHook
 from sparsitywatch.live.watch import watch
 from sparsitywatch.live.watcher import Watcher
@@ -47,9 +48,12 @@ class Unedited:
         logdir: Path,
         tell: Callable[[str], object],
         of_trainer: OfTrainer | None = None,
+        *,
+        every: int,
         **options: Any,
     ) -> None:
-        self._logdir, self._tell, self._options = logdir, tell, options
+        self._logdir, self._tell = logdir, tell
+        self._options = {**options, "every": with_first_looks(every)}
         self._of_trainer = of_trainer
         self._looked_at: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._num_of: Counter[str] = Counter()  # modules by class
@@ -105,7 +109,8 @@ class Unedited:
                 watcher = attach(proxy=found)
             except (ProxyError, ConfigurationError) as error:
                 watcher, words = attach(), f". No evaluation: {redacted_error(error)}"
-            why = watcher.off
+            if not (why := watcher.off) and watcher._trace.steps_done == 0:
+                watcher.snapshot()  # as it begins: the first step is not waited for
         except SparsityWatchError as error:
             why = redacted_error(error)
         where = f"is watched, and logs into {self._logdir / name}{words}"
