@@ -14,6 +14,7 @@ import logging
 import os
 import runpy
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -118,9 +119,29 @@ def begin(tell: Teller, given: dict[str, Any], *, is_worker: bool = False) -> Ca
         if not is_worker and not any(one.num_looked_at for one in found):
             words = "no optimizer of torch took a step in this process: nothing was watched"
             tell(f"{words}. {workers.advice}")
+        try:
+            for words in _verdicts({k: v for one in found for k, v in one.claims.items()}):
+                tell(words)
+        except Exception as error:  # noqa: BLE001 it is not the script's
+            tell(f"no verdict: {redacted_error(error)}")
 
     _after_torch(attach)
     return end
+
+
+def _verdicts(claims: dict[str, Any]) -> list[str]:
+    """How each model stands at the end, the worst last: where a terminal's reader looks."""
+    from sparsitywatch.page.render import load
+
+    places = {name: claim.directory for name, claim in claims.items()}
+    found = [(name, load(place).verdict) for name, place in places.items() if place.is_dir()]
+    found.sort(key=lambda one: one[1].exit_code)
+    told = []
+    for name, verdict in found:
+        lines = f"{name}: {verdict.describe()}".splitlines()
+        own = [textwrap.fill(line, 65, subsequent_indent="  ") for line in lines]
+        told.append("\n".join([*own, f"More: sparsitywatch show {places[name].parent}"]))
+    return told
 
 
 class _Workers:
@@ -189,8 +210,9 @@ class Teller(logging.StreamHandler):  # type: ignore[type-arg]
     """Says words, and what the library logs; where that cannot be done, nothing."""
 
     def __call__(self, words: str) -> None:
-        """Say them."""
-        self.handle(logging.makeLogRecord({"msg": f"sparsitywatch: {redacted(words)}"}))
+        """Say them, each line as ours."""
+        for line in words.splitlines():
+            self.handle(logging.makeLogRecord({"msg": f"sparsitywatch: {redacted(line)}"}))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 as the base has it
         """Nothing: a script may have closed the stream."""

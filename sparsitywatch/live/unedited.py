@@ -22,6 +22,7 @@ from sparsitywatch.live.schedule import with_first_looks
 from sparsitywatch.live.trace import Optimizer, Step, StepHook
 from sparsitywatch.live.watch import watch
 from sparsitywatch.live.watcher import Watcher
+from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.redact import redacted_error
@@ -59,6 +60,7 @@ class Unedited:
         self._num_of: Counter[str] = Counter()  # modules by class
         self._told: set[str] = set()
         self.num_looked_at = 0
+        self.claims: dict[str, Claim] = {}  # of the logs that this process writes, by their names
         self._hook = StepHook(self._before, self._after)
 
     def _before(self, optimizer: Optimizer) -> None:
@@ -111,6 +113,8 @@ class Unedited:
                 watcher, words = attach(), f". No evaluation: {redacted_error(error)}"
             if not (why := watcher.off) and watcher._trace.steps_done == 0:
                 watcher.snapshot()  # as it begins: the first step is not waited for
+            if watcher._pipeline.claim.directory is not None:
+                self.claims[name] = watcher._pipeline.claim
         except SparsityWatchError as error:
             why = redacted_error(error)
         where = f"is watched, and logs into {self._logdir / name}{words}"

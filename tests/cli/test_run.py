@@ -222,7 +222,7 @@ def test_weights_are_the_same_and_each_module_has_a_log(name: str, tmp_path: Pat
     assert folders == set(logs)
     for folder, number in logs.items():
         run = sw.load(tmp_path / "runs" / "train" / folder)
-        assert [record.step for record in run.records] == [2 * i for i in range(1, number + 1)]
+        assert [record.step for record in run.records] == [2 * i for i in range(number + 1)]
         assert f"sparsitywatch: {folder} is watched, and logs into {run.directory.parent}" in errors
     assert errors.count(" is watched") == len(logs)
     assert main(["status", str(tmp_path / "runs" / "train")]) == 0
@@ -255,7 +255,7 @@ def test_a_proxy_is_named_and_a_scope_and_what_is_neither_leaves_the_weights_wat
         code, output, errors = watched(script, *options)
         assert (code, output) == (0, expected), errors
         records = sw.load(tmp_path / name / "Net").records
-        assert [record.scope.num_tensors for record in records] == [4, 4]
+        assert [record.scope.num_tensors for record in records] == [4, 4, 4]
         assert all((record.curve is not None) == bool(is_one) for record in records)
         assert ("No evaluation: ConfigurationError: Expected `--proxy`" in errors) != bool(is_one)
     assert main(["run", "--proxy", "train", str(script)]) == 2
@@ -284,7 +284,7 @@ def test_processes_that_a_script_starts_watch_what_they_train(tmp_path: Path) ->
     first, second = (torch.load(tmp_path / f"{name}-0.pt") for name in ("plain", "watched"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     records = sw.load(tmp_path / "runs" / "train" / "Net").records
-    assert [record.step for record in records] == [2, 4, 6]
+    assert [record.step for record in records] == [0, 2, 4, 6]
     assert "The processes that it started say what they watch" in errors
 
 
@@ -313,7 +313,7 @@ def test_what_a_script_sets_up_before_torch_holds(
     code, output, errors = ran(tmp_path, "-m", "sparsitywatch", "run", *options, "train.py")
     assert (code, output) == Child(tmp_path / "train.py").communicate()[:2], errors
     assert output.startswith("1 SourceFileLoader")
-    assert [record.step for record in sw.load(tmp_path / "log" / "Net").records] == [2, 4, 6]
+    assert [record.step for record in sw.load(tmp_path / "log" / "Net").records] == [0, 2, 4, 6]
 
 
 RESUMED = """
@@ -337,7 +337,7 @@ def test_a_script_that_resumes_goes_on_in_its_log(tmp_path: Path) -> None:
         assert code == 0, errors
     (folder,) = (tmp_path / "runs" / "train").iterdir()
     assert [path.name for path in folder.iterdir()] == ["sparsitywatch"]
-    assert [record.step for record in sw.load(folder).records] == [2, 4, 6, 8, 10, 12]
+    assert [record.step for record in sw.load(folder).records] == [0, 2, 4, 6, 8, 10, 12]
 
 
 def test_words_that_cannot_be_said_are_no_fault_and_go_where_stderr_was(
@@ -390,7 +390,7 @@ def test_under_torchrun_all_ranks_watch_into_one_log(way: str, kind: str, tmp_pa
     (folder,) = (tmp_path / "log").iterdir()
     assert folder.name == kind
     records = sw.load(folder).records
-    assert [record.step for record in records][:3] == [2, 4, 6]  # the last one is on its way
+    assert [record.step for record in records][:4] == [0, 2, 4, 6]  # the last one is on its way
     assert all(record.valid and record.scope.num_weights == 224 for record in records)
     compared = {record.replicas.num_ranks for record in records if record.replicas}
     assert compared == ({2} if way == "ddp" else set())
