@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import builtins
+import contextlib
 import importlib.util
 import io
 import logging
@@ -15,8 +16,7 @@ import os
 import runpy
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace, TracebackType
@@ -124,6 +124,10 @@ def begin(tell: Teller, given: dict[str, Any], *, is_worker: bool = False) -> Ca
                 tell(words)
         except Exception as error:  # noqa: BLE001 it is not the script's
             tell(f"no verdict: {redacted_error(error)}")
+        if getattr(sys, "last_type", None) is KeyboardInterrupt:
+            # that this has ended the process Python forgets with any text that is run since
+            with contextlib.suppress(KeyboardInterrupt):
+                exec("raise KeyboardInterrupt")  # noqa: S102
 
     _after_torch(attach)
     return end
@@ -131,9 +135,11 @@ def begin(tell: Teller, given: dict[str, Any], *, is_worker: bool = False) -> Ca
 
 def _verdicts(claims: dict[str, Any]) -> list[str]:
     """How each model stands at the end, the worst last: where a terminal's reader looks."""
+    places = {name: claim.directory for name, claim in claims.items()}
+    if not places:
+        return []
     from sparsitywatch.page.render import load
 
-    places = {name: claim.directory for name, claim in claims.items()}
     found = [(name, load(place).verdict) for name, place in places.items() if place.is_dir()]
     found.sort(key=lambda one: one[1].exit_code)
     told = []
@@ -251,15 +257,22 @@ def _execute(source: bytes, command: Sequence[str]) -> None:
     file = os.path.join(os.getcwd(), command[0])  # noqa: PTH109, PTH118 with its dots, as Python
     names = {"__cached__": None, "__file__": file, "__loader__": SourceFileLoader("__main__", file)}
     _begin_main(names, command, str(Path(file).resolve().parent))
-    with _shown_below(_execute):
-        exec(compile(source, file, "exec", dont_inherit=True), vars(sys.modules["__main__"]))  # noqa: S102 as was asked
+    names = vars(sys.modules["__main__"])
+    try:
+        exec(compile(source, file, "exec", dont_inherit=True), names)  # noqa: S102 as was asked
+    except BaseException:
+        _show_below(_execute)
+        raise
 
 
 def _execute_module(command: Sequence[str]) -> None:
     """Run a module or a package as ``python -m NAME ...`` does, whose own words say what fails."""
     _begin_main({}, ["-m", *command[1:]], os.getcwd())  # noqa: PTH109
-    with _shown_below(_execute_module):
+    try:
         runpy._run_module_as_main(command[0])  # type: ignore[attr-defined] # which Python calls
+    except BaseException:
+        _show_below(_execute_module)
+        raise
 
 
 def _begin_main(names: dict[str, Any], argv: Sequence[str], folder: str) -> None:
@@ -271,20 +284,15 @@ def _begin_main(names: dict[str, Any], argv: Sequence[str], folder: str) -> None
         sys.path[0] = folder
 
 
-@contextmanager
-def _shown_below(ours: Callable[..., None]) -> Iterator[None]:
-    """Let what the script raises out, as Python shows it: without the frames up to our own."""
-    try:
-        yield
-    except BaseException:
-        show = sys.excepthook
+def _show_below(ours: Callable[..., None]) -> None:
+    """Show what the script does not catch as Python does: without the frames up to our own."""
+    show = sys.excepthook  # by which Python shows it
 
-        def shown(kind: Any, error: BaseException, trace: TracebackType | None) -> None:
-            # by name: whoever held the script's globals would keep them until there is no stdout
-            while trace is not None and trace.tb_frame.f_code is not ours.__code__:
-                trace = trace.tb_next
-            trace = trace and trace.tb_next
-            show(kind, error.with_traceback(trace), trace)
+    def shown(kind: Any, error: BaseException, trace: TracebackType | None) -> None:
+        # by name: whoever held the script's globals would keep them until there is no stdout
+        while trace is not None and trace.tb_frame.f_code is not ours.__code__:
+            trace = trace.tb_next
+        trace = trace and trace.tb_next
+        show(kind, error.with_traceback(trace), trace)
 
-        sys.excepthook = shown  # by which Python shows what a script does not catch
-        raise
+    sys.excepthook = shown
