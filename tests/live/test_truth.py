@@ -477,7 +477,6 @@ WRONG = {
     "(3 of 3 seeds)",
     "random labels": "what a value gained and lost by chance is told as lost, and once not at all "
     "(2 of 3 seeds)",
-    "float16": "nine tenths of the weights never move, and nothing is told (3 of 3 seeds)",
 }
 
 
