@@ -198,7 +198,7 @@ class EssentialSparsity:
     def describe_drop(self, shown: Callable[[float], str] = "{:.3f}".format) -> str:
         """Where the value begins to drop sharply, in a few words, or that it does so nowhere."""
         if math.isnan(self.knee):
-            return "no sharp drop"
+            return "no sharp drop seen"
         known = not math.isnan(self.knee_low)
         interval = f" [{shown(self.knee_low)}, {shown(self.knee_high)}]" if known else ""
         return f"a sharp drop from {shown(self.knee)}{interval} on"

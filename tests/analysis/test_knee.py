@@ -123,7 +123,7 @@ def test_an_estimate_says_what_can_go_and_where_the_drop_is() -> None:
     assert sharp.knee_low <= 0.5 <= sharp.knee_high
     assert sharp.describe_drop() == "a sharp drop from 0.500 [0.499, 0.501] on"
     gradual = essential_sparsity(loss(lambda s: 0.8 * s**2), 0.02)
-    assert gradual.describe_drop() == "no sharp drop"
+    assert gradual.describe_drop() == "no sharp drop seen"
     assert math.isnan(gradual.knee_low)
     kept = replace(sharp, knee_low=math.nan, knee_high=math.nan)  # of an older log
     assert kept.describe_drop("{:.0%}".format) == "a sharp drop from 50% on"
