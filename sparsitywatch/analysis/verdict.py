@@ -257,6 +257,11 @@ class Verdict:
         """Of ``sparsitywatch status``: 0, 1 or 2."""
         return STATES[self.state]
 
+    @property
+    def urgency(self) -> tuple[int, float]:
+        """Sorts what to look at first last: by the state, and of equals by the latest sign."""
+        return list(STATES).index(self.state), self.heard
+
     def describe(self) -> str:
         """All of it, a line each, for a terminal or a text."""
         lines = [
@@ -459,8 +464,8 @@ def main_event(events: Sequence[Event], records: Sequence[Record] = ()) -> Event
     def weight(event: Event) -> tuple[int, bool, float, bool]:
         lasts, graveness = event.reverted_step < 0, ("note", "look", "act").index(event.severity)
         is_rise = event.series.startswith("near_zero/") and event.direction == "up"
-        is_cause = is_rise or not (event.is_of_series or event.kind in XRAY_KINDS)
-        is_cause |= event.series == "value/dense"
+        is_cause = is_rise or event.series == "value/dense"
+        is_cause |= lasts and not (event.is_of_series or event.kind in XRAY_KINDS)
         return min(graveness, 1 + lasts), is_cause, _share_of(event, records), lasts
 
     return max(events, key=weight)

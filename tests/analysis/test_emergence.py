@@ -16,8 +16,8 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.analysis.emergence import (
+    Emergence,
     bin_ends,
-    emergence,
     to_bin_end,
     turns_of,
 )
@@ -187,11 +187,11 @@ def test_what_a_log_lacks_is_said(logs: tuple[Path, Path], tmp_path: Path, capsy
     assert "Expected spectra in the log of run 'run'" in capsys.readouterr().err
     live = sw.load(logs[0])
     with pytest.raises(StateError, match=r"first root mean square of each tensor in run\.json"):
-        emergence(Run(live.records, (), None, live.spectrum))
+        Run(live.records, (), None, live.spectrum).emergence()
     with pytest.raises(StateError, match="a log with spectra"):
         Run(live.records).spectrum(10)
     with pytest.raises(ConfigurationError, match="at least one record"):
-        emergence(Run([]))
+        Run([]).emergence()
 
 
 def test_spectra_of_some_snapshots_are_enough(tmp_path: Path, capsys) -> None:
@@ -205,6 +205,15 @@ def test_spectra_of_some_snapshots_are_enough(tmp_path: Path, capsys) -> None:
 
 
 # ------------------------------------------------------------------ many thresholds
+
+
+@pytest.mark.parametrize(("number", "words"), [(1, "1 snapshot"), (8, "8 snapshots")])
+def test_few_snapshots_are_not_said_to_have_no_turn(number: int, words: str) -> None:
+    found = Emergence(
+        unit="step", steps=np.arange(number), thresholds=("abs_1",), shares=np.zeros((1, number)),
+        turns=(),
+    )  # fmt: skip
+    assert found.conclusions == [f"{words} cannot show a turn: it takes about 9."]
 
 
 def test_correlated_thresholds_are_nearly_as_many_chances() -> None:
