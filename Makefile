@@ -21,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-fast check format lint types imports prose docs bench bench-detection paper clean
+.PHONY: help setup demo test test-fast check format lint types imports prose docs bench bench-detection paper parts clean
 
 help:
 	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
@@ -32,6 +32,7 @@ help:
 	@echo "make bench   time the library against the usual way"
 	@echo "make bench-detection   score the detector beside others; fifteen minutes, or ARGS=\"--small\""
 	@echo "make paper   the paper's experiments, an hour; goes on where it was"
+	@echo "make parts   list what an installation is made of in build/parts.json"
 	@echo "make setup   only make .venv ready for all of these"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 	@echo "PYTHON=python3.12 chooses the interpreter of a new .venv"
@@ -85,6 +86,11 @@ paper: $(VENV)/.ready-paper
 	$(BIN)/python examples/paper/fetch.py
 	@set -e -- $(PAPER); $(PAPER_RUN)
 	@printf '%s\n' $(PAPER_ROWS) | xargs -P 2 -I{} sh -c 'set -e -- {}; $(PAPER_RUN)'
+
+# what an installation is made of: a software bill of materials
+parts: $(VENV)/.ready-demo
+	@mkdir -p build
+	$(BIN)/python .ci/parts.py > build/parts.json
 
 setup: $(VENV)/.ready-dev
 
