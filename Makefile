@@ -71,9 +71,10 @@ imports: $(VENV)/.ready-dev
 prose: $(VENV)/.ready-dev
 	$(BIN)/python docs/prose.py
 
-# docs/ is a folder, too; --strict: a warning, such as a link to nowhere, is an error
+# docs/ is a folder, too; --strict: a warning, such as a link to nowhere, is an error. With --quiet
+# none would be counted
 docs: $(VENV)/.ready-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 	@echo "Open build/manual/index.html, or: $(BIN)/python -m mkdocs serve"
 
 bench: $(VENV)/.ready-dev
