@@ -274,7 +274,7 @@ class Verdict:
             f"What to do: {self.advice}",
             f"Not watched: {'; '.join(self.not_watched)}" if self.not_watched else "",
             f"Training: {'; '.join(self.training)}" if self.training else "",
-            f"Now: {'; '.join(self.numbers)}" if self.last_step >= 0 else "",
+            f"Now: {'; '.join(self.numbers)}" if self.numbers else "",
             "; ".join(self.standing),
         ]
         return "\n".join(line for line in lines if line)
@@ -315,7 +315,7 @@ def verdict(
         watch=tuple(sentences),
         standing=tuple(_standing(records, info, state, lost)),
         training=tuple(_training(own)),
-        numbers=tuple(_numbers(own, events)),
+        numbers=tuple(_numbers(own, events) if records else _at_attach(info)),
         last_step=records[-1].step if records else -1,
         heard=max(times, default=-1.0),
         num_events=len(events),
@@ -358,6 +358,16 @@ def _numbers(records: Sequence[Record], events: Sequence[Event]) -> list[str]:
         reason = f": {why}" if why else ""
         found.append(f"essential sparsity {value}{_where(seen, records)}{reason}")
     return [*found, count(len(events), "event")]
+
+
+def _at_attach(info: RunInfo | None) -> list[str]:
+    """What is known before the first snapshot: how small the weights were when the watch began."""
+    if info is None or info.began is None or not info.began.near_zero:
+        return []
+    own = next(iter(info.began.near_zero.values()))
+    sizes = {entry.name: entry.num_weights for entry in info.ledger if entry.name in own}
+    share = sum(own[name] * size for name, size in sizes.items()) / max(sum(sizes.values()), 1)
+    return [f"near zero {percent(share)} at step {info.began.step:,}, as the watch began"]
 
 
 def _where(record: Record, records: Sequence[Record]) -> str:

@@ -15,7 +15,8 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import STATES, main_event
 from sparsitywatch.cli import main
 from sparsitywatch.page.data import page_data
-from sparsitywatch.records import Finding, Movement, Vital, WatchState
+from sparsitywatch.records import Began, Finding, Movement, Vital, WatchState
+from sparsitywatch.series import percent
 
 RELIANCE, TAKE_OFF = fake_run.events()
 NOW = 1.7e9 + 2010
@@ -347,6 +348,19 @@ def test_a_smaller_every_is_advised_only_where_it_was_why() -> None:
                   records=()).verdict  # fmt: skip
     assert left.advice.startswith("Choose a larger `max_overhead`")
     assert "every" not in left.advice
+
+
+def test_before_the_first_snapshot_it_says_how_small_the_weights_began() -> None:
+    info = fake_run.run_info()
+    sizes = {entry.name: entry.num_weights for entry in info.ledger if entry.in_scope}
+    names, shares = list(sizes), [0.1, 0.4]
+    own = dict(zip(names, shares * len(names), strict=False))
+    whole = sum(own[name] * sizes[name] for name in names) / sum(sizes.values())
+    began = Began(step=3, near_zero={"initial_0.1": own})
+    run = Run([], [], replace(info, state=state(), began=began))
+    assert (
+        f"Now: near zero {percent(whole)} at step 3, as the watch began" in run.verdict.describe()
+    )
 
 
 def test_the_parts_that_move_least_and_most_are_named_and_what_does_not_train() -> None:
