@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,18 +24,13 @@ from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import NEWS, logger
 from sparsitywatch.sinks.jsonl import write_moves
+from sparsitywatch.weights.layout import block_of
 from sparsitywatch.weights.sharded import Tensors, is_encoded, is_sharded
 
 #: Steps that are kept; runs of weights that are sampled of a block, weights of a run.
 _CAPACITY, _NUM_RUNS, _RUN = 2000, 512, 16
 #: A ring that nobody asked for takes at most this share of a step, as these many first ones took.
 _MOST_SHARE, _TRIAL_STEPS = 0.003, 20
-
-
-def block_of(name: str) -> str:
-    """The block of a parameter, by its name: up to the first number, else its module."""
-    numbered = re.match(r"(.*?\.)?\d+(?=\.)", name)
-    return numbered[0] if numbered else name.rpartition(".")[0] or name
 
 
 class Ring(Reviewer):

@@ -25,9 +25,8 @@ from torch.optim.optimizer import (
 from torch.utils.hooks import RemovableHandle
 
 from sparsitywatch.errors import ConfigurationError, StateError, expect, reraise_foreign
-from sparsitywatch.pipeline.measure import Examined, Examiner
+from sparsitywatch.pipeline.measure import Examined, Examiner, Seen
 from sparsitywatch.ranks.protocol import Ranks
-from sparsitywatch.records import Vital
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.weights.clock import (
     Account,
@@ -549,7 +548,7 @@ class OptimizerTrace:
         except Exception as error:  # noqa: BLE001 sorted by failed
             return failed(error)
 
-        def examined(spectrum: MagnitudeSpectrum | None) -> Vital | None:
+        def examined(spectrum: MagnitudeSpectrum | None) -> Seen:
             try:
                 return finish(spectrum)
             except Exception as error:  # noqa: BLE001 sorted by failed

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,16 +60,25 @@ from sparsitywatch.weights.snapshot import (
 )
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
+
+class Seen(NamedTuple):
+    """What was seen of every parameter."""
+
+    vital: Vital | None = None
+    #: of what was seen of a tensor's training: fields of ``LayerColumns.trained``, by name
+    tensors: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+
+
 #: Finishes what was read, once, in any thread, given the spectrum of the weights in scope; None
 #: where they were not counted.
-Examined = Callable[[MagnitudeSpectrum | None], Vital | None]
+Examined = Callable[[MagnitudeSpectrum | None], Seen]
 #: What the model is worth at many levels, also by each control; and why it is not known.
 Evaluated = tuple[SweepResult | None, dict[str, SweepResult], str]
 
 
-def nothing_examined(_: MagnitudeSpectrum | None) -> Vital | None:
+def nothing_examined(_: MagnitudeSpectrum | None) -> Seen:
     """What is said where nobody looked."""
-    return None
+    return Seen()
 
 
 class Examiner:
@@ -172,6 +182,7 @@ def measure_snapshot(
     reliance = curve.reliance_interval(confidence) if curve else (math.nan, math.nan)
     arrays = spectrum.to_arrays()
     largest, *mask_thresholds = spectrum.thresholds([1.0, *MASK_LEVELS])
+    seen = examined(spectrum)
     near_zero, near_zero_of = spectrum.near_zero_by_rule(run.settings.rules, initial_rms)
     return Measured(
         record=Record(
@@ -187,7 +198,7 @@ def measure_snapshot(
             near_zero=near_zero,
             fingerprint=mark,
             replicas=replicas,
-            vital=examined(spectrum),
+            vital=seen.vital,
             curve=curve,
             controls={name: control.curve for name, control in controls.items()},
             reliance=curve.reliance if curve else math.nan,
@@ -196,7 +207,7 @@ def measure_snapshot(
             essential_sparsity=None if curve is None else _estimate(curve, controls, run),
             not_evaluated=not_evaluated,
             xray=result.xray if result else None,
-            layers=_layers(spectrum, rms, near_zero_of, result),
+            layers=_layers(spectrum, rms, near_zero_of, result, seen),
             provenance=run.provenance,
             cost=Cost(
                 stall_s=0.0,
@@ -428,6 +439,7 @@ def _layers(
     rms: Mapping[str, float],
     near_zero: Mapping[str, Mapping[str, float]],
     result: SweepResult | None,
+    seen: Seen,
 ) -> Layers:
     # a file may have them in another order than the model
     names = tuple(sorted(spectrum.names, key=natural_order))
@@ -442,6 +454,10 @@ def _layers(
             near_zero={r: np.array([near_zero[name][r] for name in names]) for r in rules},
             removed=removed.reshape(len(cuts), len(names)),
             dormant=np.full(len(names), math.nan),
+            trained={
+                field: np.array([own.get(name, math.nan) for name in names])
+                for field, own in seen.tensors.items()
+            },
         )
     )
 

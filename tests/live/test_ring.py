@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsitywatch.analysis.spikes import Moves
-from sparsitywatch.live.ring import Ring, block_of
+from sparsitywatch.live.ring import Ring
 from sparsitywatch.pipeline.rundir import Claim
+from sparsitywatch.weights.layout import block_of
 
 
 def ring_of(parameters: dict[str, torch.Tensor], capacity: int = 2000) -> Ring:
