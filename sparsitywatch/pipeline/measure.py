@@ -29,6 +29,7 @@ from sparsitywatch.pruning.sweeps import SameLevels
 from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import (
+    OF_TRAINING,
     Began,
     Cost,
     Detail,
@@ -455,8 +456,8 @@ def _layers(
             removed=removed.reshape(len(cuts), len(names)),
             dormant=np.full(len(names), math.nan),
             trained={
-                field: np.array([own.get(name, math.nan) for name in names])
-                for field, own in seen.tensors.items()
+                field: np.array([seen.tensors.get(field, {}).get(n, math.nan) for n in names])
+                for field in (OF_TRAINING if seen.tensors else ())
             },
         )
     )

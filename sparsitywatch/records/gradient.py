@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sparsitywatch.redact import printable
+
 #: A block is out of line once its norm is so many times its own usual one, or that part of it.
 _OUT_OF_LINE = 3.0
 
@@ -47,4 +49,4 @@ class Gradient:
         text = f"gradient norm {self.norm:.3g}"
         if far is None or 1.0 / _OUT_OF_LINE < far.change < _OUT_OF_LINE:
             return text
-        return f"{text} ({far.name}: {far.change:.3g} times its usual)"
+        return f"{text} ({printable(far.name)}: {far.change:.3g} times its usual)"

@@ -47,15 +47,28 @@ class GradientSums:
         """Those of some parameters; one rank counts what several hold."""
         counted = np.zeros((len(names), 3))
         with reader.ranks.all_or_none("sizes of gradients"):
+            # first what ranks do together: nothing that may fail on one of them alone
+            helds = [
+                _split_as(parameters[name], stepped_on(parameters[name]).grad) for name in names
+            ]
             parts = {}
-            for i, name in enumerate(names):
-                held = stepped_on(parameters[name]).grad
+            for i, (name, held) in enumerate(zip(names, helds, strict=True)):
                 part = None if held is None else _part_of(parameters[name], held)
                 if part is not None and reader.counts(name):
                     parts[i], counted[i, 2] = part
             _count(parts, counted)
         squares, nonzero, num = reader.added(counted).T
         return cls(tuple(names), squares, nonzero, num, before_clip)
+
+
+def _split_as(tensor: torch.Tensor, held: Any) -> torch.Tensor | None:
+    """A gradient in the same parts as its tensor: each rank may hold a summand of the whole."""
+    # as of a norm in sequence parallel; so the optimizer adds them up, too
+    placements = getattr(tensor, "placements", None)
+    if getattr(held, "placements", placements) == placements:
+        found: torch.Tensor | None = held
+        return found
+    return None if placements is None else held.redistribute(placements=placements)  # type: ignore[no-any-return]
 
 
 def _part_of(tensor: torch.Tensor, held: torch.Tensor) -> tuple[torch.Tensor, int] | None:
