@@ -152,7 +152,7 @@ SERIES = (
     Series("gradient/change", "vital.gradients", "ratio", "gradient norm beside its own past",
            "The norm, divided by its median at up to eight earlier snapshots."),
     Series("gradient/block/*", "vital.gradients", "as a gradient", "gradient norm of *",
-           "The norm of one block: of its tensors' names up to the first number, or their module."),
+           "The norm of one block, such as `layers.3`; outside of all blocks of a module."),
     # what is to come
     Series("forecast/near_zero_in_0.5", "forecast.scalars", "fraction",
            "near-zero weights foreseen for half a unit of the decay clock",

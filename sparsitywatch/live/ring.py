@@ -22,9 +22,9 @@ from sparsitywatch.errors import LogTakenError, contain_faults
 from sparsitywatch.pipeline.pipeline import Reviewer
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.records import Event, Record
+from sparsitywatch.records.run import block_of
 from sparsitywatch.redact import NEWS, logger
 from sparsitywatch.sinks.jsonl import write_moves
-from sparsitywatch.weights.layout import block_of
 from sparsitywatch.weights.sharded import Tensors, is_encoded, is_sharded
 
 #: Steps that are kept; runs of weights that are sampled of a block, weights of a run.
@@ -34,12 +34,10 @@ _MOST_SHARE, _TRIAL_STEPS = 0.003, 20
 
 
 class Ring(Reviewer):
-    """Root mean squares of update, weight and gradient by block at each step, and the loss.
+    """Root mean squares of update, weight and gradient by block at each step, and the loss."""
 
-    Weights that are frozen, few, no dense floats, or on another device than the first are left out.
-    Without ``asked`` being True or False it stays if its first steps show that it costs little. A
-    fault ends the ring alone.
-    """
+    # weights that are frozen, few, no dense floats, or on another device than the first are left
+    # out; unless it was asked for, it stays if its first steps show that it costs little
 
     def __init__(self, asked: bool | None, claim: Claim, *, strict: bool = False) -> None:
         self._asked, self._claim, self._strict = asked, claim, strict

@@ -15,7 +15,7 @@ _OUT_OF_LINE = 3.0
 class BlockGradient:
     """The gradients of one block of a model: every element is counted."""
 
-    name: str  # its tensors' names up to the first number, as "layers.3"; without one their module
+    name: str  # as "layers.3"; outside of all blocks that of a module
     norm: float  # root of the sum of squares, as the optimizer used it: unscaled, after any clip
     zeros: float  # share of the elements that are exactly zero
     change: float = math.nan  # the norm / its median at up to eight earlier snapshots

@@ -18,8 +18,8 @@ import torch
 
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import OF_TRAINING, BlockGradient, Gradient
+from sparsitywatch.records.run import block_of
 from sparsitywatch.vital.judgement import TensorFacts
-from sparsitywatch.weights.layout import block_of
 from sparsitywatch.weights.sharded import Tensors, kept_for, stepped_on
 from sparsitywatch.weights.snapshot import float64_of
 
@@ -65,10 +65,10 @@ def _split_as(tensor: torch.Tensor, held: Any) -> torch.Tensor | None:
     """A gradient in the same parts as its tensor: each rank may hold a summand of the whole."""
     # as of a norm in sequence parallel; so the optimizer adds them up, too
     placements = getattr(tensor, "placements", None)
-    if getattr(held, "placements", placements) == placements:
-        found: torch.Tensor | None = held
-        return found
-    return None if placements is None else held.redistribute(placements=placements)  # type: ignore[no-any-return]
+    if getattr(held, "placements", placements) != placements:
+        held = None if placements is None else held.redistribute(placements=placements)
+    found: torch.Tensor | None = held
+    return found
 
 
 def _part_of(tensor: torch.Tensor, held: torch.Tensor) -> tuple[torch.Tensor, int] | None:

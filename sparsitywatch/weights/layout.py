@@ -53,12 +53,6 @@ def natural_order(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
     return tuple(parts), name
 
 
-def block_of(name: str) -> str:
-    """The block of a parameter, by its name: up to the first number, else its module."""
-    numbered = re.match(r"(.*?\.)?\d+(?=\.)", name)
-    return numbered[0] if numbered else name.rpartition(".")[0] or name
-
-
 def unwrap_model(model: nn.Module) -> nn.Module:
     """The user's own module inside torch.compile, DDP and DataParallel wrappers."""
     while True:
