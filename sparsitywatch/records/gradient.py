@@ -43,10 +43,9 @@ class Gradient:
         return own | {f"block/{block.name}": block.norm for block in self.blocks}
 
     def describe(self) -> str:
-        """The norm, and which block is farthest from its own usual one, if one is far."""
+        """The block whose norm is farthest from its own usual one; empty if none is far."""
         known = [block for block in self.blocks if 0.0 < block.change < math.inf]
         far = max(known, key=lambda block: abs(math.log(block.change)), default=None)
-        text = f"gradient norm {self.norm:.3g}"
         if far is None or 1.0 / _OUT_OF_LINE < far.change < _OUT_OF_LINE:
-            return text
-        return f"{text} ({printable(far.name)}: {far.change:.3g} times its usual)"
+            return ""
+        return f"gradient norm of {printable(far.name)} {far.change:.3g} times its usual"

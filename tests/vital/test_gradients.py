@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from contracts import fake_run
 from torch import nn
 
 import sparsitywatch as sw
+from sparsitywatch.analysis.verdict import verdict
 from sparsitywatch.ranks.reading import WHOLE_MODEL
+from sparsitywatch.records import BlockGradient, Gradient
 from sparsitywatch.vital.gradients import GradientSums
 
 Counted = dict[str, tuple[float, float]]  # sum of squares and share of zeros, by tensor
@@ -161,6 +165,25 @@ def test_a_run_that_is_resumed_tells_what_a_whole_one_tells() -> None:
     again.optimizer.load_state_dict(given[1])
     told = again.run(first=2, num=3, state=given[2])
     assert [x.vital.gradient for x in told] == [x.vital.gradient for x in whole[2:]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [((1.0, 0.5, 2.9), ""), ((1.0, 4.0, 0.2), "gradient norm of h.2 0.2 times its usual"),
+     ((math.nan, 0.0, 12.34), "gradient norm of h.2 12.3 times its usual"), ((), "")],
+)  # fmt: skip
+def test_status_names_the_block_that_is_farthest_from_its_own_past(
+    changes: tuple[float, ...], words: str
+) -> None:
+    blocks = tuple(
+        BlockGradient(name=f"h.{i}", norm=1.0, zeros=0.0, change=x) for i, x in enumerate(changes)
+    )
+    gradient = Gradient(num_tensors=3, norm=1.0, zeros=0.0, blocks=blocks)
+    assert gradient.describe() == words
+    record = fake_run.look(2000)[0]
+    record = replace(record, vital=replace(record.vital, gradient=gradient))
+    said = verdict([record], []).numbers
+    assert [text for text in said if "gradient" in text] == ([words] if words else [])
 
 
 PARTS = {
