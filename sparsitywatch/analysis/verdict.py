@@ -257,6 +257,11 @@ class Verdict:
         """Of ``sparsitywatch status``: 0, 1 or 2."""
         return STATES[self.state]
 
+    @property
+    def urgency(self) -> tuple[int, float]:
+        """Sorts what to look at first last: by the state, and of equals by the latest sign."""
+        return list(STATES).index(self.state), self.heard
+
     def describe(self) -> str:
         """All of it, a line each, for a terminal or a text."""
         lines = [
