@@ -115,6 +115,7 @@ def _norm(piece: torch.Tensor, order: int) -> torch.Tensor:
 def _counted_here(flat: torch.Tensor) -> tuple[float, int]:
     """Sum of squares, and elements other than 0, by this thread alone."""
     squares, nonzero, is_single = 0.0, 0, flat.dtype is torch.float32
+    is_some = np.empty(min(flat.numel(), _CHUNK), bool)  # once: fresh memory costs more than this
     for piece in torch.split(flat, _CHUNK) if flat.numel() else ():
         values = piece.numpy() if is_single else float64_of(piece)
         with np.errstate(all="ignore"):  # what is not finite is told beside
@@ -122,7 +123,7 @@ def _counted_here(flat: torch.Tensor) -> tuple[float, int]:
             if is_single and own and not _LEAST < own / len(values) < _MOST:
                 own = float(np.square(values, dtype=np.float64).sum())
         squares += own
-        nonzero += int(np.count_nonzero(values != 0))
+        nonzero += int(np.count_nonzero(np.not_equal(values, 0, out=is_some[: len(values)])))
     return squares, nonzero
 
 
