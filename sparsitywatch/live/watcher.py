@@ -665,9 +665,7 @@ class Watcher:
         if (why := self._ranks.why_another_watches()) and not self._opened:
             self._off = why
             logger.info("this process does not watch: %s", why)
-            return
-        why = why or self._ranks.why_different()
-        if why:
+        elif why := why or self._ranks.why_different():
             self._switch_off(why)
 
     def _report(self, status: str = "on", reason: str = "", *, every_s: float = 0.0) -> None:
