@@ -103,7 +103,7 @@ def cosines(report: Mapping[str, Any]) -> Said:
     at = [row[0] for row in report["rows"]].index("0.40")
     own = [[100.0 * of_seed[at]] for of_seed in report["cosines"]]
     pair = sw.Comparison("cosine", "0.96", sw.Difference.paired(own, [[96.0]] * len(own)))
-    return [("at 0.40", *sw.verdicts([pair], unit="hundredths"))]
+    return [("at 0.40", sw.verdicts([pair], unit="hundredths")[0])]
 
 
 def bearing(hypothesis: Hypothesis) -> list[sw.Conclusion]:
