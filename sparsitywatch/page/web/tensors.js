@@ -22,7 +22,7 @@ const SAID = [0, 0.01, 0.05, 0.25, 0.5, 1];
 export const KINDS = { alone: "essential sparsity alone", near_zero: "near zero", dormant: "dormant", dead: "dead inputs", removed: "removed" };
 
 /** @param {Element} root on which the colours are @returns {(share: number) => number[]} red, green, blue */
-function paintOf(root) {
+export function paintOf(root) {
   const isDark = colour(root, "paper") !== "#ffffff";
   return (share) => {
     const x = Math.sqrt(Math.min(Math.max(share, 0), 1));
