@@ -252,7 +252,7 @@ _MOST_KINDS, _OTHERS = 6, "others"
 
 def kinds_of(ledger: Sequence[LedgerEntry]) -> dict[str, str]:
     """Each in-scope tensor's kind: its name without its block; small kinds share one."""
-    kinds = {entry.name: _kind_of(entry.name) for entry in ledger if entry.in_scope}
+    kinds = {entry.name: _kind_of(entry) for entry in ledger if entry.in_scope}
     sizes = Counter[str]()
     for entry in ledger:
         if entry.in_scope:
@@ -262,13 +262,11 @@ def kinds_of(ledger: Sequence[LedgerEntry]) -> dict[str, str]:
     return {name: _OTHERS if kind in small else kind for name, kind in kinds.items()}
 
 
-def _kind_of(name: str) -> str:
-    """The part of a name after the first number in it; other numbers are left open."""
-    parts = name.split(".")
-    if len(parts) > 1 and parts[-1] == "weight":
-        del parts[-1]
-    block = next((i for i, part in enumerate(parts[:-1]) if part.isdecimal()), -1)
-    return ".".join("*" if part.isdecimal() else part for part in parts[block + 1 :])
+def _kind_of(entry: LedgerEntry) -> str:
+    """A name without its block; numbers that are left in it are left open."""
+    parts, block = entry.name.removesuffix(".weight").split("."), entry.block.split(".")
+    inside = parts[len(block) :] if any(map(str.isdecimal, block)) else parts
+    return ".".join("*" if part.isdecimal() else part for part in inside or parts[-1:])
 
 
 def _histograms(histograms: Mapping[str, LogHistogram], kinds: Mapping[str, str]) -> list[Any]:

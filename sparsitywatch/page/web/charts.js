@@ -113,7 +113,7 @@ const [UNDER, STRIP, LEAST] = [26, 76, 4];
  * @param {PageData} data @returns {{label: string, member: number[]}[]}
  */
 export function stripOf(data) {
-  const parts = parted(data.tensors, data.facts.ledger);
+  const parts = parted(data.tensors, data.blocks, data.facts.ledger);
   const isOne = new Set(parts.map((part) => part.block)).size < 2;
   /** @type {Map<string, {label: string, member: number[]}>} */
   const rows = new Map();
