@@ -94,6 +94,14 @@ def essential_sparsity(
     )  # fmt: skip
 
 
+def bounds(curve: SparsityCurve, estimate: EssentialSparsity) -> tuple[float, float]:
+    """The interval of a crossing, also where the examples are too few to say the value."""
+    reading = _Reading(curve, estimate.tolerance, estimate.mode, estimate.confidence)
+    if reading.refusal():
+        return 0.0, 1.0
+    return reading.interval(reading.on_chord(reading.harm, reading.beyond))
+
+
 def essential_alone(
     curve: SparsityCurve, tolerance: float, mode: str, confidence: float
 ) -> EssentialSparsity:

@@ -17,12 +17,13 @@ import numpy as np
 
 from sparsitywatch.analysis.digest import CURVE_FIELDS, Digest, digest, first_steps
 from sparsitywatch.analysis.emergence import bin_ends, counted, is_counted
-from sparsitywatch.analysis.estimate import allowed_harm
+from sparsitywatch.analysis.estimate import allowed_harm, bounds
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.spikes import find_spikes
 from sparsitywatch.analysis.verdict import essential_sparsity_of, moment
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import Event, Layers, Record, ledger_in_short
+from sparsitywatch.records.curve import units
 from sparsitywatch.records.run import __version__, block_of
 from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import count, describe, numbered, percent
@@ -130,6 +131,7 @@ def summary_of(run: Run) -> dict[str, Any]:
         **{name: getattr(verdict, name) for name in ("state", "badge", "headline")},
         "last": "" if last is None else last.place,
         "time": None if last is None else _number(last.wall_time, ".13g"),
+        "heard": _number(verdict.heard, ".13g"),
         "events": len(run.events),
     }
 
@@ -182,7 +184,8 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
         name = series.format(rule=rule)
         value, why = "", _why_unknown(run) if name == "motion/dormant" else ""
         if name == "essential_sparsity/value":
-            value, why, _ = essential_sparsity_of(run.records)
+            value, why, seen = essential_sparsity_of(run.records)
+            value, why = _bound(seen) or (value, why)
         tile = {"series": name, "label": label.format(kind=kind), "why": why}
         last, was = -1, ""
         if name in run.names:
@@ -201,6 +204,21 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
         step = int(run.steps[last])
         tiles.append(tile | {"value": value or "unknown", "step": step, "was": was})
     return tiles
+
+
+def _bound(record: Record | None) -> tuple[str, str] | None:
+    """Where examples are too few for a value, the bound that is known, and how many would tell."""
+    estimate = None if record is None else record.essential_sparsity
+    if record is None or record.curve is None or estimate is None or not estimate.examples_needed:
+        return None
+    low, high = bounds(record.curve, estimate)
+    least, most = math.floor(100.0 * low), math.ceil(100.0 * high)
+    ends = f"at least {least} %" * (least > 0), f"at most {most} %" * (most < 100)
+    known = ", ".join(filter(None, ends))
+    return (
+        known or "not known",
+        f"about {estimate.examples_needed:,} {units(estimate.unit)} would tell",
+    )
 
 
 def _why_unknown(run: Run) -> str:

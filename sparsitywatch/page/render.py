@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # of an extra
     from matplotlib.figure import Figure
 
 #: The modules of the page in an order in which each comes after those that it imports.
-_MODULES = ("format", "data", "charts", "tensors", "view", "main")
+_MODULES = ("format", "data", "tensors", "charts", "view", "main")
 #: Level of zlib; the largest saves a hundredth more, and takes three times as long.
 _PACKING = 7
 _FRAME_HEIGHT = 900
@@ -233,12 +233,14 @@ def _static(run: _Run, found: dict[str, Any]) -> str:
     told.append("; ".join(map(_tile, data["tiles"])))
     events = "".join(f"<li>{html_text(event.report())}</li>" for event in run.events)
     return f"""\
+<section class="paper">
 <p class="eyebrow">Sparsity of the run <b>{html_text(data["name"])}</b></p>
 <h1><span class="badge {verdict.state.split()[0]}">{html_text(verdict.badge)}</span>
 {html_text(verdict.headline)}</h1>
 {"".join(f"<p>{html_text(line)}</p>" for line in told)}
 <ol>{events}</ol>
-{overview_svg(data)}"""
+{overview_svg(data)}
+</section>"""
 
 
 def _tile(tile: dict[str, Any]) -> str:
@@ -246,8 +248,8 @@ def _tile(tile: dict[str, Any]) -> str:
     return f"{tile['label']} {tile['value']}{f' ({more})' if more else ''}"
 
 
-#: All drawings together are half a page; the fewer there are, the higher each is.
-_WIDTH, _HEIGHT = 900, 510
+#: All drawings together are half a page or more; the fewer there are, the higher each is.
+_WIDTH, _HEIGHT = 900, 640
 _LEFT, _RIGHT, _TOP, _UNDER = 64, 876, 30, 22
 #: More points than this are finer than print.
 _MAX_POINTS = 300

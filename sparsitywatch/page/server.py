@@ -27,7 +27,7 @@ _FILES = ("records.jsonl", "events.jsonl", "run.json")
 #: A walk over a large directory is not repeated sooner than this.
 _WALK_S = 2.0
 #: Runs whose answers are kept, and those that the page shows at first.
-_MAX_KEPT, _FEW = 8, 4
+_MAX_KEPT, _FEW = 16, 4
 _ASSETS: dict[str, tuple[str, Callable[[], str]]] = {
     "/index.html": ("text/html", lambda: asset("index.html")),
     "/page.css": ("text/css", lambda: asset("vendor/uPlot.min.css") + asset("page.css")),
@@ -132,8 +132,8 @@ class Runs:
         threading.Thread(target=self._warm, daemon=True).start()
 
     def _warm(self) -> None:
-        for route in _DATA:
-            for name in list(self.places())[:_FEW]:
+        for name in list(self.places())[:_MAX_KEPT]:
+            for route in _DATA if len(self.places()) <= _FEW else ("/summary",):
                 with contextlib.suppress(KeyError, SparsityWatchError, OSError):
                     self.answer(route, name)  # what fails is told to whoever asks
 

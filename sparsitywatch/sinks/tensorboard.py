@@ -179,6 +179,7 @@ REST = (
     "essential_sparsity/low", "essential_sparsity/high", "essential_sparsity/last_crossing",
     "essential_sparsity/knee", "motion/dormant_by_chance", "motion/still", "weights/largest",
     "weights/num_nan", "gradient/norm", "watch/valid", "watch/stall_s", "watch/overhead",
+    "xray/dead", "xray/massive", "xray/unreached",
 )  # fmt: skip
 _MORE_RULES = 3
 #: Of more blocks as many are shown, evenly spread over the model.
@@ -464,6 +465,8 @@ class _EventFile:
                 series = describe(re.sub(rf"^({FIRST}/\d+_|{LAST}/)", "", value.tag))
                 sentence = series.sentence or describe(value.tag, OTHER_TAGS).sentence
                 value.metadata.summary_description = sentence
+                if series.source:
+                    value.metadata.display_name = series.label
         summary = summary_pb2.Summary(value=values)
         self._add(_ProtoEvent(wall_time=wall_time, step=step, summary=summary))
 

@@ -15,7 +15,7 @@ import pytest
 from contracts.families import some_of
 from numpy.typing import NDArray
 
-from sparsitywatch.analysis.estimate import essential_sparsity
+from sparsitywatch.analysis.estimate import bounds, essential_sparsity
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.curve import best_rising
 
@@ -95,6 +95,24 @@ def test_coverage_is_nominal(case: tuple[str, int, int, float]) -> None:
     estimates = [essential_sparsity(curve, confidence=0.9) for curve in curves]
     # 3.7 standard errors around what is asked for
     assert 0.85 <= coverage(estimates, truth(SHAPES[name])) <= 0.95
+
+
+@pytest.mark.parametrize(("name", "examples", "noise"), [("power", 48, 14.0), ("linear", 64, 9.0)])
+def test_where_examples_are_too_few_the_bounds_hold_the_crossing(
+    name: str, examples: int, noise: float
+) -> None:
+    curves = simulate(SHAPES[name], 12, examples, noise, seed=examples)
+    estimates = [essential_sparsity(curve) for curve in curves]
+    crossing = truth(SHAPES[name])
+    pairs = list(
+        zip(estimates, (bounds(c, e) for c, e in zip(curves, estimates, strict=True)), strict=True)
+    )
+    few = [low <= crossing <= high for one, (low, high) in pairs if one.examples_needed]
+    assert len(few) > 0.2 * NUM_RUNS
+    assert sum(few) / len(few) >= 0.85
+    assert np.mean([high - low for one, (low, high) in pairs if one.examples_needed]) < 0.9
+    told = [(one.low, one.high) == pair for one, pair in pairs if one.informative]
+    assert all(told)  # the same interval where there is an estimate
 
 
 @pytest.mark.slow

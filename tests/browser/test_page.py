@@ -363,10 +363,8 @@ FILLED = """([width, height]) => {
 SHEET = {"width": 718, "height": 1047}
 
 
-@pytest.mark.parametrize(("number", "pages"), [(1, 1), (2, 1), (3, 2), (20, 3)])
-def test_no_printed_page_is_less_than_half_full(
-    open_page: Open, tmp_path: Path, number: int, pages: int
-) -> None:
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 4, 5, 6, 8, 20])
+def test_every_printed_page_is_well_filled(open_page: Open, tmp_path: Path, number: int) -> None:
     records = [record for record, _ in fake_run.looks(range(0, 2001, 50))]
     told = fake_run.events()
     many = [replace(told[i % 2], id=f"{i}", detected_step=25 * i + 1000) for i in range(18)]
@@ -375,10 +373,11 @@ def test_no_printed_page_is_less_than_half_full(
     expect_text(page, ".heat", "query")
     page.emulate_media(media="print")
     centimetre = dict.fromkeys(("top", "right", "bottom", "left"), "10mm")
-    assert page.pdf(format="A4", margin=centimetre).count(b"/Type /Page\n") == pages
+    page.wait_for_function("document.querySelector('.overview').style.minHeight")
+    pages = page.pdf(format="A4", margin=centimetre).count(b"/Type /Page\n")
     filled = page.evaluate(FILLED, [SHEET["width"], SHEET["height"]])
     assert pages <= len(filled) <= pages + 1  # they part where it just fits
-    assert min(filled) >= 0.499
+    assert min(filled) >= 0.6, filled
 
 
 @pytest.mark.skipif(

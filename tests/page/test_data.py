@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page.conftest import EVIL, SCRIPT, Make, Page
 
+from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page import data as page_data_module
 from sparsitywatch.page.data import MAX_SNAPSHOTS, chosen, cumulative, details_of, page_data
-from sparsitywatch.records import Dormant
+from sparsitywatch.records import Dormant, SparsityCurve
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 SERIES = (
@@ -126,6 +128,25 @@ def test_tiles_say_what_is_and_what_it_was_when_it_began(page: Page) -> None:
         "near_zero/initial_0.1", "motion/dormant", "forecast/near_zero_in_1",
         "essential_sparsity/value", "value/dense", "value/reliance",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stderr", "value"),
+    [(0.03, r"at least \d+ %, at most \d+ %"), (0.2, r"at most \d+ %"), (30.0, "not known")],
+)
+def test_where_examples_are_too_few_the_tile_has_the_bound_and_how_many_would_tell(
+    stderr: float, value: str
+) -> None:
+    levels = np.linspace(0.0, 1.0, 11)
+    curve = SparsityCurve(
+        levels, 2.0 + levels**4, stderr * (levels > 0), higher_is_better=False, num_examples=50
+    )
+    estimate = essential_sparsity(curve)
+    record = replace(fake_run.look(2000)[0], curve=curve, essential_sparsity=estimate)
+    tiles = {tile["series"]: tile for tile in page_data(Run([record]))["tiles"]}
+    tile = tiles["essential_sparsity/value"]
+    assert re.fullmatch(value, tile["value"])
+    assert tile["why"] == f"about {estimate.examples_needed:,} examples would tell"
 
 
 @pytest.mark.parametrize(("num_known", "value"), [(0, "unknown"), (2, "5 %")])

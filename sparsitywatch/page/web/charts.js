@@ -3,13 +3,14 @@
 
 import { nearest, whyApart, whyNone } from "./data.js";
 import { colour, h, numbered, shown, tickSpace, tickTexts } from "./format.js";
+import { paintOf, parted } from "./tensors.js";
 
 /**
  * @typedef {import("./data.js").PageData} PageData
  * @typedef {{series: string, label: string, colour: string, dash?: number[], width?: number,
  *   among?: number[], alone?: boolean, scale?: string, values?: (number | null | undefined)[]}} Line
  * @typedef {{key: string, title: string, note: string, lines: Line[], band?: [string, string],
- *   height: number, fromZero: boolean, top?: number}} Panel
+ *   height: number, fromZero: boolean, top?: number, strip?: string[]}} Panel strip: rows under its steps
  * @typedef {{name: string, data: PageData, colour: string}} Model
  * @typedef {{panel: Panel, plot: any, values: HTMLElement[], why: HTMLElement, apart: string[], lines: {line: Line, model: Model}[]}} Drawn
  */
@@ -104,6 +105,30 @@ export function moreOf(data, nearZero) {
   return found;
 }
 
+/** Heights of the axis of steps and of all rows under it, and the least of one. */
+const [UNDER, STRIP, LEAST] = [26, 76, 4];
+
+/**
+ * The rows of tensors under the first chart: one a block, or where there is one block one a tensor.
+ * @param {PageData} data @returns {{label: string, member: number[]}[]}
+ */
+export function stripOf(data) {
+  const parts = parted(data.tensors, data.blocks, data.facts.ledger);
+  const isOne = new Set(parts.map((part) => part.block)).size < 2;
+  /** @type {Map<string, {label: string, member: number[]}>} */
+  const rows = new Map();
+  parts.forEach((part, i) => {
+    const key = isOne ? data.tensors[i] : part.block;
+    const row = rows.get(key) ?? { label: isOne ? part.role : part.layer || "others", member: [] };
+    row.member.push(i);
+    rows.set(key, row);
+  });
+  const all = [...rows.values()];
+  if (all.length < 2) return [];
+  const every = Math.ceil((all.length * LEAST) / STRIP); // of very many neighbours share a row
+  return all.filter((_, i) => i % every === 0).map((row, i) => ({ label: row.label, member: all.slice(i * every, (i + 1) * every).flatMap((one) => one.member) }));
+}
+
 /** Whether a chart is of what an event happened to: bands of all events in all charts would hide them. @param {Panel} panel @param {string} series */
 function isHome(panel, series) {
   const room = series.split("/")[0];
@@ -128,6 +153,8 @@ export class Charts {
     this.range = null;
     this.pinned = 0;
     this.at = 0;
+    /** @type {{steps: number[], rows: number[][]} | null} shares by row and step, below 0 where none is known */
+    this.strip = null;
     /** @type {any} */
     this.active = null;
     new ResizeObserver(() => this.resize()).observe(root);
@@ -137,6 +164,7 @@ export class Charts {
   draw(models, panels) {
     for (const { plot } of this.drawn) plot.destroy();
     this.models = models;
+    this.strip = null;
     this.width = this.root.clientWidth;
     this.drawn = panels.map((panel) => this.chart(panel));
     this.root.replaceChildren(...this.drawn.map(({ plot, panel, values, why, apart, lines }) => {
@@ -144,7 +172,8 @@ export class Charts {
         h("span", { class: "key" },
           h("i", { class: (this.dashes(line)?.[0] ?? 9) < 3 ? "dotted" : this.dashes(line) ? "dashed" : "", style: `border-color:${this.paint(line, model)}`, "aria-hidden": "true" }),
           models.length > 1 ? `${model.name}: ${model === models[0] ? line.label : line.label.split(/[:(,]/)[0].trim()} ` : `${line.label} `, values[i]));
-      const title = h("h2", {}, panel.title, " ", h("small", {}, panel.note));
+      const note = panel.strip?.length ? `${panel.note}; under it where: near zero by ${models[0].data.tensors.length > panel.strip.length ? "block" : "tensor"}` : panel.note;
+      const title = h("h2", {}, panel.title, " ", h("small", {}, note));
       plot.root.setAttribute("role", "img");
       plot.root.setAttribute("aria-label", this.said(panel, lines));
       return h("section", { class: "chart", "data-chart": panel.key }, title, h("p", { class: "legend" }, ...legend),
@@ -152,6 +181,44 @@ export class Charts {
     }));
     if (this.range) this.zoom(...this.range);
     requestAnimationFrame(() => this.show(this.pinned)); // a chart knows its scales a moment later
+  }
+
+  /** Shares of the rows under the first chart. @param {number[]} steps @param {number[][]} rows */
+  fill(steps, rows) {
+    this.strip = { steps, rows };
+    this.drawn[0]?.plot.redraw(false);
+  }
+
+  /** Where, under when: the rows of tensors on the axis of the steps. @param {any} u @param {string[]} labels */
+  drawStrip(u, labels) {
+    const { ctx, bbox } = u;
+    const dense = window.devicePixelRatio || 1;
+    const row = (STRIP / labels.length) * dense;
+    const top = bbox.top + bbox.height + UNDER * dense;
+    const paint = paintOf(this.root);
+    ctx.save();
+    ctx.font = `${11 * dense}px system-ui, sans-serif`;
+    ctx.textAlign = "right";
+    ctx.textBaseline = "middle";
+    ctx.fillStyle = colour(this.root, "grey");
+    const every = Math.ceil((12 * dense) / row);
+    labels.forEach((label, i) => {
+      if (i % every === 0) ctx.fillText(label.length > 9 ? `${label.slice(0, 8)}…` : label, bbox.left - 6 * dense, top + row * (i + 0.5));
+    });
+    ctx.beginPath();
+    ctx.rect(bbox.left, top, bbox.width, STRIP * dense);
+    ctx.clip();
+    ctx.fillStyle = colour(this.root, "light");
+    ctx.fillRect(bbox.left, top, bbox.width, STRIP * dense);
+    const { steps, rows } = this.strip ?? { steps: [], rows: [] };
+    const edge = (/** @type {number} */ t) => u.valToPos((steps[Math.max(t - 1, 0)] + steps[Math.min(t, steps.length - 1)]) / 2, "x", true);
+    rows.forEach((shares, i) => shares.forEach((share, t) => {
+      if (share < 0) return;
+      ctx.fillStyle = `rgb(${paint(share).join()})`;
+      const [left, right] = [Math.floor(edge(t)), Math.ceil(edge(t + 1))];
+      ctx.fillRect(left, Math.floor(top + row * i), Math.max(right - left, 1), Math.ceil(row));
+    }));
+    ctx.restore();
   }
 
   /** What a screen reader says: the ends of every line. @param {Panel} panel @param {Drawn["lines"]} lines */
@@ -225,12 +292,12 @@ export class Charts {
     const axis = { stroke: ink, grid: rule, ticks: { show: false }, font: "12px system-ui, sans-serif" };
     const right = panel.lines.some((line) => line.scale);
     return {
-      width: Math.max(this.width, 200), height: panel.height, series, bands,
-      padding: [14, right ? 4 : 26, 0, 0],
+      width: Math.max(this.width, 200), height: heightOf(panel), series, bands,
+      padding: [14, right ? 4 : 26, panel.strip?.length ? STRIP + 4 : 0, 0],
       legend: { show: false },
       scales: { x: { time: false }, y: { range: (/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => limits(panel, low, high) } },
       axes: [
-        { ...axis, size: 26, values: ticked("steps"),
+        { ...axis, size: UNDER, values: ticked("steps"),
           space: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ low, /** @type {number} */ high, /** @type {number} */ width) => tickSpace(low, high, width) },
         { ...axis, size: 56, space: 24, values: ticked(unit) },
         ...(right ? [{ ...axis, scale: "right", side: 1, size: 52, grid: { show: false }, values: ticked("") }] : []),
@@ -243,7 +310,7 @@ export class Charts {
       },
       hooks: {
         drawClear: [(/** @type {any} */ u) => this.behind(u, panel)],
-        draw: [(/** @type {any} */ u) => this.marks(u, panel)],
+        draw: [(/** @type {any} */ u) => { this.marks(u, panel); if (panel.strip?.length) this.drawStrip(u, panel.strip); }],
         setSelect: [(/** @type {any} */ u) => this.selected(u)],
         ready: [(/** @type {any} */ u) => this.listen(u)],
       },
@@ -338,7 +405,7 @@ export class Charts {
     const width = this.root.clientWidth;
     if (!width || width === this.width) return;
     this.width = width;
-    for (const { plot, panel } of this.drawn) plot.setSize({ width, height: panel.height });
+    for (const { plot, panel } of this.drawn) plot.setSize({ width, height: heightOf(panel) });
     this.show(this.pinned);
   }
 
@@ -418,6 +485,11 @@ export class Charts {
     }
     ctx.restore();
   }
+}
+
+/** @param {Panel} panel */
+function heightOf(panel) {
+  return panel.height + (panel.strip?.length ? STRIP + 4 : 0);
 }
 
 /** A line through points. @param {any} ctx @param {number[][]} points @param {number[]} dash */

@@ -34,7 +34,7 @@
  * @typedef {{columns: number[], ends: number[], below: number[][][], all: number[][]}} Magnitudes
  * @typedef {{maps: Maps, magnitudes: Magnitudes | null}} Details
  * @typedef {{name: string, version: string}} RunName
- * @typedef {{state: string, badge: string, headline: string, last: string, time: number | null, events: number}} Summary
+ * @typedef {{state: string, badge: string, headline: string, last: string, time: number | null, heard: number, events: number}} Summary
  * @typedef {{live: boolean, runs: () => Promise<RunName[]>,
  *   page: (name: string) => Promise<PageData>, summary?: (name: string) => Promise<Summary>, details: (name: string) => Promise<Details>}} Source
  */

@@ -1,11 +1,11 @@
 // @ts-check
 /** The page: what is chosen, where the cursor is, and what follows from both. */
 
-import { Charts, moreOf, panelsOf } from "./charts.js";
+import { Charts, moreOf, panelsOf, stripOf } from "./charts.js";
 import { csv, nearest } from "./data.js";
 import { capital, h, percent } from "./format.js";
-import { Heatmap, KINDS, drawHistogram, power, rowsOf, scale } from "./tensors.js";
-import { drawCost, events, foot, header, runTable, spikePicture, tiles } from "./view.js";
+import { Heatmap, KINDS, drawHistogram, meanOf, power, rowsOf, scale } from "./tensors.js";
+import { byNeed, drawCost, events, foot, header, runTable, spikePicture, tiles } from "./view.js";
 
 /**
  * @typedef {import("./data.js").PageData} PageData
@@ -17,6 +17,8 @@ import { drawCost, events, foot, header, runTable, spikePicture, tiles } from ".
  */
 
 const POLL_MS = 3000;
+/** For which the first screen waits to know how all runs stand: the worst is chosen once, and stays. */
+const CHOICE_MS = 6000;
 /** Runs that are shown at first, where there are several. */
 const FEW = 4;
 /** Runs that a choice around the page brings into it at most; more are loaded one by one, by hand. */
@@ -82,8 +84,9 @@ export class Page {
     this.tau = query.get("tau") ?? "";
     this.first = query.get("run") ?? "";
     this.choice.search = query.get("search") ?? "";
-    const [low, high] = (query.get("zoom") ?? "").split("-").map(Number);
+    const [, low, high] = (/^(-?[\d.]+)-(-?[\d.]+)$/.exec(query.get("zoom") ?? "") ?? []).map(Number);
     this.range = low < high ? [low, high] : null;
+    this.linked = (query.get("with") ?? "").split("|").filter(Boolean);
   }
 
   /** A link to what is seen now. */
@@ -92,9 +95,13 @@ export class Page {
     if (this.pinned !== null) query.set("step", String(this.pinned));
     if (this.tensor) query.set("tensor", this.tensor);
     if (this.tau) query.set("tau", this.tau);
-    if (this.range) query.set("zoom", this.range.map(Math.round).join("-"));
+    // of a short run whole steps may be too coarse
+    if (this.range) query.set("zoom", this.range.map((x) => x.toFixed(this.range && this.range[1] - this.range[0] > 100 ? 0 : 3)).join("-"));
     if (this.choice.search) query.set("search", this.choice.search);
-    if (this.names.length > 1) query.set("run", this.first);
+    if (this.names.length > 1) {
+      query.set("run", this.first);
+      query.set("with", [...(this.chosen ?? [])].filter((name) => name !== this.first).join("|"));
+    }
     this.host.write(query);
   }
 
@@ -103,8 +110,14 @@ export class Page {
     try {
       const runs = await this.source.runs();
       const names = runs.map((run) => run.name);
-      if (!this.chosen) for (const name of this.few(names)) this.ask(runs[names.indexOf(name)]); // while the host gets ready
       await this.host.ready;
+      if (!this.chosen && names.length > 1 && !names.includes(this.first)) {
+        this.names = names;
+        this.root.replaceChildren(h("p", { class: "none" }, `Reading ${names.length} logs, to show the worst first …`));
+        const patience = new Promise((resolve) => { setTimeout(resolve, CHOICE_MS); });
+        await Promise.race([this.summarise(runs), patience]);
+        this.root.replaceChildren();
+      }
       const followed = this.hear(names);
       const looks = [...names, ...this.host.colours(names)].join("\n");
       let changed = followed || !this.root.childElementCount || looks !== this.looks || this.failure !== "";
@@ -140,9 +153,8 @@ export class Page {
   unread({ name, version }, error) {
     if (error instanceof TypeError || this.names.length < 2) throw error; // there is no server, or nothing else
     const headline = `Its log cannot be read: ${error.message}`;
-    this.stands.set(name, { version, summary: { state: "broken", badge: UNREAD, headline, last: "", time: null, events: 0 } });
-    this.chosen?.delete(name);
-    this.settle(this.names);
+    this.stands.set(name, { version, summary: { state: "broken", badge: UNREAD, headline, last: "", time: null, heard: -1, events: 0 } });
+    if (this.chosen?.delete(name) || this.first === name) this.settle(this.names);
     this.looks = ""; // all is drawn anew
   }
 
@@ -151,9 +163,17 @@ export class Page {
     return this.stands.get(name)?.summary.badge === UNREAD;
   }
 
+  /** The names of readable runs, the worst first. @param {string[]} names */
+  sorted(names) {
+    return byNeed(names.map((name) => ({ name, stands: this.stands.get(name)?.summary })))
+      .map(({ name }) => name).filter((name) => !this.isUnread(name));
+  }
+
   /** Runs that are shown at first. @param {string[]} names @param {Set<string>} [hidden] */
   few(names, hidden = new Set()) {
-    const found = names.filter((name) => !this.isUnread(name));
+    const found = this.sorted(names);
+    const linked = found.filter((name) => name === this.first || this.linked?.includes(name));
+    if (this.linked?.length && linked.includes(this.first)) return linked;
     const others = found.filter((name) => name !== this.first && !hidden.has(name));
     return [...found.filter((name) => name === this.first), ...others].slice(0, FEW);
   }
@@ -179,7 +199,7 @@ export class Page {
   /** The run that is shown in full is one of those that are shown. @param {string[]} names */
   settle(names) {
     if (this.chosen?.has(this.first) && names.includes(this.first)) return;
-    const found = names.filter((name) => !this.isUnread(name));
+    const found = this.sorted(names);
     const next = found.find((name) => this.chosen?.has(name)) ?? (found.includes(this.first) ? this.first : found[0] ?? "");
     if (next !== this.first && this.names.length) this.pinned = null;
     this.first = next;
@@ -350,10 +370,24 @@ export class Page {
     const nearZero = this.tau || `near_zero/${data.rule}`;
     const charts = /** @type {Charts} */ (this.charts);
     charts.pinned = this.step;
-    const [first, last] = [data.steps[0], data.steps[data.steps.length - 1]];
+    const all = models.flatMap((model) => model.data.steps);
+    const [first, last] = [Math.min(...all), Math.max(...all)];
     charts.range = this.range && this.range[0] < last && this.range[1] > first ? this.range : null; // a link of another run
-    charts.draw(models, panelsOf(models[0].data, nearZero, this.other));
+    this.rows = stripOf(data);
+    const panels = panelsOf(models[0].data, nearZero, this.other);
+    if (panels.length) panels[0].strip = this.rows.map(({ label }) => label);
+    charts.draw(models, panels);
+    this.fillStrip();
     this.update();
+  }
+
+  /** Which tensors the first chart is about, once that is known: under its steps. */
+  fillStrip() {
+    const { data, details } = this;
+    const cells = details?.maps.rows.near_zero ?? details?.maps.rows.dormant;
+    if (!data || !cells || !details || !this.rows) return;
+    const steps = details.maps.columns.map((t) => data.steps[t] ?? 0);
+    this.charts?.fill(steps, this.rows.map(({ member }) => steps.map((_, t) => meanOf(member.map((i) => cells[i][t])) / 1000)));
   }
 
   /** The data of a run, with near-zero weights by the magnitude that is chosen. @param {string} name @returns {PageData} */
@@ -463,6 +497,7 @@ export class Page {
       this.root.querySelector(".left .tools")?.replaceWith(this.tools());
       if (this.tau.startsWith("abs:")) this.drawCharts();
     }
+    this.fillStrip();
     this.buildMap();
     this.buildThresholds();
   }

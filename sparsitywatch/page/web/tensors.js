@@ -23,7 +23,7 @@ export const KINDS = { alone: "essential sparsity alone", near_zero: "near zero"
   gradient: "gradient norm beside that of all", zeros: "gradient exactly zero", update: "update beside the weights" };
 
 /** @param {Element} root on which the colours are @returns {(share: number) => number[]} red, green, blue */
-function paintOf(root) {
+export function paintOf(root) {
   const isDark = colour(root, "paper") !== "#ffffff";
   return (share) => {
     const x = Math.sqrt(Math.min(Math.max(share, 0), 1));

@@ -23,7 +23,7 @@ const FEW_NAMES = 4;
 export function header(data, live, selector, pick) {
   const { verdict } = data;
   const since = live && data.alive ? ago(Date.now() / 1000 - data.alive) : "";
-  const watch = [...data.watch, ...(since ? [`last sign of life ${since}`] : [])].join(" · ");
+  const watch = [...(since ? [`last sign of life ${since}`] : []), ...data.watch].join(" · ");
   const event = data.events[verdict.event - 1];
   return h("header", {}, selector,
     h("p", { class: "eyebrow" }, "Sparsity of the run ", h("b", {}, data.name), watch ? ` · ${watch}` : ""),
@@ -31,6 +31,7 @@ export function header(data, live, selector, pick) {
     h("p", { class: "answers" }, ...where(data, verdict.where), ...answer("Why", verdict.cause), ...answer("How sure", verdict.confidence),
       event ? number(event, pick) : null),
     h("p", { class: "action" }, h("b", {}, "What to do: "), verdict.advice),
+    event ? story(data, event, pick) : null,
     verdict.not_watched.length ? h("p", { class: "unwatched" }, h("b", {}, "Not watched: "), verdict.not_watched.join("; "), ".") : null,
     h("p", { class: "taken" }, data.taken));
 }
@@ -38,20 +39,28 @@ export function header(data, live, selector, pick) {
 const STATES = ["broken", "look", "too early to tell", "healthy"];
 
 /**
+ * The gravest first, of equals the one that was heard of last; what is not known yet stands last.
+ * @template {{stands?: import("./data.js").Summary}} T @param {T[]} runs @returns {T[]}
+ */
+export function byNeed(runs) {
+  const rank = (/** @type {T} */ { stands }) => (stands ? STATES.indexOf(stands.state) : STATES.length);
+  return [...runs].sort((a, b) => rank(a) - rank(b) || (b.stands?.heard ?? -1) - (a.stands?.heard ?? -1));
+}
+
+/**
  * How each run stands, the broken ones first.
  * @param {{name: string, colour: string, stands: import("./data.js").Summary | undefined, isShown: boolean, isFirst: boolean, isUnread: boolean}[]} runs
  * @param {(name: string, on: boolean) => void} choose @param {(name: string) => void} turnTo
  */
 export function runTable(runs, choose, turnTo) {
-  const rank = (/** @type {{stands?: {state: string}}} */ { stands }) => (stands ? STATES.indexOf(stands.state) : STATES.length);
-  const sorted = runs.map((run, i) => ({ ...run, id: `run-${i}` })).sort((a, b) => rank(a) - rank(b));
+  const sorted = byNeed(runs.map((run, i) => ({ ...run, id: `run-${i}` })));
   const counts = STATES.map((state) => [runs.filter((run) => run.stands?.state === state).length, state]).filter(([number]) => number);
   const rows = sorted.map(({ name, id, colour, stands, isShown, isFirst, isUnread }) => h("tr", { class: isFirst ? "run first" : "run" },
     h("th", { scope: "row" },
       h("input", { type: "checkbox", id, checked: isShown, disabled: isUnread, onchange: (/** @type {Event} */ e) => choose(name, /** @type {HTMLInputElement} */ (e.target).checked) }),
-      h("label", { for: id }, h("i", { style: `background:${colour}`, "aria-hidden": "true" }), name)),
+      h("label", { for: id, title: name }, h("i", { style: `background:${colour}`, "aria-hidden": "true" }), name)),
     h("td", {}, stands ? h("span", { class: `badge ${stands.state.split(" ")[0]}` }, stands.badge) : "…"),
-    h("td", {}, stands?.headline ?? ""),
+    h("td", { title: stands?.headline }, stands?.headline ?? ""),
     h("td", {}, isUnread ? "" : stands ? [stands.last || "no snapshot", stands.time ? ago(Date.now() / 1000 - stands.time) : ""].filter(Boolean).join(", ") : ""),
     h("td", {}, isUnread || !stands ? "" : `${stands.events}`),
     h("td", {}, isUnread ? "" : isFirst ? h("small", {}, "shown below")
@@ -62,13 +71,21 @@ export function runTable(runs, choose, turnTo) {
     h("table", {}, h("thead", {}, h("tr", {}, ...titles.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, ...rows)));
 }
 
+/** What came before the headline's event, and what with it or after it. @param {PageData} data @param {RunEvent} main @param {(event: RunEvent) => void} pick */
+function story(data, main, pick) {
+  const others = data.events.filter((event) => event !== main).sort((a, b) => a.onset - b.onset);
+  const told = [...others.filter((event) => event.onset < main.low).slice(-1), ...others.filter((event) => event.onset >= main.low).slice(0, 2)];
+  return told.length ? h("ul", { class: "story" }, ...told.map((event) =>
+    h("li", { title: event.title }, number(event, pick), h("b", {}, event.onset < main.low ? " Before it: " : " With it: "), event.title))) : null;
+}
+
 /** @param {PageData} data */
 export function tiles(data) {
   const last = data.steps[data.steps.length - 1];
   return h("ul", { class: "tiles", "aria-label": "Latest numbers", tabindex: "0" }, ...data.tiles.map((tile) =>
     h("li", { title: data.about[tile.series]?.sentence },
       h("span", { class: "label" }, tile.label),
-      h("b", {}, tile.value.split(" [")[0], h("small", {}, tile.value.slice(tile.value.split(" [")[0].length))), h("small", {}, tile.why || [tile.was && tile.step === last ? "" : `at ${numbered(data, tile.step)}`, tile.was ? `was ${tile.was}` : ""].filter(Boolean).join("; ")),
+      h("b", { class: tile.value.split(" [")[0].length > 16 ? "long" : null }, tile.value.split(" [")[0], h("small", {}, tile.value.slice(tile.value.split(" [")[0].length))), h("small", { title: tile.why }, tile.why || [tile.was && tile.step === last ? "" : `at ${numbered(data, tile.step)}`, tile.was ? `was ${tile.was}` : ""].filter(Boolean).join("; ")),
       tile.series in data.series ? spark(data.steps, data.series[tile.series]) : null)));
 }
 
@@ -146,20 +163,23 @@ export function drawCost(root, data, step) {
   const [value, low, high] = [at("value"), at("low"), at("high")];
   const interval = low === null || high === null ? "" : ` [${percent(low)}, ${percent(high)}]`;
   const told = value === null ? `says nothing: ${curve.reason || "not known"}` : `essential sparsity ${percent(value)}${interval}, ${curve.drop}`;
+  const onset = data.events[data.verdict.event - 1]?.onset ?? data.steps[0];
+  const then = data.curves.findLast((c) => c.step <= onset && c.step < curve.step);
   root.replaceChildren(
     h("h2", {}, "What removing weights costs ", h("small", {}, "at the cursor")),
-    h("p", { class: "legend" }, `${capital(numbered(data, curve.step))}: ${told}`),
-    costSvg(curve, value, low, high),
+    h("p", { class: "legend" }, `${capital(numbered(data, curve.step))}: ${told}`, then ? `; dashed: ${numbered(data, then.step)}, ${data.verdict.event ? "before the event" : "the first"}` : ""),
+    costSvg(curve, value, low, high, then),
     h("p", { class: "axis" }, "share of the weights removed, smallest first → harm; 1 is what is tolerated"));
 }
 
-/** @param {Curve} curve @param {number | null} value @param {number | null} low @param {number | null} high */
-function costSvg(curve, value, low, high) {
+/** @param {Curve} curve @param {number | null} value @param {number | null} low @param {number | null} high @param {Curve} [then] an earlier one */
+function costSvg(curve, value, low, high, then) {
   const bottom = Math.min(-0.5, ...curve.harm.map((y) => Math.max(y ?? 0, -MOST)));
   const x = (/** @type {number} */ share) => LEFT + WIDE * share;
   const y = (/** @type {number} */ harm) => TOP + (HIGH * (MOST - Math.min(harm, 100 * MOST))) / (MOST - bottom);
   const known = curve.sparsity.map((share, i) => ({ share, harm: curve.harm[i] })).filter((p) => p.harm !== null);
   const points = known.map((p) => `${x(p.share).toFixed(1)},${y(/** @type {number} */ (p.harm)).toFixed(1)}`);
+  const earlier = (then?.sparsity ?? []).flatMap((share, i) => (then?.harm[i] == null ? [] : [`${x(share).toFixed(1)},${y(Number(then.harm[i])).toFixed(1)}`]));
   const label = `Harm by share of weights removed, in units of what is tolerated: ${known.map((p) => `${percent(p.share)}: ${significant(/** @type {number} */ (p.harm), 3)}`).join(", ")}`;
   const svg = s("svg", { viewBox: `0 0 ${LEFT + WIDE + 24} ${TOP + HIGH + 22}`, role: "img", "aria-label": label, class: "cost" });
   if (low !== null && high !== null) svg.append(s("rect", { x: x(low), y: TOP, width: WIDE * (high - low), height: HIGH, class: "interval" }));
@@ -168,7 +188,7 @@ function costSvg(curve, value, low, high) {
       s("text", { x: x(share), y: TOP + HIGH + 16, class: "tick" }, `${100 * share} %`));
   }
   for (const harm of [0, 1, 2, 3, 4]) svg.append(s("text", { x: LEFT - 8, y: y(harm) + 4, class: "tick end" }, String(harm)));
-  svg.append(s("line", { x1: LEFT, x2: x(1), y1: y(1), y2: y(1), class: "tolerated" }), s("polyline", { points: points.join(" "), "clip-path": "url(#cost-area)" }));
+  svg.append(s("line", { x1: LEFT, x2: x(1), y1: y(1), y2: y(1), class: "tolerated" }), s("polyline", { points: earlier.join(" "), class: "then", "clip-path": "url(#cost-area)" }), s("polyline", { points: points.join(" "), "clip-path": "url(#cost-area)" }));
   svg.prepend(s("clipPath", { id: "cost-area" }, s("rect", { x: LEFT - 3, y: TOP - 3, width: WIDE + 6, height: HIGH + 6 })));
   for (const p of known) if (/** @type {number} */ (p.harm) <= MOST) svg.append(s("circle", { cx: x(p.share), cy: y(/** @type {number} */ (p.harm)), r: 2.2 }));
   if (value !== null) svg.append(s("circle", { cx: x(value), cy: y(1), r: 5.5, class: "ring" }));
