@@ -145,7 +145,10 @@ def _look(
     spectrum = MagnitudeSpectrum.of(Snapshot.of(model, scope, 0).tensors)
     with torch.no_grad(), MaskedModel(model, scope).session(training.proxy.value) as masks:
         dense = training.proxy.evaluate(*masks.dense())
-        cuts = GlobalMagnitude().cuts(Weights(spectrum, masks.shapes), LEVELS)
+        cuts = GlobalMagnitude().cuts(
+            Weights(spectrum, {name: tuple(dense.shape) for name, dense, _ in masks.weights}),
+            LEVELS,
+        )
         difference = [training.proxy.evaluate(*masks.masked(cut)) - dense for cut in cuts]
     sparsity = np.array([cut.sparsity for cut in cuts], np.float32)
     return sparsity, dense.astype(np.float32), rounded(np.array(difference))

@@ -23,8 +23,9 @@ from reporting import Goal, Part, run, table
 from torch import nn
 
 from sparsitywatch.analysis.spikes import Moves, find_spikes
-from sparsitywatch.live.ring import Ring, block_of
+from sparsitywatch.live.ring import Ring
 from sparsitywatch.pipeline.rundir import Claim
+from sparsitywatch.records.run import block_of
 
 #: Steps of a training; faults come from here on, and that many steps are looked at since.
 STEPS, EARLIEST, SINCE = 300, 60, 45

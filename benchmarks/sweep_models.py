@@ -202,7 +202,8 @@ def _evaluated(model: nn.Module, held_out: Data, value: Value, levels: int) -> P
     with masked.session(value) as masks:
         dense = proxy.evaluate(*masks.dense())
         cuts = GlobalMagnitude().cuts(
-            Weights(spectrum, masks.shapes), [i / levels for i in range(levels + 1)]
+            Weights(spectrum, {name: tuple(dense.shape) for name, dense, _ in masks.weights}),
+            [i / levels for i in range(levels + 1)],
         )
         lost = [proxy.evaluate(*masks.masked(cut)) - dense for cut in cuts]
     return Pool(np.array([cut.sparsity for cut in cuts]), dense, np.stack(lost), False)

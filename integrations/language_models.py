@@ -18,9 +18,8 @@ from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MissingExtraError, expect, expect_whole
 from sparsitywatch.pruning.batches import Batch, drawn
-from sparsitywatch.pruning.classes import IGNORED, labelled_value
-from sparsitywatch.pruning.language import items_of
 from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.ready_made import IGNORED, items_of, labelled_value
 
 try:
     import transformers

@@ -159,13 +159,7 @@ def _draw_allowed(axes: Any, run: Run) -> None:
 
 @_styled
 def overview_figure(run: Run, *, title: str = "") -> Figure:
-    """A run in stacked panels over the optimizer steps, with its events marked.
-
-    By default the title says what is wrong with its watch, if anything is.
-
-    Raises:
-        ConfigurationError: the run has no record.
-    """
+    """A run in stacked panels over the optimizer steps, with its events marked."""
     run.require_records()
     panels = _panels(run)
     captions = _captions(run)

@@ -99,7 +99,7 @@ def detail(expected: Leaf | None, got: Leaf | None) -> str:
 
 
 @dataclass(frozen=True)
-class Training:
+class BuiltTraining:
     """A training that has been built and not begun, as ``verify`` describes it."""
 
     model: nn.Module
@@ -108,7 +108,7 @@ class Training:
     others: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, made: object) -> Training:
+    def of(cls, made: object) -> BuiltTraining:
         """What ``make_training()`` returned; a ConfigurationError says which part it cannot be."""
         if isinstance(made, cls):
             return made
@@ -158,7 +158,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Difference:
+class BitDifference:
     """One thing that two trainings do not share."""
 
     name: str  # what it is, such as "parameter encoder.0.weight" or "torch generator"
@@ -166,7 +166,7 @@ class Difference:
     detail: str  # how much of it differs at the end
 
     def __repr__(self) -> str:
-        return f"<Difference in {str(self)[:180]}>"
+        return f"<BitDifference in {str(self)[:180]}>"
 
     def __str__(self) -> str:
         when = f"at step {self.first_step}" if self.first_step else "before the first step"
@@ -174,16 +174,13 @@ class Difference:
 
 
 class OtherThread:
-    """A thread that draws from each global generator once a step, in an evaluation if there is one.
-
-    It is there until half of the steps are done. Without an evaluation it draws at a step's end.
-    """
+    """A thread that draws from each global generator once a step, in an evaluation if there is."""
 
     def __init__(self) -> None:
         self.drawn: list[float] = []
         self._asked, self._done = queue.SimpleQueue[bool](), threading.Semaphore(0)
         self._thread: threading.Thread | None = None
-        self._pid, self._is_due = os.getpid(), False
+        self._pid, self._is_due = os.getpid(), False  # it draws until half of the steps are done
 
     def begin(self, model: nn.Module) -> None:
         """Start, if evaluations can run beside it."""
@@ -228,7 +225,7 @@ def trace(
     make_training: Callable[[], Any],
     steps: int,
     seed: int = 0,
-    attach: Callable[[Training], AbstractContextManager[Any]] | None = None,
+    attach: Callable[[BuiltTraining], AbstractContextManager[Any]] | None = None,
     other: OtherThread | None = None,
 ) -> Trace:
     """Train from the seed on, watched by what ``attach`` opens, and keep what it was by step."""
@@ -236,7 +233,7 @@ def trace(
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 what user code draws from
         random.seed(seed)
-        training = Training.of(make_training())
+        training = BuiltTraining.of(make_training())
         thread = OtherThread() if other is None else other
         if other is not None:
             thread.begin(training.model)
@@ -258,7 +255,7 @@ def trace(
     return Trace(tuple(digests), last, seed)
 
 
-def compare(expected: Trace, got: Trace) -> tuple[Difference, ...]:
+def compare(expected: Trace, got: Trace) -> tuple[BitDifference, ...]:
     """What differs between two traces, at the end or in between, in the order of appearance."""
     first_steps: dict[str, int] = {}
     for step, (one, other) in enumerate(zip(expected.digests, got.digests, strict=True)):
@@ -266,12 +263,12 @@ def compare(expected: Trace, got: Trace) -> tuple[Difference, ...]:
             if one.get(name) != other.get(name):
                 first_steps.setdefault(name, step)
     return tuple(
-        Difference(name, step, detail(expected.last.get(name), got.last.get(name)))
+        BitDifference(name, step, detail(expected.last.get(name), got.last.get(name)))
         for name, step in first_steps.items()
     )
 
 
-def _leaves(training: Training, returned: Any, thread: OtherThread) -> dict[str, Leaf]:
+def _leaves(training: BuiltTraining, returned: Any, thread: OtherThread) -> dict[str, Leaf]:
     """Everything that a watch could disturb, by name."""
     model = training.model
     names, optimizer_state = _parameters_and_state(model, training.optimizer)
@@ -327,10 +324,10 @@ def _parameters_and_state(
 class Verification:
     """Which bits of a training differ with a watch on it; print it to read it."""
 
-    differences: tuple[Difference, ...]  # with a watch and without, in the order of appearance
+    differences: tuple[BitDifference, ...]  # with a watch and without, in the order of appearance
     #: The same between two runs without any watch. If there is one, the training is not
     #: deterministic by itself, and ``differences`` say nothing about the watch.
-    unstable: tuple[Difference, ...]
+    unstable: tuple[BitDifference, ...]
     records: tuple[Record, ...] = field(repr=False)  # what the watch saw
     baseline: Trace = field(repr=False)  # the training without a watch
     #: Names of Python's state that differs between any two runs, such as a time that a module
@@ -451,7 +448,7 @@ def verify(
     watchers: list[Watcher] = []
     thread = OtherThread()
 
-    def attach(training: Training) -> Watcher:
+    def attach(training: BuiltTraining) -> Watcher:
         arguments = {"logdir": None, "max_overhead": None, **watch_arguments}
         proxy = arguments.get("proxy")
         if isinstance(proxy, Proxy) and arguments.get("threads_draw", True):
@@ -556,7 +553,7 @@ def _check(
         )
 
 
-def _listing(head: str, differences: tuple[Difference, ...]) -> str:
+def _listing(head: str, differences: tuple[BitDifference, ...]) -> str:
     lines = [f"  {difference}" for difference in differences[:_MAX_LINES]]
     if len(differences) > _MAX_LINES:
         lines.append(f"  and {len(differences) - _MAX_LINES} more")

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import sparsitywatch as sw
-from sparsitywatch.verification import Training, compare, trace
+from sparsitywatch.verification import BuiltTraining, compare, trace
 
 STEPS, EVERY = 12, 3
 WIDTH = 6
@@ -323,11 +323,11 @@ def loop_with_a_frozen_norm(optimizer: str = "AdamW") -> tuple[Any, ...]:
     return loop.parts()
 
 
-def careless_watch(act: Callable[[Net], None], at_step: int) -> Callable[[Training], Any]:
+def careless_watch(act: Callable[[Net], None], at_step: int) -> Callable[[BuiltTraining], Any]:
     """A watch that does ``act`` once, in the place where a real one looks."""
 
     @contextlib.contextmanager
-    def attach(training: Training) -> Iterator[None]:
+    def attach(training: BuiltTraining) -> Iterator[None]:
         num_steps = 0
 
         def look(*_: object) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparsitywatch as sw
-from sparsitywatch.verification import Difference, Training, compare, trace
+from sparsitywatch.verification import BitDifference, BuiltTraining, compare, trace
 
 STEPS = 8
 
@@ -107,11 +107,11 @@ CASES = {
 }
 
 
-def train_and_watch(case: Case, logdir: Path) -> tuple[tuple[Difference, ...], sw.Watcher]:
+def train_and_watch(case: Case, logdir: Path) -> tuple[tuple[BitDifference, ...], sw.Watcher]:
     """What differs between this training without and with a watch, and the watch."""
     watchers: list[sw.Watcher] = []
 
-    def make_training() -> Training:
+    def make_training() -> BuiltTraining:
         model = case.prepare(case.model())
         dtype = next(model.parameters()).dtype
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -134,10 +134,10 @@ def train_and_watch(case: Case, logdir: Path) -> tuple[tuple[Difference, ...], s
                 scheduler.step()
             return loss
 
-        return Training(model, optimizer, step, {"scheduler": scheduler})
+        return BuiltTraining(model, optimizer, step, {"scheduler": scheduler})
 
     @contextlib.contextmanager
-    def attach(training: Training) -> Iterator[None]:
+    def attach(training: BuiltTraining) -> Iterator[None]:
         dtype = next(training.model.parameters()).dtype
         x = torch.linspace(-1, 1, 72).reshape(12, 6).to(dtype)
         batches: Any = [(x[:6],), (x[6:],)]

@@ -13,7 +13,7 @@ from contracts import leftovers
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.verification import Training, compare, trace
+from sparsitywatch.verification import BuiltTraining, compare, trace
 
 
 def make_training() -> tuple[Any, ...]:
@@ -237,13 +237,13 @@ def test_a_watch_that_never_looked_is_an_error(monkeypatch) -> None:
 def differences_of(one: Any, other: Any) -> list[str]:
     """What is said about two trainings that differ in this one thing."""
 
-    def made(thing: Any) -> Training:
+    def made(thing: Any) -> BuiltTraining:
         class Holder:
             def state_dict(self) -> dict[str, Any]:
                 return {"x": thing}
 
         model = nn.Linear(1, 1)
-        return Training(model, None, lambda: None, {"holder": Holder()})
+        return BuiltTraining(model, None, lambda: None, {"holder": Holder()})
 
     pair = [trace(lambda thing=thing: made(thing), steps=1) for thing in (one, other)]
     return [str(difference) for difference in compare(*pair)]
@@ -302,10 +302,10 @@ def test_the_model_s_own_state_is_compared() -> None:
         def set_extra_state(self, state: dict[str, int]) -> None:
             self.count = state["count"]
 
-    def made() -> Training:
+    def made() -> BuiltTraining:
         model = Counting(1, 1)
         model.count = next(counts)
-        return Training(model, None, lambda: None)
+        return BuiltTraining(model, None, lambda: None)
 
     stored, held = compare(trace(made, 1), trace(made, 1))
     assert (stored.name, held.name) == ("state_dict _extra_state count", "state count")

@@ -105,7 +105,7 @@ _COPY = re.compile(
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ModelCandidate:
     """Tensors that may be the model."""
 
     key: str  # the dotted path that leads to them; "" at the top
@@ -115,7 +115,7 @@ class Candidate:
     among: Mapping[str, int] = field(default_factory=dict)
 
 
-def choose(tree: Tree, key: str | None = None) -> Candidate:
+def choose(tree: Tree, key: str | None = None) -> ModelCandidate:
     """The tensors under ``key``; without it the only ones that may be a model; else an error."""
     root = tree.root
     found = candidates_of(tree) if isinstance(root, dict) else []
@@ -130,7 +130,7 @@ def choose(tree: Tree, key: str | None = None) -> Candidate:
             raise ReadingError(
                 f"expected tensors under the key {key[:80]!r}, found none{listed}. Give another."
             )
-        chosen = [Candidate(key, tensors, found[0].way if found else (root,))]
+        chosen = [ModelCandidate(key, tensors, found[0].way if found else (root,))]
     if not chosen:
         raise ReadingError(
             "expected tensors of a model in a state dict, or in a dictionary with one; got "
@@ -171,7 +171,7 @@ def everything(tree: Tree, key: str = "") -> dict[str, Any]:
     return _named(found)
 
 
-def candidates_of(tree: Tree) -> list[Candidate]:
+def candidates_of(tree: Tree) -> list[ModelCandidate]:
     """The dictionaries that may be a model: those with matrices of floats, where there are any."""
     holders, look = [], tree.look
     for keys, way in _levels((tree.root,), _may_hold) if _may_hold((), tree.root) else ():
@@ -185,7 +185,7 @@ def candidates_of(tree: Tree) -> list[Candidate]:
             raise RefusedError(f"expected names beside tensors, got {in_words(odd)}")
         for head, part in _parts(_named(own.items())).items():
             tensors = {name: leaf for name, (leaf, _) in part.items()}
-            found.append(Candidate(".".join([*keys, head] if head else keys), tensors, way))
+            found.append(ModelCandidate(".".join([*keys, head] if head else keys), tensors, way))
     return found
 
 
@@ -366,7 +366,7 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
     opens again what was closed. Threads may read side by side; a child of a fork may not.
     """
 
-    def __init__(self, contents: Contents, model: Candidate) -> None:
+    def __init__(self, contents: Contents, model: ModelCandidate) -> None:
         self.url = contents.place.shown
         self.format = contents.format
         self._place = contents.place

@@ -36,6 +36,7 @@ from sparsitywatch.checkpoints.series import (
 )
 from sparsitywatch.checkpoints.storage import Location, NoAccessError, Options, Url, asked, one_line
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError, ScopeError
+from sparsitywatch.records import LedgerEntry
 from sparsitywatch.weights.layout import Entry, natural_order
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
@@ -57,31 +58,16 @@ Places = Url | Iterable[Url] | Mapping[int, Url]
 def discover(
     urls: Places,
     storage_options: Options = None,
-    known: Mapping[str, ListedCheckpoint] | None = None,
+    known: Mapping[str, ListedCheckpoint] | None = None,  # by URL, as of an earlier call
     key: str | None = None,
     *,
-    keep: bool = False,
+    keep: bool = False,  # let each have itself, to be read without its description
 ) -> list[ListedCheckpoint]:
-    """Every checkpoint under some places, by step; those without a step come last.
-
-    Nothing is left out in silence: what is unfinished, refused or a duplicate is in the list
-    and says so. Only descriptions are read, and where several are of one step some bytes of
-    their weights.
-
-    Args:
-        urls: files, folders and patterns with ``*`` on any storage that fsspec knows. On the
-            Hub a pattern may stand for branches (``hf://org/model@step*``) and for
-            repositories (``hf://org/model-step_*``). What is there by that very name is no
-            pattern. Or, by step, the address of each: nothing else is asked for its step.
-        storage_options: passed on to fsspec.
-        known: by URL, what an earlier call found; taken as it is and neither listed nor opened
-            again where the name states a step. Other names may be written to again and again.
-        key: what leads to the model in each, as of ``open_checkpoint``.
-        keep: let each have itself as ``checkpoint``, to be read without its description.
-
-    Raises:
-        CheckpointError: a place is not there at all, or a pattern matches nothing.
-    """
+    """Every checkpoint under some places, by step; those without a step come last."""
+    # nothing is left out in silence: what is unfinished, refused or a duplicate says so. Only
+    # descriptions are read, and where several are of one step some bytes of their weights. What is
+    # known is neither listed nor opened again where its name states a step: others may be written
+    # to again and again. On the Hub a pattern may stand for branches and for repositories.
     probe = _Probe(storage_options, key, keep)
     if isinstance(urls, Mapping):
         at = {step: Location.of(url, storage_options) for step, url in sorted(urls.items())}
@@ -384,23 +370,8 @@ def describe(
         decided = Scope.of_entries(entries, scope)
     except ScopeError as error:
         problem = str(error)
-    verdicts = {line.name: line for line in decided.ledger} if decided else {}
-    tensors = []
-    for tied in by_storage.values():
-        entry, *others = sorted(tied, key=lambda entry: entry.name)  # as in a ledger
-        line = verdicts.get(entry.name)
-        tensors.append(
-            {
-                "name": entry.name,
-                "shape": entry.shape,
-                "dtype": entry.stored_as or str(entry.dtype).removeprefix("torch."),
-                "num_weights": entry.num_weights,
-                "num_bytes": entry.num_bytes,
-                "in_scope": line.in_scope if line else None,
-                "reason": "; ".join(filter(None, (line.reason if line else "", entry.problem))),
-                "aliases": [other.name for other in others],
-            }
-        )
+    lines = {line.name: line for line in decided.ledger} if decided else {}
+    tensors = [_described(tied, lines) for tied in by_storage.values()]
     return {
         "url": listed.shown,
         "format": listed.format,
@@ -415,6 +386,22 @@ def describe(
         "scope_hash": decided.hash if decided else "",
         "scope_problem": problem,
         "tensors": tensors,
+    }
+
+
+def _described(tied: Sequence[Entry], lines: Mapping[str, LedgerEntry]) -> dict[str, Any]:
+    """What is said of the tensors of one storage."""
+    entry, *others = sorted(tied, key=lambda entry: entry.name)  # as in a ledger
+    line = lines.get(entry.name)
+    return {
+        "name": entry.name,
+        "shape": entry.shape,
+        "dtype": entry.stored_as or str(entry.dtype).removeprefix("torch."),
+        "num_weights": entry.num_weights,
+        "num_bytes": entry.num_bytes,
+        "in_scope": line.in_scope if line else None,
+        "reason": "; ".join(filter(None, (line.reason if line else "", entry.problem))),
+        "aliases": [other.name for other in others],
     }
 
 

@@ -14,7 +14,7 @@ import torch
 
 from sparsitywatch.checkpoints.base import Contents, Tree
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
-from sparsitywatch.checkpoints.storage import Location, Source, Window
+from sparsitywatch.checkpoints.storage import Location, SourceFile, Window
 from sparsitywatch.checkpoints.tensors import (
     ReadingError,
     RefusedError,
@@ -38,7 +38,7 @@ _MAX_CUTS = 8
 _MODULE = "torch.distributed.checkpoint.metadata"
 
 
-class Place(NamedTuple):
+class ArchivePlace(NamedTuple):
     """The archive that holds a block of a tensor, or something else that was saved."""
 
     file: str
@@ -52,7 +52,7 @@ class Piece:
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    place: Place
+    place: ArchivePlace
 
 
 def read_distributed(place: Location, _: object = None) -> Contents:
@@ -81,7 +81,7 @@ class _Pieces(Tree):
             inner[name] = one
 
     def stored(self, tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
-        files: dict[str, Source] = {}
+        files: dict[str, SourceFile] = {}
         found: dict[str, StoredTensor] = {}
         for name, one in tensors.items():
             for piece in one.pieces:
@@ -104,7 +104,7 @@ class _Pieces(Tree):
 
     def whole(self, node: Any) -> int | None:
         """As of ``Tree``; a value that is no tensor is a small archive."""
-        if not isinstance(node, Place):
+        if not isinstance(node, ArchivePlace):
             return super().whole(node)
         if node.length > _ARCHIVE_BYTES:
             return None
@@ -121,7 +121,7 @@ class _ChunkedTensor(StoredTensor):
     """A tensor in pieces, each an archive of torch.save inside a larger file."""
 
     pieces: tuple[Piece, ...]
-    files: Mapping[str, Source] = field(default_factory=dict)  # open, once it is to be read
+    files: Mapping[str, SourceFile] = field(default_factory=dict)  # open, once it is to be read
 
     def load(self) -> torch.Tensor:
         """Read it; memory: its own size and that of its largest piece."""
@@ -169,9 +169,9 @@ class _ChunkedTensor(StoredTensor):
 
 
 #: What was saved, each with the keys that lead to it.
-Saved = Sequence[tuple[tuple[str, ...], _ChunkedTensor | Place]]
+Saved = Sequence[tuple[tuple[str, ...], _ChunkedTensor | ArchivePlace]]
 #: Where something lies, by its name and, of a tensor, its offsets.
-Places = dict[tuple[str, tuple[int, ...] | None], Place]
+Places = dict[tuple[str, tuple[int, ...] | None], ArchivePlace]
 
 
 def parse_metadata(data: bytes) -> Saved:
@@ -189,7 +189,7 @@ def parse_metadata(data: bytes) -> Saved:
     places = {_index(key): _place(value) for key, value in storage.items()}
     if len(places) != len(storage):
         raise RefusedError("it places one of its pieces twice")
-    saved: list[tuple[tuple[str, ...], _ChunkedTensor | Place]] = []
+    saved: list[tuple[tuple[str, ...], _ChunkedTensor | ArchivePlace]] = []
     for name, node in described.items():
         if not isinstance(name, str):
             raise RefusedError(f"expected names, got {in_words(name)!r}")
@@ -216,7 +216,7 @@ def _index(node: Any) -> tuple[str, tuple[int, ...] | None]:
     return name, offsets
 
 
-def _place(node: Any) -> Place:
+def _place(node: Any) -> ArchivePlace:
     state = _fields(node, "_StorageInfo", "torch.distributed.checkpoint.filesystem")
     file, start, length = (state.get(k) for k in ("relative_path", "offset", "length"))
     if state.get("transform_descriptors"):
@@ -227,7 +227,7 @@ def _place(node: Any) -> Place:
     sizes = as_sizes((start, length))
     if not isinstance(file, str) or sizes is None:
         raise RefusedError("expected a file and a range in its metadata, got something else")
-    return Place(file, *sizes)
+    return ArchivePlace(file, *sizes)
 
 
 def _described(name: str, node: Call, places: Places) -> _ChunkedTensor:

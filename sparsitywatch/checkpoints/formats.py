@@ -20,7 +20,7 @@ import torch
 from sparsitywatch.checkpoints.base import Checkpoint, Contents, Tree, choose, everything
 from sparsitywatch.checkpoints.distributed import read_distributed
 from sparsitywatch.checkpoints.inert_pickle import whole_of
-from sparsitywatch.checkpoints.storage import Location, Options, Range, Source, Url
+from sparsitywatch.checkpoints.storage import Location, Options, Range, SourceFile, Url
 from sparsitywatch.checkpoints.tensors import (
     ARCHIVE_START,
     ReadingError,
@@ -78,7 +78,7 @@ def read_safetensors(file: Location) -> Contents:
     return Contents(place=file, format="safetensors", tree=tree)
 
 
-def _placed(source: Source, header: Iterable[Described], start: int) -> dict[str, StoredTensor]:
+def _placed(source: SourceFile, header: Iterable[Described], start: int) -> dict[str, StoredTensor]:
     """The described tensors, which lie one behind the other from ``start`` to the end."""
     stored: dict[str, StoredTensor] = {}
     end = 0
@@ -401,24 +401,11 @@ def format_of(names: Collection[str]) -> str | None:
 
 
 def open_checkpoint(
-    url: Url, storage_options: Options = None, key: str | None = None
+    url: Url,
+    storage_options: Options = None,
+    key: str | None = None,  # what leads to the model in it; by default the only one that may be it
 ) -> Checkpoint:
-    """Open one checkpoint, whatever its format; reads descriptions, no weights.
-
-    Args:
-        url: a file or a folder, local or on any storage that fsspec knows.
-        storage_options: passed on to fsspec, such as credentials and an endpoint.
-        key: what leads to the model in it, such as "model_ema": a dotted path, or what the
-            names of its tensors begin with. By default the only one that may be a model.
-
-    Returns:
-        The open checkpoint, a context manager.
-
-    Raises:
-        IncompleteCheckpointError: something is missing or cut off; it may still be written.
-        CheckpointError: it cannot be read, or is refused; or there are several models in it, or
-            none under ``key``. One line with file and cause.
-    """
+    """Open one checkpoint, whatever its format, a file or a folder; no weight is read."""
     place = Location.of(url, storage_options)
     with ExitStack() as unless_open, reading(place.shown):
         unless_open.callback(place.close)

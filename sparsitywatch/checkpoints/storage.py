@@ -261,7 +261,7 @@ class Window(ByteSource):
             buffer[:] = self._data[start : start + len(buffer)]
 
 
-class Source(ByteSource):
+class SourceFile(ByteSource):
     """One file, read by ranges, by threads side by side; counts ``num_bytes_read``."""
 
     # local files are not mapped: one that a training truncates and rewrites in place, as nanoGPT
@@ -455,7 +455,7 @@ class Location:
         self.is_local = isinstance(fs, LocalFileSystem)
         #: What the paths inside of it begin with; of all of an archive nothing.
         self.prefix = self.path and self.path.rstrip("/") + "/"
-        self.opened: dict[str, Source] = {}  # by path; open until this is closed
+        self.opened: dict[str, SourceFile] = {}  # by path; open until this is closed
 
     @cached_property
     def shown(self) -> str:
@@ -500,9 +500,9 @@ class Location:
             )
         return self.at(self.prefix + name)
 
-    def source(self) -> Source:
+    def source(self) -> SourceFile:
         """The file itself; closing it is up to the caller."""
-        source = Source(self.fs, self.path, self.shown)
+        source = SourceFile(self.fs, self.path, self.shown)
         if source.size <= _MAX_POINTER_BYTES:
             start = source.read(0, min(source.size, max(map(len, _POINTERS))))
             how = next((how for begin, how in _POINTERS.items() if start.startswith(begin)), "")
@@ -514,7 +514,7 @@ class Location:
                 )
         return source
 
-    def open(self) -> Source:
+    def open(self) -> SourceFile:
         """The file itself, open until ``close``; the same one each time."""
         if self.path not in self.opened:
             self.opened[self.path] = self.source()

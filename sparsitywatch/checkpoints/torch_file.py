@@ -157,17 +157,8 @@ class Pickled(Tree):
             return _ArrayTensor(entry=entry, position=(self._source.url, 0), values=values)
         if call is None:
             return _unreadable(name, node)
-        _, offset, size, steps, *rest = call.arguments
         key, dtype, length = _storage_of(name, call)
-        if len(call.arguments) not in _PLAIN[call.function.name]:
-            raise RefusedError("it is made with more or less than torch needs", name)
-        shape, stride = as_sizes(size), as_sizes(steps)
-        is_place = type(offset) is int and offset >= 0 and isinstance(key, str)
-        # whether it requires grad, and what torch keeps beside it
-        is_place &= not rest or type(rest[0]) is bool
-        is_place &= all(isinstance(one, dict) for one in rest[2:] if call.function.name[-1] == "2")
-        if not is_place or shape is None or stride is None or len(shape) != len(stride):
-            raise RefusedError("its shape, strides and offset contradict each other", name)
+        offset, shape, stride = _place_of(name, call)
         if key not in self._records:
             raise RefusedError(f"its storage {key[:40]!r} is not in the file", name)
         record, member = self._records[key], self._records[key].member
@@ -475,9 +466,24 @@ def _storage_of(name: str, call: Call) -> tuple[Any, torch.dtype, Any]:
         dtype = as_dtype(call.arguments[6]) if len(call.arguments) > 6 else None
     if base is None or dtype is None:
         raise RefusedError(f"expected a dtype that torch has, got {in_words(kind)}", name)
-    if type(num) is not int or not isinstance(device, str):
+    if type(num) is not int or not isinstance(device, str) or not isinstance(key, str):
         raise RefusedError("expected a storage with a device and a length", name)
     return key, dtype, num * base.itemsize
+
+
+def _place_of(name: str, call: Call) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Where a tensor begins in its storage, its shape and its strides, in elements."""
+    if len(call.arguments) not in _PLAIN[call.function.name]:
+        raise RefusedError("it is made with more or less than torch needs", name)
+    _, offset, size, steps, *rest = call.arguments
+    shape, stride = as_sizes(size), as_sizes(steps)
+    is_place = type(offset) is int and offset >= 0
+    # whether it requires grad, and what torch keeps beside it
+    is_place &= not rest or type(rest[0]) is bool
+    is_place &= all(isinstance(one, dict) for one in rest[2:] if call.function.name[-1] == "2")
+    if not is_place or shape is None or stride is None or len(shape) != len(stride):
+        raise RefusedError("its shape, strides and offset contradict each other", name)
+    return offset, shape, stride
 
 
 def extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, bool]:

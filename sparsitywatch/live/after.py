@@ -118,7 +118,9 @@ class NextUse:
 @contextmanager
 def without_autocast() -> Iterator[None]:
     """As between steps, where a forward may be inside autocast."""
-    found = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator
+    # without one torch 2.6 raises where it is asked for
+    found = accelerator.current_accelerator() if accelerator.is_available() else None
     with ExitStack() as stack:
         for kind in ("cpu", *([] if found is None else [found.type])):
             if torch.is_autocast_enabled(kind):

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sparsitywatch.pipeline.measure import Evaluated, RunContext, evaluated
+from sparsitywatch.pipeline.measure import RunContext, Sweeps, evaluated
 from sparsitywatch.pruning.apart import Fork, ForkError, others, why_no_fork
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult
 from sparsitywatch.pruning.proxy import Proxy
@@ -88,11 +88,7 @@ def _of_groups(read: Callable[[Path], float]) -> Iterator[float]:
 
 
 class Behind:
-    """Evaluates a model in forks, one at a time.
-
-    They run beside the training where that is asked for and safe. They are waited for where other
-    threads may use what an evaluation touches.
-    """
+    """Evaluates a model in forks, one at a time: beside the training, or waited for."""
 
     def __init__(self, where: Where, model: MaskedModel, reader: ShardedReader) -> None:
         self.is_on = False  # whether a fork is beside the training, or was, and is unaccounted for
@@ -167,13 +163,13 @@ class Behind:
 
     def start(
         self, snapshot: Snapshot, run: RunContext, *, is_waited_for: bool
-    ) -> Callable[[], Evaluated]:
+    ) -> Callable[[], Sweeps]:
         """Evaluate the live weights of a snapshot in a fork; gives what waits for it."""
         model, proxy = self._model, run.proxy
         assert proxy is not None  # noqa: S101 for the type checker
         num_threads = torch.get_num_threads()
 
-        def evaluate() -> Evaluated:
+        def evaluate() -> Sweeps:
             if not is_waited_for:
                 os.nice(5)  # should the cores not be idle after all
             spectrum = self._reader.counted(snapshot)[0]
@@ -191,7 +187,7 @@ class Behind:
         first_s = self.usual_s * (1 if is_waited_for else num_threads)
         expected_s = self._took_s.get(is_waited_for, first_s)
 
-        def result() -> Evaluated:
+        def result() -> Sweeps:
             try:
                 if fork is None:
                     return None, {}, self._failures[-1]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import TYPE_CHECKING
+from typing import Any
 
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.records import WatchState
-
-if TYPE_CHECKING:
-    from sparsitywatch.live.watcher import Watcher
 
 
 def words_of(error: BaseException | None) -> str:
@@ -29,7 +26,7 @@ def last_error() -> BaseException | None:
     return sys.exc_info()[1] or getattr(sys, "last_value", None)
 
 
-def close_at_exit(of: weakref.ref[Watcher], earlier: BaseException | None) -> None:
+def close_at_exit(of: weakref.ref[Any], earlier: BaseException | None) -> None:
     """Close a watch with its process, which nobody has killed."""
     watcher, error = of(), last_error()
     if watcher is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from sparsitywatch.errors import LogTakenError, contain_faults
 from sparsitywatch.pipeline.pipeline import Reviewer
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.records import Event, Record
+from sparsitywatch.records.run import block_of
 from sparsitywatch.redact import NEWS, logger
 from sparsitywatch.sinks.jsonl import write_moves
 from sparsitywatch.weights.sharded import Tensors, is_encoded, is_sharded
@@ -33,19 +33,11 @@ _CAPACITY, _NUM_RUNS, _RUN = 2000, 512, 16
 _MOST_SHARE, _TRIAL_STEPS = 0.003, 20
 
 
-def block_of(name: str) -> str:
-    """The block of a parameter, by its name: up to the first number, else its module."""
-    numbered = re.match(r"(.*?\.)?\d+(?=\.)", name)
-    return numbered[0] if numbered else name.rpartition(".")[0] or name
-
-
 class Ring(Reviewer):
-    """Root mean squares of update, weight and gradient by block at each step, and the loss.
+    """Root mean squares of update, weight and gradient by block at each step, and the loss."""
 
-    Weights that are frozen, few, no dense floats, or on another device than the first are left out.
-    Without ``asked`` being True or False it stays if its first steps show that it costs little. A
-    fault ends the ring alone.
-    """
+    # weights that are frozen, few, no dense floats, or on another device than the first are left
+    # out; unless it was asked for, it stays if its first steps show that it costs little
 
     def __init__(self, asked: bool | None, claim: Claim, *, strict: bool = False) -> None:
         self._asked, self._claim, self._strict = asked, claim, strict

@@ -219,13 +219,11 @@ class _Account:
 
 
 class OverheadBudget:
-    """Keeps the watch's share of the wall time below a limit: nothing is done before it is paid.
+    """Keeps the watch's share of the wall time below a limit: nothing is done before it is paid."""
 
-    One rule: what snapshots of the weights have cost, plus what one more costs, is at most the
-    limit times the time since ``start``, less what counting the steps has taken. Beside evaluations
-    they have a fifth of it, and evaluations the rest, so that neither waits for the other. What
-    the first one costs is known from the attach.
-    """
+    # what snapshots have cost, plus what one more costs, is at most the limit times the time since
+    # ``start``, less what counting the steps has taken. Beside evaluations they have a fifth of it,
+    # and these the rest, so that neither waits for the other. The attach tells what one costs.
 
     def __init__(
         self,

@@ -25,10 +25,10 @@ from sparsitywatch.live.behind import Behind, Where
 from sparsitywatch.live.schedule import OverheadBudget
 from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.pipeline.measure import (
-    Evaluated,
     Examined,
     Measured,
     RunContext,
+    Sweeps,
     compared,
     counted,
     measure_snapshot,
@@ -47,7 +47,7 @@ from sparsitywatch.settings import Settings
 from sparsitywatch.threads import begun
 from sparsitywatch.vital.after import WRITTEN, AfterStep, with_habits
 from sparsitywatch.weights.clock import Clock, OptimizerReading
-from sparsitywatch.weights.motion import MotionTracker, Moved
+from sparsitywatch.weights.motion import MotionReading, MotionTracker
 from sparsitywatch.weights.scope import ModelChangedError, Scope
 from sparsitywatch.weights.sharded import Tensors, local_of
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
@@ -100,7 +100,7 @@ class FinishedSnapshot:
 #: What is read of optimizers and of all parameters; names of those that are stepped on.
 _Stepped = tuple[OptimizerReading, Examined, frozenset[str]]
 #: What a snapshot says, what the optimizer did, and what has moved.
-_Outcome = tuple[Measured, OptimizerReading | None, Moved | None]
+_Outcome = tuple[Measured, OptimizerReading | None, MotionReading | None]
 
 
 class SnapshotTaker:
@@ -432,7 +432,7 @@ class SnapshotTaker:
         """What says all about the model; whether it may be called later: of a copy made here."""
         snapshot, reading, examined = self._read(step)
         reader, motion = self._reader, self.trace.motion
-        elsewhere: Callable[[], Evaluated] | None = None
+        elsewhere: Callable[[], Sweeps] | None = None
         proxy = None if model is None else self.run.proxy
         is_later = behind and self.is_on_cpu and (proxy is None or self.behind.is_safe())
         live = snapshot

@@ -144,12 +144,7 @@ def export(
     beside = _beside(found[0].url, reading) if is_folder and what == "pruned" else {}
     with torch.no_grad(), open_checkpoint(found[0].url, **reading) as checkpoint:
         loaded, scope = _loaded(model, proxy, checkpoint, Settings.of(settings))
-        choosing = telling = proxy
-        if proxy is not None and (each or at == "essential"):
-            # what chose cannot foretell: half of the examples do the one, half the other
-            halves = proxy.subsets((0.5, 1.0))
-            is_enough = halves and min(len(half.places) for half in halves) >= _MIN_EXAMPLES
-            choosing, telling = [half.proxy for half in halves] if is_enough else (proxy, None)
+        choosing, telling = _shared_out(proxy) if each or at == "essential" else (proxy, proxy)
         level, pattern = _measured(at, each, loaded, choosing, Settings.of(settings))
         stored, cut = _cut(checkpoint, scope, pattern, level, loaded)
         card = Card(
@@ -170,6 +165,13 @@ def export(
     for name, data in beside.items():
         replace_file(output.with_name(name), data)
     return card
+
+
+def _shared_out(proxy: Proxy | None) -> tuple[Proxy | None, Proxy | None]:
+    """Half of the examples to choose by, half to foretell by: what chose cannot foretell."""
+    halves = proxy.subsets((0.5, 1.0)) if proxy is not None else ()
+    is_enough = halves and min(len(half.places) for half in halves) >= _MIN_EXAMPLES
+    return (halves[0].proxy, halves[1].proxy) if is_enough else (proxy, None)
 
 
 def _beside(url: str, reading: Mapping[str, Any]) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ from sparsitywatch.analysis.spikes import find_spikes
 from sparsitywatch.analysis.verdict import essential_sparsity_of, moment
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import Event, Layers, Record, ledger_in_short
-from sparsitywatch.records.run import __version__
+from sparsitywatch.records.run import __version__, block_of
 from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import count, describe, numbered, percent
 from sparsitywatch.sinks.jsonl import read_moves
@@ -96,6 +96,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "curves": _curves(run, kept),
         "spike": _spike(run),
         "tensors": [printable(name) for name in run.tensors],
+        "blocks": [printable(block_of(name)) for name in run.tensors],
         "facts": _facts(run),
     }
 

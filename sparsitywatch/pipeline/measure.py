@@ -47,7 +47,7 @@ from sparsitywatch.series import numbered
 from sparsitywatch.settings import Settings, SettingsFields
 from sparsitywatch.weights.clock import OptimizerReading, Training
 from sparsitywatch.weights.layout import natural_order, unwrap_model
-from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker, Moved
+from sparsitywatch.weights.motion import MASK_LEVELS, MotionReading, MotionTracker
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import Tensors, expect_whole_model, modules_of
 from sparsitywatch.weights.snapshot import (
@@ -63,7 +63,7 @@ from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 #: where they were not counted.
 Examined = Callable[[MagnitudeSpectrum | None], Vital | None]
 #: What the model is worth at many levels, also by each control; and why it is not known.
-Evaluated = tuple[SweepResult | None, dict[str, SweepResult], str]
+Sweeps = tuple[SweepResult | None, dict[str, SweepResult], str]
 
 
 def nothing_examined(_: MagnitudeSpectrum | None) -> Vital | None:
@@ -154,7 +154,7 @@ def measure_snapshot(
     reader: ShardedReader = WHOLE_MODEL,
     *,
     model: MaskedModel | None = None,  # holds the weights; None to leave the evaluation out
-    elsewhere: Callable[[], Evaluated] | None = None,  # waits for one that is on its way
+    elsewhere: Callable[[], Sweeps] | None = None,  # waits for one that is on its way
     not_evaluated: str = "",  # why it is left out on purpose
     sampler: Sampler | None = None,  # of the weights to compare with those of other snapshots
     examined: Examined = nothing_examined,
@@ -174,12 +174,10 @@ def measure_snapshot(
     largest, *mask_thresholds = spectrum.thresholds([1.0, *MASK_LEVELS])
     near_zero, near_zero_of = spectrum.near_zero_by_rule(run.settings.rules, initial_rms)
     return Measured(
-        record=Record(
-            step=snapshot.step,
-            wall_time=time.time(),
-            valid=not reason,
-            reason=reason,
-            scope=run.scope.summary,
+        record=_record(
+            snapshot.step,
+            reason,
+            run,
             num_nan=spectrum.num_nan,
             num_inf=spectrum.num_inf,
             num_zero=spectrum.num_zero,
@@ -197,7 +195,6 @@ def measure_snapshot(
             not_evaluated=not_evaluated,
             xray=result.xray if result else None,
             layers=_layers(spectrum, rms, near_zero_of, result),
-            provenance=run.provenance,
             cost=Cost(
                 stall_s=0.0,
                 spectrum_s=counted_at - started,
@@ -214,27 +211,27 @@ def measure_snapshot(
 
 def not_measured(step: int, reason: str, run: RunContext, not_evaluated: str = "") -> Measured:
     """What is said of a snapshot that could not even read the weights."""
-    return Measured(
-        record=Record(
-            step=step,
-            wall_time=time.time(),
-            valid=False,
-            reason=reason,
-            scope=run.scope.summary,
-            num_nan=-1,
-            num_inf=-1,
-            num_zero=-1,
-            near_zero={},
-            provenance=run.provenance,
-            not_evaluated=not_evaluated,
-            cost=Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0),
-        )
+    cost = Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0)
+    unread: Any = {"num_nan": -1, "num_inf": -1, "num_zero": -1, "near_zero": {}, "cost": cost}
+    return Measured(record=_record(step, reason, run, not_evaluated=not_evaluated, **unread))
+
+
+def _record(step: int, reason: str, run: RunContext, **said: Any) -> Record:
+    """A record of now, with what the run says; it is valid if there is no reason why not."""
+    return Record(
+        step=step,
+        wall_time=time.time(),
+        valid=not reason,
+        reason=reason,
+        scope=run.scope.summary,
+        provenance=run.provenance,
+        **said,
     )
 
 
 def compared(
     measured: Measured, motion: MotionTracker, optimizer: OptimizerReading | None, run: RunContext
-) -> Moved:
+) -> MotionReading:
     """What has moved since the last snapshot; its sample is remembered for the next one."""
     near_zero = None  # nothing is projected without a clock
     if optimizer is not None:
@@ -247,7 +244,7 @@ def compared(
 def record_of(
     measured: Measured,
     optimizer: OptimizerReading | None = None,
-    moved: Moved | None = None,
+    moved: MotionReading | None = None,
     **cost: Any,
 ) -> Record:
     """The record: what a snapshot says, what the optimizer did, what has moved, what it cost."""
@@ -373,7 +370,7 @@ def expect_model(model: object, proxy: object) -> None:
 
 def evaluated(
     step: int, spectrum: MagnitudeSpectrum, run: RunContext, model: MaskedModel | None
-) -> Evaluated:
+) -> Sweeps:
     """Evaluate the run's proxy on a model, if there are both; what fails is a reason."""
     proxy, settings = run.proxy, run.settings
     controls: dict[str, SweepResult] = {}

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
-from sparsitywatch.locks import try_lock, unlock
-from sparsitywatch.processes import Process, this_process
+from sparsitywatch.processes import Process, this_process, try_lock, unlock
 from sparsitywatch.redact import logger
 
 #: Names the writer of a directory, who keeps it locked while it lives.

@@ -163,11 +163,7 @@ def why_shared(module: nn.Module | None, ranks: Ranks) -> str:
 
 
 def apart(run: Callable[[], T], module: nn.Module | None, ranks: Ranks, *learners: Learner) -> T:
-    """What ``run`` gives, with nothing touched that other threads may use.
-
-    Without such threads it runs here. A SharedStateError says why it cannot run at all, a ForkError
-    that its fork has failed.
-    """
+    """What ``run`` gives, with nothing touched that other threads may use; or why it cannot run."""
     if not others():
         return run()
     if why := why_shared(module, ranks):
@@ -179,15 +175,14 @@ def apart(run: Callable[[], T], module: nn.Module | None, ranks: Ranks, *learner
 
 
 class Fork(Generic[T]):
-    """A function on its way in a fork of this process; ``result`` is called once.
+    """A function on its way in a fork of this process; ``result`` is called once."""
 
-    Args:
-        run: what it gives or raises is sent back.
-        learners: what they have learned there is known here, too.
-        num_threads: how many torch uses there; as many as here give the same bits.
-    """
-
-    def __init__(self, run: Callable[[], T], *learners: Learner, num_threads: int = 1) -> None:
+    def __init__(
+        self,
+        run: Callable[[], T],  # what it gives or raises is sent back
+        *learners: Learner,  # what they have learned there is known here, too
+        num_threads: int = 1,  # torch's; as many as here give the same bits
+    ) -> None:
         self._run, self._learners, self._num_threads = run, learners, num_threads
         self._began_s = time.monotonic()
         for limit_s in _BEGIN_S:
@@ -223,10 +218,7 @@ class Fork(Generic[T]):
         return bool(wait([self._pipe], limit_s)) and os.read(self._pipe, 1) != b""
 
     def result(self, expected_s: float = math.inf) -> T:
-        """Wait for what the function returns or raises; a ForkError if the fork ends before.
-
-        It is ended if it takes ten times as long as expected and 5 s, or hangs.
-        """
+        """What the function returns or raises; a ForkError if it hangs, or is far too slow."""
         why = "interrupted"
         try:
             said, why = self._read(_TIMES * expected_s + _MORE_S)
@@ -308,7 +300,11 @@ class Fork(Generic[T]):
             try:
                 value = self._run()
             except BaseException as raised:  # noqa: BLE001 raised again in the training's process
-                error = _sendable(raised)
+                error = raised
+                try:
+                    pickle.loads(pickle.dumps(error))  # noqa: S301 of this very program
+                except Exception:  # noqa: BLE001 whatever somebody's class raises
+                    error = MeasurementError(redacted_error(error))
             for record in kept.buffer:  # its text is there already
                 record.exc_info = None
             learned = [learner.learned() for learner in self._learners]
@@ -318,15 +314,6 @@ class Fork(Generic[T]):
             traceback.print_exc()
             _flush()
             os._exit(1)
-
-
-def _sendable(error: BaseException) -> BaseException:
-    """The error, or one that says the same, where it cannot be sent."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 of this very program
-    except Exception:  # noqa: BLE001 whatever somebody's class raises
-        return MeasurementError(redacted_error(error))
-    return error
 
 
 @contextlib.contextmanager

@@ -155,10 +155,15 @@ def digest(batches: Iterable[Batch]) -> str:
 
 def packed(batches: Iterable[Batch]) -> list[list[Any]]:
     """The leaves of each batch, weights-only safe: arrays as the bytes of numpy's own format."""
-    return [
-        [_as_bytes(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in batch.leaves]
-        for batch in batches
-    ]
+
+    def plain(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        file = io.BytesIO()
+        np.lib.format.write_array(file, leaf, allow_pickle=False)
+        return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+    return [[*map(plain, batch.leaves)] for batch in batches]
 
 
 def save_whole(thing: Any, file: Path) -> None:
@@ -181,22 +186,13 @@ def unpacked(batches: Sequence[Batch], kept: Sequence[Sequence[Any]]) -> list[Ba
             word = "larger" if len(batch.leaves) > len(others) else "smaller"
             raise ProxyError(f"Expected batches like those that were kept, got {word} ones.")
         leaves = [
-            _as_array(other) if isinstance(leaf, np.ndarray) else other
+            np.lib.format.read_array(io.BytesIO(other.numpy().tobytes()), allow_pickle=False)
+            if isinstance(leaf, np.ndarray)
+            else other
             for leaf, other in zip(batch.leaves, others, strict=True)
         ]
         filled.append(batch.with_leaves(leaves))
     return filled
-
-
-def _as_bytes(array: np.ndarray) -> torch.Tensor:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array, allow_pickle=False)
-    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-
-
-def _as_array(stored: torch.Tensor) -> np.ndarray:
-    file = io.BytesIO(stored.numpy().tobytes())
-    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _container(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
@@ -326,10 +322,7 @@ def preserve_rng() -> Iterator[None]:
 
 
 def drawn(make: Callable[[], list[T]], seed: int | None) -> list[T]:
-    """What is made of a source that may draw, from the seed on; the generators stay as they were.
-
-    Beside threads that may draw it is made in a fork, so that an iterator is not moved on.
-    """
+    """What is made of a source that may draw, from the seed on; generators stay as they were."""
 
     def made() -> list[T]:
         with EVALUATING, preserve_rng():
@@ -338,7 +331,7 @@ def drawn(make: Callable[[], list[T]], seed: int | None) -> list[T]:
             return make()
 
     try:
-        return apart(made, None, ALONE)
+        return apart(made, None, ALONE)  # in a fork if need be, so that no iterator is moved on
     except MeasurementError as error:
         words = "Make the proxy before these threads begin, or of a list of batches."
         raise ProxyError(f"{error} {words}") from error

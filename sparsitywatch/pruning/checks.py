@@ -63,6 +63,14 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
             "Expected `value(model, batch)` of the proxy to work on the model as it is, but "
             f"it raised {type(error).__name__}: {error}."
         ) from error
+    _refuse_few(proxy, values)
+    if has_weights and not np.isfinite(values).all():  # else values mean nothing yet
+        raise ProxyError(proxy.not_finite(values))
+    return values
+
+
+def _refuse_few(proxy: Proxy, values: np.ndarray) -> None:
+    """Refuse values of which no error can be told; warn of those that are not of examples."""
     if values.size < 2:
         raise ProxyError(
             f"Expected `value` to return at least two {units(proxy.unit)} over all batches, so "
@@ -78,9 +86,6 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
             values.size,
             proxy.advice,
         )
-    if has_weights and not np.isfinite(values).all():  # else values mean nothing yet
-        raise ProxyError(proxy.not_finite(values))
-    return values
 
 
 def check_forward(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, cast
@@ -23,11 +22,9 @@ from sparsitywatch.pruning.cuts import Combination, Inputs, Score, Scores, Share
 from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.selections import to_output_rows
+from sparsitywatch.records.run import block_of
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import clean_name
-
-#: The block of a tensor: what its name has up to the first number.
-_BLOCK = re.compile(r"(?:.*?\.)??\d+(?=\.)")
 
 
 def input_axes(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
@@ -172,21 +169,6 @@ def magnitude(_: Combination, __: Weights) -> Scores:
     return None
 
 
-def wanda(_: Combination, weights: Weights) -> Scores:
-    """``|w|`` times the norm of the input."""
-    return partial(_wanda, weights)
-
-
-def ria(pattern: Combination, weights: Weights) -> Scores:
-    """``|w|`` over the sums of its row and of its column, times a power of that norm."""
-    return _ria(weights, pattern.exponent)
-
-
-def at_random(_: Combination, weights: Weights) -> Scores:
-    """Uniform numbers in [0, 1) by the seed and the tensor's name."""
-    return partial(_random, weights)
-
-
 def scored(weights: Weights, name: str, scores: Callable[[str], Score]) -> torch.Tensor:
     """The scores of a whole tensor, [rows, inputs]."""
     rows = to_output_rows(weights.tensors[name], weights.input_axis(name))
@@ -198,12 +180,19 @@ def _norms(weights: Weights, name: str) -> torch.Tensor:
     return inputs.squares[name].sqrt().float().to(weights.tensors[name].device)
 
 
-def _wanda(weights: Weights, name: str) -> Score:
-    norms = _norms(weights, name)
-    return lambda rows, _: rows.abs().float() * norms
+def wanda(_: Combination, weights: Weights) -> Callable[[str], Score]:
+    """``|w|`` times the norm of the input."""
+
+    def score(name: str) -> Score:
+        norms = _norms(weights, name)
+        return lambda rows, _: rows.abs().float() * norms
+
+    return score
 
 
-def _ria(weights: Weights, exponent: float) -> Callable[[str], Score]:
+def ria(pattern: Combination, weights: Weights) -> Callable[[str], Score]:
+    """``|w|`` over the sums of its row and of its column, times a power of that norm."""
+
     @cache
     def sums(name: str) -> list[torch.Tensor]:
         """One over the sum of each column, [inputs], and of each row, [rows, 1]."""
@@ -215,20 +204,24 @@ def _ria(weights: Weights, exponent: float) -> Callable[[str], Score]:
 
     def score(name: str) -> Score:
         by_column, by_row = sums(name)
-        powers = _norms(weights, name) ** exponent
+        powers = _norms(weights, name) ** pattern.exponent
         return lambda rows, at: rows.abs().float() * (by_column + by_row[at]) * powers
 
     return score
 
 
-def _random(weights: Weights, name: str) -> Score:
-    """In the order of the tensor's memory."""
-    shape = weights.shapes[name]
-    key = hashlib.blake2b(f"{weights.seed} {name}".encode(), digest_size=8).digest()
-    generator = np.random.Generator(np.random.PCG64(int.from_bytes(key, "little")))
-    drawn = torch.from_numpy(generator.random(math.prod(shape), dtype=np.float32))
-    rows = to_output_rows(drawn.view(shape), weights.input_axis(name))
-    return lambda given, at: rows[at].to(given.device)
+def at_random(_: Combination, weights: Weights) -> Callable[[str], Score]:
+    """Uniform numbers in [0, 1) by the seed and the tensor's name, in the order of its memory."""
+
+    def score(name: str) -> Score:
+        shape = weights.shapes[name]
+        key = hashlib.blake2b(f"{weights.seed} {name}".encode(), digest_size=8).digest()
+        generator = np.random.Generator(np.random.PCG64(int.from_bytes(key, "little")))
+        drawn = torch.from_numpy(generator.random(math.prod(shape), dtype=np.float32))
+        rows = to_output_rows(drawn.view(shape), weights.input_axis(name))
+        return lambda given, at: rows[at].to(given.device)
+
+    return score
 
 
 # ------------------------------------------------------------------ which share each tensor loses
@@ -241,51 +234,34 @@ def uniform(_: Combination, weights: Weights, levels: Sequence[float]) -> Shares
 
 def erk(_: Combination, weights: Weights, levels: Sequence[float]) -> Shares:
     """Erdős-Rényi kernels: densities in proportion to the sum of dimensions over their product."""
-    return [_erk(weights.shapes, level) for level in levels]
+    shapes = weights.shapes
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    raw = {name: sum(shape) / max(sizes[name], 1) for name, shape in shapes.items()}
+
+    def lost(level: float) -> dict[str, float]:
+        # no density is above 1; what that leaves over is shared out among the others
+        full: set[str] = set()  # tensors that keep everything
+        while True:
+            left = (1.0 - level) * sum(sizes.values()) - sum(sizes[name] for name in full)
+            rest = sum(raw[name] * sizes[name] for name in shapes.keys() - full)
+            scale = max(left, 0.0) / rest if rest else 0.0
+            over = {name for name in shapes.keys() - full if scale * raw[name] > 1.0}
+            if not over:
+                return {name: 0.0 if name in full else 1.0 - scale * raw[name] for name in shapes}
+            full |= over
+
+    return [*map(lost, levels)]
 
 
 def owl(pattern: Combination, weights: Weights, levels: Sequence[float]) -> Shares:
     """More of those whose block has fewer outliers."""
-    sizes = _sizes(weights)
-    return _shifted(_owl(weights, sizes, pattern.outlier, pattern.spread), sizes, levels)
-
-
-def by_name(pattern: Combination, weights: Weights, levels: Sequence[float]) -> Shares:
-    """The sparsities that were given, elsewhere all of them higher or lower by the same."""
-    sizes, given = _sizes(weights), cast("Mapping[str, float]", pattern.allocation)
-    return _shifted(_budgets(given, sizes), sizes, levels)
-
-
-def _sizes(weights: Weights) -> dict[str, int]:
-    return {name: own.num_weights for name, own in weights.spectrum.histograms.items()}
-
-
-def _erk(shapes: Mapping[str, tuple[int, ...]], level: float) -> dict[str, float]:
-    """What each tensor loses at a level."""
-    # no density is above 1; what that leaves over is shared out among the others
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / max(sizes[name], 1) for name, shape in shapes.items()}
-    full: set[str] = set()  # tensors that keep everything
-    while True:
-        left = (1.0 - level) * sum(sizes.values()) - sum(sizes[name] for name in full)
-        rest = sum(raw[name] * sizes[name] for name in shapes.keys() - full)
-        scale = max(left, 0.0) / rest if rest else 0.0
-        over = {name for name in shapes.keys() - full if scale * raw[name] > 1.0}
-        if not over:
-            return {name: 0.0 if name in full else 1.0 - scale * raw[name] for name in shapes}
-        full |= over
-
-
-def _owl(
-    weights: Weights, sizes: Mapping[str, int], outlier: float, spread: float
-) -> dict[str, float]:
-    """Density of each tensor, but for a constant: higher where its block has more outliers."""
     # an outlier's ``|w|`` times the norm of its input is more than ``outlier`` times the mean of
     # its block; the densities of blocks are up to twice ``spread`` apart
-    blocks = {name: found[0] if (found := _BLOCK.match(name)) else name for name in sizes}
+    sizes = {name: own.num_weights for name, own in weights.spectrum.histograms.items()}
+    blocks = {name: block_of(name) for name in sizes}
     sums = dict.fromkeys(blocks.values(), 0.0)
     nums = dict.fromkeys(blocks.values(), 0)
-    score = partial(_wanda, weights)
+    score = wanda(pattern, weights)
     for name, block in blocks.items():
         worth = scored(weights, name, score)
         sums[block] += float(worth.sum(dtype=widest(worth.device)))
@@ -293,15 +269,18 @@ def _owl(
     counts = dict.fromkeys(nums, 0)
     for name, block in blocks.items():
         mean = sums[block] / max(nums[block], 1)
-        counts[block] += int((scored(weights, name, score) > outlier * mean).sum())
+        counts[block] += int((scored(weights, name, score) > pattern.outlier * mean).sum())
     ratios = {block: counts[block] / max(nums[block], 1) for block in nums}
     low, high = min(ratios.values()), max(ratios.values())
-    apart = 2.0 * spread / (high - low) if high > low else 0.0
-    return {name: (ratios[block] - low) * apart for name, block in blocks.items()}
+    apart = 2.0 * pattern.spread / (high - low) if high > low else 0.0
+    kept = {name: (ratios[block] - low) * apart for name, block in blocks.items()}
+    return _shifted(kept, sizes, levels)
 
 
-def _budgets(given: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Density of each tensor, of the sparsities that were given by name."""
+def by_name(pattern: Combination, weights: Weights, levels: Sequence[float]) -> Shares:
+    """The sparsities that were given, elsewhere all of them higher or lower by the same."""
+    sizes = {name: own.num_weights for name, own in weights.spectrum.histograms.items()}
+    given = cast("Mapping[str, float]", pattern.allocation)
     if given.keys() != sizes.keys():
         missing, unknown = sorted(sizes.keys() - given.keys()), sorted(given.keys() - sizes.keys())
         came = f"none for {printable(missing[0])!r}" if missing else ""
@@ -311,7 +290,7 @@ def _budgets(given: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, 
             f"Expected `allocation` with a sparsity for each of the {len(sizes)} tensors in scope, "
             f"got {came}. `sparsitywatch scope` prints their names."
         )
-    return {name: 1.0 - given[name] for name in sizes}
+    return _shifted({name: 1.0 - given[name] for name in sizes}, sizes, levels)
 
 
 def _shifted(

@@ -43,17 +43,11 @@ def of_this_rank(find: Callable[[], Numbers]) -> Numbers:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What came into each layer while the dense model ran on the proxy's batches.
+    """What came into each layer, by name, while the dense model ran on the proxy's batches."""
 
-    Args:
-        num: vectors that came in, by name of the tensor.
-        squares: sum of the squares of each input feature, [in], by name.
-        products: sum of the products of each two of them, [in, in], by name; empty unless a
-            pattern needs them.
-    """
-
-    num: Mapping[str, int]
-    squares: Mapping[str, torch.Tensor]
+    num: Mapping[str, int]  # vectors
+    squares: Mapping[str, torch.Tensor]  # sum of the squares of each input feature, [in]
+    #: Sum of the products of each two of them, [in, in]; empty unless a pattern needs them.
     products: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 

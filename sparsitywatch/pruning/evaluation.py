@@ -142,7 +142,8 @@ class Evaluation:
     ) -> None:
         self._masks, self._proxy, self._pattern = masks, proxy, pattern
         tensors = {name: dense for name, dense, _ in masks.weights}
-        self._weights = Weights(spectrum, masks.shapes, tensors=tensors, united=masks.united)
+        shapes = {name: tuple(dense.shape) for name, dense in tensors.items()}
+        self._weights = Weights(spectrum, shapes, tensors=tensors, united=masks.united)
         self._mask = proxy.ranks.guarded("masking", masks.masked)
         self._fresh = proxy.ranks.guarded("a model to evaluate", masks.fresh)
         self._cuts_of = proxy.ranks.guarded("finding masks", pattern.cuts)
@@ -183,20 +184,19 @@ class Evaluation:
         self.ends_s = level_s, time.perf_counter() - started
         # a model that has broken down gives NaN with and without its weights
         is_same = np.isfinite(self._dense).all() and np.array_equal(self._dense, everything)
-        if is_same and not self._reach_the_value():
+        if not is_same:
+            return
+        # without units alive 0 changes nothing; NaN in the place of the weights does
+        model = self._mask(self._cuts[1.0])
+        for _, _, out in self._masks.weights:
+            out.fill_(math.nan)
+        self._num_forwards += self._proxy.num_batches
+        if np.array_equal(self._dense, self._proxy.values(*model)):
             raise MeasurementError(
                 "Expected the value to change when every in-scope weight is removed, but it is the "
                 "same bit for bit: the value function does not run the watched weights (another "
                 "model, or a compiled graph that holds old weights)."
             )
-
-    def _reach_the_value(self) -> bool:
-        """Whether NaN in place of the weights changes a value; without units alive 0 does not."""
-        model = self._mask(self._cuts[1.0])
-        for _, _, out in self._masks.weights:
-            out.fill_(math.nan)
-        self._num_forwards += self._proxy.num_batches
-        return not np.array_equal(self._dense, self._proxy.values(*model))
 
     def _evaluated_dense(self, known: Array | None, looks: bool) -> Array:
         """The values of the dense model; on the way, what the pattern has to know of its layers."""
@@ -429,11 +429,6 @@ class Masks(ABC):
         self.shared: list[tuple[torch.Tensor, int]] = []
         #: Of numbers that are found in the dense weights.
         self.united: Callable[[Callable[[], Numbers]], Numbers] = of_this_rank
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of what is held here of each tensor, by name."""
-        return {name: tuple(dense.shape) for name, dense, _ in self.weights}
 
     def dense(self) -> Runnable:
         """The model as it is."""

@@ -42,7 +42,7 @@ from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.proxy import Proxy, drawn_from
 from sparsitywatch.pruning.selections import WORDS
 from sparsitywatch.pruning.sweeps import check_levels
-from sparsitywatch.pruning.trainings import Training, TrainingLog, refuse_equal
+from sparsitywatch.pruning.trainings import DoneTraining, TrainingLog, refuse_equal
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.records.curve import t_quantile
 from sparsitywatch.records.difference import Difference
@@ -75,7 +75,7 @@ class FinetunedCurve(SparsityCurve):
     unit: str = "seed"
     by_example: np.ndarray | None = field(default=None, compare=False)
     groups: tuple[Any, ...] | None = None
-    trainings: tuple[Training, ...] = field(default=(), compare=False)
+    trainings: tuple[DoneTraining, ...] = field(default=(), compare=False)
     experiment: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -99,17 +99,11 @@ class FinetunedCurve(SparsityCurve):
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Which training it is, for functions that take ``run``.
+    """Which training it is, for functions that take ``run``."""
 
-    Args:
-        seed: that the global generators were seeded with.
-        level: the sparsity that was asked for; 0 is the dense model.
-        sparsity: the counted one; NaN until the model is pruned.
-    """
-
-    seed: int
-    level: float
-    sparsity: float = math.nan
+    seed: int  # that the global generators were seeded with
+    level: float  # the sparsity that was asked for; 0 is the dense model
+    sparsity: float = math.nan  # the counted one; NaN until the model is pruned
 
 
 def finetuned_curve(
@@ -192,7 +186,9 @@ def finetuned_curve(
         )
     at = _levels(levels, chosen)
     seeds = _seeds(seeds)
-    _check_executor(executor)
+    is_good = executor is None or isinstance(executor, Executor)
+    what = "a concurrent.futures.Executor, not of threads, which share the global generators"
+    expect(is_good and not isinstance(executor, ThreadPoolExecutor), "executor", what, executor)
     work = _Work(functions, chosen, scope, proxy)
     with preserve_rng():
         models = {seed: work.identify(seed) for seed in seeds}
@@ -240,16 +236,9 @@ def _seeds(seeds: Sequence[int]) -> list[int]:
     return numbers
 
 
-def _check_executor(executor: Executor | None) -> None:
-    is_good = executor is None or isinstance(executor, Executor)
-    is_good = is_good and not isinstance(executor, ThreadPoolExecutor)
-    what = "a concurrent.futures.Executor, not of threads, which share the global generators"
-    expect(is_good, "executor", what, executor)
-
-
 def _dense_of(
     dense: FinetunedCurve | None, settings: Any, models: Mapping[int, str]
-) -> list[Training]:
+) -> list[DoneTraining]:
     """The dense trainings of a curve, refused if they are of another model or of other settings."""
     if dense is None:
         return []
@@ -318,7 +307,7 @@ class _Work:
 
     def __call__(
         self, runs: TrainingLog, seed: int, level: float, dense: str, *, wait: bool
-    ) -> Training | None:
+    ) -> DoneTraining | None:
         """Do one training, unless another process does; then its, with ``wait``."""
         with preserve_rng(), runs.claimed(seed, level, wait=wait) as is_ours:
             if not is_ours:
@@ -327,7 +316,7 @@ class _Work:
                 runs.add(self._train(TrainingRun(seed, level), dense))
             return runs.found[seed, level]
 
-    def _train(self, run: TrainingRun, dense: str) -> Training:
+    def _train(self, run: TrainingRun, dense: str) -> DoneTraining:
         model = self._make(run)
         if (came := _fingerprint(model)) != dense:
             raise ConfigurationError(
@@ -348,7 +337,7 @@ class _Work:
         examples = _numbers(self._call("evaluate", model, run=run))
         value = float(np.mean(examples))
         logger.info("seed %d, sparsity %.3f: %.6g", run.seed, sparsity, value)
-        return Training(
+        return DoneTraining(
             seed=run.seed,
             level=run.level,
             sparsity=sparsity,
@@ -366,7 +355,13 @@ class _Work:
             return 0.0, {}
         parameters = Scope.of(model, self.scope).parameters(model)
         dense = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        axes, inputs = input_axes(model, list(dense)), self._inputs(model, list(dense))
+        axes, inputs = input_axes(model, list(dense)), None
+        if self.pattern.needs_inputs and (proxy := self.proxy) is not None:
+
+            def run_on(fresh: Callable[[], Runnable]) -> Inputs:
+                return inputs_on(proxy, fresh(), list(dense), self.pattern)[0]
+
+            inputs = check_forward(model, proxy.value, run_on, proxy.ranks)
         weights = Weights.of(dense, input_axes=axes, seed=run.seed, inputs=inputs)
         (cut,) = self.pattern.cuts(weights, [run.level])
         masks = {}
@@ -376,16 +371,6 @@ class _Work:
                 masks[name] = parameter == 0
         removed = sum(int(mask.sum()) for mask in masks.values())
         return removed / sum(mask.numel() for mask in masks.values()), masks
-
-    def _inputs(self, model: nn.Module, names: Sequence[str]) -> Inputs | None:
-        proxy, pattern = self.proxy, self.pattern
-        if not pattern.needs_inputs or proxy is None:
-            return None
-
-        def run(fresh: Callable[[], Runnable]) -> Inputs:
-            return inputs_on(proxy, fresh(), names, pattern)[0]
-
-        return check_forward(model, proxy.value, run, proxy.ranks)
 
     def experiment(self, settings: Mapping[str, Any] | None) -> Any:
         """What trainings are of, as it comes back from a file."""
@@ -411,8 +396,10 @@ class _Work:
 
 
 def _done(
-    executor: Executor | None, do: Callable[..., Training | None], jobs: Sequence[tuple[Any, ...]]
-) -> Iterator[Training]:
+    executor: Executor | None,
+    do: Callable[..., DoneTraining | None],
+    jobs: Sequence[tuple[Any, ...]],
+) -> Iterator[DoneTraining]:
     """The trainings that are missing, as they are done; not those that other processes do."""
     if executor is None:
         yield from filter(None, itertools.starmap(do, jobs))
@@ -474,14 +461,10 @@ def _held(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> Iterator[None]
         for parameter, kept in held:
             _clear(parameter, kept)
 
-    def zero_gradient(parameter: torch.Tensor, kept: torch.Tensor) -> None:
-        if parameter.grad is not None:
-            _clear(parameter.grad, kept)
-
     with contextlib.ExitStack() as stack:
         for parameter, kept in held:
             if parameter.requires_grad:  # so that its momentum stays zero too
-                hook = functools.partial(zero_gradient, kept=kept)
+                hook = lambda one, kept=kept: _clear(one.grad, kept)  # noqa: E731
                 handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
                 stack.callback(handle.remove)
         stack.callback(register_optimizer_step_post_hook(zero).remove)

@@ -37,13 +37,13 @@ from sparsitywatch.pruning.batches import (
     unit_of,
     unpacked,
 )
-from sparsitywatch.pruning.classes import labelled_value
-from sparsitywatch.pruning.language import (
+from sparsitywatch.pruning.model_copy import Runnable
+from sparsitywatch.pruning.ready_made import (
     causal_batches,
+    labelled_value,
     masked_batches,
     rows_of,
 )
-from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.ranks.protocol import ALONE, Ranks, Turns
 from sparsitywatch.redact import logger, printable, redacted_error
 
@@ -87,7 +87,7 @@ class Proxy:
     #: Whether other threads may draw from the generators that an evaluation seeds.
     threads_draw = True
     #: How intervals become narrower where numbers are of batches.
-    advice = "Return the mean of each example's own positions for narrower ones."
+    advice: str = "Return the mean of each example's own positions for narrower ones."
 
     def __init__(
         self,
@@ -136,6 +136,7 @@ class Proxy:
         self._sizes: list[int] = []  # numbers of each batch
         self._subsets: dict[tuple[float, ...], tuple[ExampleSubset, ...]] = {}  # by their shares
         self.is_kept_whole = False
+        self._metric: Any = None  # of torchmetrics, whose states the batches add to
         self._identify()
 
     @classmethod
@@ -227,11 +228,15 @@ class Proxy:
             metric: its states have to be sums. One that keeps all examples (``cat``) is refused.
             higher_is_better: None: as the metric says.
         """
-        from sparsitywatch.pruning.metric import MetricProxy
+        from sparsitywatch.pruning.metric import BatchMetric
 
-        return MetricProxy(
-            batches, predict, metric, higher_is_better=higher_is_better, max_batches=max_batches
-        )
+        own = BatchMetric(metric, higher_is_better)
+        made = cls(
+            batches, predict, higher_is_better=own.higher_is_better, name=type(metric).__name__,
+            max_batches=max_batches,
+        )  # fmt: skip
+        made._metric, made.advice = own, own.advice
+        return made
 
     def shared(self, ranks: Ranks, *, threads_draw: bool = False) -> Proxy:
         """This proxy, its batches evaluated by several ranks between them; each has all values."""
@@ -349,6 +354,10 @@ class Proxy:
 
     def examples(self, every: Mapping[int, np.ndarray]) -> np.ndarray:
         """The values of ``by_batch`` in one; one for each batch, where they are not of examples."""
+        if self._metric is not None and not self._metric.is_by_example:
+            self.unit, self._num_examples, self._sizes = "batch", len(every), [1] * len(every)
+            of_batches: np.ndarray = self._metric.values(every)
+            return of_batches
         values = [every[place] for place in sorted(every)]
         if not self.unit:  # as the tensors of the batches have it, on all ranks
             own = {place: self._batches[i].dims() for i, place in self._turns if place is not None}
@@ -381,7 +390,10 @@ class Proxy:
         self, batch: Batch, index: int, seed: int, model: nn.Module, value: ValueFunction
     ) -> np.ndarray:
         seed_generators(seed)
-        result = value(model, batch.on(device_of(model)))
+        result: Any = value(model, batch.on(device_of(model)))
+        if self._metric is not None:
+            of_metric: np.ndarray = self._metric.of_batch(result, index, device_of(model))
+            return of_metric
         came = type(result).__name__
         if isinstance(result, torch.Tensor):
             came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"

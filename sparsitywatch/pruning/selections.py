@@ -11,7 +11,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -242,7 +241,16 @@ class _GroupCut(CountedCut):
         is_in_place = whole == into.shape[-1] and into.is_contiguous()
         kept = into.view(words.dtype).view(-1) if is_in_place else torch.empty_like(words)
         pieces = (torch.split(tensor, _GROUPS_AT_ONCE) for tensor in (words, sizes, kept))
-        prune = partial(self._prune_piece, self.of - self.lost[name])
+
+        def prune(piece: tuple[torch.Tensor, ...]) -> None:
+            """Prune whole groups; as integers: a removed weight is +0, were it infinite."""
+            words, by, out = (tensor.numpy() for tensor in piece)
+            # all in the memory of ``out``: that of a new array is mapped for each piece anew
+            space = out if by.dtype == out.dtype else None
+            sizes = np.bitwise_and(by, by.dtype.type(np.iinfo(by.dtype).max), out=space)
+            out[:] = _largest(sizes, self.of - self.lost[name], self.of)
+            out *= words
+
         map_threads(prune, [*zip(*pieces, strict=True)], torch.get_num_threads())
         if not is_in_place:
             into[..., :whole] = kept.view(weights.dtype).view(*last.shape[:-1], whole)
@@ -264,14 +272,3 @@ class _GroupCut(CountedCut):
         for place, rank in enumerate(ranks):
             lanes[..., place] = rank >= lost
         return stays
-
-    def _prune_piece(
-        self, keep: int, piece: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    ) -> None:
-        """Prune whole groups; as integers: a removed weight is +0, were it infinite."""
-        words, by, out = (tensor.numpy() for tensor in piece)
-        # all in the memory of ``out``: that of a new array is mapped for each piece anew
-        space = out if by.dtype == out.dtype else None
-        sizes = np.bitwise_and(by, by.dtype.type(np.iinfo(by.dtype).max), out=space)
-        out[:] = _largest(sizes, keep, self.of)
-        out *= words

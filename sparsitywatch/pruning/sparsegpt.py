@@ -98,7 +98,7 @@ class _UpdatingCut(CountedCut):
             return
         order = self.orders[name].to(weights.device)
         rows = to_output_rows(weights, self.axes[name]).float()[:, order.reshape(-1)]
-        work = _Work(rows, Moments(*(one.to(weights.device) for one in self.moments(name))))
+        work = _Rows(rows, Moments(*(one.to(weights.device) for one in self.moments(name))))
         if not self.of:
             work.prune_dead(num)
         for start, end in self._blocks(*order.shape):
@@ -117,7 +117,7 @@ class _UpdatingCut(CountedCut):
                 yield start, min(start + self.width, first + width)
 
 
-class _Work:
+class _Rows:
     """The rows of a tensor, [outputs, inputs], float32, while weights of them go; in place."""
 
     def __init__(self, rows: torch.Tensor, moments: Moments) -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sparsitywatch.errors import MeasurementError, StateError
-from sparsitywatch.locks import held
+from sparsitywatch.processes import held
 
 #: What every line is of, as the first one says.
 _SAME = ("pattern", "scope", "proxy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class DoneTraining:
     """One training that is done."""
 
     seed: int
@@ -34,21 +34,20 @@ class Training:
 
 
 class TrainingLog:
-    """What is done, by seed and level; in a file too, under what the trainings are of.
+    """What is done, by seed and level; in a file too, under what the trainings are of."""
 
-    A training is claimed by a lock that ends with the process that holds it: no two processes do
-    the same one, and what a killed one has begun is left to the others.
-    """
+    # a training is claimed by a lock that ends with the process that holds it: no two do the same
+    # one, and what a killed one has begun is left to the others
 
     def __init__(self, file: Path | None, experiment: Mapping[str, Any]) -> None:
         self.file, self.experiment = file, experiment
-        self.found: dict[tuple[int, float], Training] = {}
+        self.found: dict[tuple[int, float], DoneTraining] = {}
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
         with self._read():
             pass
 
-    def add(self, one: Training) -> None:
+    def add(self, one: DoneTraining) -> None:
         """Keep a training, here and in the file; refused if it is that of another seed again."""
         with self._read():
             refuse_equal([*self.found.values(), one], log=self.file)
@@ -103,7 +102,7 @@ class TrainingLog:
             said = json.loads(line)
             of = {name: said.pop(name) for name in (self.experiment if number == 1 else _SAME)}
             if number > 1:
-                one = Training(**said | {"examples": tuple(said.get("examples", ()))})
+                one = DoneTraining(**said | {"examples": tuple(said.get("examples", ()))})
                 self.found[one.seed, one.level] = one
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             what = "what it is of" if number == 1 else "a training"
@@ -122,12 +121,12 @@ class TrainingLog:
 
 
 def refuse_equal(
-    trainings: Iterable[Training], levels: Collection[float] = (), *, log: Path | None = None
+    trainings: Iterable[DoneTraining], levels: Collection[float] = (), *, log: Path | None = None
 ) -> None:
     """A MeasurementError where two seeds gave the same weights: they are no two trainings."""
     # where nothing is trained the pattern alone may draw, so that dense models are alike: two seeds
     # are then the same one if they are at all of these ``levels``
-    by_seed: dict[int, dict[float, Training]] = {}
+    by_seed: dict[int, dict[float, DoneTraining]] = {}
     for training in trainings:
         by_seed.setdefault(training.seed, {})[training.level] = training
     for first, second in itertools.combinations(by_seed.values(), 2):

@@ -15,61 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsitywatch.errors import MeasurementError
-from sparsitywatch.ranks.protocol import Turns
-from sparsitywatch.weights.sharded import fsdp_modules, is_sharded
-
-# ------------------------------------------------------------------ which batches a rank evaluates
-
-
-def splits_layers(model: nn.Module) -> bool:
-    """Whether a layer is split over ranks, so that all of them have to run the same examples."""
-    is_fsdp = bool(fsdp_modules(model.modules()))
-    for parameter in model.parameters():
-        if is_sharded(parameter):
-            placements: Any = parameter.placements  # type: ignore[attr-defined]
-            outer = all(placement.is_replicate() for placement in placements[:-1])
-            if not (is_fsdp and outer and len(placements) <= 2):
-                return True
-    return False
-
-
-def shared(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
-    """The turns of each rank where all have the same batches."""
-    # in each turn all of them run batches of one size: what a forward exchanges with other ranks
-    # may have to be
-    num_ranks = len(sizes)
-    alike: dict[Any, list[int]] = {}
-    for index, size in enumerate(sizes[0]):
-        alike.setdefault(size, []).append(index)
-    starts = [
-        indices[start : start + num_ranks]
-        for indices in alike.values()
-        for start in range(0, len(indices), num_ranks)
-    ]
-    turns: list[Turns] = [[] for _ in sizes]
-    for in_turn in sorted(starts):
-        for rank, of_rank in enumerate(turns):
-            is_own = rank < len(in_turn)
-            index = in_turn[rank if is_own else 0]
-            of_rank.append((index, index if is_own else None))
-    return turns
-
-
-def by_rank(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
-    """The turns of each rank where each has batches of its own; all of them count, by rank."""
-    longest, turns, first = max(sizes, key=len), [], 0
-    for own in sizes:
-        of_rank: Turns = [(index, first + index) for index in range(len(own))]
-        for size in longest[len(own) :]:
-            of_rank.append((list(own).index(size) if size in own else 0, None))
-        turns.append(of_rank)
-        first += len(own)
-    return turns
-
 
 # ------------------------------------------------------------------ FSDP2
 

@@ -8,7 +8,6 @@ import gc
 import hashlib
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from sparsitywatch.errors import (
     TrainingChangedError,
     is_out_of_memory,
 )
-from sparsitywatch.ranks.forward import ForwardOrder, by_rank, shared, splits_layers
+from sparsitywatch.ranks.forward import ForwardOrder
 from sparsitywatch.ranks.protocol import ALONE, P, Ranks, T, Turns
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.weights.scope import named_parameters
@@ -34,15 +33,13 @@ PATIENCE_S = 10.0
 #: For others without whom there is no whole model; and for their part in what is done together.
 _LONG_PATIENCE_S = 300.0
 _TOGETHER, _ALONE = "together", "alone"
-_calls: Counter[str] = Counter()  # of join by place, on this rank
 
 
 class RankGroup(Ranks):
-    """Ranks in a process group of the watch's own, by gloo: what is sent lies on the CPU.
+    """Ranks in a process group of the watch's own, by gloo: what is sent lies on the CPU."""
 
-    Before data is exchanged the ranks agree that all of them are at the same place and well: what
-    failed on one of them fails on all, and none waits for it. Who leaves says so under ``key``.
-    """
+    # before data is exchanged all agree that they are at the same place and well: what failed on
+    # one of them fails on all, and none waits for it
 
     is_alone = False
     evaluating = contextlib.nullcontext
@@ -239,9 +236,9 @@ def join(model: nn.Module, place: str) -> Ranks:
     is_part = any(map(is_sharded, parameters.values()))
     if size == 1 and not is_part:
         return ALONE
-    _calls[place] += 1
     store: Any = distributed.distributed_c10d._get_default_store()
-    prefix = f"sparsitywatch/{_calls[place]}/{place}"
+    number = store.add(f"sparsitywatch/calls of rank {rank}/{place}", 1)
+    prefix = f"sparsitywatch/{number}/{place}"
     shapes = sorted(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
     own = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
     store.set(f"{prefix}/{rank}", own)
@@ -302,3 +299,52 @@ def _why_only_a_stage(model: nn.Module) -> str:
                     "`sparsitywatch replay <folder> --follow`."
                 )
     return ""
+
+
+# ------------------------------------------------------------------ which batches a rank evaluates
+
+
+def splits_layers(model: nn.Module) -> bool:
+    """Whether a layer is split over ranks, so that all of them have to run the same examples."""
+    is_fsdp = bool(fsdp_modules(model.modules()))
+    for parameter in model.parameters():
+        if is_sharded(parameter):
+            placements: Any = parameter.placements  # type: ignore[attr-defined]
+            outer = all(placement.is_replicate() for placement in placements[:-1])
+            if not (is_fsdp and outer and len(placements) <= 2):
+                return True
+    return False
+
+
+def shared(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
+    """The turns of each rank where all have the same batches."""
+    # in each turn all of them run batches of one size: what a forward exchanges with other ranks
+    # may have to be
+    num_ranks = len(sizes)
+    alike: dict[Any, list[int]] = {}
+    for index, size in enumerate(sizes[0]):
+        alike.setdefault(size, []).append(index)
+    starts = [
+        indices[start : start + num_ranks]
+        for indices in alike.values()
+        for start in range(0, len(indices), num_ranks)
+    ]
+    turns: list[Turns] = [[] for _ in sizes]
+    for in_turn in sorted(starts):
+        for rank, of_rank in enumerate(turns):
+            is_own = rank < len(in_turn)
+            index = in_turn[rank if is_own else 0]
+            of_rank.append((index, index if is_own else None))
+    return turns
+
+
+def by_rank(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
+    """The turns of each rank where each has batches of its own; all of them count, by rank."""
+    longest, turns, first = max(sizes, key=len), [], 0
+    for own in sizes:
+        of_rank: Turns = [(index, first + index) for index in range(len(own))]
+        for size in longest[len(own) :]:
+            of_rank.append((list(own).index(size) if size in own else 0, None))
+        turns.append(of_rank)
+        first += len(own)
+    return turns

@@ -19,11 +19,9 @@ Turns = list[tuple[int, int | None]]
 
 
 class Ranks:
-    """The ranks that watch one training together, as one of them sees it.
+    """Ranks that watch one training together, as one of them sees it; this class is one alone."""
 
-    Every rank calls each method, in the same order. This class is a rank alone: ``ALONE``. Many
-    are a ``RankGroup``.
-    """
+    # every rank calls each method, in the same order
 
     rank, size = 0, 1
     is_alone = True  # whether others, if there are any, do not watch

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 
 import numpy as np
@@ -14,8 +15,34 @@ from sparsitywatch.records.record import Layers, Provenance, Record
 from sparsitywatch.redact import printable
 from sparsitywatch.series import numbered, percent
 
+#: Lists whose innermost member is a block, also within a stage; and those whose outermost one is.
+_BLOCK_LIST, _LAYER_LIST = (
+    re.compile(r"(?i)(?:^|_)(?:res)?blocks?$"),
+    re.compile(r"(?i)layers?$|h$"),
+)
+_SPELLED_OUT = re.compile(r"(?i)(?:.*_)?(?:block|layer)s?_?\d+$")  # torchvision's encoder_layer_0
 #: Of the package, from its installed metadata; every run says which one wrote it.
 __version__ = version("sparsitywatch")
+
+
+@lru_cache(maxsize=1 << 14)  # of the same names at every snapshot
+def block_of(name: str) -> str:
+    """The block that a tensor is in, by its name; outside of all blocks its module, else itself.
+
+    >>> [block_of(f"{name}.fc.weight") for name in ("h.1.mlp.0", "stages.0.blocks.3", "head")]
+    ['h.1', 'stages.0.blocks.3', 'head.fc']
+    """
+    *parts, _ = name.split(".")
+    members = [
+        at for at, part in enumerate(parts)
+        if part.isdecimal()
+        or (_SPELLED_OUT.match(part) and not "".join(parts[at + 1 : at + 2]).isdecimal())
+    ]  # fmt: skip
+    held = [at for at in members if 0 < at < len(parts) - 1]  # a list of single layers has no block
+    inner = [at for at in held if _BLOCK_LIST.search(parts[at - 1])][-1:]
+    outer = [at for at in held if _LAYER_LIST.match(parts[at - 1])]
+    end = next(iter(inner + outer + members), len(parts) - 1)
+    return ".".join(parts[: end + 1]) or name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +55,11 @@ class LedgerEntry:
     in_scope: bool  # whether its weights count
     reason: str  # why it is in or out, in a few words
     aliases: tuple[str, ...] = ()  # other names of the same storage (tied weights), counted once
+
+    @property
+    def block(self) -> str:
+        """The block of the model that it is in; its module, if it is in none."""
+        return block_of(self.name)
 
     @property
     def dimensions(self) -> str:

@@ -43,6 +43,7 @@ from sparsitywatch.records import (
     WatchState,
     ledger_in_short,
 )
+from sparsitywatch.records.run import block_of
 from sparsitywatch.redact import printable
 from sparsitywatch.series import LEADING, Series, describe, numbered
 from sparsitywatch.sinks.base import AppendingFile, GuardedSink, first_lost_step, local_directory
@@ -263,12 +264,10 @@ def kinds_of(ledger: Sequence[LedgerEntry]) -> dict[str, str]:
 
 
 def _kind_of(name: str) -> str:
-    """The part of a name after the first number in it; other numbers are left open."""
-    parts = name.split(".")
-    if len(parts) > 1 and parts[-1] == "weight":
-        del parts[-1]
-    block = next((i for i, part in enumerate(parts[:-1]) if part.isdecimal()), -1)
-    return ".".join("*" if part.isdecimal() else part for part in parts[block + 1 :])
+    """A name without its block; numbers that are left in it are left open."""
+    parts, block = name.removesuffix(".weight").split("."), block_of(name).split(".")
+    inside = parts[len(block) :] if any(map(str.isdecimal, block)) else parts
+    return ".".join("*" if part.isdecimal() else part for part in inside or parts[-1:])
 
 
 def _histograms(histograms: Mapping[str, LogHistogram], kinds: Mapping[str, str]) -> list[Any]:

@@ -75,7 +75,7 @@ Values = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Moved:
+class MotionReading:
     """What one snapshot says about motion, as it is recorded."""
 
     dormant: Dormant
@@ -111,7 +111,7 @@ class MotionTracker:
         mask_thresholds: Sequence[float] = (),  # of what would go at each of ``MASK_LEVELS``
         optimizer: OptimizerReading | None = None,
         near_zero: Mapping[str, float] | None = None,  # by name, to project their decay
-    ) -> Moved:
+    ) -> MotionReading:
         """Compare a snapshot with the one before, and remember it; thresholds are largest ones."""
         # without an optimizer, as in a replay, shrink and size of the updates are estimated
         values, now = _values_of(sample)
@@ -149,7 +149,7 @@ class MotionTracker:
         self._step = step
         self._clocks = {} if optimizer is None else optimizer.clocks
         self._before = dict(sample)
-        return Moved(replace(dormant, **told if motions else {}), movement, layers, masks)
+        return MotionReading(replace(dormant, **told if motions else {}), movement, layers, masks)
 
     def _compare_masks(self, step: int, bits: np.ndarray, num_sampled: int) -> MaskOverlap:
         """Of what pruning would have removed at the last snapshot, how much it would again."""

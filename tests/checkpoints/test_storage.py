@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from sparsitywatch.checkpoints import storage
 from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.checkpoints.storage import DescriptionFile, Location, Source, Window
+from sparsitywatch.checkpoints.storage import DescriptionFile, Location, SourceFile, Window
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -170,7 +170,7 @@ def test_a_buffer_is_filled_with_the_bytes_in_their_order(
     monkeypatch.setattr(storage, "_MAX_FETCH_BYTES", 104)
     buffer = memoryview(bytearray(451))
     local = Location.of(tmp_path / "f").source()
-    remote = Source(counting, "/f", "counting:///f")
+    remote = SourceFile(counting, "/f", "counting:///f")
     for source in (local, remote):
         buffer[:] = bytes(451)
         source.fill(buffer, 5)
@@ -197,7 +197,7 @@ def test_a_storage_that_gives_less_is_asked_again(counting, monkeypatch) -> None
         return plain(self, path, start=start, end=min(end, start + 60), **options)
 
     monkeypatch.setattr(CountingFileSystem, "cat_file", cat_file)
-    source = Source(counting, "/f", "counting:///f")
+    source = SourceFile(counting, "/f", "counting:///f")
     assert source.read(3, 190) == data[3:193]
     assert source.num_bytes_read == 190
 
@@ -221,7 +221,7 @@ def test_only_storages_made_for_it_are_asked_at_once(is_async, counting, monkeyp
     counting.pipe_file("counting://f", bytes(1000))
     monkeypatch.setattr(CountingFileSystem, "async_impl", is_async)
     monkeypatch.setattr(storage, "_MAX_FETCH_BYTES", 8)
-    source = Source(counting, "/f", "counting:///f")
+    source = SourceFile(counting, "/f", "counting:///f")
     both = threading.Barrier(2)
 
     def cat_file(self, path, start=None, end=None, **options) -> bytes:

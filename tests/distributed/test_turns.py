@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.ranks.forward import by_rank, shared
+from sparsitywatch.ranks.group import by_rank, shared
 
 sizes = st.lists(st.sampled_from([8, 8, 8, 5, 3]), min_size=1, max_size=9)
 

@@ -20,7 +20,7 @@ from sparsitywatch.integrations.language_models import (
     text_proxy,
 )
 from sparsitywatch.pruning.checks import check_proxy
-from sparsitywatch.pruning.classes import labelled_value
+from sparsitywatch.pruning.ready_made import labelled_value
 from sparsitywatch.sinks.jsonl import read_records
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

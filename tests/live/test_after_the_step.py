@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import sparsitywatch as sw
+from sparsitywatch.live.after import without_autocast
 from sparsitywatch.vital.after import PUT_BACK
 
 TAU = 1 / 64  # where a bin of the spectrum ends, so that it counts as numpy does
@@ -318,6 +319,20 @@ def test_an_evaluation_before_a_forward_is_that_between_steps() -> None:
     assert [record.read_before for record in records] == ["forward"] * 3
     assert all(record.valid for record in records)
     assert [record.curve.dense for record in records] == pytest.approx(values[3::3], rel=1e-6)
+
+
+def test_autocast_is_off_without_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch 2.6 raises where one is asked for and there is none."""
+
+    def refuse() -> None:
+        raise RuntimeError("Cannot access accelerator device when none is available.")
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", refuse)
+    with torch.autocast("cpu", torch.bfloat16):
+        with without_autocast():
+            assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize("background", [True, False])

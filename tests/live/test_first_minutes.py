@@ -20,7 +20,7 @@ from sparsitywatch.pruning import PATTERNS
 from sparsitywatch.pruning.patterns import as_pattern
 from sparsitywatch.records import DecayProjection, Event, Forecast, MaskOverlap
 from sparsitywatch.redact import html_table
-from sparsitywatch.verification import Difference
+from sparsitywatch.verification import BitDifference
 from sparsitywatch.weights.scope import Scope
 
 
@@ -69,7 +69,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "share": watcher.records[-1].layers[0], "replayed": replayed,
         "failure": replayed.failures[0], "audit": sw.audit(folder), "scope": Scope.of(model),
         "spectrum": sw.MagnitudeSpectrum.of(dict(model.named_parameters())),
-        "difference": Difference(names[0], 3, "all of it"), "detector": sw.detectors.AbruptChange(),
+        "difference": BitDifference(names[0], 3, "all of it"),
+        "detector": sw.detectors.AbruptChange(),
         "rise": sw.detectors.DormantRise(), "measured": sw.detectors.MeasuredChange(),
         "value": sw.detectors.ValueChange(),
         "schedule": sw.adaptive(5),

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsitywatch.analysis.spikes import Moves
-from sparsitywatch.live.ring import Ring, block_of
+from sparsitywatch.live.ring import Ring
 from sparsitywatch.pipeline.rundir import Claim
+from sparsitywatch.records.run import block_of
 
 
 def ring_of(parameters: dict[str, torch.Tensor], capacity: int = 2000) -> Ring:
@@ -60,8 +61,20 @@ def test_a_ring_holds_what_a_list_would(steps, capacity):
         ("embeddings.word_embeddings.weight", "embeddings.word_embeddings"),
         ("0.weight", "0"),
         ("weight", "weight"),
+        ("stages.0.blocks.3.fc.weight", "stages.0.blocks.3"),
+        ("stages.0.downsample.weight", "stages.0"),
+        ("layers.0.blocks.1.mlp.2.weight", "layers.0.blocks.1"),
+        ("encoder.block.0.layer.1.DenseReluDense.wi.weight", "encoder.block.0"),
+        ("model.layers.3.block_sparse_moe.experts.5.w1.weight", "model.layers.3"),
+        ("towers.1.layers.5.fc.weight", "towers.1.layers.5"),
+        ("layer1.0.conv1.weight", "layer1.0"),
+        ("encoder.layers.encoder_layer_0.mlp.0.weight", "encoder.layers.encoder_layer_0"),
+        ("down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight",
+         "down_blocks.0.attentions.1.transformer_blocks.0"),
+        ("blocks.4.weight", "blocks.4"),
+        ("blocks.4.layers.0.weight", "blocks.4"),
     ],
-)
+)  # fmt: skip
 def test_the_block_of_a_parameter(name, block):
     assert block_of(name) == block
 

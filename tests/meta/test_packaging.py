@@ -36,19 +36,24 @@ def run(*command: str | Path, cwd: Path, expect: int = 0) -> subprocess.Complete
 
 
 def copy_sources(target: Path) -> Path:
-    """A copy of what a wheel is made of, links kept, without anything built before."""
+    """A copy of what Dockerfile makes a wheel of, links kept, without anything built before."""
     target.mkdir()
-    for name in ("LICENSE", "README.md", "pyproject.toml"):
-        shutil.copy(ROOT / name, target)
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("integrations", "sparsitywatch"):
-        shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=ignore)
+    for line in re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.M):
+        for name in line.split():
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=ignore)
+            else:
+                shutil.copy(ROOT / name, target)
     return target
 
 
 def build_wheel(sources: Path) -> Path:
     backend = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
-    run(sys.executable, "-c", backend, cwd=sources)
+    done = run(sys.executable, "-c", backend, cwd=sources)
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "arning" in line]
+    # it is not for the package to say whether Python compiles what it imports
+    assert [line for line in said if "byte-compiling" not in line] == []
     (wheel,) = (sources / "dist").glob("*.whl")
     return wheel
 
@@ -126,8 +131,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 #: Beside the rooms; tests read most of them.
 ALONE = {
     ".ci/run", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff",
-    "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "SECURITY.md",
-    "mkdocs.yml", "pyproject.toml",
+    "CONTRIBUTING.md", "Dockerfile", "LICENSE", "MANIFEST.in", "Makefile", "README.md",
+    "SECURITY.md", "mkdocs.yml", "pyproject.toml", "setup.py",
 }  # fmt: skip
 
 
@@ -194,8 +199,21 @@ def test_the_citation_is_of_this_version() -> None:
     assert cited["references"][0]["url"] in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
+def test_an_index_shows_readme_without_the_files_beside_it(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        shown = archive.read(name).decode().partition("\n\n")[2]
+    readme = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)", readme)
+    kept = [target for target in links if target.startswith(("https://", "#"))]
+    assert re.findall(r"\]\(([^)\s]+)\)", shown) == kept
+    assert kept != links
+    plain = re.sub(r"!\[.*\]\(.*\)|\]\(.*?\)|\[", "", readme)
+    assert re.sub(r"\]\(.*?\)|\[", "", shown).split() == plain.split()
+
+
 def test_addresses_are_absolute_as_soon_as_the_repository_has_one() -> None:
-    """An index shows README without the files beside it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     source = project["urls"].get("Source")
     targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())

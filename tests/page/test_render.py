@@ -24,6 +24,7 @@ import sparsitywatch as sw
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.data import page_data
 from sparsitywatch.page.render import html_text, overview_svg, render, script, tab_module, ticks
+from sparsitywatch.records.run import block_of
 from sparsitywatch.series import Series, percent, significant
 
 
@@ -209,8 +210,9 @@ def test_rows_are_sorted_grouped_and_searched() -> None:
     import { rowsOf, parted } from "./tensors.js";
     const names = ["m.layer.0.query.weight", "m.layer.0.dense.weight", "m.layer.1.query.weight",
                    "m.layer.1.dense.weight"];
+    const blocks = names.map((name) => name.slice(0, 9));
     const cells = [[1, 2], [1, 800], [1, -1], [3, 400]];
-    const labels = (choice) => rowsOf(names, cells, 1, { search: "", ...choice })
+    const labels = (choice) => rowsOf(names, blocks, cells, 1, { search: "", ...choice })
       .map((row) => row.label).join("|");
     console.log(labels({ group: "none", sort: "model" }));
     console.log(labels({ group: "none", sort: "largest" }));
@@ -251,8 +253,8 @@ def test_names_of_layers_mean_something() -> None:
     shapes = [["0.weight", "in", "8 × 3 × 3 × 3", 1, ""], ["2.weight", "in", "8 × 9", 1, ""]]
     code = f"""
     import {{ parted }} from "./tensors.js";
-    for (const names of {json.dumps(families)})
-      console.log(parted(names, {json.dumps(shapes)}).map((part) => part.label).join("; "));
+    for (const [names, blocks] of {json.dumps([[own, [*map(block_of, own)]] for own in families])})
+      console.log(parted(names, blocks, {json.dumps(shapes)}).map((part) => part.label).join("; "));
     """
     found = in_node(code).splitlines()
     assert [line.replace("layer 0, ", "") for line in found[:3:2]] == [

@@ -19,8 +19,8 @@ from sparsitywatch.weights import motion as motion_module
 from sparsitywatch.weights.clock import Clock
 from sparsitywatch.weights.motion import (
     MASK_LEVELS,
+    MotionReading,
     MotionTracker,
-    Moved,
     estimate_between,
     overlap,
     removed,
@@ -30,7 +30,7 @@ from sparsitywatch.weights.snapshot import Snapshot, float64_of
 from sparsitywatch.weights.spectrum.histogram import STORAGES
 
 
-def compared(motion: MotionTracker, snapshot: Snapshot, traced: Traced) -> Moved:
+def compared(motion: MotionTracker, snapshot: Snapshot, traced: Traced) -> MotionReading:
     sample = motion.sampler.take(snapshot)
     return motion.compare(snapshot.step, sample, optimizer=traced.reading())
 
@@ -77,7 +77,9 @@ class Planted:
         if self.model is not self.trained:
             self.model.load_state_dict(self.trained.state_dict())
 
-    def snapshot(self, motion: MotionTracker, thresholds: dict[str, float] | None = None) -> Moved:
+    def snapshot(
+        self, motion: MotionTracker, thresholds: dict[str, float] | None = None
+    ) -> MotionReading:
         reading = self.traced.reading()
         snapshot = Snapshot.of(self.model, self.scope, self.step_count)
         return motion.compare(
@@ -89,7 +91,7 @@ class Planted:
         steps: int,
         motion: MotionTracker | None = None,
         thresholds: dict[str, float] | None = None,
-    ) -> Moved:
+    ) -> MotionReading:
         motion = motion or MotionTracker(None)
         self.snapshot(motion)
         self.train(steps)
@@ -265,7 +267,7 @@ class Experts:
         self.traced = Traced(self.optimizer, parameters=self.weights)
         self.motion, self.step = MotionTracker(None), 0
 
-    def train(self, *used: set[int]) -> Moved:
+    def train(self, *used: set[int]) -> MotionReading:
         for chosen in used:
             self.step += 1
             for i, weight in enumerate(self.weights.values()):
@@ -523,7 +525,7 @@ def trained(decay: float, dtype: torch.dtype, *, has_dead_units: bool) -> tuple[
     return taken[0], taken[1]
 
 
-def blind(before: Weights, now: Weights) -> Moved:
+def blind(before: Weights, now: Weights) -> MotionReading:
     """What a motion without an optimizer says of two snapshots."""
     motion = MotionTracker()
     motion.compare(20, before)

@@ -22,7 +22,7 @@
  *   alive: number | null, watch: string[],
  *   taken: string, unit: string, measured: Record<string, string[]>, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
  *   failed: number[], unasked: number[], gaps: string[], series: Record<string, Values>,
- *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[],
+ *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[], blocks: string[],
  *   facts: Facts, spike: Spike | null}} PageData
  * Of the last spike: rises of each block in thousandths of a doubling; places among the steps, -1 where none is known.
  * @typedef {{told: string, steps: number[], loss: Values, blocks: string[], rises: Values[], began: number, at: number}} Spike

@@ -535,7 +535,7 @@ export class Page {
     const columns = byTau ? byTau.columns : details.maps.columns;
     const cells = byTau ? byTau.below.map((rows) => rows.map((row) => row[bin])) : details.maps.rows[this.choice.kind];
     const steps = columns.map((t) => data.steps[t] ?? 0);
-    const rows = rowsOf(data.tensors, cells, nearest(steps, this.step), this.choice, data.facts.ledger);
+    const rows = rowsOf(data.tensors, data.blocks, cells, nearest(steps, this.step), this.choice, data.facts.ledger);
     heatmap.step = this.step;
     const under = (this.choice.kind === "dead" && details.maps.rows.dormant) || [];
     heatmap.draw(steps, cells, rows, this.charts?.shownRange ?? [steps[0], steps[steps.length - 1]], this.tensor, under);

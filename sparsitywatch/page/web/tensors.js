@@ -53,20 +53,24 @@ const isNumber = (/** @type {string} */ part) => /^\d+$/.test(part);
 
 /**
  * Names without what all have in common: the block, the rest, which is the kind, and both in words.
- * @param {string[]} names @param {(string | number)[][]} [ledger] rows of the scope: the name first, its shape third
+ * @param {string[]} names @param {string[]} blocks of each
+ * @param {(string | number)[][]} [ledger] rows of the scope: the name first, its shape third
  */
-export function parted(names, ledger = []) {
+export function parted(names, blocks, ledger = []) {
   let parts = names.map((name) => name.split("."));
+  let cut = 0;
   const whole = () => parts.every((p) => p.length > 1);
   if (whole() && parts.every((p) => p[p.length - 1] === "weight")) parts = parts.map((p) => p.slice(0, -1));
   while (names.length > 1 && whole() && parts.every((p) => p[0] === parts[0][0]) && !isNumber(parts[0][0])) {
     parts = parts.map((p) => p.slice(1));
+    cut += 1;
   }
   const shapes = new Map(ledger.map((row) => [row[0], String(row[2])]));
   /** @type {Map<string, number>} */
   const counts = new Map();
   const found = parts.map((p, i) => {
-    const block = p.slice(0, -1).findIndex(isNumber);
+    const path = blocks[i].split(".").slice(cut);
+    const block = path.length < p.length && path.some(isNumber) ? path.length - 1 : -1;
     const [before, after] = [p.slice(0, block + 1), p.slice(block + 1)];
     const layer = before.length ? [...before.slice(0, -1).filter((word) => !/^(layers?|h|blocks?)$/.test(word)), "layer", before[block]].join(" ") : "";
     const kind = after.join(".");
@@ -85,12 +89,12 @@ export function parted(names, ledger = []) {
 
 /**
  * Rows in the order that was asked for.
- * @param {string[]} names @param {number[][]} cells @param {number} column @param {Choice} choice
+ * @param {string[]} names @param {string[]} blocks @param {number[][]} cells @param {number} column @param {Choice} choice
  * @param {(string | number)[][]} [ledger]
  * @returns {Row[]}
  */
-export function rowsOf(names, cells, column, choice, ledger) {
-  const parts = parted(names, ledger);
+export function rowsOf(names, blocks, cells, column, choice, ledger) {
+  const parts = parted(names, blocks, ledger);
   const wanted = choice.search.toLowerCase();
   const found = names.map((_, i) => i).filter((i) => `${parts[i].label}\n${names[i]}`.toLowerCase().includes(wanted));
   const value = (/** @type {number} */ i) => cells[i][column] ?? -1;

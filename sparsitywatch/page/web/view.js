@@ -117,7 +117,7 @@ function number(event, pick) {
 /** In which tensors, by the names that they have in the map below. @param {PageData} data @param {string[]} names */
 function where(data, names) {
   if (!names.length) return [];
-  const labels = new Map(parted(data.tensors, data.facts.ledger).map((part, i) => [data.tensors[i], part.label]));
+  const labels = new Map(parted(data.tensors, data.blocks, data.facts.ledger).map((part, i) => [data.tensors[i], part.label]));
   const few = names.slice(0, FEW_NAMES).map((name) => labels.get(name) ?? name).join("; ");
   const more = names.length - FEW_NAMES;
   return [h("b", {}, "Where: "), h("span", { title: names.join(", ") }, more > 0 ? `${few} and ${more} more` : few), ". "];
