@@ -169,9 +169,7 @@ def replay(
             expect_whole(name, number, 1)
     for name, flag in {"each": each, "follow": follow}.items():
         expect(isinstance(flag, bool), name, "True or False", flag)
-    rms, taken = _initial_rms(initial_rms)
-    if taken and chosen.scope == "blocks" and model is None:
-        chosen = replace(chosen, scope=taken)
+    rms, chosen = _of_log(initial_rms, chosen, has_model=model is not None)
     scope, factory = _model(model, proxy, chosen.scope, executor)
     first = None if logdir is None else place(logdir)
     plan = Plan(
@@ -314,20 +312,22 @@ def _check_picklable(factory: ModelFactory, proxy: Proxy) -> None:
         ) from error
 
 
-def _initial_rms(
-    given: Mapping[str, float] | Url | None,
-) -> tuple[Mapping[str, float] | None, list[str]]:
-    """These, and the names of what is in scope where a run left out what nothing trains."""
+def _of_log(
+    given: Mapping[str, float] | Url | None, settings: Settings, *, has_model: bool
+) -> tuple[Mapping[str, float] | None, Settings]:
+    """The first sizes, and the settings with the scope of a run that left out what was frozen."""
     if given is None or isinstance(given, Mapping):
         is_good = all(isinstance(n, str) and is_number(x) for n, x in (given or {}).items())
         expect(is_good, "initial_rms", "numbers by name", given)
-        return given, []
+        return given, settings
     expect_path("initial_rms", given, "numbers by name or the log directory of a run")
     for directory in (place(given), Path(given)):
         manifest = read_manifest(directory)
         if manifest is not None:
             is_part = any(line.reason.endswith(LEFT_OUT) for line in manifest.ledger)
-            return manifest.initial_rms, [*manifest.initial_rms] if is_part else []
+            if is_part and settings.scope == "blocks" and not has_model:
+                settings = replace(settings, scope=[*manifest.initial_rms])
+            return manifest.initial_rms, settings
     raise ConfigurationError(
         "Expected `initial_rms` to be numbers by name or the log directory of a run, found no "
         f"run in {os.fspath(given)!r}."

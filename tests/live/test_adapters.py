@@ -125,7 +125,9 @@ def test_replay_and_measure_take_what_a_live_watch_took(kind: str, tmp_path) -> 
     torch.save(model.state_dict(), tmp_path / "checkpoint-4.pt")
     live, log = watcher.records[-1], {"initial_rms": tmp_path / "live"}
     stored, of_model = (
-        sw.replay([tmp_path / "checkpoint-4.pt"], logdir=None, on_event=(), **log, **more).records[-1]
+        sw.replay([tmp_path / "checkpoint-4.pt"], logdir=None, on_event=(), **log, **more).records[
+            -1
+        ]
         for more in ({}, {"model": model})
     )
     measured = sw.measure(model)
