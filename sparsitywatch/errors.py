@@ -1,38 +1,9 @@
 """What goes wrong: the exceptions, the checks of arguments, and where a fault of the watch ends.
 
-::
-
-    SparsityWatchError
-    ├── ConfigurationError (also ValueError)   a mistake in a call; names the argument
-    │   ├── ScopeError                         which weights count
-    │   └── ProxyError                         what is measured
-    ├── StateError (also ValueError)           saved state that is incomplete or of another run
-    ├── LogTakenError (also RuntimeError)      another watch writes to this log now
-    ├── CheckpointError (also ValueError)      a checkpoint that cannot be read or is refused
-    │   └── IncompleteCheckpointError          one that is not, or not yet, all there
-    ├── MeasurementError (also RuntimeError)   a measurement that failed or cannot be trusted
-    ├── TrainingError (also AssertionError)    a training that does not train
-    ├── RanksError (also RuntimeError)         ranks that watch together have lost each other
-    └── MissingExtraError (also ImportError)   an optional dependency is not installed
-
-Every message says what was expected, what came, where, and what to do. Logins, signatures and
-control characters are left out of it (``redact.py``), whoever wrote it.
-
-Once a watch is attached, its faults end in ``contain_faults``:
-
-=====================================  ===========================================================
-exception                              where it goes
-=====================================  ===========================================================
-``Exception``                          ends here: logged, the record is invalid or the watch off
-``SystemExit``                         ends here: a value function or a sink ends no training
-raised by a handler of a signal        to the training, whatever its class: the user asked for it
-``KeyboardInterrupt``                  to the training
-any other ``BaseException``            to the training: made to pass ``except Exception``, such as
-                                       ``GeneratorExit``, ``CancelledError``, a test's ``fail``
-=====================================  ===========================================================
-
+docs/errors.md has the tree of exceptions, and where each fault of a watch that is attached goes.
 What goes to the training leaves by every ``finally`` on its way: the weights, flags, buffers and
-generators are as they were before it arrives.
+generators are as they were before it arrives. Logins, signatures and control characters are left
+out of every message (``redact.py``), whoever wrote it.
 """
 
 from __future__ import annotations

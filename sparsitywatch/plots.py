@@ -6,10 +6,10 @@ It needs matplotlib, which the extra ``plots`` installs. Importing this takes a 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,59 +69,54 @@ def save_figure(figure: Figure, path: Path) -> None:
 # ------------------------------------------------------------------ which panels there are
 
 
-@dataclass(frozen=True)
-class _Line:
-    """One series in a panel; an empty label: no place in the legend."""
+class _Line(NamedTuple):
+    """One series in a panel."""
 
     series: str
     colour: str
-    label: str
+    label: str  # empty: thin, and with no place in the legend
     dashes: Any = "-"
-    width: float = 1.6
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """What is drawn of one thing: those lines that the run has, and what ``more`` draws."""
+class _Panel(NamedTuple):
+    """What is drawn of one thing."""
 
     title: str
     lines: Sequence[_Line]
-    more: Callable[[Any, Run], None] | None = None
     from_zero: bool = True
     up_to: float | None = None
 
 
 _RULE_COLOURS = (RED, ORANGE, PURPLE, GREEN, SKY, BLACK)
+_DORMANT, _BY_CHANCE = "motion/dormant", "motion/dormant_by_chance"
+_PANELS = (
+    _Panel("Value of the model", (
+        _Line("value/dense", BLUE, "as it is"),
+        _Line("value/all_removed", GREY, "without any in-scope weight", DASHED),
+    ), from_zero=False),
+    _Panel("Near-zero weights", ()),  # those of the run's rules
+    _Panel("Dormant weights", (
+        _Line(_DORMANT, BLUE, describe(_DORMANT).label),
+        _Line(_BY_CHANCE, GREY, describe(_BY_CHANCE).label, DASHED),
+    )),
+    _Panel("Essential sparsity", (
+        _Line("essential_sparsity/value", GREEN, "essential sparsity"),
+        _Line("essential_sparsity/low", GREEN, ""),
+        _Line("essential_sparsity/high", GREEN, ""),
+    ), up_to=1.0),
+    _Panel("Reliance", (_Line("value/reliance", BLACK, "harm of removing everything"),)),
+)  # fmt: skip
 
 
 def _panels(run: Run) -> list[_Panel]:
-    """Every panel that the run has numbers for."""
-    rules = zip(run.rules, _RULE_COLOURS * len(run.rules), strict=False)
-    # fmt: off
-    panels = (
-        _Panel("Value of the model", [
-            _Line("value/dense", BLUE, "as it is"),
-            _Line("value/all_removed", GREY, "without any in-scope weight", DASHED),
-        ], from_zero=False),
-        _Panel("Near-zero weights", [
-            _Line(f"near_zero/{rule}", colour, describe(f"near_zero/{rule}").short_label)
-            for rule, colour in rules
-        ]),
-        _Panel("Dormant weights", [
-            _Line("motion/dormant", BLUE, describe("motion/dormant").label),
-            _Line("motion/dormant_by_chance", GREY, describe("motion/dormant_by_chance").label,
-                  DASHED),
-        ]),
-        _Panel("Essential sparsity", [
-            _Line("essential_sparsity/value", GREEN, "essential sparsity"),
-            _Line("essential_sparsity/low", GREEN, "", width=0.5),
-            _Line("essential_sparsity/high", GREEN, "", width=0.5),
-        ], more=_draw_essential, up_to=1.0),
-        _Panel("Reliance", [_Line("value/reliance", BLACK, "harm of removing everything")],
-               more=_draw_allowed),
-    )
-    # fmt: on
-    return [panel for panel in panels if any(line.series in run.names for line in panel.lines)]
+    """Every panel that the run has numbers for, with its lines."""
+    rules = zip([f"near_zero/{rule}" for rule in run.rules], cycle(_RULE_COLOURS), strict=False)
+    of_rules = [_Line(name, colour, describe(name).short_label) for name, colour in rules]
+    found = []
+    for panel in _PANELS:
+        lines = [line for line in panel.lines or of_rules if line.series in run.names]
+        found += [panel._replace(lines=lines)] if lines else []
+    return found
 
 
 def _draw_essential(axes: Any, run: Run) -> None:
@@ -152,6 +147,10 @@ def _draw_allowed(axes: Any, run: Run) -> None:
         steps, allowed, color=GREY, linestyle=DASHED, linewidth=1.2,
         marker="_" if len(allowed) == 1 else "", label="harm that is tolerated",
     )  # fmt: skip
+
+
+#: What is drawn beside some lines.
+_MORE = {"essential_sparsity/high": _draw_essential, "value/reliance": _draw_allowed}
 
 
 # ------------------------------------------------------------------ the picture
@@ -192,14 +191,14 @@ def overview_figure(run: Run, *, title: str = "") -> Figure:
 
 def _draw_panel(axes: Any, panel: _Panel, run: Run) -> None:
     for line in panel.lines:
-        if line.series in run.names:
-            steps, values = run.series(line.series)
-            axes.plot(
-                steps, values, color=line.colour, linestyle=line.dashes, linewidth=line.width,
-                marker="o", markersize=2.6, markevery=_points(values), label=line.label or None,
-            )  # fmt: skip
-    if panel.more is not None:
-        panel.more(axes, run)
+        steps, values = run.series(line.series)
+        axes.plot(
+            steps, values, color=line.colour, linestyle=line.dashes,
+            linewidth=1.6 if line.label else 0.5, marker="o", markersize=2.6,
+            markevery=_points(values), label=line.label or None,
+        )  # fmt: skip
+        if line.series in _MORE:
+            _MORE[line.series](axes, run)
     axes.set_ylabel(panel.title)
     row = describe(panel.lines[0].series)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

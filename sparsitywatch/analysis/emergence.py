@@ -17,6 +17,7 @@ import numpy as np
 
 from sparsitywatch.analysis.detect.abrupt import AbruptChange
 from sparsitywatch.analysis.detect.detector import LATEST, Array
+from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS
 from sparsitywatch.analysis.events import context_of
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import Event, Layers, Record, of_one_model
@@ -120,6 +121,9 @@ class Emergence:
     @property
     def conclusions(self) -> list[str]:
         """What the thresholds say together: of turns to sparse, and of turns to dense."""
+        if len(self.steps) < MIN_SNAPSHOTS and not self.turns:
+            few = count(len(self.steps), "snapshot")
+            return [f"{few} cannot show a turn: it takes about {MIN_SNAPSHOTS}."]
         return [_conclusion(self, "up", "sparse"), _conclusion(self, "down", "dense")]
 
 

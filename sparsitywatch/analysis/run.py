@@ -202,6 +202,10 @@ class Run:
         every = dict.fromkeys(Layers.of(record.layers).columns.names for record in self.records)
         return tuple(dict.fromkeys(name for names in every for name in names))
 
+    def __dir__(self) -> list[str]:
+        # what the surfaces ask is not offered where names are completed
+        return sorted({*super().__dir__()} - {"again", "require_records", "rules"})
+
     def __repr__(self) -> str:
         try:
             said = f"{self.verdict.state}: {redacted(self.verdict.headline)}"

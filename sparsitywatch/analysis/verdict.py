@@ -257,6 +257,11 @@ class Verdict:
         """Of ``sparsitywatch status``: 0, 1 or 2."""
         return STATES[self.state]
 
+    @property
+    def urgency(self) -> tuple[int, float]:
+        """Sorts what to look at first last: by the state, and of equals by the latest sign."""
+        return list(STATES).index(self.state), self.heard
+
     def describe(self) -> str:
         """All of it, a line each, for a terminal or a text."""
         lines = [
@@ -298,7 +303,9 @@ def verdict(
                 found, state=trouble.state, badge=trouble.badge, advice=trouble.advice,
                 cause=sentences[0].rstrip("."), confidence="",
             )  # fmt: skip
-    if own and (which := own[-1].scope.which):
+    # what is said of tensors names them, and they may be any of the model's
+    is_of_scope = not found.event or events[found.event - 1].is_of_series
+    if own and is_of_scope and (which := own[-1].scope.which):
         found = replace(found, headline=f"{found.headline} ({which})")
     is_lost = state is not None and state.status == "on"
     lost = next((one.words for one in troubles if is_lost and one.is_end), "")

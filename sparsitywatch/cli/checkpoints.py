@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import math
 import shlex
-import shutil
 import signal
 import sys
-import textwrap
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from sparsitywatch.cli.options import (
     add_measuring_options,
     add_places,
     align,
+    fold,
     measuring_options,
     reading_options,
     settings_of,
@@ -46,8 +46,9 @@ if TYPE_CHECKING:  # torch takes a second to import
 #: not be measured, or none is: the others are in the log.
 _NOT_ALL = 2
 _INTERRUPTED = 130
-#: Columns before the evidence of an audit, or a few more.
-_EVIDENCE_BEGINS = 30
+#: For other programs a line, which may have an address, stays whole.
+_fold = functools.partial(fold, piped=10**9)
+_align = functools.partial(align, piped=10**9)
 #: Options that are arguments of ``replay`` of the same name.
 _AS_GIVEN = ("logdir", "initial_rms", "lr", "weight_decay", "steps_per_epoch", "follow", "poll_s",
              "idle_timeout_s", "keep_spectra", "each")  # fmt: skip
@@ -91,7 +92,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if len(listed) > 1:
         return _list(listed, as_json=arguments.json)
     description = describe(listed[0], settings_of(arguments).scope, **options)
-    print(to_json(description) if arguments.json else "\n".join(_described(description)))
+    print(to_json(description) if arguments.json else _fold("\n".join(_described(description))))
     if description["scope_problem"]:
         raise ScopeError(description["scope_problem"])
     return 0
@@ -116,16 +117,16 @@ def _list(listed: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
             step += "" if one.unit == "step" else f" ({one.unit})"
             rows.append((step, one.step_from or "-", one.format or "-", one.state, one.shown))
         print(f"{count(len(listed), 'checkpoint')}: {kinds}\n")
-        print("\n".join(align(rows, right={0})))
+        print(_fold("\n".join(_align(rows, right={0}))))
         if len(series := by_series(listed)) > 1 or any(series):
             is_one = len(series) == 1
             how = "one run" if is_one else "a run each: name one of them, or give `--each`"
             print(f"\n{len(series):,} series, in a replay {how}")
-            print("\n".join(map(printable, in_lines(series))))
+            print(_fold("\n".join(map(printable, in_lines(series)))))
             if keys := sorted({repr(one.key) for one in listed if one.key}):
-                print(printable(f"the model is what lies under {', '.join(keys)}"))
+                print(_fold(printable(f"the model is what lies under {', '.join(keys)}")))
         for reason in (one.reason or one.note for one in listed if one.reason or one.note):
-            print(f"\n{printable(reason)}")
+            print(f"\n{_fold(printable(reason))}")
     is_readable = all(one.state in ("complete", "duplicate", "foreign") for one in listed)
     return 0 if is_readable else _NOT_ALL
 
@@ -162,7 +163,7 @@ def _described(description: dict[str, Any]) -> list[str]:
         *_candidates(description),
         f"read to learn this: {size(description['num_bytes_read'])}, no weights",
         "",
-        *align(rows, right={4}),
+        *_align(rows, right={4}),
     ]
 
 
@@ -198,7 +199,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         )
     finally:
         progress.clear()
-    for line in map(to_json, found.findings) if arguments.json else _found(found):
+    for line in map(to_json, found.findings) if arguments.json else map(_fold, _found(found)):
         print(line)
     if arguments.html is not None:
         from sparsitywatch.page.audit import render_audit
@@ -217,19 +218,11 @@ def _found(found: Audit) -> list[str]:
         rows = [(found.unit, "finding", "evidence")]
         for one in found.findings:
             step = "-" if one.step is None else f"{one.step:,}"
-            first, *more = _wrapped(redacted(one.evidence))
-            rows += [(step, one.finding, first), *(("", "", line) for line in more)]
-        lines += [*align(rows, right={0}), ""]
+            rows.append((step, one.finding, redacted(one.evidence)))
+        lines += [*_align(rows, right={0}), ""]
         actions = {one.finding: one.action for one in found.findings}
         lines += [*(printable(f"{kind}: {action}") for kind, action in actions.items()), ""]
     return [*lines, f"{found.headline}; {found.basis}"]
-
-
-def _wrapped(text: str) -> list[str]:
-    """The evidence in lines of its column on a terminal; for other programs in one."""
-    if not sys.stdout.isatty():
-        return [text]
-    return textwrap.wrap(text, max(30, shutil.get_terminal_size().columns - _EVIDENCE_BEGINS))
 
 
 # ------------------------------------------------------------------ measure
@@ -247,7 +240,7 @@ def _measure(arguments: argparse.Namespace) -> int:
             "or use `sparsitywatch replay` for all."
         )
     (record,) = replayed.records
-    print(to_json(record) if arguments.json else "\n".join(_measured(record)))
+    print(to_json(record) if arguments.json else _fold("\n".join(_measured(record))))
     return 0 if record.valid else 1
 
 
@@ -255,8 +248,11 @@ def _measured(record: Record) -> list[str]:
     """The record in words and a table or two."""
     estimate = record.essential_sparsity
     lines = [f"{record.place}: {record.scope.describe()}"]
-    for rule, part in record.near_zero.items():
+    # of one checkpoint the present size is the first
+    near_zero = {rule.replace("initial_", "rms_"): x for rule, x in record.near_zero.items()}
+    for rule, part in near_zero.items():
         lines.append(f"{describe(f'near_zero/{rule}').label}: {percent(part)}")
+    lines += [f"note: {remark}" for remark in record.remarks()]
     if record.reason:
         lines.append(f"invalid: {printable(record.reason)}")
     if estimate is not None:
@@ -285,7 +281,7 @@ def _points(record: Record, curve: SparsityCurve) -> list[str]:
         values = [value, *(control.get(level, math.nan) for control in controls)]
         harm, *others = [f"{sign * (other - curve.dense):.3g}" for other in values]
         rows.append((f"{sparsity:.1%}", f"{value:.5g}", harm, f"{error:.2g}", *others))
-    return align(rows, right=set(range(len(rows[0]))))
+    return _align(rows, right=set(range(len(rows[0]))))
 
 
 # ------------------------------------------------------------------ replay
@@ -469,7 +465,7 @@ class _Reporter:
             print(json.dumps({"kind": kind, **self._run, **fields}, allow_nan=False), flush=True)
         elif text:
             self._progress.clear()
-            print(text, file=stream, flush=True)
+            print(_fold(text), file=stream, flush=True)
 
 
 def _summary(replayed: Replayed, name: str) -> str:
@@ -529,4 +525,4 @@ def _export(arguments: argparse.Namespace) -> None:
     output = output or _ARTEFACTS[arguments.what]
     options |= {name: vars(arguments)[name] for name in ("what", "at", "each")}
     card = export(options.pop("urls"), output, **options)
-    print(to_json(card) if arguments.json else "\n".join([*card.lines(), str(output)]))
+    print(to_json(card) if arguments.json else _fold("\n".join([*card.lines(), str(output)])))

@@ -6,10 +6,7 @@ import argparse
 import json
 import math
 import os
-import shutil
 import socketserver
-import sys
-import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -21,7 +18,7 @@ from sparsitywatch.analysis.digest import Digest, alike, differences, digest
 from sparsitywatch.analysis.emergence import Emergence
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import Verdict, duration, has_died, moment, verdict
-from sparsitywatch.cli.options import Command, add_command, add_json, align, write_page
+from sparsitywatch.cli.options import Command, add_command, add_json, align, fold, write_page
 from sparsitywatch.errors import ConfigurationError, SparsityWatchError
 from sparsitywatch.page.render import load, render
 from sparsitywatch.pipeline.rundir import log_of, logs_below
@@ -29,6 +26,7 @@ from sparsitywatch.records import Event, ledger_in_short, to_json
 from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import LEADING, count, describe, numbered, percent
 
+_Stands = tuple[str, Verdict, Sequence[Event], Run]
 #: Of a run that has begun, in the order in which their times say when.
 _FILES = ("records.jsonl", "run.json")
 _LOOPBACK = "127.0.0.1"
@@ -47,7 +45,8 @@ def add_to(commands: Any) -> None:
         parser.add_argument("logdir", metavar="LOGDIR", type=Path, help=logdir)
         return parser
 
-    parser = add("summary", _summary, "what happened so far")
+    several = "a run's log, or a folder of them"
+    parser = add("summary", _summary, "what happened so far", several)
     parser.add_argument("--all", action="store_true", help="every series, not the leading ones")
     add_json(parser)
     add("scope", _scope, "which parameters are watched")
@@ -55,15 +54,15 @@ def add_to(commands: Any) -> None:
     add_json(add("emergence", _emergence, words))
     parser = add("plot", _plot, "draw what happened so far")
     _add_output(parser, "the picture to write; its ending says the format", "overview.png")
-    parser = add("report", _report, "one page of HTML with everything in it")
+    parser = add("report", _report, "one page of HTML with everything in it", several)
     _add_output(parser, "the page to write", "report.html")
     words = "the same page of all runs, live, in a browser"
-    parser = add("show", _show, words, "a run's log, or a folder of them")
+    parser = add("show", _show, words, several)
     parser.add_argument(
         "--port", type=int, default=6020, help="of this machine alone (default: 6020; 0: any)"
     )
     words = "healthy or too early, look, broken: exit status 0, 1, 2, of several runs the worst"
-    parser = add("status", _status, words, "a run's log, or a folder of them")
+    parser = add("status", _status, words, several)
     add_json(parser)
     words = "a line of JSON for each change of state or events, until all runs have ended"
     parser.add_argument("--watch", action="store_true", help=words)
@@ -91,7 +90,10 @@ def _add_output(parser: Any, words: str, output: str) -> None:
 
 def _read(logdir: Path, name: str | None = None) -> Run:
     """A run with at least one record; a ConfigurationError says that there is none yet."""
-    run = load(logdir, name=name)
+    return _begun(load(logdir, name=name), logdir)
+
+
+def _begun(run: Run, logdir: Path) -> Run:
     if run.records:
         return run
     # a manifest is written anew while it is waited for the first record
@@ -108,18 +110,36 @@ def _read(logdir: Path, name: str | None = None) -> Run:
 
 
 def _summary(arguments: argparse.Namespace) -> None:
-    summary = digest(_read(arguments.logdir))
-    lines = [to_json(summary)] if arguments.json else _in_lines(summary, is_all=arguments.all)
-    print("\n".join(lines))
+    runs = _runs_at(arguments.logdir)
+    if len(runs) == 1:
+        found = digest(_begun(runs[0], arguments.logdir))
+        print(to_json(found) if arguments.json else fold(_in_lines(found, is_all=arguments.all)))
+        return
+    told = [(run.name, _digest_or_why(run)) for *_, run in _worst_first(runs)]
+    if arguments.json:
+        every = [{"name": n, "error": x} if isinstance(x, str) else x for n, x in told]
+        print(to_json({"runs": every}))
+        return
+    for number, (name, one) in enumerate(told):
+        text = one if isinstance(one, str) else _in_lines(one, is_all=arguments.all)
+        print("\n\n" * (number > 0) + fold(f"{printable(name)}\n\n{text}"))
 
 
-def _in_lines(summary: Digest, *, is_all: bool) -> list[str]:
+def _digest_or_why(run: Run) -> Digest | str:
+    """A run in short, or why it cannot be read: one hides no other."""
+    try:
+        return digest(_begun(run, run.directory or Path()))
+    except (SparsityWatchError, OSError) as error:
+        return redacted(str(error))
+
+
+def _in_lines(summary: Digest, *, is_all: bool) -> str:
     unit, provenance = summary.provenance.unit, summary.provenance
     snapshots = count(summary.num_records, "snapshot")
     steps = f"{unit}s {summary.first_step:,} to {summary.last_step:,}"
     invalid = f"{summary.num_invalid} invalid; stall {summary.cost.stall_s:.1f} s"
     lines = [
-        *map(redacted, summary.verdict.describe().splitlines()),
+        redacted(summary.verdict.describe()),
         "",
         f"{snapshots} at {steps}, {invalid}",
         f"{summary.scope.describe()}; pattern {provenance.pattern}, {provenance.evaluation}",
@@ -134,7 +154,7 @@ def _in_lines(summary: Digest, *, is_all: bool) -> list[str]:
         lines += [f"  {event.describe()}", f"    {event.advice}"]
     each = ((step, text) for step, texts in summary.notes.items() for text in texts)
     notes = [f"  {numbered(unit, step)}: {text}" for step, text in each]
-    return lines + (["", count(len(notes), "note"), *notes] if notes else [])
+    return "\n".join(lines + (["", count(len(notes), "note"), *notes] if notes else []))
 
 
 def _series(summary: Digest, *, is_all: bool) -> list[str]:
@@ -161,13 +181,13 @@ def _scope(arguments: argparse.Namespace) -> None:
             f"Expected run.json, which has the scope ledger, found none in "
             f"{str(arguments.logdir)!r}."
         )
-    print(ledger_in_short(info.ledger))
+    print(fold(ledger_in_short(info.ledger)))
     rows = [(one.name, one.dimensions, f"{one.num_weights:,}") for one in info.ledger]
     found: dict[str, list[str]] = {}  # the reason once, so that BERT-base fits in 80 columns
     for one, line in zip(info.ledger, align(rows, right={2}), strict=True):
         found.setdefault(f"{'in' if one.in_scope else 'out'}: {one.why}", []).append(line)
     for reason, lines in sorted(found.items()):
-        print("\n".join(["", reason, *lines]))
+        print(fold("\n".join(["", reason, *lines])))
 
 
 def _plot(arguments: argparse.Namespace) -> None:
@@ -185,7 +205,9 @@ def _plot(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    write_page(arguments.output, render(load(arguments.logdir)), "--output")
+    runs = _runs_at(arguments.logdir)
+    read = [run for *_, run in _worst_first(runs)] if len(runs) > 1 else runs
+    write_page(arguments.output, render(*read), "--output")
     print(arguments.output)
 
 
@@ -244,13 +266,12 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.watch:
         return _follow(arguments.logdir, runs, arguments.since)
     if len(runs) > 1:
-        read = [_read_status(run, arguments.since)[:3] for run in runs]
-        return _status_of_several(read, as_json=arguments.json)
+        return _status_of_several(_worst_first(runs, arguments.since), as_json=arguments.json)
     found, events = _standing(runs[0], arguments.since)
     if arguments.json:
         print(json.dumps(_as_told(runs[0].name, found, events)))
     else:
-        print("\n".join(map(redacted, found.describe().splitlines())))
+        print(fold(redacted(found.describe())))
     return found.exit_code
 
 
@@ -284,6 +305,12 @@ def _read_status(run: Run, since: int | None) -> tuple[str, Verdict, Sequence[Ev
         ), (), True  # fmt: skip
 
 
+def _worst_first(runs: list[Run], since: int | None = None) -> list[_Stands]:
+    """How runs stand: the gravest first, of equals the one that was heard of last."""
+    read = [(*_read_status(run, since)[:3], run) for run in runs]
+    return sorted(read, key=lambda one: one[1].urgency, reverse=True)
+
+
 def _follow(logdir: Path, runs: list[Run], since: int | None) -> int:
     """A line of JSON at first and for each change, until every run has ended."""
     told: dict[str, Any] = {}
@@ -313,22 +340,20 @@ def _as_told(name: str, verdict: Verdict, events: Sequence[Event]) -> dict[str, 
     return {"name": name, **asdict(verdict), "last_step": last, "events": told}
 
 
-def _status_of_several(runs: list[tuple[str, Verdict, Sequence[Event]]], *, as_json: bool) -> int:
-    """A line for each run, the worst first; returns the exit status of the worst."""
-    runs.sort(key=lambda one: -one[1].exit_code)
+def _status_of_several(runs: list[_Stands], *, as_json: bool) -> int:
+    """Each run with its headline, the worst first; returns the exit status of the worst."""
     if as_json:
-        print(json.dumps({"runs": [_as_told(*one) for one in runs]}))
+        print(json.dumps({"runs": [_as_told(*one[:3]) for one in runs]}))
     else:
-        rows = [("run", "state", "last", "age", "events", "headline")]
-        for name, verdict, _ in runs:
+        rows, headlines = [("run", "state", "last", "age", "events")], [""]
+        for name, verdict, *_ in runs:
             last = f"{verdict.last_step:,}" if verdict.last_step >= 0 else "none"
             age = duration(time.time() - verdict.heard) if verdict.heard >= 0.0 else "unknown"
-            few = (name, verdict.state, last, age, f"{verdict.num_events:,}")
-            rows.append((*few, redacted(verdict.headline)))
-        # in a terminal each is one line; who reads further down the pipe gets all of it
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print("\n".join(line[:width] for line in align(rows, right={2, 3, 4})))
-    return max(verdict.exit_code for _, verdict, _ in runs)
+            rows.append((name, verdict.state, last, age, f"{verdict.num_events:,}"))
+            headlines.append(f"  {redacted(verdict.headline)}")
+        pairs = zip(align(rows, right={2, 3, 4}), headlines, strict=True)
+        print(fold("\n".join(line for pair in pairs for line in pair if line)))
+    return max(verdict.exit_code for _, verdict, *_ in runs)
 
 
 # ------------------------------------------------------------------ every threshold
@@ -346,7 +371,7 @@ def _emergence(arguments: argparse.Namespace) -> None:
         f"{found.steps[0]:,} to {found.steps[-1]:,}. The {found.tested.sum()} shares that move by "
         "a point or more are tested as one family."
     )
-    print("\n".join(textwrap.fill(text, 80) for text in (*found.conclusions, asked)))
+    print(fold("\n".join((*found.conclusions, asked))))
     header = ("|w| at most", "first %", "lowest %", f"at {found.unit}", "last %", "turns")
     rows = [row for k in found.tested.nonzero()[0].tolist() for row in _threshold_rows(found, k)]
     print("\n" + "\n".join(align([header, *rows], right={1, 2, 3, 4})))
@@ -391,7 +416,8 @@ def _compare(arguments: argparse.Namespace) -> None:
         told = {"weights_only": arguments.weights_only, "notes": notes, "runs": every}
         print(to_json({**told, "groups": [[one.name for one in group] for group in digests]}))
         return
-    print("\n".join(notes + [line for group in digests for line in ["", *_table(group)]]).lstrip())
+    lines = notes + [line for group in digests for line in ["", *_table(group)]]
+    print(fold("\n".join(lines).lstrip()))
 
 
 def _read_all(logdirs: Sequence[Path]) -> tuple[list[Run], list[str]]:

@@ -7,8 +7,12 @@ import csv
 import functools
 import importlib
 import json
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +43,78 @@ def add_json(parser: argparse.ArgumentParser, words: str = "one JSON object, for
     parser.add_argument("--json", action="store_true", help=words)
 
 
-def align(rows: Sequence[tuple[str, ...]], right: set[int]) -> list[str]:
-    """Lines with the cells below each other; the columns in ``right`` end together."""
-    columns = [[printable(cell) for cell in column] for column in zip(*rows, strict=True)]
-    for index, column in enumerate(columns):
-        width = max(map(len, column))
-        pad = str.rjust if index in right else str.ljust
-        columns[index] = [pad(cell, width) for cell in column]
-    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
+def align(rows: Sequence[tuple[str, ...]], right: set[int], *, piped: int = 80) -> list[str]:
+    """Rows with the cells below each other, folded to fit; columns in ``right`` end together."""
+    columns = [[_kept(printable(cell)) for cell in column] for column in zip(*rows, strict=True)]
+    widths, gap = _fitting(columns, right, _width(piped))
+    pads = [str.rjust if i in right else str.ljust for i in range(len(columns))]
+    found = []
+    for row in zip(*columns, strict=True):
+        folded = [_folded(cell, width) for cell, width in zip(row, widths, strict=True)]
+        padded = [
+            [pad(part, width) for pad, part, width in zip(pads, line, widths, strict=True)]
+            for line in zip_longest(*folded, fillvalue="")
+        ]
+        text = "\n".join((" " * gap).join(cells).rstrip() for cells in padded)
+        found.append(text.replace("\u00a0", " "))
+    return found
+
+
+def _fitting(
+    columns: Sequence[Sequence[str]], right: set[int], width: int
+) -> tuple[list[int], int]:
+    """A width for each column, the widest narrowed first, and the blanks between them."""
+    words = [max(len(x) for cell in column for x in cell.split(" ")) for column in columns]
+    for gap, longest in (
+        (2, 28),
+        (1, 28),
+        (1, 16),
+        (1, 8),
+    ):  # a number stays whole, a name if it can
+        widths = [max(map(len, column)) for column in columns]
+        least = [n if i in right else min(n, longest) for i, n in enumerate(words)]
+        over = sum(widths) + gap * (len(widths) - 1) - width
+        while over > 0 and any(map(int.__gt__, widths, least)):
+            widths[max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))] -= 1
+            over -= 1
+        if over <= 0:
+            break
+    return widths, gap
+
+
+def _folded(cell: str, width: int) -> list[str]:
+    """The lines of a cell, broken between words, and long names where their parts end."""
+    lines = [""]
+    for piece in re.split(r"(?<=[ /_-])|(?<=[^\W\d]\.)", cell):
+        if lines[-1] and len(lines[-1] + piece.rstrip(" ")) > width:
+            lines.append("")
+        lines[-1] += piece
+        while len(lines[-1].rstrip(" ")) > width > 0:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return [line.rstrip(" ") for line in lines]
+
+
+def fold(text: str, *, piped: int = 80) -> str:
+    """Lines that fit in the terminal; what goes on is set in. For programs there is ``--json``."""
+    found = []
+    for line in text.splitlines():
+        inset = " " * (len(line) - len(line.lstrip()) + 2)
+        folded = textwrap.wrap(
+            _kept(line), _width(piped), subsequent_indent=inset, break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
+        found.append("\n".join(folded).replace("\u00a0", " "))
+    return "\n".join(found)
+
+
+def _width(piped: int) -> int:
+    """Columns of the terminal, or of COLUMNS; else as of a pipe."""
+    return max(shutil.get_terminal_size((piped, 24)).columns, 20)
+
+
+def _kept(text: str) -> str:
+    """A number and its unit, and the ends of an interval, stay in one line."""
+    return re.sub(r"(\d) (%|×)", "\\1\u00a0\\2", text)
 
 
 def write_page(path: Path, page: str, option: str) -> None:

@@ -161,14 +161,9 @@ def replay(
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     told: dict[str, Any] = {"on_failure": on_failure, "on_progress": on_progress,
                             "on_waiting": on_waiting}  # fmt: skip
+    numbers = {"max_in_flight": max_in_flight, "steps_per_epoch": steps_per_epoch}
     expect_whole("keep_spectra", keep_spectra, 1)
-    for name, given in (*told.items(), ("on_series", on_series)):
-        expect_functions(name, given)
-    for name, number in (("max_in_flight", max_in_flight), ("steps_per_epoch", steps_per_epoch)):
-        if number is not None:
-            expect_whole(name, number, 1)
-    for name, flag in {"each": each, "follow": follow}.items():
-        expect(isinstance(flag, bool), name, "True or False", flag)
+    _check(told | {"on_series": on_series}, numbers, {"each": each, "follow": follow})
     rms, chosen = _of_log(initial_rms, chosen, has_model=model is not None)
     scope, factory = _model(model, proxy, chosen.scope, executor)
     first = None if logdir is None else place(logdir)
@@ -216,6 +211,18 @@ def replay(
     expect(is_alone, "each", "False with `follow` or `sinks`, which are of one run", each)
     found = discover(places, plan.storage_options, key=key)
     return _replay_each(replayer, logdir, found, on_failure, on_series)
+
+
+def _check(
+    functions: Mapping[str, Any], numbers: Mapping[str, int | None], flags: Mapping[str, bool]
+) -> None:
+    for name, given in functions.items():
+        expect_functions(name, given)
+    for name, number in numbers.items():
+        if number is not None:
+            expect_whole(name, number, 1)
+    for name, flag in flags.items():
+        expect(isinstance(flag, bool), name, "True or False", flag)
 
 
 def _replay_each(

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsitywatch.analysis.run import Run as _Run
-from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.page.data import column, details_of, page_data
+from sparsitywatch.errors import ConfigurationError, SparsityWatchError
+from sparsitywatch.page.data import column, details_of, page_data, summary_of
 from sparsitywatch.pipeline.rundir import log_of, logs_below, place
 from sparsitywatch.records.run import __version__
-from sparsitywatch.redact import printable
+from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import Series, describe
 from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest, read_spectrum, replace_file
 
@@ -46,25 +46,38 @@ _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 _NOT_ALLOWED = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")
 
 
-def render(run: _Run) -> str:
-    """The page of a run, also of one without a snapshot: one HTML document, to write in UTF-8."""
-    data = page_data(run)
-    everything = {"page": data, "details": details_of(run, for_file=True)}
-    packed = zlib.compress(as_json(everything), _PACKING)
+def render(*runs: _Run) -> str:
+    """The page of runs, also of one without a snapshot: one HTML document, to write in UTF-8."""
+    found = [_inside(run, is_alone=len(runs) == 1) for run in runs]
+    packed = zlib.compress(as_json(found), _PACKING)
+    static = "".join(_static(*pair) for pair in zip(runs, found, strict=True))
+    title = found[0]["name"] if len(runs) == 1 else f"{len(runs)} runs"
     scripts = asset("vendor/uPlot.iife.min.js"), script("file")
     digests = (hashlib.sha256(text.encode()).digest() for text in scripts)
     hashes = " ".join(f"'sha256-{base64.b64encode(one).decode()}'" for one in digests)
     body = f"""\
 <div id="app"></div>
 <div class="static">
-{_static(run, data)}
+{static}
+<noscript><p>Charts with a cursor, every tensor and all the rest need JavaScript.</p></noscript>
 </div>
 <script type="text/plain" id="data">{base64.b64encode(packed).decode()}</script>
 <script>{scripts[0]}</script>
 <script type="module">{scripts[1]}</script>
 """
     style = f"{asset('vendor/uPlot.min.css')}\n{asset('page.css')}"
-    return document(f"{data['name']}: sparsity report", style, body, scripts=hashes)
+    return document(f"{title}: sparsity report", style, body, scripts=hashes)
+
+
+def _inside(run: _Run, *, is_alone: bool) -> dict[str, Any]:
+    """What a file holds of a run; of one of several that cannot be read, why."""
+    try:
+        page, details = page_data(run), details_of(run, for_file=True)
+        return {"name": page["name"], "page": page, "details": details, "summary": summary_of(run)}
+    except (SparsityWatchError, OSError) as error:
+        if is_alone:
+            raise
+        return {"name": printable(run.name), "error": redacted(str(error))}
 
 
 def document(title: str, style: str, body: str, *, scripts: str = "'none'") -> str:
@@ -210,9 +223,12 @@ def html_text(text: str) -> str:
 # ------------------------------------------------------------------ without script, on paper
 
 
-def _static(run: _Run, data: dict[str, Any]) -> str:
+def _static(run: _Run, found: dict[str, Any]) -> str:
     """What is printed, and what is seen where no script runs: words, events, an overview."""
-    verdict = run.verdict
+    if "error" in found:
+        words = f"{found['name']}: the log cannot be read: {found['error']}"
+        return f'<p class="warning">{html_text(words)}</p>'
+    verdict, data = run.verdict, found["page"]
     told = [*verdict.describe().splitlines()[1:], *verdict.watch, data["taken"]]
     told.append("; ".join(map(_tile, data["tiles"])))
     events = "".join(f"<li>{html_text(event.report())}</li>" for event in run.events)
@@ -222,8 +238,7 @@ def _static(run: _Run, data: dict[str, Any]) -> str:
 {html_text(verdict.headline)}</h1>
 {"".join(f"<p>{html_text(line)}</p>" for line in told)}
 <ol>{events}</ol>
-{overview_svg(data)}
-<noscript><p>Charts with a cursor, every tensor and all the rest need JavaScript.</p></noscript>"""
+{overview_svg(data)}"""
 
 
 def _tile(tile: dict[str, Any]) -> str:

@@ -167,9 +167,6 @@ def measure_snapshot(
     counted_at = time.perf_counter()
     here = partial(evaluated, snapshot.step, spectrum, run, model)
     result, controls, reason = (elsewhere or here)()
-    curve = result.curve if result else None
-    confidence = run.settings.confidence
-    reliance = curve.reliance_interval(confidence) if curve else (math.nan, math.nan)
     arrays = spectrum.to_arrays()
     largest, *mask_thresholds = spectrum.thresholds([1.0, *MASK_LEVELS])
     near_zero, near_zero_of = spectrum.near_zero_by_rule(run.settings.rules, initial_rms)
@@ -186,14 +183,8 @@ def measure_snapshot(
             fingerprint=mark,
             replicas=replicas,
             vital=examined(spectrum),
-            curve=curve,
-            controls={name: control.curve for name, control in controls.items()},
-            reliance=curve.reliance if curve else math.nan,
-            reliance_low=reliance[0],
-            reliance_high=reliance[1],
-            essential_sparsity=None if curve is None else _estimate(curve, controls, run),
             not_evaluated=not_evaluated,
-            xray=result.xray if result else None,
+            **_worth(result, controls, run),
             layers=_layers(spectrum, rms, near_zero_of, result),
             cost=Cost(
                 stall_s=0.0,
@@ -207,6 +198,25 @@ def measure_snapshot(
         mask_thresholds=mask_thresholds if sample else (),
         initial_rms=initial_rms,
     )
+
+
+def _worth(
+    result: SweepResult | None, controls: Mapping[str, SweepResult], run: RunContext
+) -> dict[str, Any]:
+    """What an evaluation says, as fields of a record; nothing without one."""
+    if result is None:
+        return {}
+    curve = result.curve
+    low, high = curve.reliance_interval(run.settings.confidence)
+    return {
+        "curve": curve,
+        "controls": {name: control.curve for name, control in controls.items()},
+        "reliance": curve.reliance,
+        "reliance_low": low,
+        "reliance_high": high,
+        "essential_sparsity": _estimate(curve, controls, run),
+        "xray": result.xray,
+    }
 
 
 def not_measured(step: int, reason: str, run: RunContext, not_evaluated: str = "") -> Measured:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeGuard
@@ -191,9 +191,33 @@ class Lens:
         largest = ranks.highest(bits.astype(np.int64)).astype(np.int32).view(np.float32)
         positive = ranks.sum(torch.cat([layer.positive.cpu() for layer in layers]).numpy())
         calls = np.array([row for place in sorted(every) for row in every[place]]).reshape(-1, 9)
+        of_units = zip(np.split(positive, ends), np.split(largest, ends), strict=True)
+        found, super_weights = self._of_layers(calls, of_units)
+        # layers that did not run beside others that did and differ in their last number alone
+        beside = {_LAST_NUMBER.sub(".*.", name) for name in found.names}
+        idle = [name for name in self._layers if name not in set(found.names)]
+        unreached = [name for name in idle if _LAST_NUMBER.sub(".*.", name) in beside]
+        for name, layer in self._layers.items():
+            if layer.reached is not None:
+                left = np.flatnonzero(ranks.highest(layer.reached) == 0).tolist()
+                unreached += [f"{name}[{expert}]" for expert in left if name in found.names]
+        known = {*found.names, *unreached}
+        return XRay(
+            **_summed(found),
+            num_super_weights=float(len(super_weights)),
+            num_unreached=float(len(unreached)),
+            super_weights=super_weights,
+            unreached=tuple(unreached[:_MAX_NAMES]),
+            unseen=tuple(name for name in self._in_scope if name not in known)[:_MAX_NAMES],
+            layers=found,
+        )
+
+    def _of_layers(
+        self, calls: np.ndarray, of_units: Iterable[tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[XRayLayers, tuple[str, ...]]:
+        """The numbers of each layer that ran, and the super weights, the largest output first."""
         columns: dict[str, list[Any]] = {name: [] for name in vars(XRayLayers())}
         weights: list[tuple[float, str]] = []
-        of_units = zip(np.split(positive, ends), np.split(largest, ends), strict=True)
         for i, (name, (count, peak)) in enumerate(zip(self._layers, of_units, strict=True)):
             of_layer = calls[calls[:, 0] == i, 1:]
             if not len(of_layer):
@@ -204,25 +228,8 @@ class Lens:
             is_one = (of_layer[:, 4] >= MASSIVE) & (of_layer[:, 7] >= _MOST)
             weights += [(c[4], f"{name}[{c[5]:.0f}, {c[6]:.0f}]") for c in of_layer[is_one]]
         found = XRayLayers(**{key: tuple(values) for key, values in columns.items()})
-        # layers that did not run beside others that did and differ in their last number alone
-        beside = {_LAST_NUMBER.sub(".*.", name) for name in found.names}
-        idle = [name for name in self._layers if name not in set(found.names)]
-        unreached = [name for name in idle if _LAST_NUMBER.sub(".*.", name) in beside]
-        for name, layer in self._layers.items():
-            if layer.reached is not None:
-                left = np.flatnonzero(ranks.highest(layer.reached) == 0).tolist()
-                unreached += [f"{name}[{expert}]" for expert in left if name in found.names]
-        known = {*found.names, *unreached}
-        super_weights = tuple(dict.fromkeys(w for _, w in sorted(weights, reverse=True)))
-        return XRay(
-            **_summed(found),
-            num_super_weights=float(len(super_weights)),
-            num_unreached=float(len(unreached)),
-            super_weights=super_weights,
-            unreached=tuple(unreached[:_MAX_NAMES]),
-            unseen=tuple(name for name in self._in_scope if name not in known)[:_MAX_NAMES],
-            layers=found,
-        )
+        super_weights = dict.fromkeys(name for _, name in sorted(weights, reverse=True))
+        return found, tuple(super_weights)
 
 
 def sampled(size: int, run: int) -> np.ndarray:

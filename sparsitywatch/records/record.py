@@ -530,11 +530,14 @@ class Record:
         near_zero = describe("near_zero/zero").shown(fraction if self.all_finite else _NAN)
         reliance = f"{self.reliance:.3g} [{self.reliance_low:.3g}, {self.reliance_high:.3g}]"
         relied = [] if self.curve is None else [("reliance", reliance)]
+        is_valid = (
+            "yes" if self.all_finite else f"{self.num_not_finite:,} weights are NaN or infinite"
+        )
         return [
             (f"near zero ({rule})" if rule else "near zero", near_zero),
             ("essential sparsity", essential),
             *relied,
-            ("valid", "yes" if self.valid else f"no: {printable(self.reason)[:80]}"),
+            ("valid", is_valid if self.valid else f"no: {printable(self.reason)[:80]}"),
         ]
 
     @property

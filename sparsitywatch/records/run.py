@@ -38,10 +38,11 @@ def block_of(name: str) -> str:
         if part.isdecimal()
         or (_SPELLED_OUT.match(part) and not "".join(parts[at + 1 : at + 2]).isdecimal())
     ]  # fmt: skip
-    held = [at for at in members if 0 < at < len(parts) - 1]  # a list of single layers has no block
-    inner = [at for at in held if _BLOCK_LIST.search(parts[at - 1])][-1:]
-    outer = [at for at in held if _LAYER_LIST.match(parts[at - 1])]
-    end = next(iter(inner + outer + members), len(parts) - 1)
+    inner = [at for at in members if at and _BLOCK_LIST.search(parts[at - 1])]
+    # a list inside of a block may be of single layers, of which none is a block
+    inner = [at for at in inner if at < len(parts) - 1] or inner
+    outer = [at for at in members if at and _LAYER_LIST.match(parts[at - 1])]
+    end = next(iter(inner[-1:] + outer + members), len(parts) - 1)
     return ".".join(parts[: end + 1]) or name
 
 

@@ -1,18 +1,4 @@
-"""Records and events as lines of JSON, with what is large beside them.
-
-::
-
-    run.json                      what is said once: provenance, ledger, first sizes; and how the
-                                  watch is
-    records.jsonl                 one Record per line; in place of its layers, where they are
-    layers.npys                   the layers' numbers: one array of numpy (.npy) after another
-    events.jsonl                  one Event per line; of lines with one id the last counts
-    spectra/step-00001000.npz     the arrays of one MagnitudeSpectrum
-    ring.npz                      what moved at each of the latest steps, as of a spike, or the end
-    superseded.jsonl              lines of a future that was lost when a run was resumed
-    spectra/superseded/           its spectra
-    records.torn, events.torn     what a kill in the middle of a write left behind
-"""
+"""Records and events as lines of JSON, with what is large beside them: files of docs/tags.md."""
 
 from __future__ import annotations
 

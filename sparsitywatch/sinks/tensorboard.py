@@ -43,7 +43,6 @@ from sparsitywatch.records import (
     WatchState,
     ledger_in_short,
 )
-from sparsitywatch.records.run import block_of
 from sparsitywatch.redact import printable
 from sparsitywatch.series import LEADING, Series, describe, numbered
 from sparsitywatch.sinks.base import AppendingFile, GuardedSink, first_lost_step, local_directory
@@ -253,7 +252,7 @@ _MOST_KINDS, _OTHERS = 6, "others"
 
 def kinds_of(ledger: Sequence[LedgerEntry]) -> dict[str, str]:
     """Each in-scope tensor's kind: its name without its block; small kinds share one."""
-    kinds = {entry.name: _kind_of(entry.name) for entry in ledger if entry.in_scope}
+    kinds = {entry.name: _kind_of(entry) for entry in ledger if entry.in_scope}
     sizes = Counter[str]()
     for entry in ledger:
         if entry.in_scope:
@@ -263,9 +262,9 @@ def kinds_of(ledger: Sequence[LedgerEntry]) -> dict[str, str]:
     return {name: _OTHERS if kind in small else kind for name, kind in kinds.items()}
 
 
-def _kind_of(name: str) -> str:
+def _kind_of(entry: LedgerEntry) -> str:
     """A name without its block; numbers that are left in it are left open."""
-    parts, block = name.removesuffix(".weight").split("."), block_of(name).split(".")
+    parts, block = entry.name.removesuffix(".weight").split("."), entry.block.split(".")
     inside = parts[len(block) :] if any(map(str.isdecimal, block)) else parts
     return ".".join("*" if part.isdecimal() else part for part in inside or parts[-1:])
 

@@ -235,38 +235,26 @@ def _moved(
     motions: Mapping[str, TensorMotion], num_sampled: int, since: int, why_none: str
 ) -> tuple[Dormant, Movement, dict[str, float]]:
     """The tensors' motions as one; if there are none, nothing of ``num_sampled`` weights."""
-    total = seen = num_slow = num_flips = num_dormant = 0
-    change = size = chance = 0.0
-    layers: dict[str, float] = {}
-    reasons: Counter[str] = Counter()
-    for name, motion in motions.items():
-        num = len(motion.dormant)
-        total += num
-        num_flips += motion.num_flips
-        change += motion.change
-        size += motion.size
-        if motion.reason:
-            reasons[motion.reason] += 1
-            continue
-        seen += num
-        num_slow += num * motion.is_slow
-        own = int(np.count_nonzero(motion.dormant))
-        num_dormant += own
-        chance += num * motion.chance
-        layers[name] = own / num if num else math.nan
+    total = sum(len(motion.dormant) for motion in motions.values())
     num_sampled = total or num_sampled
-    movement = Movement(
-        update_to_weight=math.sqrt(change / size) if size > 0 else math.nan,
-        sign_flips=num_flips / total if total else math.nan,
-        num_sampled=num_sampled,
-        since_step=since,
-    )
+    seen = num_slow = num_dormant = 0
+    chance = 0.0
+    layers: dict[str, float] = {}
+    for name, motion in motions.items():
+        if not motion.reason:
+            num, own = len(motion.dormant), int(np.count_nonzero(motion.dormant))
+            seen += num
+            num_slow += num * motion.is_slow
+            num_dormant += own
+            chance += num * motion.chance
+            layers[name] = own / num if num else math.nan
     reason = "" if total else why_none
     # where most are slow all may be, and nothing tells what is dormant
     if num_slow > seen / 2:
         reason = SLOW
         layers = {name: share for name, share in layers.items() if not motions[name].is_slow}
     if seen < (1.0 - _MAX_UNKNOWN) * total:
+        reasons = Counter(motion.reason for motion in motions.values() if motion.reason)
         reason, count = reasons.most_common(1)[0]
         if count < len(motions):
             reason += f" in {count} of {len(motions)} tensors"
@@ -277,7 +265,23 @@ def _moved(
         reason=reason,
         chance=math.nan if reason else chance / seen,
     )
-    return dormant, movement, layers
+    return dormant, _movement(motions, num_sampled, since), layers
+
+
+def _movement(motions: Mapping[str, TensorMotion], num_sampled: int, since: int) -> Movement:
+    """How far all sampled weights went, and how many changed their sign."""
+    change = size = 0.0
+    for motion in motions.values():
+        change += motion.change
+        size += motion.size
+    total = sum(len(motion.dormant) for motion in motions.values())
+    num_flips = sum(motion.num_flips for motion in motions.values())
+    return Movement(
+        update_to_weight=math.sqrt(change / size) if size > 0 else math.nan,
+        sign_flips=num_flips / total if total else math.nan,
+        num_sampled=num_sampled,
+        since_step=since,
+    )
 
 
 @dataclass(frozen=True)

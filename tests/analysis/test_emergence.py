@@ -16,6 +16,7 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.analysis.emergence import (
+    Emergence,
     bin_ends,
     emergence,
     to_bin_end,
@@ -205,6 +206,15 @@ def test_spectra_of_some_snapshots_are_enough(tmp_path: Path, capsys) -> None:
 
 
 # ------------------------------------------------------------------ many thresholds
+
+
+@pytest.mark.parametrize(("number", "words"), [(1, "1 snapshot"), (8, "8 snapshots")])
+def test_few_snapshots_are_not_said_to_have_no_turn(number: int, words: str) -> None:
+    found = Emergence(
+        unit="step", steps=np.arange(number), thresholds=("abs_1",), shares=np.zeros((1, number)),
+        turns=(),
+    )  # fmt: skip
+    assert found.conclusions == [f"{words} cannot show a turn: it takes about 9."]
 
 
 def test_correlated_thresholds_are_nearly_as_many_chances() -> None:

@@ -9,6 +9,7 @@ import sys
 import pytest
 from contracts.made_records import PROVENANCE, made_record
 
+import sparsitywatch as sw
 from sparsitywatch.analysis.verdict import Verdict, verdict
 from sparsitywatch.processes import this_process
 from sparsitywatch.records import Record, RunInfo, WatchState
@@ -152,3 +153,20 @@ def test_no_evaluation_that_succeeded_is_said_and_one_left_out_is_none() -> None
         "none of 1 evaluations succeeded, the last because of: ValueError: no." in (found.watch[0])
     )
     assert standing([left_out]).trouble == ""
+
+
+def test_completion_offers_what_the_manual_names() -> None:
+    run = sw.Run(looks(0))
+    offered = {name for name in dir(run) if not name.startswith("_")}
+    assert offered >= {"records", "series", "frame", "report", "plot", "emergence", "verdict"}
+    assert not offered & {"again", "rules", "require_records"}
+    assert run.again().rules == run.rules
+
+
+@pytest.mark.parametrize(("num_nan", "num_inf"), [(64, 0), (0, 3), (1, 2)])
+def test_weights_that_are_no_numbers_are_not_said_to_be_valid(num_nan: int, num_inf: int) -> None:
+    record = dataclasses.replace(made_record(0), num_nan=num_nan, num_inf=num_inf)
+    for told in (repr(record), record._repr_html_()):
+        assert f"{num_nan + num_inf:,} weights are NaN or infinite" in told
+        assert "yes" not in told
+    assert "yes" in repr(made_record(0))

@@ -258,9 +258,13 @@ def write(logdir: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_surface_says_each_fact_in_the_same_words(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write(tmp_path / name, name)
+    monkeypatch.setenv("COLUMNS", "1000")
     shown = surfaces(tmp_path / name, capsys)
     expected = RUNS[name][1]
     other: dict[str, list[str]] = {}

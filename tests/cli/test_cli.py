@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -66,10 +67,10 @@ def told(capsys, *arguments: object, status: int = 0) -> str:
 def row(output: str, name: str) -> list[str]:
     """The cells of the line of the table that begins with ``name``."""
     (line,) = (line for line in output.splitlines() if line.startswith(f"{name} "))
-    return re.split(r" {2,}", line)[1:]
+    return re.split(r" (?!%) *", line)[1:]
 
 
-def test_summary_table(logdir: Path, capsys) -> None:
+def test_summary_table(logdir: Path, capsys, monkeypatch) -> None:
     output = told(capsys, "summary", logdir)
     records = [record for record, _ in fake_run.looks(STEPS)]
     near_zero = [record.near_zero["initial_0.1"] for record in records]
@@ -85,7 +86,7 @@ def test_summary_table(logdir: Path, capsys) -> None:
     estimate = records[-1].essential_sparsity
     low, high = percent(estimate.low), percent(estimate.high)
     assert f"; essential sparsity {percent(estimate.value)} [{low}, {high}]; 2 events" in output
-    assert "tolerance 1 % of the dense value" in output
+    assert "tolerance 1 % of the dense value" in " ".join(output.split())
     num_informative = sum(record.essential_sparsity.informative for record in records)
     assert 0 < num_informative < len(records)
     assert f"informative at {num_informative} of 11 snapshots" in output
@@ -96,6 +97,7 @@ def test_summary_table(logdir: Path, capsys) -> None:
     leading = [line.split()[0] for line in table.splitlines()[1:10]]
     assert leading == [name.format(rule="initial_0.1") for name in LEADING]
     assert table.splitlines()[10] == "and 46 more: --all"
+    monkeypatch.setenv("COLUMNS", "120")
     assert row(told(capsys, "summary", logdir, "--all"), "essential_sparsity/knee")
 
 
@@ -138,7 +140,8 @@ def test_a_run_without_proxy_and_with_broken_weights(tmp_path: Path, capsys) -> 
 
 def test_not_informative_is_said_with_its_reason(tmp_path: Path, capsys) -> None:
     output = told(capsys, "summary", fake_run.write_run(tmp_path, [fake_run.look(0)]))
-    assert "not informative: the model does not rely on these weights yet" in output
+    said = "not informative: the model does not rely on these weights yet"
+    assert said in " ".join(output.split())
     assert "informative at 0 of 1 snapshot" in output
 
 
@@ -152,7 +155,8 @@ def test_what_too_few_examples_cannot_say_and_what_an_interval_counts_is_said(
     )  # fmt: skip
     few = dataclasses.replace(record, essential_sparsity=estimate)
     output = told(capsys, "summary", fake_run.write_run(tmp_path / "few", [(few, detail)]))
-    assert "cannot say below about 1,200 examples: the tolerance is below the noise; it" in output
+    said = "cannot say below about 1,200 examples: the tolerance is below the noise; it"
+    assert said in " ".join(output.split())
     by = dataclasses.replace(record.essential_sparsity, unit="token")
     tokens = dataclasses.replace(record, essential_sparsity=by)
     output = told(capsys, "summary", fake_run.write_run(tmp_path / "tokens", [(tokens, detail)]))
@@ -261,8 +265,53 @@ def test_nothing_to_read(command: str, state: str, tmp_path: Path, monkeypatch, 
     assert not [path for path in tmp_path.iterdir() if path != logdir]
 
 
-def test_one_directory_too_high_names_the_runs(logdir: Path, capsys) -> None:
-    assert f"Watched runs in there: {logdir}\n" in told(capsys, "summary", logdir.parent, status=2)
+def test_a_folder_of_one_run_is_that_run_and_of_several_all_the_worst_first(
+    logdir: Path, capsys
+) -> None:
+    assert f"Watched runs in there: {logdir}\n" in told(capsys, "scope", logdir.parent, status=2)
+    whole = told(capsys, "summary", logdir)
+    assert told(capsys, "summary", logdir.parent) == whole
+    others = {"a": (7, 0.0), "z": (0, 0.0), "b": (7, 60.0)}  # weights that are NaN, seconds later
+    for name, (num_nan, later_s) in others.items():
+        record, detail = fake_run.look(100)
+        record = dataclasses.replace(
+            record, num_nan=num_nan, wall_time=record.wall_time + later_s, trained=1.0
+        )
+        fake_run.write_run(logdir.parent / name, [(record, detail)])
+    (logdir.parent / "broken").mkdir()
+    (logdir.parent / "broken" / "records.jsonl").write_text("nonsense\n{}\n")
+    order = ["b", "a", "broken", "run", "z"]
+    output = told(capsys, "summary", logdir.parent)
+    assert whole in output
+    assert [line for line in output.splitlines() if line in order] == order
+    found = json.loads(told(capsys, "summary", logdir.parent, "--json"))["runs"]
+    assert [run["name"] for run in found] == order
+    assert "records.jsonl" in found[2]["error"]
+    assert main(["status", str(logdir.parent)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:] if line[0] != " "] == order
+    told(capsys, "report", logdir.parent, "-o", logdir / "all.html")
+    page = (logdir / "all.html").read_text()
+    assert parse(page).one("head").one("title").text() == "5 runs: sparsity report"
+    assert inside_of(page)["name"] == "b"
+
+
+@pytest.mark.parametrize("columns", [80, 60, 120])
+@pytest.mark.parametrize("command", ["summary", "status", "compare", "emergence", "scope"])
+def test_what_is_told_of_logs_fits_in_a_terminal_and_loses_no_word(
+    command: str, columns: int, logdir: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    long = tmp_path / "a-run-with-a-rather-long-name-and-seed-1"
+    fake_run.write_run(long, fake_run.looks(STEPS, seed=1), fake_run.events())
+    where = logdir if command in ("emergence", "scope") else tmp_path
+    outputs = []
+    for width in (1000, columns):
+        monkeypatch.setenv("COLUMNS", str(width))
+        main([command, str(where)])
+        outputs.append(capsys.readouterr().out)
+    assert max(map(len, outputs[1].splitlines())) <= columns
+    letters = [Counter(re.sub(r"\s", "", output)) for output in outputs]
+    assert letters[0] == letters[1]
 
 
 @pytest.mark.parametrize("command", ["summary", "report"])

@@ -67,6 +67,8 @@ def test_without_a_model_the_weights_alone(tmp_path: Path, capsys: pytest.Captur
     assert main(["measure", str(tmp_path / "w-1.pt"), "--scope", "matrices"]) == 0
     out = capsys.readouterr().out
     assert "32 weights in 2 tensors" in out
+    assert "first rms" not in out  # of one checkpoint there is no first
+    assert out.count("present rms: 0 %") == 1
     assert "removed" not in out
 
 

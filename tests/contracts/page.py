@@ -90,9 +90,9 @@ def parse(page: str) -> Element:
 
 
 def inside_of(page: str) -> dict:
-    """What the scripts of a page draw: ``page`` and ``details``, with sums for differences."""
+    """What the scripts of a page draw of its first run, with sums for differences."""
     packed = parse(page).by_id("data").text()
-    inside = json.loads(zlib.decompress(base64.b64decode(packed)))
+    inside = json.loads(zlib.decompress(base64.b64decode(packed)))[0]
     maps, magnitudes = inside["details"]["maps"], inside["details"]["magnitudes"]
     for kind, rows in maps["rows"].items():
         maps["rows"][kind] = np.cumsum(rows, axis=-1)

@@ -57,20 +57,29 @@ export function decoded(details) {
 }
 
 /**
- * The run of a file: its data stand in the page, compressed.
+ * The runs of a file: their data stand in the page, compressed.
  * @param {string} base64
  * @returns {Promise<Source>}
  */
 export async function fileSource(base64) {
   const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const { page, details } = await new Response(stream).json();
-  const own = decoded(details);
+  /** @type {{name: string, page: PageData, details: Details, summary: Summary, error?: string}[]} */
+  const inside = await new Response(stream).json();
+  const runs = new Map(inside.map((run) => [run.name, run]));
+  for (const { details } of inside) if (details) decoded(details);
+  /** @param {string} name */
+  const of = async (name) => {
+    const run = /** @type {typeof inside[0]} */ (runs.get(name));
+    if (run.error) throw new Error(run.error);
+    return run;
+  };
   return {
     live: false,
-    runs: async () => [{ name: page.name, version: "" }],
-    page: async () => page,
-    details: async () => own,
+    runs: async () => inside.map(({ name }) => ({ name, version: "" })),
+    page: async (name) => (await of(name)).page,
+    summary: async (name) => (await of(name)).summary,
+    details: async (name) => (await of(name)).details,
   };
 }
 

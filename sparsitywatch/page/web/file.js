@@ -2,19 +2,20 @@
 /** The page as a file: its data stand in it, and a link's state behind its #. */
 
 import { fileSource } from "./data.js";
+import { COLOURS, DARK } from "./format.js";
 import { mount } from "./main.js";
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const root = /** @type {HTMLElement} */ (document.getElementById("app"));
 const text = document.getElementById("data")?.textContent ?? "";
 
-/** A file shows one run. @type {import("./main.js").Host} */
+/** @type {import("./main.js").Host} */
 const host = {
   read: () => new URLSearchParams(location.hash.slice(1)),
   write: (query) => {
     if (location.protocol !== "about:") history.replaceState(null, "", `#${query}`); // a frame of a notebook has no address
   },
-  colours: (names) => names.map(() => "#0072b2"),
+  colours: (names) => names.map((_, i) => (dark.matches ? DARK : COLOURS)[i % COLOURS.length]),
 };
 
 document.documentElement.classList.add("live");

@@ -1,6 +1,10 @@
 // @ts-check
 /** Numbers and pieces of the document, as a person reads them. */
 
+/** TensorBoard's own colours of runs, in its order; the first is another in the dark. */
+export const COLOURS = ["#425066", "#12b5cb", "#e52592", "#f9ab00", "#9334e6", "#7cb342", "#e8710a"];
+export const DARK = ["#8e98a3", ...COLOURS.slice(1)];
+
 /**
  * A number in the unit of its series, with the digits that count.
  * @param {string} unit

@@ -2,12 +2,10 @@
 /** The page as a tab of TensorBoard: what its server calls a plugin's module. */
 
 import { serverSource } from "./data.js";
+import { COLOURS, DARK } from "./format.js";
 import { Follower, ofAddress, ofTable, tableOf } from "./elsewhere.js";
 import { mount } from "./main.js";
 
-/** TensorBoard's own colours of runs, in its order; the first is another in the dark. */
-const COLOURS = ["#425066", "#12b5cb", "#e52592", "#f9ab00", "#9334e6", "#7cb342", "#e8710a"];
-const DARK = ["#8e98a3", ...COLOURS.slice(1)];
 /** For which TensorBoard may think about what its runs are. */
 const PATIENCE_MS = 1000;
 
