@@ -21,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-fast check format lint types imports prose docs bench bench-detection paper clean
+.PHONY: help setup demo test test-fast check format lint types imports prose docs bench bench-detection paper parts clean
 
 help:
 	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
@@ -32,6 +32,7 @@ help:
 	@echo "make bench   time the library against the usual way"
 	@echo "make bench-detection   score the detector beside others; fifteen minutes, or ARGS=\"--small\""
 	@echo "make paper   the paper's experiments, an hour; goes on where it was"
+	@echo "make parts   list what an installation is made of in build/parts.json"
 	@echo "make setup   only make .venv ready for all of these"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 	@echo "PYTHON=python3.12 chooses the interpreter of a new .venv"
@@ -70,9 +71,10 @@ imports: $(VENV)/.ready-dev
 prose: $(VENV)/.ready-dev
 	$(BIN)/python docs/prose.py
 
-# docs/ is a folder, too; --strict: a warning, such as a link to nowhere, is an error
+# docs/ is a folder, too; --strict: a warning, such as a link to nowhere, is an error. With --quiet
+# none would be counted
 docs: $(VENV)/.ready-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 	@echo "Open build/manual/index.html, or: $(BIN)/python -m mkdocs serve"
 
 bench: $(VENV)/.ready-dev
@@ -85,6 +87,11 @@ paper: $(VENV)/.ready-paper
 	$(BIN)/python examples/paper/fetch.py
 	@set -e -- $(PAPER); $(PAPER_RUN)
 	@printf '%s\n' $(PAPER_ROWS) | xargs -P 2 -I{} sh -c 'set -e -- {}; $(PAPER_RUN)'
+
+# what an installation is made of: a software bill of materials
+parts: $(VENV)/.ready-demo
+	@mkdir -p build
+	$(BIN)/python .ci/parts.py > build/parts.json
 
 setup: $(VENV)/.ready-dev
 

@@ -82,7 +82,8 @@ SERIES = (
            "first crossing where the curve is noisy.", _INFORMATIVE, "up"),
     Series("essential_sparsity/knee", "essential_sparsity.knee", "fraction",
            "knee of the sparsity-value curve",
-           "Share at which two straight lines describe the harm best: flat before, steep after.",
+           "Share from which on the value drops much faster; none where a smooth curve tells it as "
+           "well.",
            _INFORMATIVE, "up"),
     Series("essential_sparsity/sharpness", "essential_sparsity.sharpness", "ratio",
            "sharpness of the knee",

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.analysis.decayed import NOISE_FACTOR, explained_by_decay, since_onset
-from sparsitywatch.analysis.detect.detector import FEW, HALF, Course, median_of_three, noise_sd
-from sparsitywatch.analysis.detect.value import SHARE, value_trend
+from sparsitywatch.analysis.detect.detector import FEW, HALF, Course, noise_sd
+from sparsitywatch.analysis.detect.value import CLEAR, SHARE, undone_since, value_trend
 from sparsitywatch.records import (
     LEVEL_KINDS,
     SERIES_KINDS,
@@ -340,9 +340,9 @@ def _scale(layer: LayerShare) -> float:
 _FEW_SNAPSHOTS = 3
 #: Events that are followed; older ones are left as they are.
 _MAX_FOLLOWED = 50
-#: An event is revised where its level moves by this part of its size, and by so many standard
-#: deviations of a snapshot. It has settled after ``FEW`` snapshots without a revision.
-_WORTH, _CLEAR = 0.05, 3.0
+#: An event is revised where its level moves by this part of its size, and beyond noise. It has
+#: settled after ``FEW`` snapshots without a revision.
+_WORTH = 0.05
 #: What has settled goes on where it adds this part of its size, at two snapshots in a row.
 _GOES_ON = 0.25
 
@@ -412,13 +412,23 @@ class _Followed:
         if not abs(way) >= _WORTH * size > 0.0:
             return 0.0
         seen = [self.event.noise, noise_sd(np.array(self.recent))]
-        return way / size if abs(way) > _CLEAR * float(np.nan_to_num(seen).max()) else 0.0
+        return way / size if abs(way) > CLEAR * float(np.nan_to_num(seen).max()) else 0.0
 
     def is_due(self, value: float) -> bool:
         """Whether the level has moved so far that it has to be told anew."""
         if not self.event.is_of_series:
             return False
         return self.num_beyond > 1 if self.num_quiet >= FEW else self._moved(value) != 0.0
+
+    def has_told(self, event: Event) -> bool:
+        """Whether a detection is of what goes on: by another rule, or seen well before for most."""
+        first, before = self.event, self.recent[:-FEW]
+        is_same = (first.series, first.direction) == (event.series, event.direction)
+        if not is_same or self.has_reverted:
+            return False
+        are_rules = _is_of_rule(_origin(first)) and _is_of_rule(_origin(event))
+        is_by_another = self.is_open and are_rules and _origin(event) != event.series
+        return is_by_another or any(_size(event, x) >= HALF * abs(event.size) for x in before[-1:])
 
     def take(self, event: Event) -> Event:
         """Go on with a new version of it."""
@@ -438,14 +448,19 @@ class _Followed:
         logger.info("%s %s: %s", event.id, why, event.describe())
         return event
 
-    def settle(self, past: _Past, why: str) -> Event:
-        """The version that stays, unless the series goes on."""
-        return self.revise(past.step, why, **past.of(self.event) | {"settled_step": past.step})
+    def settle(self, past: _Past, why: str, at: int | None = None) -> Event:
+        """The version that stays, unless the series goes on; of what was known at a step."""
+        at = past.step if at is None else at
+        return self.revise(past.step, why, **past.of(self.event) | {"settled_step": at})
 
-    def revert(self, step: int, since: int) -> Event:
+    def revert(self, past: _Past, since: int) -> Event:
         """The version that says that it is over; nothing is left to settle."""
-        settled = step if self.is_open else self.event.settled_step
-        return self.revise(step, "has reverted", reverted_step=since, settled_step=settled)
+        event, step = self.event, past.step
+        now = replace(event, value=past.values.get(event.series, event.value))
+        known = {"value": now.value, **came(now, past.records)} if event.is_of_series else {}
+        settled = step if self.is_open else event.settled_step
+        known |= {"reverted_step": since, "settled_step": settled}
+        return self.revise(step, "has reverted", **known)
 
 
 @dataclass(frozen=True)
@@ -464,26 +479,6 @@ class _Past:
         if self.records:
             return vars(annotated(event, self.records, self.initial_rms))
         return vars(replace(event, value=self.values.get(event.series, event.value)))
-
-
-def undone_since(event: Event, records: Sequence[Record]) -> int:
-    """Since when what was overwritten or lost is back, the value at its best; -1 if it is not."""
-    vital = records[-1].vital if records else None
-    for finding in () if vital is None else vital.findings:
-        is_whole = finding.kind == "returned" and {*event.layers} <= {*finding.tensors}
-        if is_whole and event.kind in ("overwritten", "blew_up"):
-            return records[-1].step
-    seen = [(r.step, r.curve) for r in records if r.curve is not None]
-    known = [(step, c) for step, c in seen if math.isfinite(c.dense)]
-    harms = np.array([-c.dense if c.higher_is_better else c.dense for _, c in known])
-    num = sum(step <= event.onset_low for step, _ in known)
-    if num < 3 or len(known) - num < FEW or known[-FEW][0] <= event.onset_low:
-        return -1
-    best = float(median_of_three(harms[:num]).min())
-    latest = harms[-FEW:]
-    # an early fall would pass for noise, and so would a way back from far above
-    noise = float(np.fmin(noise_sd(harms[:num]), noise_sd(latest)))
-    return known[-FEW][0] if float(latest.max()) <= best + _CLEAR * noise else -1
 
 
 class EventTracker:
@@ -509,12 +504,12 @@ class EventTracker:
         for event in reported:
             self._followed[event.id].take(event) if event.id in self._followed else self._add(event)
         over = [(one, since) for one, since in ends if since >= 0 and one.event.id not in told]
-        revised = {one.event.id: one.revert(step, since) for one, since in over}
+        revised = {one.event.id: one.revert(past, since) for one, since in over}
         for event in sorted(seen, key=_by_strength):
             rise = self._reverted_by(event)
             if rise is not None:
                 if not rise.has_reverted:
-                    revised[rise.event.id] = rise.revert(step, rise.course.low_step)
+                    revised[rise.event.id] = rise.revert(past, rise.course.low_step)
                 continue
             same = self._same(event, step)
             if same is None:
@@ -571,11 +566,12 @@ class EventTracker:
         """Earlier events of the series that the next one begins after, as they were then, by id."""
         found = {}
         for one in self._followed.values():
-            first, since = one.event, max(event.onset_step, one.event.detected_step)
+            first, since = one.event, event.onset_step
             is_told = one.is_open or (first.reported_step > since and not one.has_reverted)
-            if event.series in one.names and is_told and first.detected_step < event.detected_step:
+            is_later = first.detected_step <= since < event.detected_step
+            if event.series == first.series and is_told and is_later:
                 then = replace(past, records=[r for r in past.records if r.step <= since])
-                found[first.id] = one.settle(then, "has ended")
+                found[first.id] = one.settle(then, "has ended", since)
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -618,6 +614,8 @@ class EventTracker:
         """The event that this detection is a part of, the latest if there are several."""
         for followed in reversed(self._followed.values()):
             first = followed.event
+            if followed.has_told(event):
+                return followed
             is_other = _origin(event) not in (_origin(first), *first.related)
             # a judge of change sees what one of height has told
             is_other |= first.kind == "level" != event.kind and first.direction == event.direction

@@ -346,7 +346,8 @@ class SnapshotTaker:
         beside_s, self.behind.is_on = finished.behind_s + self.behind.lost_s, False
         self._budget.charge(beside_s)
         seconds = finished.front_s + beside_s
-        self._budget.attribute(seconds, evaluated=finished.evaluated)
+        step = finished.record.step
+        self._budget.attribute(seconds, evaluated=finished.evaluated, step=step)
         return finished
 
     def wait(self) -> None:

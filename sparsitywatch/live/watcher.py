@@ -512,7 +512,8 @@ class Watcher:
         """Take what is due, now or where the weights are used; see whether they are written to."""
         waits = self._ranks.is_alone and not self._trace.is_said
         if now := self._next_use.due_now(due, self.step_count) if waits else due:
-            self._take(now, behind=self._background)
+            is_apart = self.step_count in self._budget.apart  # the next may come before it is done
+            self._take(now, behind=self._background and not is_apart)
         if waits:
             self._next_use.wait(self._hook, self._before_use, is_due=bool(due))
 

@@ -266,6 +266,7 @@ def _curve(record: Record) -> dict[str, Any] | None:
         "sparsity": _rounded(sparsity, digits=4),
         "harm": _rounded(harm, digits=4),
         "reason": "" if estimate is None or estimate.informative else estimate.reason,
+        "drop": estimate.describe_drop(percent) if estimate and estimate.informative else "",
     }
 
 

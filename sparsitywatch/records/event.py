@@ -64,7 +64,8 @@ class Event:
             onset itself.
         detected_step: the snapshot at which it was seen.
         baseline: level of the series before the onset, in its own units.
-        value: the series at ``reported_step``.
+        value: the series at ``reported_step``; where the next event has ended it, at
+            ``settled_step``.
         noise: standard deviation of the series around its baseline; NaN if unknown.
         id: what identifies the event in its run; by default ``series@onset_step``.
         trend: "sparsifying" or "densifying", which way the model goes; empty if the direction
@@ -105,8 +106,8 @@ class Event:
         unit: what its steps count: "step", or in a replay also "epoch" or "save".
         revised_step: the snapshot at which this version was reported; -1 for the first one, which
             is reported at ``detected_step``.
-        settled_step: the snapshot at which it had not been revised for five, or was the last one
-            when the watch was closed; -1 before that.
+        settled_step: the snapshot at which it had not been revised for five, after which the next
+            event of the series began, or that was the last one as the watch closed; -1 before that.
     """
 
     series: str
@@ -187,7 +188,8 @@ class Event:
     @property
     def is_news(self) -> bool:
         """Whether actions get this version: the first one, and the one that has settled."""
-        return self.revised_step < 0 or self.revised_step == self.settled_step
+        is_settled = self.course == "settled" or self.revised_step == self.settled_step
+        return self.revised_step < 0 or is_settled
 
     # ------------------------------------------------------------------ in words
     #

@@ -70,6 +70,8 @@ class Movement:
     sign_flips: float  # fraction of the sampled weights that changed their sign; NaN as above
     num_sampled: int  # size of the fixed random sample
     since_step: int  # step of the earlier snapshot; -1 if there was none
+    # The first by block or expert, rising; of very many the ends. What no step reached is left out.
+    by_block: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

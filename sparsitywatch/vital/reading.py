@@ -45,7 +45,7 @@ _FAR_BELOW, _NOT_FAR_ABOVE = 2.0, 0.125
 #: While the learning rate rises, an update counts as lost only if it would be at this multiple.
 _STILL_TO_RISE = 30.0
 #: Of the weights that random rounding would move, at least this share moves: updates may be smaller
-#: than the learning rate.
+#: than the learning rate. What a gradient itself says is known.
 _AT_LEAST = 0.25
 #: Decay of a weight must show once it exceeds this many half spacings.
 _SEEN = 2.0
@@ -593,7 +593,8 @@ class _Trained:
         is_lossy = is_reached & (0.5 * spaces > _FAR_BELOW * later * update)
         if not is_own or is_kept_apart or _has_learned(one, update):
             is_lossy[:] = False
-        moves = _AT_LEAST * one.num_steps * update / np.maximum(spaces, 1e-300)
+        least = 1.0 if one.sized_by == "gradient" else _AT_LEAST
+        moves = least * one.num_steps * update / np.maximum(spaces, 1e-300)
         # decay moves a weight by less than a spacing, and still off its place
         decay = one.lr * one.weight_decay * np.abs(before)
         must_decay = ~is_reached & (before != 0.0) & (decay > _SEEN * 0.5 * spaces) & is_own

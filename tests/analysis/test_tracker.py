@@ -318,7 +318,7 @@ def test_the_next_event_of_a_series_ends_the_one_before() -> None:
     values = [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, 1.0, 2.0, *[3.0] * 12]
     second = event(INITIAL, 9, 11, value=3.0)
     told = final(run([event(INITIAL, 5, 7), second], {INITIAL: values}, 20))
-    assert [(e.id, e.settled_step) for e in told] == [(f"{INITIAL}@5", 11), (f"{INITIAL}@9", 16)]
+    assert [(e.id, e.settled_step) for e in told] == [(f"{INITIAL}@5", 9), (f"{INITIAL}@9", 16)]
 
 
 def test_what_cannot_change_has_settled_at_once() -> None:

@@ -473,25 +473,10 @@ def _quick_and_quiet(caplog: pytest.LogCaptureFixture) -> Any:
 
 #: What is told otherwise, and why; numbers are of the seed of the report, and of two others.
 WRONG = {
-    "L1 from the start, Adam": "one rise is told in two, and the later part leads: from 37 %, "
-    "where the weights began with 6 % (1 of 3 seeds)",
-    "L1 from the start, AdamW": "one rise is told in two, and the later part leads: from 31 %, "
-    "where the weights began with 6 % (3 of 3 seeds)",
-    "L1 from the start, SGD": "one rise is told in two, and the later part leads: from 37 %, "
-    "where the weights began with 6 % (2 of 3 seeds)",
-    "L1 in the middle, AdamW": "the level of a settled event is that before the event after it: "
-    "96.9 % at step 152, where 99.4 % is true (2 of 3 seeds)",
-    "pruned, and grown back": "the level of an event that is over is that of a snapshot before: "
-    "20.6 % at step 120, where 19.7 % is true (3 of 3 seeds)",
     "a block of rows": "rows of zeros are told as overwritten first, and as near zero beside it "
     "(3 of 3 seeds)",
-    "rate too high in the middle": "the level of a settled event is that before the event after "
-    "it: 11.86 at step 148, where 0.99 is true (3 of 3 seeds)",
     "random labels": "what a value gained and lost by chance is told as lost, and once not at all "
     "(2 of 3 seeds)",
-    "dead ReLUs": "that something wrote to biases is over, and still leads before dead units, "
-    "which last (3 of 3 seeds)",
-    "float16": "nine tenths of the weights never move, and nothing is told (3 of 3 seeds)",
 }
 
 

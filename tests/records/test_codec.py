@@ -88,7 +88,7 @@ RECORDS = plain(
     scope=plain(ScopeSummary),
     near_zero=RULES,
     dormant=st.none() | plain(Dormant, projection=st.none() | plain(DecayProjection)),
-    movement=st.none() | plain(Movement),
+    movement=st.none() | plain(Movement, by_block=RULES),
     masks=st.none() | plain(MaskOverlap),
     forecast=st.none() | plain(Forecast),
     curve=st.none() | curves(),

@@ -289,7 +289,7 @@ def test_what_is_lost_adds_up_although_a_weight_moves_and_until_most_do() -> Non
             weight[step] += 0.0625  # by something else
         looked.step()
     update = 0.02 * weight.grad.new_tensor(0.02).item()
-    one = 16 * 0.25 * update * 2**7  # that would have moved, of an interval
+    one = 16 * update * 2**7  # that would have moved, of an interval
     assert [expected / one for expected, _ in found] == pytest.approx([0, 1, 2, 3, 0], abs=1e-3)
     assert [moved for _, moved in found] == [0, 1, 2, 3, 0]
 

@@ -36,6 +36,8 @@ from sparsitywatch.records import Event, Record
 
 #: The part of what was gained, and of the value, that is worth a word.
 SHARE = 0.05
+#: So many standard deviations of a snapshot are clearly beyond its noise.
+CLEAR = 3.0
 #: The part of what was gained that is missed for good.
 _MISSED = 0.2
 #: Snapshots that say where the value stands, at least: of a longer run a third, up to ``TREND``.
@@ -60,6 +62,26 @@ def value_trend(records: Sequence[Record]) -> str:
     if float(harms[-2:].min()) - stand.best > worth or (third is not None and third.is_worse):
         return "worse"
     return "better" if improving else "still"
+
+
+def undone_since(event: Event, records: Sequence[Record]) -> int:
+    """Since when what was overwritten or lost is back, the value at its best; -1 if it is not."""
+    vital = records[-1].vital if records else None
+    for finding in () if vital is None else vital.findings:
+        is_whole = finding.kind == "returned" and {*event.layers} <= {*finding.tensors}
+        if is_whole and event.kind in ("overwritten", "blew_up"):
+            return records[-1].step
+    seen = [(r.step, r.curve) for r in records if r.curve is not None]
+    known = [(step, c) for step, c in seen if math.isfinite(c.dense)]
+    harms = np.array([-c.dense if c.higher_is_better else c.dense for _, c in known])
+    num = sum(step <= event.onset_low for step, _ in known)
+    if num < 3 or len(known) - num < FEW or known[-FEW][0] <= event.onset_low:
+        return -1
+    best = float(median_of_three(harms[:num]).min())
+    latest = harms[-FEW:]
+    # an early fall would pass for noise, and so would a way back from far above
+    noise = float(np.fmin(noise_sd(harms[:num]), noise_sd(latest)))
+    return known[-FEW][0] if float(latest.max()) <= best + CLEAR * noise else -1
 
 
 class _Stand(NamedTuple):
