@@ -89,3 +89,9 @@ def pytest_collection_finish() -> None:
     for name in ("torch.cuda", "torch.xpu", "torch.mtia"):
         if name in sys.modules:
             sys.modules[name].traceback = SimpleNamespace(format_stack=list)
+
+
+@pytest.fixture
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in which what a command says is not folded."""
+    monkeypatch.setenv("COLUMNS", "9999")

@@ -361,6 +361,9 @@ def _numbers(records: Sequence[Record], events: Sequence[Event]) -> list[str]:
     if seen is not None:
         reason = f": {why}" if why else ""
         found.append(f"essential sparsity {value}{_where(seen, records)}{reason}")
+    vital = records[-1].vital if records else None
+    if vital is not None and vital.gradient is not None and (far := vital.gradient.describe()):
+        found.append(far)
     return [*found, count(len(events), "event")]
 
 
