@@ -41,7 +41,7 @@ class Settings:
     """What is measured of a model, and how: the same for a live watch, a replay and one model.
 
     Args:
-        scope: which weights count: a preset ("blocks", "paper", "layers", "matrices"), name
+        scope: which weights count: a preset ("blocks", "all", "paper", "layers", "matrices"), name
             patterns, or a predicate (name, parameter) -> bool.
         levels: sparsities in [0, 1) to evaluate in every snapshot, on all examples; None to let
             ``sweep`` choose.

@@ -97,9 +97,9 @@ class Heights:
         """Make the arrays of the tensors, in their order."""
         self._names, sizes = columns.names, columns.num_weights.astype(np.float64)
         began, dense, times = [], [], []
+        rms = [self._initial_rms.get(name, math.nan) for name in self._names]
         for rule in self._rules:
             kind, _, factor = rule.partition("_")
-            rms = [self._initial_rms.get(name, math.nan) for name in self._names]
             units = {"initial": rms, "rms": rms}.get(kind, [1.0] * len(rms))
             limits = [float(factor or 0.0) * unit for unit in units]
             own = self._began.near_zero[rule]
@@ -114,8 +114,9 @@ class Heights:
         high = whole(self.began, in_all, k[:, 0])
         self.high = np.maximum(high, np.maximum(self.began, in_all) + MIN_EFFECT)
         self._began_of, self._high_of = at, high_from(at, null, k, sizes)
-        # as if it had begun dense: what is above that was sparse from the start
-        self._was_sparse = at >= high_from(null, null, k, sizes)
+        # as if it had begun dense: what is above that was sparse from the start; but what is all
+        # zero waits to be trained, as one half of a LoRA
+        self._was_sparse = (at >= high_from(null, null, k, sizes)) & (np.array(rms) > 0.0)
 
     def _at_first(self, record: Record) -> list[Event]:
         """The note on tensors that were sparse when the run began."""

@@ -306,6 +306,10 @@ def verdict(
                 found, state=trouble.state, badge=trouble.badge, advice=trouble.advice,
                 cause=sentences[0].rstrip("."), confidence="",
             )  # fmt: skip
+    # what is said of tensors names them, and they may be any of the model's
+    is_of_scope = not found.event or events[found.event - 1].is_of_series
+    if own and is_of_scope and (which := own[-1].scope.which):
+        found = replace(found, headline=f"{found.headline} ({which})")
     is_lost = state is not None and state.status == "on"
     lost = next((one.words for one in troubles if is_lost and one.is_end), "")
     times = [one.wall_time for one in records[-1:]] + ([] if state is None else [state.wall_time])
@@ -538,4 +542,6 @@ def _not_watched(records: Sequence[Record]) -> list[str]:
         found.append(f"parameters out of scope: {redacted(last.vital.reason)}")
     if 0.0 < last.trained < 1.0:
         found.append(f"{percent(1.0 - last.trained)} of the weights in scope: no step reaches them")
+    if last.scope.which:
+        found.append(f"what is frozen or in no optimizer: it is about {last.scope.describe()}")
     return found

@@ -152,8 +152,8 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add_places(parser)
     add = parser.add_argument
     add("--scope", metavar="PRESET|PATTERN", action="append", default=argparse.SUPPRESS,
-        help="which weights count: blocks (the default), paper, layers, matrices, or a pattern of "
-        "tensor names such as '*.query.weight'; patterns may be repeated")  # fmt: skip
+        help="which weights count: blocks (the default), all, paper, layers, matrices, or a "
+        "pattern of tensor names such as '*.query.weight'; patterns may be repeated")  # fmt: skip
 
 
 def add_measuring_options(parser: argparse.ArgumentParser, words: str) -> None:

@@ -415,10 +415,9 @@ class OptimizerTrace:
         held = {name for account in accounts for names in account.names for name in names}
         every = self.lookup()
         parameters = {name: every[name] for name in self._sizes}
-        own = [parameter for name, parameter in parameters.items() if name in held]
-        num_trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
+        own = held & parameters.keys()
         # on each rank an optimizer may step on some tensors only
-        num_held, num_trained = ranks.highest(np.array([len(own), num_trained])).tolist()
+        num_held = int(ranks.highest(np.array([len(own)]))[0])
         names = " and ".join(type(optimizer).__name__ for optimizer in self.given)
         # what is finer than weights in scope may be copies of them, in whatever shape
         sizes = [p.dtype.itemsize for o in self.given for g in o.param_groups for p in g["params"]]
@@ -431,13 +430,6 @@ class OptimizerTrace:
                 "the optimizer that trains this very model, not a copy of it, or optimizer=None "
                 "for whatever steps it."
             )
-        total = sum(self._sizes.values())
-        if num_held and num_trained < total and ranks.rank == 0:
-            words = (
-                "%s trains %.1f %% of the weights in scope; the others are frozen or in no "
-                "optimizer that was given. The clocks are means over the weights that are trained."
-            )
-            logger.warning(words, names, 100.0 * num_trained / total)
 
     def saw(self, step: Step) -> int:
         """An optimizer took a step; returns how many of the training's."""

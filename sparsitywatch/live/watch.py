@@ -47,9 +47,10 @@ from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
 from sparsitywatch.vital import VitalReviewer, VitalTracker, XRayReviewer
+from sparsitywatch.weights.clock import names_of
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
-from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.scope import Scope, named_parameters
 from sparsitywatch.weights.sharded import expect_whole_model, flat_parameters, modules_of
 from sparsitywatch.weights.snapshot import Snapshot
 
@@ -147,9 +148,11 @@ def watch(
     ranks, off = _who_watches(inner, logdir)
     leads = not off and ranks.rank == 0
     with _on_every(ranks):
-        scope = Scope.of(inner, chosen.scope)
-        schedule = BudgetedSchedule(every, max_overhead, evaluates=proxy is not None, tells=leads)
         optimizers = unwrap_optimizers(optimizer)
+    held = _held(optimizers, inner, ranks)
+    with _on_every(ranks):
+        scope = Scope.of(inner, chosen.scope, held=held)
+        schedule = BudgetedSchedule(every, max_overhead, evaluates=proxy is not None, tells=leads)
         claim = Claim(place(logdir) if logdir is not None and leads else None)
         moves = Ring(ring if leads else False, claim, strict=strict)
         pipeline = Pipeline(
@@ -174,7 +177,7 @@ def watch(
         reader, examiner = _readers(inner, scope, ranks, watches_all=motion is not None)
         if checked is not None:
             _check_patterns(chosen, reader)
-        notes = (scope.note_on_reparametrized, scope.note_on_stored)
+        notes = (scope.note_on_trained, scope.note_on_reparametrized, scope.note_on_stored)
         for note in filter(None, (*notes, _average_of(optimizers, inner)) if leads else ()):
             logger.warning("%s", note)
         snapshot = Snapshot.of(inner, scope, 0)
@@ -235,6 +238,18 @@ def _expect(
     for name, flag in flags.items():
         expect(isinstance(flag, bool), name, "True or False", flag)
     expect_whole("keep_spectra", keep_spectra, 1)
+
+
+def _held(
+    optimizers: Sequence[torch.optim.Optimizer], model: nn.Module, ranks: Ranks
+) -> set[str] | None:
+    """Names of what any rank's optimizers hold; None where they hold none of it, or copies."""
+    names = names_of(dict(named_parameters(model)))
+    own = {id(p) for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
+    known = own <= names.keys()
+    every = ranks.gather((known, [name for key in own & names.keys() for name in names[key]]))
+    found = {name for _, held in every for name in held}
+    return found if found and all(is_known for is_known, _ in every) else None
 
 
 def _average_of(optimizers: Sequence[torch.optim.Optimizer], model: nn.Module) -> str:

@@ -8,6 +8,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
 from sparsitywatch.vital import FilesReviewer, OneRunReviewer, VitalReviewer, XRayReviewer
 from sparsitywatch.weights.layout import unwrap_model
-from sparsitywatch.weights.scope import Scope, ScopeLike
+from sparsitywatch.weights.scope import LEFT_OUT, Scope, ScopeLike
 
 
 def replay(
@@ -107,8 +108,9 @@ def replay(
             without a model reads one checkpoint ahead.
         settings: what is measured and how; by default ``Settings()``.
         initial_rms: root mean square of each in-scope tensor that "initial" near-zero rules
-            refer to, or the log directory of a run that has them. By default those of the
-            first checkpoint that can be read.
+            refer to, or the log directory of a run that has them; where that is about trained
+            weights alone, so is the replay. By default those of the first checkpoint that can
+            be read.
         lr: learning rate of the in-scope weights: a number, a function of the optimizer step (the
             first is 1), or a CSV file with rows of a step and a value, between which it is a
             straight line. By default what a Trainer of transformers has logged in the
@@ -162,12 +164,13 @@ def replay(
     numbers = {"max_in_flight": max_in_flight, "steps_per_epoch": steps_per_epoch}
     expect_whole("keep_spectra", keep_spectra, 1)
     _check(told | {"on_series": on_series}, numbers, {"each": each, "follow": follow})
+    rms, chosen = _of_log(initial_rms, chosen, has_model=model is not None)
     scope, factory = _model(model, proxy, chosen.scope, executor)
     first = None if logdir is None else place(logdir)
     plan = Plan(
         settings=chosen,
         scope=scope,
-        initial_rms=_initial_rms(initial_rms),
+        initial_rms=rms,
         storage_options=dict(storage_options or {}),
         key=key,
         factory=factory,
@@ -316,16 +319,22 @@ def _check_picklable(factory: ModelFactory, proxy: Proxy) -> None:
         ) from error
 
 
-def _initial_rms(given: Mapping[str, float] | Url | None) -> Mapping[str, float] | None:
+def _of_log(
+    given: Mapping[str, float] | Url | None, settings: Settings, *, has_model: bool
+) -> tuple[Mapping[str, float] | None, Settings]:
+    """The first sizes, and the settings with the scope of a run that left out what was frozen."""
     if given is None or isinstance(given, Mapping):
         is_good = all(isinstance(n, str) and is_number(x) for n, x in (given or {}).items())
         expect(is_good, "initial_rms", "numbers by name", given)
-        return given
+        return given, settings
     expect_path("initial_rms", given, "numbers by name or the log directory of a run")
     for directory in (place(given), Path(given)):
         manifest = read_manifest(directory)
         if manifest is not None:
-            return manifest.initial_rms
+            is_part = any(line.reason.endswith(LEFT_OUT) for line in manifest.ledger)
+            if is_part and settings.scope == "blocks" and not has_model:
+                settings = replace(settings, scope=[*manifest.initial_rms])
+            return manifest.initial_rms, settings
     raise ConfigurationError(
         "Expected `initial_rms` to be numbers by name or the log directory of a run, found no "
         f"run in {os.fspath(given)!r}."

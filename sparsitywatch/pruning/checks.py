@@ -168,7 +168,7 @@ def seen_scope(decided: Scope, scope: ScopeLike, model: nn.Module, proxy: Proxy)
         )
         seen = []
     seen = proxy.ranks.of_first(seen)
-    return Scope.of(model, scope, seen) if seen else decided
+    return Scope.of(model, scope, seen, decided.held) if seen else decided
 
 
 def _seen(run: Runnable, proxy: Proxy, layers: Collection[str]) -> list[str]:

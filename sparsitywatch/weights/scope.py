@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -20,6 +20,7 @@ from sparsitywatch.errors import (
 from sparsitywatch.records import LedgerEntry, ScopeSummary
 from sparsitywatch.records.event import some_of
 from sparsitywatch.redact import redacted_error
+from sparsitywatch.series import percent
 from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Entry, Layout, Place, clean_name
 from sparsitywatch.weights.sharded import (
     Modules,
@@ -36,12 +37,20 @@ ScopeLike = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 
 PRESETS = {
     "blocks": "weights of linear layers inside the transformer blocks; in a model without "
-    "blocks, of all linear and recurrent layers but the output layers",
+    "blocks, of all linear and recurrent layers but the output layers; of a model in training "
+    "where most of these are frozen, those that are trained",
     "paper": "nn.Linear weights inside the transformer blocks only "
     "(Jaiswal et al. 2023, as their code does it)",
     "layers": "weights of linear and recurrent layers anywhere, heads included",
     "matrices": "every floating-point parameter with two or more dimensions, embeddings too",
+    "all": "the weights of `blocks`, frozen or not",
 }
+
+#: A share of the default scope that is less than most of it.
+_MOST = 0.5
+_DEFAULT = "the default scope"
+#: How the reason ends of what is left out since nothing trains it.
+LEFT_OUT = (", frozen", ", in no optimizer")
 
 #: What is added to the reason of a parameter that nobody can look at.
 _UNREAD = "; its values cannot be read, so it is not watched"
@@ -64,12 +73,22 @@ class Scope:
     unlike_stored: tuple[str, ...] = ()  # a live model's names that a checkpoint may not select
     #: Paths of a live model's layers, where it matters which of them make the output.
     layers: tuple[str, ...] = ()
+    held: Collection[str] | None = None  # by the optimizers; None if that is not known
+    which: str = ""  # as in ``ScopeSummary``
+    untrained: Collection[str] = ()  # names of parameters that are frozen or in no optimizer
 
     @classmethod
     def of(
-        cls, model: nn.Module, scope: ScopeLike = "blocks", outputs: Collection[str] = ()
+        cls,
+        model: nn.Module,
+        scope: ScopeLike = "blocks",
+        outputs: Collection[str] = (),
+        held: Collection[str] | None = None,
     ) -> Scope:
-        """Decide which parameters count, given the output layers, if seen; a ScopeError if none."""
+        """Decide which parameters count, given the output layers, if seen; a ScopeError if none.
+
+        ``held`` are the parameters that optimizers have, None if that is not known.
+        """
         if isinstance(scope, str):
             _refuse_packed(model)
         named = named_parameters(model)
@@ -78,7 +97,9 @@ class Scope:
         every = modules_of(model)
         modules = {clean_name(path): type(module) for path, module in every}
         layout = Layout(entries, modules, outputs)
-        decided = cls(_decided(layout, entries, dict(named), scope))
+        untrained = _untrained(named, held)
+        ledger, which = _decided(layout, entries, dict(named), scope, untrained)
+        decided = cls(ledger, held=held, which=which, untrained=untrained)
         if callable(scope):  # it may ask for what only a live parameter has
             return decided
         buffers = [
@@ -97,7 +118,7 @@ class Scope:
     def of_entries(cls, entries: Sequence[Entry], scope: ScopeLike = "blocks") -> Scope:
         """The same from names and shapes of all tensors of a checkpoint, buffers too."""
         shown = {entry.name: entry.placeholder() for entry in entries} if callable(scope) else {}
-        return cls(_decided(Layout(entries), entries, shown, scope))
+        return cls(_decided(Layout(entries), entries, shown, scope, {})[0])
 
     def __repr__(self) -> str:
         summary = self.summary
@@ -124,8 +145,12 @@ class Scope:
     @cached_property
     def summary(self) -> ScopeSummary:
         """How many tensors and weights are in scope."""
+        num = sum(size for _, size in self.sizes)
         return ScopeSummary(
-            num_tensors=len(self.sizes), num_weights=sum(size for _, size in self.sizes)
+            num_tensors=len(self.sizes),
+            num_weights=num,
+            which=self.which,
+            num_untrained=sum(size for name, size in self.sizes if name in self.untrained),
         )
 
     @cached_property
@@ -152,6 +177,14 @@ class Scope:
         )
 
     @property
+    def note_on_trained(self) -> str:
+        """Which weights the numbers are about, where some are not trained; empty if all are."""
+        if not (self.which or self.summary.num_untrained):
+            return ""
+        others = ' Choose scope="all" for what is frozen or in no optimizer, too.'
+        return f"the numbers are about {self.summary.describe()}.{others if self.which else ''}"
+
+    @property
     def note_on_stored(self) -> str:
         """What a replay may decide otherwise about; empty if nothing."""
         if not self.unlike_stored:
@@ -161,6 +194,8 @@ class Scope:
             "a replay without the model, from names and shapes alone, may decide otherwise about "
             f"{', '.join(self.unlike_stored[:3])}{others}. Give it the model, and the proxy if "
             "this watch has one, or name the weights in `scope`."
+            + " It takes those of this run from its log, as `initial_rms`."
+            * bool(self.which)
         )
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -292,30 +327,69 @@ def _refuse_packed(model: nn.Module) -> None:
             )
 
 
+def _untrained(
+    named: Sequence[tuple[str, nn.Parameter]], held: Collection[str] | None
+) -> dict[str, str]:
+    """Why parameters are not trained, by name; empty where none is, as of a model at rest."""
+    why = {
+        name: LEFT_OUT[one.requires_grad]
+        for name, one in named
+        if not one.requires_grad or (held is not None and name not in held)
+    }
+    # codes of weights cannot be trained, whatever becomes of the model
+    at_rest = {name for name, one in named if is_encoded(one) or not one.is_floating_point()}
+    return {} if len(why) == len(named) or (held is None and why.keys() <= at_rest) else why
+
+
+def _of_trained(
+    lines: Sequence[LedgerEntry], untrained: Mapping[str, str], *, narrows: bool
+) -> tuple[list[LedgerEntry], str]:
+    """The ledger without what nothing trains, if that is most of it; and which weights are left."""
+
+    def size(of: Iterable[LedgerEntry]) -> int:
+        return sum(line.num_weights for line in of)
+
+    inside = [one for one in lines if one.in_scope]
+    trained = [one for one in lines if one.name not in untrained]
+    own = [one for one in trained if one.in_scope]
+    total, num = size(inside), size(own)
+    is_small = num < _MOST * total or (not total and size(trained) < _MOST * size(lines))
+    if not (narrows and is_small):
+        return [*lines], ""
+    which = f"the trained {percent(num / total)} of {_DEFAULT}"
+    if not own:
+        which = f"all that is trained, none of it in {_DEFAULT}"
+    names = {one.name for one in own or trained}
+    found = []
+    for line in lines:
+        reason = f"{line.reason}, {untrained.get(line.name, 'trained')}"
+        is_told = line.in_scope or line.name in names
+        found.append(
+            replace(line, in_scope=line.name in names, reason=reason if is_told else line.reason)
+        )
+    return found, which
+
+
 def _decided(
     layout: Layout,
     entries: Sequence[Entry],
     parameters: Mapping[str, nn.Parameter],
     scope: ScopeLike,
-) -> tuple[LedgerEntry, ...]:
-    """The ledger of a live model where its modules are known, else of stored tensors."""
+    untrained: Mapping[str, str],
+) -> tuple[tuple[LedgerEntry, ...], str]:
+    """The ledger of a live model where its modules are known, else of stored tensors; and which."""
     if layout.modules is not None and not entries:
         raise ScopeError("Expected a model with parameters, got one that has none. Build it first.")
     decide = _decider(layout, parameters, scope)
     by_storage: dict[object, dict[str, Entry]] = {}
     for entry in entries:
         by_storage.setdefault(entry.storage or entry.name, {})[entry.name] = entry
-    ledger = []
+    lines = []
     for tied in by_storage.values():
         names = tuple(sorted(tied))  # a file may have them in another order
         in_scope, reason = decide(names)
-        if layout.modules is not None:
-            if in_scope:
-                _check_readable(names[0], parameters[names[0]])
-            elif _is_sealed(parameters[names[0]]):
-                reason += _UNREAD
         first = tied[names[0]]
-        ledger.append(
+        lines.append(
             LedgerEntry(
                 name=names[0],
                 shape=first.shape,
@@ -325,9 +399,15 @@ def _decided(
                 aliases=names[1:],
             )
         )
-    if not any(entry.num_weights for entry in ledger if entry.in_scope):
-        raise ScopeError(_nothing_matched(layout, scope, ledger))
-    return tuple(ledger)
+    lines, which = _of_trained(lines, untrained, narrows=scope == "blocks")
+    for i, line in enumerate(lines if layout.modules is not None else ()):
+        if line.in_scope:
+            _check_readable(line.name, parameters[line.name])
+        elif _is_sealed(parameters[line.name]):
+            lines[i] = replace(line, reason=line.reason + _UNREAD)
+    if not any(line.num_weights for line in lines if line.in_scope):
+        raise ScopeError(_nothing_matched(layout, scope, lines))
+    return tuple(lines), which
 
 
 def _decider(layout: Layout, parameters: Mapping[str, nn.Parameter], scope: ScopeLike) -> Decider:
@@ -337,7 +417,7 @@ def _decider(layout: Layout, parameters: Mapping[str, nn.Parameter], scope: Scop
                 f"Expected `scope` to be one of {sorted(PRESETS)}, a list of name patterns or a "
                 f"predicate (name, parameter) -> bool, got {scope!r}."
             )
-        return layout.decider(scope)
+        return layout.decider("blocks" if scope == "all" else scope)
     # a live model has no buffers among its parameters
     is_live = layout.modules is not None
     known = {name for name, kind in layout.kinds.items() if is_live or kind != "buffer"}

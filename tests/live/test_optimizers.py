@@ -182,7 +182,7 @@ def test_optimizers_of_other_weights_are_refused(make, what: str, several: bool)
     run = Run()
     optimizer = make(run)
     with pytest.raises(sw.errors.ConfigurationError, match=what):
-        run.watch(None, optimizer=[optimizer] if several else optimizer)
+        run.watch(None, optimizer=[optimizer] if several else optimizer, scope="all")
 
 
 def schedule_free(run: Run) -> tuple[nn.Module, Optimizer | None]:
@@ -212,18 +212,24 @@ def in_part(run: Run) -> Optimizer:
     return torch.optim.AdamW(run.model[1].parameters())
 
 
-@pytest.mark.parametrize(("make", "share"), [(in_part, 80.0), (frozen, 0.0)])
-def test_weights_that_nobody_trains_are_said(make, share: float, caplog) -> None:
+@pytest.mark.parametrize(
+    ("make", "which", "share"),
+    [
+        (in_part, "480 weights in 2 tensors, 80 % of them trained", 0.8),
+        (frozen, "34 weights in 2 tensors, all that is trained, none of it in the default", 1.0),
+        (of_the_head, "34 weights in 2 tensors, all that is trained, none of it in the", 1.0),
+    ],
+)
+def test_weights_that_nobody_trains_are_said(make, which: str, share: float, caplog) -> None:
     run = Run()
     optimizer = make(run)
     with run.watch(None, proxy=None, optimizer=optimizer) as watcher:
         run.optimizer = optimizer
         run.train(3)
     message = warnings_in(caplog)[0]
-    assert f"AdamW trains {share:.1f} % of the weights in scope" in message
-    # of what requires grad: what is frozen on purpose is not to be trained
-    expected = share / 100 if share else math.nan
-    assert watcher.records[-1].trained == pytest.approx(expected, nan_ok=True)
+    assert f"the numbers are about {which}" in message
+    assert watcher.records[-1].scope.describe() in message
+    assert watcher.records[-1].trained == pytest.approx(share)
 
 
 def test_a_layer_that_is_frozen_keeps_its_clock_and_takes_nothing_from_the_others() -> None:

@@ -463,7 +463,10 @@ def test_a_scope_that_matches_nothing_is_an_error_that_says_what_there_was() -> 
     for scoped, message in (
         (lambda: Scope.of(layer), r"selects none of 2 parameters \(bias: bias; weight: output"),
         (lambda: Scope.of(layer, lambda name, p: False), "the predicate selects none"),
-        (lambda: Scope.of(layer, "block"), r"one of \['blocks', 'layers', 'matrices', 'paper'\]"),
+        (
+            lambda: Scope.of(layer, "block"),
+            r"one of \['all', 'blocks', 'layers', 'matrices', 'paper'\]",
+        ),
         (lambda: Scope.of(small(), ["0.*", "2.*"]), r"'2\.\*' matches none of 4"),
         (lambda: Scope.of_entries(entries, ["x*"]), r"'x\*' matches none of 44"),
         (lambda: Scope.of_entries(entries, "block"), "one of"),
