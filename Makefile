@@ -12,6 +12,7 @@ TESTS  := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 # each keeps all cores busy; then those of one core, two rows at a time
 PAPER := layers patterns finetuned_curve mask_similarity
 PAPER_ROWS := "data_volume data_finetuned" "lottery_ticket decoder"
+PUBLISHED := multiberts pythia olmo
 PAPER_RUN = for name; do echo "examples/paper/$$name.py"; $(BIN)/python "examples/paper/$$name.py" $(ARGS); done
 BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py benchmarks/replay.py \
 	benchmarks/ranks.py benchmarks/masks.py benchmarks/xray.py benchmarks/pages.py benchmarks/export.py
@@ -21,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-fast check format lint types imports prose docs bench bench-detection paper clean
+.PHONY: help setup demo test test-fast check format lint types imports prose docs bench bench-detection paper multiberts pythia olmo parts clean
 
 help:
 	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
@@ -32,6 +33,8 @@ help:
 	@echo "make bench   time the library against the usual way"
 	@echo "make bench-detection   score the detector beside others; fifteen minutes, or ARGS=\"--small\""
 	@echo "make paper   the paper's experiments, an hour; goes on where it was"
+	@echo "make multiberts   what published trainings say; make pythia, make olmo; needs a network"
+	@echo "make parts   list what an installation is made of in build/parts.json"
 	@echo "make setup   only make .venv ready for all of these"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 	@echo "PYTHON=python3.12 chooses the interpreter of a new .venv"
@@ -70,9 +73,10 @@ imports: $(VENV)/.ready-dev
 prose: $(VENV)/.ready-dev
 	$(BIN)/python docs/prose.py
 
-# docs/ is a folder, too; --strict: a warning, such as a link to nowhere, is an error
+# docs/ is a folder, too; --strict: a warning, such as a link to nowhere, is an error. With --quiet
+# none would be counted
 docs: $(VENV)/.ready-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 	@echo "Open build/manual/index.html, or: $(BIN)/python -m mkdocs serve"
 
 bench: $(VENV)/.ready-dev
@@ -85,6 +89,15 @@ paper: $(VENV)/.ready-paper
 	$(BIN)/python examples/paper/fetch.py
 	@set -e -- $(PAPER); $(PAPER_RUN)
 	@printf '%s\n' $(PAPER_ROWS) | xargs -P 2 -I{} sh -c 'set -e -- {}; $(PAPER_RUN)'
+
+# says bytes and time first; ARGS="--dry-run" stops there
+$(PUBLISHED): $(VENV)/.ready-paper
+	$(BIN)/python examples/paper/published.py $@ --page docs/reports/published.md $(ARGS)
+
+# what an installation is made of: a software bill of materials
+parts: $(VENV)/.ready-demo
+	@mkdir -p build
+	$(BIN)/python .ci/parts.py > build/parts.json
 
 setup: $(VENV)/.ready-dev
 

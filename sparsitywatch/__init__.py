@@ -44,6 +44,7 @@ _HOME = {
     "schedules": "",
     "sinks": "",
     "sweeps": "",
+    "until_told": "analysis.conclusion",
     "verdicts": "analysis.conclusion",
     "verify": "verification",
     "watch": "live.watch",

@@ -8,6 +8,7 @@ from . import sweeps as sweeps
 from .analysis.audit import Audit as Audit
 from .analysis.conclusion import Comparison as Comparison
 from .analysis.conclusion import Conclusion as Conclusion
+from .analysis.conclusion import until_told as until_told
 from .analysis.conclusion import verdicts as verdicts
 from .analysis.estimate import essential_sparsity as essential_sparsity
 from .errors import CheckpointError as CheckpointError

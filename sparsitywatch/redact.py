@@ -1,13 +1,8 @@
-r"""How a URL, a name and a text of others are printed: without secrets, and never obeyed.
+"""How a URL, a name and a text of others are printed: without secrets, and never obeyed.
 
 What is printed, logged or written goes through one of these functions; what is ordinary comes out
-as it is:
-
-- ``redacted_url``: logins and the values of queries are secrets (a SAS token, an X-Amz-Signature);
-- ``printable``: a tensor's or a file's name may hold what a terminal would obey;
-- ``redacted``: an error's text may hold both; ``redacted_error`` is its kind and its text.
-
-Two URLs are the same if they are, never if they are printed the same.
+as it is. Logins and the values of queries are secrets (a SAS token, an X-Amz-Signature). Two URLs
+are the same if they are, never if they are printed the same.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ SERIES = (
            "first crossing where the curve is noisy.", _INFORMATIVE, "up"),
     Series("essential_sparsity/knee", "essential_sparsity.knee", "fraction",
            "knee of the sparsity-value curve",
-           "Share at which two straight lines describe the harm best: flat before, steep after.",
+           "Share from which on the value drops much faster; none where a smooth curve tells it as "
+           "well.",
            _INFORMATIVE, "up"),
     Series("essential_sparsity/sharpness", "essential_sparsity.sharpness", "ratio",
            "sharpness of the knee",
@@ -140,6 +141,19 @@ SERIES = (
            "Share of the in-scope weights that a step of any optimizer has reached since the "
            "snapshot before, or in the last ten steps. What is frozen, in no optimizer, or without "
            "a gradient is not reached."),
+    # gradients, of all tensors that an optimizer steps on itself
+    Series("gradient/norm", "vital.gradients", "as a gradient", "gradient norm",
+           "Root of the sum of squares of all gradients as the step at the snapshot used them: of "
+           "all its micro-batches and ranks, unscaled, after any clip."),
+    Series("gradient/before_clip", "vital.gradients", "as a gradient",
+           "gradient norm before the clip",
+           "What `log_loss(..., gradient_norm=...)` said of the step: the norm before the clip."),
+    Series("gradient/zeros", "vital.gradients", "fraction", "gradients that are exactly zero",
+           "Share of the elements of these gradients that are exactly zero."),
+    Series("gradient/change", "vital.gradients", "ratio", "gradient norm beside its own past",
+           "The norm, divided by its median at up to eight earlier snapshots."),
+    Series("gradient/block/*", "vital.gradients", "as a gradient", "gradient norm of *",
+           "The norm of one block, such as `layers.3`; outside of all blocks of a module."),
     # what is to come
     Series("forecast/near_zero_in_0.5", "forecast.scalars", "fraction",
            "near-zero weights foreseen for half a unit of the decay clock",

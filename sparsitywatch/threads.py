@@ -6,6 +6,7 @@ import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from multiprocessing.util import Finalize
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,7 +25,11 @@ def begun(function: Callable[[], T], name: str) -> Future[T]:
 
     try:
         context = contextvars.copy_context()  # whose watch it is
-        threading.Thread(target=context.run, args=(work,), name=name).start()
+        thread = threading.Thread(target=context.run, args=(work,), name=name)
+        thread.start()
+        # a process that multiprocessing has started closes files before it waits for threads
+        at_end = Finalize(None, thread.join, exitpriority=100)
+        found.add_done_callback(lambda _: at_end.cancel())
     except RuntimeError:  # none can begin, at the very end or at a limit of the system
         work()
     return found

@@ -80,7 +80,18 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Each seed, for devices that are not there, would keep its caller's stack as text: 1 ms."""
+    """Each line of a log is looked at, where one may be written; no stacks are kept as text."""
+    if jsonl := sys.modules.get("sparsitywatch.sinks.jsonl"):
+        from contracts.log_schema import checked
+
+        jsonl._line = checked(jsonl._line)
+    # each seed, for devices that are not there, would keep its caller's: 1 ms
     for name in ("torch.cuda", "torch.xpu", "torch.mtia"):
         if name in sys.modules:
             sys.modules[name].traceback = SimpleNamespace(format_stack=list)
+
+
+@pytest.fixture
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in which what a command says is not folded."""
+    monkeypatch.setenv("COLUMNS", "9999")

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from common import arguments, begin, load, table
-from kept import keep, kept
+from kept import counted, keep, kept
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the other examples
@@ -37,7 +37,6 @@ SETTINGS = [f"{name}-{decay}" for decay in ("0.01", "0.1", "1.0") for name in ("
 SEEDS = (0, 1, 2)
 SERIES = ("motion/lr", "motion/lr_clock", "motion/decay_clock", "motion/dormant", "value/dense",
           "essential_sparsity/value")  # fmt: skip
-TURN = ("series", "direction", "kind", "onset_step", "onset_low", "onset_high", "baseline", "value")
 Kept = Mapping[str, Any]
 
 
@@ -62,17 +61,9 @@ def train(args: argparse.Namespace, setting: str, seed: int) -> None:
 
 def measured(run: sw.Run) -> dict[str, Any]:
     """The counts below every threshold, the turns and other series of a run."""
-    found, last = run.emergence(), run.records[-1]
-    counts = np.rint(found.shares * last.scope.num_weights).astype(int)
-    return {
-        "date": str(np.datetime64(int(last.wall_time), "s")),
-        "num_weights": last.scope.num_weights,
-        "steps": found.steps.tolist(),
-        "thresholds": found.thresholds,
-        "count_changes": np.diff(counts, prepend=0).tolist(),
-        "turns": [{name: getattr(turn, name) for name in TURN} for turn in found.turns],
-        **{name: run.column(name)[np.isin(run.steps, found.steps)].tolist() for name in SERIES},
-    }
+    found = counted(run)
+    at = np.isin(run.steps, found["steps"])
+    return {**found, **{name: run.column(name)[at].tolist() for name in SERIES}}
 
 
 def turns(one: Kept, direction: str) -> list[dict[str, Any]]:

@@ -13,11 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import sparsitywatch
+import numpy as np
+
+import sparsitywatch as sw
 
 #: Where those of the repository lie, a folder for each experiment.
 FOLDER = Path(__file__).parent / "kept"
 MAX_BYTES = 30_000
+#: What is kept of an event of emergence.
+TURN = ("series", "direction", "kind", "onset_step", "onset_low", "onset_high", "baseline", "value")
 
 
 def keep(path: Path, data: Mapping[str, Any]) -> None:
@@ -25,11 +29,31 @@ def keep(path: Path, data: Mapping[str, Any]) -> None:
     git = ["git", "-C", str(FOLDER.parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
     told = {"commit": commit or "unknown", "detector": version_of_detector(), **data}
-    content = gzip.compress(json.dumps(told).encode(), mtime=0)
+    content = content_of(told)
     if len(content) > MAX_BYTES:
         raise SystemExit(f"Expected at most {MAX_BYTES:,} bytes for {path}, got {len(content):,}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+
+
+def content_of(data: Mapping[str, Any]) -> bytes:
+    """The bytes of a file."""
+    return gzip.compress(json.dumps(data).encode(), mtime=0)
+
+
+def counted(run: sw.Run, parts: int | None = None) -> dict[str, Any]:
+    """The counts below every threshold, and the turns; counts in so many parts of all weights."""
+    found, last = run.emergence(), run.records[-1]
+    parts = last.scope.num_weights if parts is None else parts
+    return {
+        "date": str(np.datetime64(int(last.wall_time), "s")),
+        "num_weights": last.scope.num_weights,
+        "parts": parts,
+        "steps": found.steps.tolist(),
+        "thresholds": found.thresholds,
+        "count_changes": np.diff(np.rint(found.shares * parts).astype(int), prepend=0).tolist(),
+        "turns": [{name: getattr(turn, name) for name in TURN} for turn in found.turns],
+    }
 
 
 def kept(folder: Path) -> dict[str, dict[str, Any]]:
@@ -40,6 +64,6 @@ def kept(folder: Path) -> dict[str, dict[str, Any]]:
 
 def version_of_detector() -> str:
     """Twelve digits of the hash of its sources."""
-    analysis = Path(sparsitywatch.__file__).parent / "analysis"
+    analysis = Path(sw.__file__).parent / "analysis"
     files = sorted([*(analysis / "detect").glob("*.py"), analysis / "emergence.py"])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]

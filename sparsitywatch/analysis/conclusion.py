@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sparsitywatch.errors import expect, expect_number, listed
+from sparsitywatch.errors import expect, expect_number, expect_whole, listed
 from sparsitywatch.records.curve import rounded_up, t_quantile, units
 from sparsitywatch.records.difference import Difference, Spread
 from sparsitywatch.redact import printable
@@ -123,6 +123,64 @@ def verdicts(
         Conclusion(one, *_said(one, reason, within, *how), unit, digits)
         for one, reason, how in zip(given, why_not, tested, strict=True)
     ]
+
+
+#: Each look is at half as many seeds again: what each takes of the risk would else be too little.
+_GROWTH = 1.5
+
+
+def until_told(
+    draw: Callable[[int], Sequence[Comparison]],
+    limit: int,
+    *,
+    start: int = 3,
+    within: float = 1.0,
+    unit: str = "points",
+    confidence: float = 0.9,
+) -> list[Conclusion]:
+    """Draw seeds until every comparison is told, or ``limit`` is reached.
+
+    It looks at ``start`` seeds, then at half as many again each time, at last at ``limit``. The
+    risk of a false word, 1 - ``confidence``, is shared evenly between all looks that may come
+    (union bound), and by ``verdicts`` between the comparisons of a look. So it holds for all words
+    of all looks together, however early the drawing ends. A comparison that was told keeps its
+    word, interval and numbers.
+
+    Args:
+        draw: gives the comparisons of the first so many seeds, the same ones in the same order
+            each time. It keeps what it has measured.
+        limit: how many seeds at most.
+        start: how many at first, 2 or more.
+        within, unit, confidence: as of ``verdicts``.
+
+    Returns:
+        A conclusion for each comparison, in their order.
+
+    Raises:
+        ConfigurationError: an argument cannot be used, or other comparisons come.
+
+    >>> drawn = lambda num: [Comparison("a", "b", Difference.of(9.0, 5 / num, num, "seed"))]
+    >>> print(*until_told(drawn, limit=12))
+    a − b: +9.0 [+5.4, +12.6] points: they differ, a is higher
+    """
+    expect_whole("start", start, 2)
+    expect_whole("limit", limit, start)
+    expect_number("confidence", confidence, lambda x: 0.0 < x < 1.0, "in (0, 1)")
+    looks = [start]
+    while looks[-1] < limit:
+        looks.append(min(limit, math.ceil(_GROWTH * looks[-1])))
+    each, told = 1.0 - (1.0 - confidence) / len(looks), list[Conclusion]()
+    for num in looks:
+        new = verdicts(draw(num), within=within, unit=unit, confidence=each)
+        names = [
+            [(one.comparison.first, one.comparison.second) for one in of] for of in (told, new)
+        ]
+        expect(names[0] in ([], names[1]), f"draw({num})", "the comparisons of before", names[1])
+        both = zip(told or new, new, strict=True)
+        told = [now if before.word == "cannot tell" else before for before, now in both]
+        if all(one.word != "cannot tell" for one in told):
+            break
+    return told
 
 
 def _holm(p_values: Sequence[float], risk: float) -> list[tuple[float, bool]]:

@@ -9,9 +9,9 @@ Shapes: K thresholds, T snapshots, N tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,8 @@ from sparsitywatch.analysis.detect.abrupt import AbruptChange
 from sparsitywatch.analysis.detect.detector import LATEST, Array
 from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS
 from sparsitywatch.analysis.events import context_of
-from sparsitywatch.errors import StateError
-from sparsitywatch.records import Event, Layers, Record, of_one_model
+from sparsitywatch.records import Event, Layers, Record
 from sparsitywatch.series import count, describe, numbered
-
-if TYPE_CHECKING:
-    from sparsitywatch.analysis.run import Run
 
 #: Grid: preferred numbers, six a decade, from where hardly a weight of a root mean square of 1 is
 #: below to where hardly one is above.
@@ -165,23 +161,14 @@ def _is_told(turn: Event, told: Sequence[Event]) -> bool:
     )
 
 
-def emergence(run: Run) -> Emergence:
-    """What ``Run.emergence`` returns."""
-    run.require_records()
-    looks = list(_looks(run))
-    if not looks:
-        raise StateError(
-            f"Expected spectra in the log of run {run.name!r}, which say how many weights lie "
-            f"below any threshold, found none for its {count(len(run.records), 'snapshot')}. They "
-            "are files in spectra/ beside records.jsonl: copy them, too, or replay the checkpoints."
-        )
-    initial = {} if run.info is None else run.info.initial_rms
-    lacking = sorted(set(looks[0][1]["names"].tolist()) - initial.keys())
-    if lacking:
-        raise StateError(
-            f"Expected the first root mean square of each tensor in run.json of run {run.name!r}, "
-            f"got none of {lacking[0]!r}. Restore the file, or replay the checkpoints."
-        )
+#: A record of finite weights, and the arrays of its spectrum.
+Look = tuple[Record, Mapping[str, Any]]
+
+
+def emergence(
+    looks: Sequence[Look], initial: Mapping[str, float], events: Sequence[Event], unit_of_steps: str
+) -> Emergence:
+    """What ``Run.emergence`` returns, of what its log has."""
     largest = max((rms for rms in initial.values() if 0.0 < rms < math.inf), default=1.0)
     unit = 10.0 ** math.ceil(math.log10(largest))
     shares = np.array([_shares(*look, unit, initial) for look in looks]).T
@@ -190,32 +177,19 @@ def emergence(run: Run) -> Emergence:
     steps = np.array([record.step for record, _ in looks])
     contexts = [context_of(record, record.series()) for record, _ in looks]
     seen = turns_of(steps, shares, contexts)
-    told = tuple(e for e in run.events if e.series.startswith(("near_zero/", "tensors/")))
+    told = tuple(e for e in events if e.series.startswith(("near_zero/", "tensors/")))
     turns = [
         replace(
-            turn, series=f"near_zero/{name}", unit=run.unit,
+            turn, series=f"near_zero/{name}", unit=unit_of_steps,
             kind="by itself" if turn.kind == "abrupt" and not _is_told(turn, told) else turn.kind,
         )
         for name, own in zip(thresholds, seen, strict=True)
         for turn in own
     ]  # fmt: skip
     return Emergence(
-        unit=run.unit, steps=steps, thresholds=thresholds, shares=shares, turns=tuple(turns),
+        unit=unit_of_steps, steps=steps, thresholds=thresholds, shares=shares, turns=tuple(turns),
         told=told,
     )  # fmt: skip
-
-
-def _looks(run: Run) -> Iterator[tuple[Record, Mapping[str, Any]]]:
-    """Records of finite weights with the arrays of their spectra, where the log has them."""
-    for record in of_one_model(run.records):
-        if not (record.was_read and record.all_finite):
-            continue
-        try:
-            stored = run.spectrum(record.step)
-        except StateError:  # ``keep_spectra`` says which ones are kept
-            continue
-        if is_counted(stored):
-            yield record, stored
 
 
 def _shares(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -85,10 +86,11 @@ def essential_sparsity(
     refusal, needed = reading.noise((value, (low + high) / 2), curve.unit)
     if refusal:
         return refused(reason="; ".join([refusal, *notes]), examples_needed=needed)
-    knee, sharpness = knee_of(*reading.every)
+    knee = knee_of_curve(curve, confidence)
     return told(
-        value=value, last_crossing=last, low=low, high=high, knee=knee, sharpness=sharpness,
-        informative=True, reason="; ".join(notes),
+        value=value, last_crossing=last, low=low, high=high, informative=True,
+        knee=knee.place, knee_low=knee.low, knee_high=knee.high, sharpness=knee.sharpness,
+        reason="; ".join(notes),
     )  # fmt: skip
 
 
@@ -144,7 +146,6 @@ class _Reading:
         loss = np.asarray(curve.value) * (-1.0 if curve.higher_is_better else 1.0)
         loss = np.where(np.isfinite(loss), loss, np.inf)
         stderr = np.full(len(loss), np.nan) if curve.stderr is None else np.asarray(curve.stderr)
-        self.every = _by_rising_sparsity(sparsity, loss, stderr)[:2]  # of all points
         if curve.num_seen is not None:
             # one example on which the model breaks down proves that it does
             seen = np.asarray(curve.num_seen) == (curve.num_examples or 0)
@@ -298,13 +299,92 @@ def _slope(sparsity: Array, harm: Array, i: int) -> float:
 
 # ------------------------------------------------------------------ the knee
 
-#: Two lines and the knot are fitted, and one point more.
-_MIN_POINTS = 5
+#: Two lines and the knot are fitted, and one point more; and two to test that there is one.
+_MIN_POINTS, _MIN_TESTED = 5, 6
 #: Slopes that add less than this share of the harm over the whole range are rounding.
 _NEGLIGIBLE = 1e-9
+#: No law is nearer to a model than this share of its harm: less tells nothing of the form.
+_MISFIT = 0.001
+#: What comes after the first point with this share of the harm has levelled off.
+_LEVELLED = 0.95
+#: By how much the hinge's criterion has to be less: positive evidence (Raftery 1995).
+_EVIDENCE = 2.0
+#: Knots, exponents and rates that are tried.
+_KNOTS = np.linspace(0.0, 1.0, 401)
+_POWERS = np.linspace(1.0, 16.0, 61)
+_RATES = np.linspace(0.25, 40.0, 80)
 
 
-def knee_of(sparsity: Array, harm: Array) -> tuple[float, float]:
+class Knee(NamedTuple):
+    """Where harm begins to rise much faster, with an interval; all NaN where it does so nowhere."""
+
+    place: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    sharpness: float = math.nan
+
+
+def knee_of_curve(curve: SparsityCurve, confidence: float = 0.9) -> Knee:
+    """The knee of a curve, if a hinge tells it better than a smooth convex law does.
+
+    Of a loss it is that of log(value / dense), where an explosion is a line; of a score that of
+    harm / dense. The point at sparsity 1 is left out, and what comes after harm has levelled off.
+    The interval has every knot that fits as well, within the errors of the points.
+    """
+    x, value = np.asarray(curve.sparsity), np.asarray(curve.value)
+    stderr = np.zeros(len(x)) if curve.stderr is None else np.asarray(curve.stderr)
+    if not curve.dense > 0.0:
+        return Knee()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        y = 1.0 - value / curve.dense if curve.higher_is_better else np.log(value / curve.dense)
+        stderr = stderr / (curve.dense if curve.higher_is_better else value)
+    is_told = np.isfinite(y) & (x < 1.0)
+    if not is_told.any():
+        return Knee()
+    x, y, stderr, _ = _by_rising_sparsity(x[is_told], y[is_told], stderr[is_told])
+    num = int((y >= _LEVELLED * y.max()).argmax()) + 1
+    x, y, errors = x[:num], y[:num], np.nan_to_num(stderr[:num])
+    if num < _MIN_TESTED or not y[-1] > 0.0:
+        return Knee()
+    errors = np.hypot(errors, _MISFIT * y.max())
+    place, sharpness = knee_of(x, y, errors)
+    if math.isnan(place):
+        return Knee()
+    first, last = float(x[1]), float(x[-2])
+    knots = np.append(first + _KNOTS * (last - first), place)
+    hinges = _misfit(x, y, errors, np.maximum(x - knots[:, None], 0.0), x)
+    smooth = min(
+        _misfit(x, y, errors, x ** _POWERS[:, None]).min(),
+        _misfit(x, y, errors, np.exp(x * _RATES[:, None])).min(),
+        _misfit(x, y, errors, (x**2)[None], x).min(),
+    )
+    best = float(hinges.min())
+    spread = max(best / max(num - 4, 1), 1.0)  # misfit beyond the errors counts as error
+    if smooth - best < spread * (math.log(num) + _EVIDENCE):  # the hinge has one parameter more
+        return Knee()
+    most = best + spread * t_quantile(0.5 + confidence / 2, curve.degrees_of_freedom) ** 2
+    for _ in range(2):  # and once more, finely, around those that fit as well
+        within, step = knots[hinges <= most], (knots[1] - knots[0])
+        low, high = max(within.min() - step, first), min(within.max() + step, last)
+        knots = np.append(low + _KNOTS * (high - low), place)
+        hinges = _misfit(x, y, errors, np.maximum(x - knots[:, None], 0.0), x)
+    within = knots[hinges <= most]
+    return Knee(place, float(within.min()), float(within.max()), sharpness)
+
+
+def _misfit(x: Array, y: Array, errors: Array, bends: Array, *others: Array) -> Array:
+    """Squared errors, in units of theirs, of the best fits by a level, others and a bend [B, K]."""
+    base = np.stack([np.ones_like(x), *others], axis=1) / errors[:, None]
+    basis = np.linalg.qr(base)[0]
+    bent, left = bends / errors, y / errors
+    bent, left = bent - bent @ basis @ basis.T, left - basis @ (basis.T @ left)
+    lengths = np.maximum(np.square(bent).sum(axis=1), np.finfo(float).tiny)
+    # a bend counts upwards alone
+    found: Array = np.square(left).sum() - np.maximum(bent @ left, 0.0) ** 2 / lengths
+    return found
+
+
+def knee_of(sparsity: Array, harm: Array, errors: Array | None = None) -> tuple[float, float]:
     """Knot of the best two-segment fit that bends upward, and the slope after over that before."""
     # NaN with fewer than five finite points, without an upward bend, or without a rise after it.
     # Reference: Hudson 1966, J. Am. Stat. Assoc. 61:1097.
@@ -312,12 +392,13 @@ def knee_of(sparsity: Array, harm: Array) -> tuple[float, float]:
     x, y = sparsity[is_finite], harm[is_finite]
     if len(x) < _MIN_POINTS:
         return math.nan, math.nan
+    weights = np.ones_like(x) if errors is None else errors.min() / errors[is_finite]
     origin, width = float(x[0]), float(x[-1] - x[0])
     x = (x - origin) / width
     negligible = _NEGLIGIBLE * float(np.abs(y).max())
     bends = []
-    for knot in _knots(x, y):
-        error, before, after = _hinge(x, y, knot)
+    for knot in _knots(x, y, weights):
+        error, before, after = _hinge(x, y, weights, knot)
         if after - before > negligible:
             bends.append((error, knot, before, after))
     _, knot, before, after = min(bends, default=(0.0, math.nan, math.nan, math.nan))
@@ -326,11 +407,12 @@ def knee_of(sparsity: Array, harm: Array) -> tuple[float, float]:
     return origin + width * knot, after / before if before > negligible else math.inf
 
 
-def _knots(x: Array, y: Array) -> list[float]:
+def _knots(x: Array, y: Array, weights: Array) -> list[float]:
     """Where the best knot can be: at a point, or where free lines of both sides meet."""
     knots: list[float] = x[1:-1].tolist()
     for i in range(2, len(x) - 1):
-        (level, slope), (other_level, other_slope) = _line(x[:i], y[:i]), _line(x[i:], y[i:])
+        level, slope = _line(x[:i], y[:i], weights[:i])
+        other_level, other_slope = _line(x[i:], y[i:], weights[i:])
         if slope != other_slope:
             meets = (level - other_level) / (other_slope - slope)
             if x[i - 1] < meets < x[i]:
@@ -338,15 +420,15 @@ def _knots(x: Array, y: Array) -> list[float]:
     return knots
 
 
-def _line(x: Array, y: Array) -> tuple[float, float]:
-    design = np.stack([np.ones_like(x), x], axis=1)
-    level, slope = np.linalg.lstsq(design, y, rcond=None)[0]
+def _line(x: Array, y: Array, weights: Array) -> tuple[float, float]:
+    design = np.stack([np.ones_like(x), x], axis=1) * weights[:, None]
+    level, slope = np.linalg.lstsq(design, y * weights, rcond=None)[0]
     return float(level), float(slope)
 
 
-def _hinge(x: Array, y: Array, knot: float) -> tuple[float, float, float]:
+def _hinge(x: Array, y: Array, weights: Array, knot: float) -> tuple[float, float, float]:
     """Squared error, and the slopes before and after, of the fit with this knot."""
     design = np.stack([np.ones_like(x), x - knot, np.maximum(x - knot, 0.0)], axis=1)
-    fit = np.linalg.lstsq(design, y, rcond=None)[0]
-    error = float(np.square(y - design @ fit).sum())
+    fit = np.linalg.lstsq(design * weights[:, None], y * weights, rcond=None)[0]
+    error = float(np.square(weights * (y - design @ fit)).sum())
     return error, float(fit[1]), float(fit[1] + fit[2])

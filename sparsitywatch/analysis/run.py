@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import Self
 
-from sparsitywatch.analysis.emergence import Emergence, emergence
+from sparsitywatch.analysis.emergence import Emergence, Look, emergence, is_counted
 from sparsitywatch.analysis.verdict import Verdict, verdict
 from sparsitywatch.errors import (
     ConfigurationError,
@@ -20,9 +21,9 @@ from sparsitywatch.errors import (
     SparsityWatchError,
     StateError,
 )
-from sparsitywatch.records import Event, Layers, Record, RunInfo, html_of
+from sparsitywatch.records import Event, Layers, Record, RunInfo, html_of, of_one_model
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import LEADING, describe
+from sparsitywatch.series import LEADING, count, describe
 
 
 class Run:
@@ -161,7 +162,33 @@ class Run:
             ConfigurationError: there is no snapshot yet.
             StateError: the log has no spectra, or not the first sizes of the tensors.
         """
-        return emergence(self)
+        self.require_records()
+        looks = [*self._looks()]
+        if not looks:
+            raise StateError(
+                f"Expected spectra in the log of run {self.name!r}, which say how many weights lie "
+                f"below any threshold, found none for its {count(len(self.records), 'snapshot')}. "
+                "They are files in spectra/ beside records.jsonl: copy them, too, or replay the "
+                "checkpoints."
+            )
+        initial = {} if self.info is None else self.info.initial_rms
+        lacking = sorted(set(looks[0][1]["names"].tolist()) - initial.keys())
+        if lacking:
+            raise StateError(
+                "Expected the first root mean square of each tensor in run.json of run "
+                f"{self.name!r}, got none of {lacking[0]!r}. Restore the file, or replay the "
+                "checkpoints."
+            )
+        return emergence(looks, initial, self.events, self.unit)
+
+    def _looks(self) -> Iterator[Look]:
+        for record in of_one_model(self.records):
+            if record.was_read and record.all_finite:
+                # ``keep_spectra`` says which ones are kept
+                with contextlib.suppress(StateError):
+                    stored = self.spectrum(record.step)
+                    if is_counted(stored):
+                        yield record, stored
 
     def frame(self) -> Any:
         """All series as a ``pandas.DataFrame``: a row a step, a column a series, NaN for gaps.

@@ -15,6 +15,7 @@ from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS
 from sparsitywatch.processes import Process
 from sparsitywatch.records import (
     SERIES_KINDS,
+    VITAL_KINDS,
     Event,
     Record,
     RunInfo,
@@ -138,9 +139,9 @@ def _not_measured(state: WatchState, records: Sequence[Record]) -> _Trouble | No
     advice = "Give the proxy fewer examples, or the watch a larger `max_overhead`."
     if not records:
         words = "no snapshot was taken"
-        advice = (
-            "Choose a smaller `every`, or a larger `max_overhead`, so that snapshots are taken."
-        )
+        advice = "Choose a smaller `every`: the run ended before a snapshot was due."
+        if state.num_due:  # then `every` was not why
+            advice = "Choose a larger `max_overhead` (None: no limit): what was due was left out."
     return _Trouble("look", "not measured", words, state.describe(), advice)
 
 
@@ -246,6 +247,7 @@ class Verdict:
     trouble: str = ""  # why the watch's silence means nothing, in a few words; empty if it is well
     watch: tuple[str, ...] = ()  # how the watch itself is, in sentences, the most important first
     standing: tuple[str, ...] = ()  # the same in a few words each
+    training: tuple[str, ...] = ()  # what trains, how far it moves, and what does not, likewise
     numbers: tuple[str, ...] = ()  # the latest numbers, and how many events there are, likewise
     last_step: int = -1  # of the last snapshot; -1 if there is none
     heard: float = -1.0  # last sign of life, seconds since the epoch; -1 if there is none
@@ -271,7 +273,8 @@ class Verdict:
             f"How sure: {self.confidence}" if self.confidence else "",
             f"What to do: {self.advice}",
             f"Not watched: {'; '.join(self.not_watched)}" if self.not_watched else "",
-            f"Now: {'; '.join(self.numbers)}" if self.last_step >= 0 else "",
+            f"Training: {'; '.join(self.training)}" if self.training else "",
+            f"Now: {'; '.join(self.numbers)}" if self.numbers else "",
             "; ".join(self.standing),
         ]
         return "\n".join(line for line in lines if line)
@@ -311,11 +314,33 @@ def verdict(
         not_watched=tuple(_not_watched(own)),
         watch=tuple(sentences),
         standing=tuple(_standing(records, info, state, lost)),
-        numbers=tuple(_numbers(own, events)),
+        training=tuple(_training(own)),
+        numbers=tuple(_numbers(own, events) if records else _at_attach(info)),
         last_step=records[-1].step if records else -1,
         heard=max(times, default=-1.0),
         num_events=len(events),
     )
+
+
+def _training(records: Sequence[Record]) -> list[str]:
+    """What does not train, how far the rest moves, and which part most and least."""
+    found: list[str] = []
+    last = records[-1] if records else None
+    if last is not None and last.vital is not None:
+        named = [(count(f.num, "tensor"), f) for f in last.vital.findings]
+        found += [
+            f"{n} {VITAL_KINDS.get(f.kind, f.kind)}: {some_of(f.tensors, f.num)}" for n, f in named
+        ]
+    for record in reversed(records):
+        moved = record.movement
+        if moved is not None and math.isfinite(moved.update_to_weight):
+            steps = count(record.step - moved.since_step, record.provenance.unit)
+            words = f"update to weight {percent(moved.update_to_weight)} in {steps}"
+            ends = [f"{printable(k)} {percent(x)}" for k, x in moved.by_block.items()]
+            words += f", least {ends[0]}, most {ends[-1]}" if len(ends) > 1 else ""
+            found.append(f"{words}{_where(record, records)}")
+            break
+    return found
 
 
 def _numbers(records: Sequence[Record], events: Sequence[Event]) -> list[str]:
@@ -325,12 +350,27 @@ def _numbers(records: Sequence[Record], events: Sequence[Event]) -> list[str]:
         share = next(iter(record.near_zero.values()), math.nan)
         if record.all_finite and math.isfinite(share):
             found.append(f"near zero {percent(share)}{_where(record, records)}")
+            if record.dormant is not None and math.isfinite(record.dormant.fraction):
+                found.append(f"dormant {percent(record.dormant.fraction)}{_where(record, records)}")
             break
     value, why, seen = essential_sparsity_of(records)
     if seen is not None:
         reason = f": {why}" if why else ""
         found.append(f"essential sparsity {value}{_where(seen, records)}{reason}")
+    vital = records[-1].vital if records else None
+    if vital is not None and vital.gradient is not None and (far := vital.gradient.describe()):
+        found.append(far)
     return [*found, count(len(events), "event")]
+
+
+def _at_attach(info: RunInfo | None) -> list[str]:
+    """What is known before the first snapshot: how small the weights were when the watch began."""
+    if info is None or info.began is None or not info.began.near_zero:
+        return []
+    own = next(iter(info.began.near_zero.values()))
+    sizes = {entry.name: entry.num_weights for entry in info.ledger if entry.name in own}
+    share = sum(own[name] * size for name, size in sizes.items()) / max(sum(sizes.values()), 1)
+    return [f"near zero {percent(share)} at step {info.began.step:,}, as the watch began"]
 
 
 def _where(record: Record, records: Sequence[Record]) -> str:

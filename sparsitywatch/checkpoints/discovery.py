@@ -102,10 +102,10 @@ def _expanded(origin: Location, known: Mapping[str, ListedCheckpoint]) -> list[L
         places += asked(what, _places_under, origin.at(path), known, len(paths) > 1)
     if not places:
         others: list[str] = []
-        if pattern is not None:
+        if pattern is not None and not paths:
             _check_access(origin)
-        elif origin.is_folder():
-            _, others = asked(what, checkpoints_below, origin)
+        elif (first := origin.at(min(paths))).is_folder():
+            _, others = asked(what, checkpoints_below, first)
         what_to_do = foreign(others) or (
             "Name a checkpoint, a folder of them, or a pattern such as 'runs/bert/checkpoint-*'."
         )
@@ -133,7 +133,8 @@ def _check_access(pattern: Location) -> None:
     # over http a question mark begins the query, which may be what gives access
     magic = r"[*[]" if "http" in pattern.fs.protocol else r"[*?[]"
     before, *is_pattern = re.split(magic, pattern.path, maxsplit=1)
-    if not is_pattern:
+    is_of_repositories = "hf" in pattern.fs.protocol and "/" not in before.rpartition("/")[0]
+    if not is_pattern or is_of_repositories:  # an organization cannot be listed as a folder
         return
     try:
         pattern.at(before.rpartition("/")[0] or "/").names()

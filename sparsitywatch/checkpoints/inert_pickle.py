@@ -74,22 +74,28 @@ def in_words(node: Any) -> str:
     return f"a {type(node).__name__}"
 
 
-def read_inert(data: bytes) -> Any:
+def read_inert(data: bytes | io.BytesIO, outside: list[Any] | None = None) -> Any:
     """What a pickle describes, in time linear in its bytes; ValueError where it is none."""
+    # ``outside`` gets what it names of what lies beside it; a file is left behind its end
     machine, protocol = _Machine(), 2
+    file = data if isinstance(data, io.BytesIO) else io.BytesIO(data)
     try:
         with warnings.catch_warnings():
             # odd escapes in a string: about the file's bytes, not about anybody's code
             warnings.simplefilter("ignore")
-            for opcode, argument, at in pickletools.genops(io.BytesIO(data)):
+            for opcode, argument, at in pickletools.genops(file):
                 if opcode.name == "STOP":
                     return machine.stack.pop()
                 protocol = max(2, int(argument or 0)) if opcode.name == "PROTO" else protocol
                 if opcode.proto > protocol:
                     raise ValueError(f"{opcode.name}, which its protocol {protocol} does not have")
-                if opcode.name == "FRAME" and (at or 0) + 9 + int(argument or 0) > len(data):
+                if opcode.name == "FRAME" and (at or 0) + 9 + int(argument or 0) > len(
+                    file.getbuffer()
+                ):
                     raise ValueError("a frame that ends behind it")
                 machine.step(opcode.name, argument)
+                if opcode.name == "BINPERSID" and outside is not None:
+                    outside.append(machine.stack[-1].value)
     except (LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"a pickle that contradicts itself ({type(error).__name__})") from error
     raise ValueError("a pickle without an end")

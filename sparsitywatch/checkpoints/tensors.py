@@ -127,6 +127,27 @@ class ArchiveRecord(ByteSource):
         return data
 
 
+class OldRecord(ArchiveRecord):
+    """A storage in a file from before torch 1.6: behind 8 bytes that say how many numbers it is."""
+
+    def __init__(self, source: ByteSource, key: str, at: int, num: int, itemsize: int) -> None:
+        member = zipfile.ZipInfo(key)
+        member.header_offset, member.file_size, member.CRC = at, num * itemsize, 0
+        super().__init__(source, member)
+        self._num = num
+
+    @cached_property
+    def _begin(self) -> int:
+        at = self.member.header_offset
+        if self._source.read(at, 8) != struct.pack("<q", self._num):
+            raise RefusedError(f"{self._what} has a false length")
+        return at + 8
+
+    def range_of(self, start: int, length: int) -> tuple[ByteSource, Range]:
+        at, end = self.member.header_offset, self.member.header_offset + 8 + start + length
+        return self._source, Range(at if start == 0 else end - length, end, end)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
     """One tensor in a file, found and checked but not read; this one alone cannot be read."""

@@ -1,10 +1,12 @@
-"""What ``torch.save`` writes: a zip archive of a pickle that describes, and a record a storage.
+"""What ``torch.save`` writes: a pickle that describes, and the storages, mostly in a zip archive.
 
 The model's state dict is somewhere inside, as the step is. DeepSpeed keeps such a file in a folder.
 """
 
 from __future__ import annotations
 
+import io
+import math
 import re
 import struct
 import zipfile
@@ -33,11 +35,13 @@ from sparsitywatch.checkpoints.tensors import (
     ARCHIVE_HEADER_BYTES,
     MAX_NAME,
     ArchiveRecord,
+    OldRecord,
     ReadingError,
     RefusedError,
     StoredTensor,
     StridedTensor,
     UnfinishedError,
+    cut_off,
     reading,
 )
 from sparsitywatch.weights.layout import Entry
@@ -109,7 +113,8 @@ class Pickled(Tree):
     """What an archive of torch.save describes; its ends are nodes of a pickle."""
 
     def __init__(self, source: ByteSource) -> None:
-        root, self._records = _read_zip(source)
+        is_old = source.read(0, min(source.size, len(OLD_START))) == OLD_START
+        root, self._records = _read_old(source) if is_old else _read_zip(source)
         super().__init__(root)
         self._source = source
 
@@ -321,11 +326,6 @@ def _records(source: ByteSource) -> dict[str, ArchiveRecord]:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError) as error:
-        if source.read(0, min(source.size, len(OLD_START))) == OLD_START:
-            raise ReadingError(
-                "expected a zip archive, as torch.save writes since version 1.6, got a file from "
-                "before. Write it anew: torch.save(torch.load(path, weights_only=True), path)."
-            ) from error
         raise UnfinishedError(
             f"expected the table of contents at the end of a torch archive, got {error}. It may be "
             "half-written, or truncated."
@@ -349,6 +349,49 @@ def _records(source: ByteSource) -> dict[str, ArchiveRecord]:
             raise RefusedError(f"{what} reaches beyond the end of the file")
         records[member.filename] = ArchiveRecord(source, member)
     return records
+
+
+# ------------------------------------------------------------------ files from before version 1.6
+
+#: How much is read first of a description whose length nobody states, and how much more then.
+_FIRST_BYTES, _TIMES = 2**15, 8
+_OLD_PROTOCOL = 1001
+
+
+def _read_old(source: ByteSource) -> tuple[Any, dict[str, ArchiveRecord]]:
+    """The same: five pickles, the fourth of which describes, and the storages behind them."""
+    most, length = min(source.size, _MAX_PICKLE_BYTES), _FIRST_BYTES
+    while True:
+        head, outside = io.BytesIO(source.read(0, min(length, most))), list[Any]()
+        try:
+            _, protocol, system, root, keys = (read_inert(head, outside) for _ in range(5))
+            break
+        except ValueError as error:
+            if length >= source.size:
+                raise UnfinishedError(
+                    f"its description is broken: {error}. It may be half-written, or truncated."
+                ) from error
+            if length >= most:
+                raise RefusedError(f"its description is broken: {error}") from error
+            length *= _TIMES
+    if protocol != _OLD_PROTOCOL or not isinstance(system, dict) or not system.get("little_endian"):
+        raise ReadingError(
+            "expected a file of protocol 1001 on a little-endian machine, got another. Write it "
+            "anew: torch.save(torch.load(path, weights_only=True), path)."
+        )
+    sizes = {key: (num, base.itemsize) for key, base, num in map(_outside, outside)}
+    if not isinstance(keys, list) or sorted(sizes) != sorted(map(str, keys)):
+        raise RefusedError("its storages are not those that its description names")
+    records: dict[str, ArchiveRecord] = {}
+    end = head.tell()
+    for key in keys:
+        records[key] = OldRecord(source, key, end, *sizes[key])
+        end += 8 + math.prod(sizes[key])
+    if end > source.size:
+        raise cut_off(keys[-1], end, source.size)
+    if end < source.size:
+        raise RefusedError(f"expected it to end at byte {end}, but it has {source.size}")
+    return root, records
 
 
 # ------------------------------------------------------------------ tensors
@@ -457,18 +500,28 @@ def _storage_of(name: str, call: Call) -> tuple[Any, torch.dtype, Any]:
     storage = call.arguments[0]
     if not isinstance(storage, PersistentId) or not isinstance(storage.value, tuple):
         raise RefusedError("expected a tensor with a storage, got one without", name)
-    if len(storage.value) != 5 or storage.value[0] != "storage":
-        raise RefusedError("expected a storage, got something else", name)
-    kind, key, device, num = storage.value[1:5]
-    base = _STORAGE_DTYPES.get(kind.name) if isinstance(kind, Global) else None
-    dtype = base
+    key, base, num = _outside(storage.value, name)
+    dtype: torch.dtype | None = base
     if call.function.name == "_rebuild_tensor_v3":
         dtype = as_dtype(call.arguments[6]) if len(call.arguments) > 6 else None
-    if base is None or dtype is None:
-        raise RefusedError(f"expected a dtype that torch has, got {in_words(kind)}", name)
-    if type(num) is not int or not isinstance(device, str) or not isinstance(key, str):
-        raise RefusedError("expected a storage with a device and a length", name)
+    if dtype is None:
+        raise RefusedError("expected a dtype that torch has, got none", name)
     return key, dtype, num * base.itemsize
+
+
+def _outside(value: Any, name: str | None = None) -> tuple[str, torch.dtype, int]:
+    """The key, the dtype and the length of a storage, as a pickle names it."""
+    # before version 1.6 a sixth word says which part of another storage it is: since 0.4 none
+    is_one = isinstance(value, tuple) and value[5:] in ((), (None,)) and value[:1] == ("storage",)
+    if not is_one or len(value) < 5:
+        raise RefusedError("expected a storage, got something else", name)
+    kind, key, device, num = value[1:5]
+    base = _STORAGE_DTYPES.get(kind.name) if isinstance(kind, Global) else None
+    if base is None:
+        raise RefusedError(f"expected a dtype that torch has, got {in_words(kind)}", name)
+    if type(num) is not int or num < 0 or not (isinstance(device, str) and isinstance(key, str)):
+        raise RefusedError("expected a storage with a key, a device and a length", name)
+    return key, base, num
 
 
 def _place_of(name: str, call: Call) -> tuple[int, tuple[int, ...], tuple[int, ...]]:

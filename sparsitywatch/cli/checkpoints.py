@@ -256,10 +256,11 @@ def _measured(record: Record) -> list[str]:
     if record.reason:
         lines.append(f"invalid: {printable(record.reason)}")
     if estimate is not None:
+        drop = f"; {estimate.describe_drop(percent)}" if estimate.informative else ""
         why = f" ({printable(estimate.reason)})" if estimate.reason else ""
         lines.append(
             f"essential sparsity by {printable(record.provenance.pattern)}, zero-shot: "
-            f"{estimate.describe(percent)}, tolerance {record.provenance.tolerated}{why}"
+            f"{estimate.describe(percent)}, tolerance {record.provenance.tolerated}{drop}{why}"
         )
     if record.curve is not None:
         lines += ["", *_points(record, record.curve)]

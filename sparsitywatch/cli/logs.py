@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from sparsitywatch.analysis.audit import AuditFinding
 from sparsitywatch.analysis.digest import Digest, alike, differences, digest
 from sparsitywatch.analysis.emergence import Emergence
 from sparsitywatch.analysis.run import Run
@@ -22,13 +23,16 @@ from sparsitywatch.cli.options import Command, add_command, add_json, align, fol
 from sparsitywatch.errors import ConfigurationError, SparsityWatchError
 from sparsitywatch.page.render import load, render
 from sparsitywatch.pipeline.rundir import log_of, logs_below
-from sparsitywatch.records import Event, ledger_in_short, to_json
+from sparsitywatch.records import Event, Record, RunInfo, ledger_in_short, to_json
+from sparsitywatch.records.schema import json_schema
 from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import LEADING, count, describe, numbered, percent
 
 _Stands = tuple[str, Verdict, Sequence[Event], Run]
 #: Of a run that has begun, in the order in which their times say when.
 _FILES = ("records.jsonl", "run.json")
+#: What a schema is of: ``run.json``, a line of the others, one of ``audit --json``.
+_LOGGED = {"audit": AuditFinding, "event": Event, "record": Record, "run": RunInfo}
 _LOOPBACK = "127.0.0.1"
 _NAMES = ("127.0.0.1", "localhost")
 #: Seconds between two looks of `status --watch`.
@@ -68,6 +72,9 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--watch", action="store_true", help=words)
     words = "leave out events that were reported up to this step"
     parser.add_argument("--since", metavar="STEP", type=int, help=words)
+    words = "the JSON Schema of a line of the log, or of an audit's findings"
+    parser = add_command(commands, "schema", _schema, words)
+    parser.add_argument("kind", nargs="?", choices=sorted(_LOGGED), help="of one file alone")
     words = "runs side by side, as far as they can be compared"
     parser = add_command(commands, "compare", _compare, words)
     parser.add_argument(
@@ -107,6 +114,11 @@ def _begun(run: Run, logdir: Path) -> Run:
 
 
 # ------------------------------------------------------------------ summary, scope
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    classes = _LOGGED.values() if arguments.kind is None else [_LOGGED[arguments.kind]]
+    print(json.dumps(json_schema(*classes), indent=2))
 
 
 def _summary(arguments: argparse.Namespace) -> None:

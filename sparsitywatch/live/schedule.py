@@ -37,6 +37,7 @@ class StepOnly:
     """A schedule that can say its next step; it may be asked about any step, in any order."""
 
     heeds_alerts = False  # else nobody need ask whether something may be going on
+    first_looks: frozenset[int] = frozenset()  # steps that no budget leaves out
 
     def __init__(self, next_due: Callable[[int], int], due: Schedule | None = None) -> None:
         self.next_due = next_due  # the first step after one that is due; -1 if nobody knows it
@@ -118,6 +119,22 @@ def at(steps: Iterable[int]) -> StepOnly:
         expect_whole(f"steps[{index}]", step, 1)
     in_order = [*sorted(given), -1]
     return StepOnly(lambda step: in_order[bisect.bisect_right(in_order, step, hi=len(given))])
+
+
+#: Steps of a script at which everybody sees a number, whatever `every` says; and as it begins.
+_FIRST_LOOKS = (8, 32, 128)
+
+
+def with_first_looks(interval: int) -> StepOnly:
+    """A snapshot at every multiple of ``interval``, and early ones that no budget leaves out.
+
+    >>> [step for step in range(1, 300) if with_first_looks(100)(step)]
+    [8, 32, 100, 128, 200]
+    """
+    usual, first = every(interval).next_due, at(_FIRST_LOOKS).next_due
+    found = StepOnly(lambda step: min(n for n in (usual(step), first(step)) if n > 0))
+    found.first_looks = frozenset(_FIRST_LOOKS)
+    return found
 
 
 def geometric(first: int = 1, ratio: float = 2.0, max_interval: int | None = None) -> StepOnly:
@@ -242,6 +259,8 @@ class OverheadBudget:
         self.evaluations = _Account()
         self.inline_s = 0.0  # what the last one takes, which is waited for, if others are not
         self._spent_s = 0.0  # on everything
+        self.apart: set[int] = set()  # steps whose snapshots no limit counts
+        self.apart_s = 0.0  # what these have taken; none of the rest holds it
         self.once_s = 0.0  # of it with the first step, on the log and such: no later one takes it
         self._is_first_step = False
         self._started = math.nan
@@ -252,7 +271,7 @@ class OverheadBudget:
         """The training begins; what came before is neither its time nor the watch's."""
         if math.isnan(self._started):
             self._started, self._is_first_step = self.now(), True
-            self._spent_s = self.weights.spent_s = self.evaluations.spent_s = 0.0
+            self._spent_s = self.weights.spent_s = self.evaluations.spent_s = self.apart_s = 0.0
 
     def enter(self, since_s: float = 0.0) -> None:
         """Since so many seconds the training is held up, until ``leave``; may be nested."""
@@ -273,21 +292,28 @@ class OverheadBudget:
         """Add seconds taken from the training outside of ``enter`` and ``leave``."""
         self._spent_s += seconds
 
-    def attribute(self, seconds: float, *, evaluated: bool = False) -> None:
+    def attribute(self, seconds: float, *, evaluated: bool = False, step: int = -1) -> None:
         """Say what one snapshot took; what it took above one of the weights is the evaluation's."""
+        of_weights_s = min(self.weights.price_s, seconds)
+        if step in self.apart:
+            self.apart_s += seconds
+            self._spent_s -= seconds
+            if evaluated:
+                self.evaluations.expect(seconds - of_weights_s)
+            return
         if not evaluated:
             self.weights.add(seconds)
             return
-        of_weights_s = min(self.weights.price_s, seconds)
         self.weights.spent_s += of_weights_s
         self.evaluations.add(seconds - of_weights_s)
 
     def overhead(self, beside_s: float = 0.0) -> float:
         """The watch's share of the time until now, with ``beside_s`` not charged yet; or NaN."""
         now, entered = self.now(), self._entered  # another thread may leave meanwhile
-        elapsed = now - self._started
+        elapsed = now - self._started - self.apart_s
         inside = 0.0 if math.isnan(entered) else now - entered
-        share = (self._spent_s + inside + beside_s) / elapsed if elapsed > 0.0 else math.nan
+        spent = max(self._spent_s + inside + beside_s, 0.0)
+        share = spent / elapsed if elapsed > 0.0 else math.nan
         return min(share, 1.0)  # what is done beside the training may take longer than it
 
     def why_over(self) -> str:
@@ -330,8 +356,8 @@ class OverheadBudget:
         return min((needed_s - left_s) / rate, at_least_s) if rate > 0.0 else at_least_s
 
     def elapsed_s(self) -> float:
-        """Wall time since the beginning; NaN before."""
-        return self.now() - self._started
+        """Wall time since the beginning, without first looks; NaN before."""
+        return self.now() - self._started - self.apart_s
 
 
 #: Why a snapshot was left out.
@@ -358,6 +384,7 @@ class BudgetedSchedule:
         self.schedule = as_schedule(every)
         self._tells = tells  # of several ranks the one whose clock decides
         self.budget = OverheadBudget(max_overhead, evaluates=evaluates)
+        self.budget.apart |= self.schedule.first_looks
         self.left_out: Counter[str] = Counter()  # snapshots by the reason, since the attach
         self.num_left_out = 0  # of them since the last snapshot
         self._num_owed = 0  # snapshots of the weights before the next evaluation
@@ -374,6 +401,8 @@ class BudgetedSchedule:
         self._num_steps += 1
         if not self.schedule(step):
             return Due.NOTHING if self.schedule.is_due_after_alert(step) else None
+        if step in self.budget.apart:
+            return Due.EVERYTHING
         if is_busy and self.budget.max_overhead is not None:  # else it is to wait
             self._num_owed += _NUM_OWED * is_apart
             return self._leave_out(_BUSY)
@@ -449,6 +478,7 @@ class BudgetedSchedule:
             next_due_step=self.next_step(Due.WEIGHTS, step),
             next_evaluation_step=self.next_step(Due.EVERYTHING, step),
             overhead=self.budget.overhead(),
+            apart_s=self.budget.apart_s,
             why_overhead=self.budget.why_over(),
             step_s=self.step_s,
             **this_process()._asdict(),
@@ -456,6 +486,10 @@ class BudgetedSchedule:
 
     def made_up(self, records: Sequence[Record], step: int) -> Due:
         """What of that left out since the last snapshot is paid for at the end, at ``step``."""
+        last_look = max(self.schedule.first_looks, default=-1)
+        if all(record.step <= last_look for record in records) and self.schedule.first_looks:
+            self.budget.apart.add(step)  # a script that ends before its first usual one
+            return Due.EVERYTHING
         if not self.num_left_out and not (records and records[-1].not_evaluated):
             return Due.NOTHING
         if self.budget.wait_s(Due.EVERYTHING, is_last=True) <= 0.0:

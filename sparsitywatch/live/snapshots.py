@@ -28,6 +28,7 @@ from sparsitywatch.pipeline.measure import (
     Examined,
     Measured,
     RunContext,
+    Seen,
     Sweeps,
     compared,
     counted,
@@ -51,6 +52,7 @@ from sparsitywatch.weights.motion import MotionReading, MotionTracker
 from sparsitywatch.weights.scope import ModelChangedError, Scope
 from sparsitywatch.weights.sharded import Tensors, local_of
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 #: What writing a snapshot takes, and what else does not depend on the number of weights.
 _WRITING_S = 0.02
@@ -346,7 +348,8 @@ class SnapshotTaker:
         beside_s, self.behind.is_on = finished.behind_s + self.behind.lost_s, False
         self._budget.charge(beside_s)
         seconds = finished.front_s + beside_s
-        self._budget.attribute(seconds, evaluated=finished.evaluated)
+        step = finished.record.step
+        self._budget.attribute(seconds, evaluated=finished.evaluated, step=step)
         return finished
 
     def wait(self) -> None:
@@ -417,7 +420,12 @@ class SnapshotTaker:
         if habits := self.after.habits(trained):
             known = {**reading.not_measurable, **dict.fromkeys(habits, WRITTEN)}
             reading = replace(reading, not_measurable=known)
-        return snapshot, reading, lambda spectrum: with_habits(examined(spectrum), habits)
+
+        def seen(spectrum: MagnitudeSpectrum | None) -> Seen:
+            found = examined(spectrum)
+            return found._replace(vital=with_habits(found.vital, habits))
+
+        return snapshot, reading, seen
 
     def _read_training(self, step: int, every: Tensors) -> _Stepped:
         """What optimizers did, what says what became of all parameters, and who is trained."""

@@ -24,10 +24,15 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from sparsitywatch.errors import ConfigurationError, StateError, expect, reraise_foreign
-from sparsitywatch.pipeline.measure import Examined, Examiner
+from sparsitywatch.errors import (
+    ConfigurationError,
+    StateError,
+    expect,
+    is_number,
+    reraise_foreign,
+)
+from sparsitywatch.pipeline.measure import Examined, Examiner, Seen
 from sparsitywatch.ranks.protocol import Ranks
-from sparsitywatch.records import Vital
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.weights.clock import (
     Account,
@@ -41,7 +46,7 @@ from sparsitywatch.weights.clock import (
     united,
 )
 from sparsitywatch.weights.motion import MotionTracker
-from sparsitywatch.weights.sharded import Tensors
+from sparsitywatch.weights.sharded import Tensors, is_sharded
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 Optimizer = torch.optim.Optimizer
@@ -364,6 +369,8 @@ class OptimizerTrace:
         self._examiner = examiner
         self._accounts: list[Account] = []  # of an optimizer each
         self._is_restored = False  # whether a state was loaded
+        # a step, and the norm of its gradients before a clip, as the training says it
+        self._said: tuple[int, torch.Tensor | float] = (-1, math.nan)
         self._counter = StepCounter(optimizers)
         self._is_counting = False  # whether hooks have counted a step
         self.is_said = False  # whether the training says which steps it takes
@@ -457,6 +464,16 @@ class OptimizerTrace:
                 self._known(optimizer).advance(is_seen=False)
         return True
 
+    def say_norm(self, norm: torch.Tensor | float | None, step: int) -> None:
+        """The norm of the gradients of a step before they are clipped, if it is known."""
+        if norm is not None and (
+            is_sharded(norm) if torch.is_tensor(norm) else not is_number(norm)
+        ):
+            words = "no gradient norm before the clip: a number is expected, or `.full_tensor()`"
+            logger.warning("%s of a DTensor, got %s", words, type(norm).__name__)
+        elif norm is not None:
+            self._said = step, norm.detach() if torch.is_tensor(norm) else norm
+
     def knows(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer was given, or holds weights in scope."""
         account = self._known(optimizer)
@@ -545,11 +562,13 @@ class OptimizerTrace:
             return self._examiner.failed(redacted_error(error))
 
         try:
+            if training is not None and self._said[0] == step:
+                training = replace(training, before_clip=float(self._said[1]))
             finish = self._examiner.read(step, parameters, training)
         except Exception as error:  # noqa: BLE001 sorted by failed
             return failed(error)
 
-        def examined(spectrum: MagnitudeSpectrum | None) -> Vital | None:
+        def examined(spectrum: MagnitudeSpectrum | None) -> Seen:
             try:
                 return finish(spectrum)
             except Exception as error:  # noqa: BLE001 sorted by failed

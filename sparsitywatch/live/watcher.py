@@ -40,6 +40,7 @@ from sparsitywatch.records import Event, Record, html_of
 from sparsitywatch.records.record import UNPAID
 from sparsitywatch.redact import logger, of_watch, redacted_error
 
+_Number = torch.Tensor | float
 _MAX_FAILURES = 3  # snapshots that fail in a row, then the watch is off
 #: So often the sinks are told how the watch stands, in seconds: with a snapshot, and without one.
 _REPORT_S, _SIGN_OF_LIFE_S = 10.0, 60.0
@@ -256,15 +257,18 @@ class Watcher:
             else:
                 self._advance(1, step)
 
-    def log_loss(self, value: torch.Tensor | float, step: int | None = None) -> None:
+    def log_loss(
+        self, value: _Number, step: int | None = None, *, gradient_norm: _Number | None = None
+    ) -> None:
         """Report the training's loss, so that a spike of it is told; waits for no device.
 
-        Call it before the optimizer's step; of several calls the last counts. Later, give ``step``,
-        the number of the step.
+        Call it before the optimizer's step, with what ``clip_grad_norm_`` returned as
+        ``gradient_norm``. Of several calls the last counts. Later, give the number of the ``step``.
         """
         if not self._is_idle():
             with _Contained(self):
                 self._ring.say_loss(value, step)
+                self._trace.say_norm(gradient_norm, self.step_count + 1)
 
     def snapshot(self) -> Record:
         """Take a snapshot now, whatever the schedule says.
@@ -512,7 +516,8 @@ class Watcher:
         """Take what is due, now or where the weights are used; see whether they are written to."""
         waits = self._ranks.is_alone and not self._trace.is_said
         if now := self._next_use.due_now(due, self.step_count) if waits else due:
-            self._take(now, behind=self._background)
+            is_apart = self.step_count in self._budget.apart  # the next may come before it is done
+            self._take(now, behind=self._background and not is_apart)
         if waits:
             self._next_use.wait(self._hook, self._before_use, is_due=bool(due))
 
@@ -657,13 +662,10 @@ class Watcher:
 
     def _stand_back(self) -> None:
         """Switch off where, as may be known only after the attach, another process watches."""
-        why = self._ranks.why_another_watches()
-        if why and not self._opened:
+        if (why := self._ranks.why_another_watches()) and not self._opened:
             self._off = why
             logger.info("this process does not watch: %s", why)
-            return
-        why = why or self._ranks.why_different()
-        if why:
+        elif why := why or self._ranks.why_different():
             self._switch_off(why)
 
     def _report(self, status: str = "on", reason: str = "", *, every_s: float = 0.0) -> None:

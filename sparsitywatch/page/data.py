@@ -266,6 +266,7 @@ def _curve(record: Record) -> dict[str, Any] | None:
         "sparsity": _rounded(sparsity, digits=4),
         "harm": _rounded(harm, digits=4),
         "reason": "" if estimate is None or estimate.informative else estimate.reason,
+        "drop": estimate.describe_drop(percent) if estimate and estimate.informative else "",
     }
 
 
@@ -386,7 +387,7 @@ def _seconds(x: float) -> str:
 
 #: Instead of thousandths, where nothing was measured.
 _UNKNOWN = -1
-_KINDS = ("alone", "near_zero", "dormant", "dead", "removed")
+_KINDS = ("alone", "near_zero", "dormant", "dead", "removed", "gradient", "zeros", "update")
 #: Ends of the magnitude bins: a quarter of a decade each.
 _PER_DECADE = 4
 
@@ -415,6 +416,11 @@ def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:
         rows = [place_of[name] for name in layers.names]
         cells["near_zero"][rows, t] = layers.near_zero.get(rule, math.nan)
         cells["dormant"][rows, t] = layers.dormant
+        for kind, name in (("zeros", "gradient_zeros"), ("update", "update_to_weight")):
+            cells[kind][rows, t] = layers.trained.get(name, math.nan)
+        whole = None if record.vital is None else record.vital.gradient
+        if whole is not None and whole.norm > 0.0 and "gradient" in layers.trained:
+            cells["gradient"][rows, t] = layers.trained["gradient"] / whole.norm
         if record.alone:
             cells["alone"][rows, t] = [record.alone[name].value for name in layers.names]
         if record.xray is not None:

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from sparsitywatch.pruning.sweeps import SameLevels
 from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import (
+    OF_TRAINING,
     Began,
     Cost,
     Detail,
@@ -59,16 +61,25 @@ from sparsitywatch.weights.snapshot import (
 )
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
+
+class Seen(NamedTuple):
+    """What was seen of every parameter."""
+
+    vital: Vital | None = None
+    #: of what was seen of a tensor's training: fields of ``LayerColumns.trained``, by name
+    tensors: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+
+
 #: Finishes what was read, once, in any thread, given the spectrum of the weights in scope; None
 #: where they were not counted.
-Examined = Callable[[MagnitudeSpectrum | None], Vital | None]
+Examined = Callable[[MagnitudeSpectrum | None], Seen]
 #: What the model is worth at many levels, also by each control; and why it is not known.
 Sweeps = tuple[SweepResult | None, dict[str, SweepResult], str]
 
 
-def nothing_examined(_: MagnitudeSpectrum | None) -> Vital | None:
+def nothing_examined(_: MagnitudeSpectrum | None) -> Seen:
     """What is said where nobody looked."""
-    return None
+    return Seen()
 
 
 class Examiner:
@@ -169,6 +180,7 @@ def measure_snapshot(
     result, controls, reason = (elsewhere or here)()
     arrays = spectrum.to_arrays()
     largest, *mask_thresholds = spectrum.thresholds([1.0, *MASK_LEVELS])
+    seen = examined(spectrum)
     near_zero, near_zero_of = spectrum.near_zero_by_rule(run.settings.rules, initial_rms)
     return Measured(
         record=_record(
@@ -182,10 +194,10 @@ def measure_snapshot(
             near_zero=near_zero,
             fingerprint=mark,
             replicas=replicas,
-            vital=examined(spectrum),
+            vital=seen.vital,
             not_evaluated=not_evaluated,
             **_worth(result, controls, run),
-            layers=_layers(spectrum, rms, near_zero_of, result),
+            layers=_layers(spectrum, rms, near_zero_of, result, seen),
             cost=Cost(
                 stall_s=0.0,
                 spectrum_s=counted_at - started,
@@ -435,6 +447,7 @@ def _layers(
     rms: Mapping[str, float],
     near_zero: Mapping[str, Mapping[str, float]],
     result: SweepResult | None,
+    seen: Seen,
 ) -> Layers:
     # a file may have them in another order than the model
     names = tuple(sorted(spectrum.names, key=natural_order))
@@ -449,6 +462,10 @@ def _layers(
             near_zero={r: np.array([near_zero[name][r] for name in names]) for r in rules},
             removed=removed.reshape(len(cuts), len(names)),
             dormant=np.full(len(names), math.nan),
+            trained={
+                field: np.array([seen.tensors.get(field, {}).get(n, math.nan) for n in names])
+                for field in (OF_TRAINING if seen.tensors else ())
+            },
         )
     )
 

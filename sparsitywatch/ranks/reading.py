@@ -274,6 +274,14 @@ class ShardedReader:
         self.ranks.union(found.view(np.uint8))  # each is 0 on all ranks but one
         return dict(zip(chosen, np.split(found, ends[:-1]), strict=True))
 
+    def counts(self, name: str) -> bool:
+        """Whether this rank counts what it holds of a tensor, for all that hold the same."""
+        return self._shards.is_whole or name in self._shards.owned
+
+    def added(self, numbers: np.ndarray) -> np.ndarray:
+        """The sum over ranks of what each has counted, of any shape and type."""
+        return numbers if self._shards.is_whole else np.sum(self.ranks.gather(numbers), axis=0)
+
     def compared(self, marks: Mapping[str, int]) -> Replicas:
         """Whether ranks that hold the same weights hold the same bits, by their ``marks``."""
         held = self._shards.held

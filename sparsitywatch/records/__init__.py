@@ -15,7 +15,9 @@ from sparsitywatch.records.event import (
     Event,
     latest_versions,
 )
+from sparsitywatch.records.gradient import BlockGradient, Gradient
 from sparsitywatch.records.record import (
+    OF_TRAINING,
     SCHEMA_VERSION,
     Content,
     Cost,
@@ -49,9 +51,10 @@ from sparsitywatch.records.run import (
 from sparsitywatch.records.xray import XRay, XRayLayers
 
 __all__ = [
-    "LEVEL_KINDS", "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Began", "Content", "Cost",
+    "LEVEL_KINDS", "OF_TRAINING", "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Began",
+    "BlockGradient", "Content", "Cost",
     "DecayProjection", "Detail", "Difference", "Dormant", "EssentialSparsity", "Event", "Finding",
-    "Forecast", "LayerColumns", "LayerShare", "Layers", "LedgerEntry", "LogHistogram",
+    "Forecast", "Gradient", "LayerColumns", "LayerShare", "Layers", "LedgerEntry", "LogHistogram",
     "MaskOverlap", "Movement", "Provenance", "Record", "Replicas", "RunInfo", "ScopeSummary",
     "Source", "SparsityCurve", "Vital", "WatchState", "XRay", "XRayLayers", "from_data",
     "from_json", "html_of", "latest_versions", "ledger_in_short", "of_one_model",

@@ -146,7 +146,9 @@ class EssentialSparsity:
             curve says nothing (then ``informative`` is False).
         last_crossing: the largest sparsity still within the tolerance.
         low, high: confidence interval of ``value``; NaN without standard errors.
-        knee: sparsity where two straight segments fit the harm best; NaN if undefined.
+        knee: sparsity from which on the value drops much faster: of log(value / dense) of a loss,
+            or harm / dense of a score; NaN where a smooth curve tells it as well.
+        knee_low, knee_high: its interval, of the same confidence; NaN without a knee.
         sharpness: slope after the knee over slope before it; NaN if undefined.
         informative: False if the model does not rely on the weights yet, the curve
             cannot be judged, or the examples are too few; such a value is never plotted.
@@ -168,6 +170,8 @@ class EssentialSparsity:
     low: float = _NAN
     high: float = _NAN
     knee: float = _NAN
+    knee_low: float = _NAN
+    knee_high: float = _NAN
     sharpness: float = _NAN
     informative: bool
     reason: str = ""
@@ -190,6 +194,14 @@ class EssentialSparsity:
             return shown(self.value)
         by = "" if self.unit == "example" else f" by {units(self.unit)}"
         return f"{shown(self.value)} [{shown(self.low)}, {shown(self.high)}]{by}"
+
+    def describe_drop(self, shown: Callable[[float], str] = "{:.3f}".format) -> str:
+        """Where the value begins to drop sharply, in a few words, or that it does so nowhere."""
+        if math.isnan(self.knee):
+            return "no sharp drop seen"
+        known = not math.isnan(self.knee_low)
+        interval = f" [{shown(self.knee_low)}, {shown(self.knee_high)}]" if known else ""
+        return f"a sharp drop from {shown(self.knee)}{interval} on"
 
 
 def units(unit: str) -> str:

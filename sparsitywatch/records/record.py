@@ -14,6 +14,7 @@ import numpy as np
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import VITAL_KINDS, Event
+from sparsitywatch.records.gradient import Gradient
 from sparsitywatch.records.xray import XRay
 from sparsitywatch.redact import html_table, printable
 from sparsitywatch.series import SERIES, count, describe, numbered, percent
@@ -70,6 +71,8 @@ class Movement:
     sign_flips: float  # fraction of the sampled weights that changed their sign; NaN as above
     num_sampled: int  # size of the fixed random sample
     since_step: int  # step of the earlier snapshot; -1 if there was none
+    # The first by block or expert, rising; of very many the ends. What no step reached is left out.
+    by_block: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,12 @@ class Vital:
     # Then only weights in scope are known: which are not finite, and whether all went back.
     reason: str = ""
     not_judged: tuple[str, ...] = ()  # kinds that nothing tells now: no step of a rate was taken
+    gradient: Gradient | None = None  # None where no step of an optimizer was seen
+
+    @property
+    def gradients(self) -> dict[str, float]:
+        """What is said of the gradients, by the last part of the name of its series."""
+        return {} if self.gradient is None else self.gradient.scalars
 
     @property
     def counts(self) -> dict[str, float]:
@@ -197,9 +206,18 @@ class LayerShare:
     near_zero: Mapping[str, float]  # fraction of its own weights that are near zero, by rule
     removed: tuple[float, ...] = ()  # fraction of them removed at each level of the curve
     dormant: float = _NAN  # fraction of its sampled weights that are dormant; NaN if not known
+    # As of ``BlockGradient``: norm, zeros, change and update to weight; NaN if not known.
+    gradient: float = _NAN
+    gradient_zeros: float = _NAN
+    gradient_change: float = _NAN
+    update_to_weight: float = _NAN
 
     def __repr__(self) -> str:
         return f"<LayerShare of {printable(self.name)[:80]}, {self.num_weights:,} weights>"
+
+
+#: Of a tensor's training; logs that were written before have none.
+OF_TRAINING = ("gradient", "gradient_zeros", "gradient_change", "update_to_weight")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,6 +230,7 @@ class LayerColumns:
     near_zero: Mapping[str, np.ndarray] = field(default_factory=dict)  # float64 [N] by rule
     removed: np.ndarray  # float64 [K, N], a row for each level of the curve; K is 0 without one
     dormant: np.ndarray  # float64 [N]
+    trained: Mapping[str, np.ndarray] = field(default_factory=dict)  # float64 [N] by OF_TRAINING
 
     @classmethod
     def of(cls, layers: Sequence[LayerShare]) -> LayerColumns:
@@ -233,16 +252,21 @@ class LayerColumns:
             near_zero={rule: floats([x.near_zero[rule] for x in layers]) for rule in rules},
             removed=floats([x.removed for x in layers]).reshape(len(layers), num_levels).T,
             dormant=floats([layer.dormant for layer in layers]),
+            trained={x: floats([getattr(one, x) for one in layers]) for x in OF_TRAINING},
         )
 
     def shares(self) -> Iterator[LayerShare]:
         """A tensor at a time, with plain numbers."""
         # an unknown number is always the same NaN, so that equal records are equal
-        columns = (self.rms, self.dormant, *self.near_zero.values(), *self.removed)
+        unknown = np.full(len(self.names), _NAN)
+        trained = [self.trained.get(name, unknown) for name in OF_TRAINING]
+        columns = (self.rms, self.dormant, *trained, *self.near_zero.values(), *self.removed)
         floats = [[_NAN if x != x else x for x in column.tolist()] for column in columns]
         num_weights = self.num_weights.tolist()
         rows = zip(self.names, num_weights, zip(*floats, strict=True), strict=True)
-        for name, num, (rms, dormant, *rest) in rows:
+        first = len(OF_TRAINING)
+        for name, num, (rms, dormant, *others) in rows:
+            rest = others[first:]
             yield LayerShare(
                 name=name,
                 num_weights=num,
@@ -250,6 +274,7 @@ class LayerColumns:
                 near_zero=dict(zip(self.near_zero, rest, strict=False)),
                 removed=tuple(rest[len(self.near_zero) :]),
                 dormant=dormant,
+                **dict(zip(OF_TRAINING, others[:first], strict=True)),
             )
 
 

@@ -96,6 +96,7 @@ class WatchState:
     next_due_step: int = -1  # at which one is due next, and paid for; -1 if that is not known
     next_evaluation_step: int = -1  # the same of one with its evaluation
     overhead: float = math.nan  # share of the wall time that the watch has taken; NaN if unknown
+    apart_s: float = 0.0  # seconds that first looks have taken, which are not in that share
     why_overhead: str = ""  # why it is above its limit, or has none; empty if it is within it
     step_s: float = math.nan  # wall time of a step, on average; NaN before the second one
     unlogged_since: int = -1  # the first snapshot that the log lacks; -1 if it has all
@@ -146,7 +147,8 @@ class WatchState:
         if not math.isfinite(self.overhead):
             return ""
         why = f", {self.why_overhead}" if self.why_overhead else ""
-        return f"the watch took {percent(min(self.overhead, 1.0))} of the wall time{why}"
+        looks = f", beside {self.apart_s:.2g} s for first looks" if self.apart_s else ""
+        return f"the watch took {percent(min(self.overhead, 1.0))} of the wall time{why}{looks}"
 
     def describe(self) -> str:
         """The same as ``in_short``, in sentences."""

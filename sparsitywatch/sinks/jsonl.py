@@ -21,6 +21,7 @@ import numpy as np
 from sparsitywatch.analysis.spikes import Moves
 from sparsitywatch.errors import StateError, expect_whole
 from sparsitywatch.records import (
+    OF_TRAINING,
     SCHEMA_VERSION,
     Detail,
     Event,
@@ -365,6 +366,7 @@ def _packed(step: int, columns: LayerColumns) -> np.ndarray:
         "near_zero": near_zero.reshape(len(columns.near_zero), len(columns.names)),
         "removed": columns.removed,
         "dormant": columns.dormant,
+        **columns.trained,
     }
     packed = np.zeros((), [(name, f"<{of.dtype.kind}8", of.shape) for name, of in fields.items()])
     for name, column in fields.items():
@@ -403,6 +405,7 @@ def _read_layers(path: Path, step: int, names: _Place, numbers: _Place) -> Layer
         near_zero=dict(zip(rules, packed["near_zero"], strict=True)),
         removed=packed["removed"],
         dormant=packed["dormant"],
+        trained={x: packed[x] for x in OF_TRAINING if x in (packed.dtype.names or ())},
     )
 
 

@@ -5,8 +5,8 @@ thread: a record is with the operating system when the call returns, what fails 
 the call that caused it, and a forked child cannot hang.
 
 TensorBoard sorts its cards by their tags. What matters most stands under a prefix that sorts first,
-in the order of importance; the rest under one that sorts last. There are at most forty tags,
-however many tensors a model has: thousands make TensorBoard slow. The log and the page have all.
+in the order of importance; the rest under one that sorts last. There are at most forty tags, and
+one for each of at most 24 blocks: thousands make TensorBoard slow. The log and the page have all.
 """
 
 from __future__ import annotations
@@ -178,9 +178,12 @@ _MAGNITUDES = f"{LAST}/log10_magnitude"
 REST = (
     "essential_sparsity/low", "essential_sparsity/high", "essential_sparsity/last_crossing",
     "essential_sparsity/knee", "motion/dormant_by_chance", "motion/still", "weights/largest",
-    "weights/num_nan", "watch/valid", "watch/stall_s", "watch/overhead",
+    "weights/num_nan", "gradient/norm", "watch/valid", "watch/stall_s", "watch/overhead",
 )  # fmt: skip
 _MORE_RULES = 3
+#: Of more blocks as many are shown, evenly spread over the model.
+_MOST_BLOCKS = 24
+_BLOCK = "gradient/block/"
 
 # fmt: off
 #: What there is beside series: tags and meanings; the unit is the kind of thing.
@@ -215,7 +218,8 @@ def tag_of(series: str, first_rule: str = "") -> str:
     for place, name in enumerate(LEADING, start=1):
         if series == name.format(rule=first_rule):
             return f"{FIRST}/{place}_{series}"
-    return f"{LAST}/{series}" if series in REST or series.startswith("near_zero/") else ""
+    is_chart = series in REST or series.startswith(("near_zero/", _BLOCK))
+    return f"{LAST}/{printable(series)}" if is_chart else ""
 
 
 def _shown(record: Record) -> dict[str, float]:
@@ -225,6 +229,8 @@ def _shown(record: Record) -> dict[str, float]:
     if "essential_sparsity/value" in series:
         series = {"essential_sparsity/low": math.nan, "essential_sparsity/high": math.nan} | series
     left_out = {f"near_zero/{rule}" for rule in rules[1 + _MORE_RULES :]}
+    blocks = [name for name in series if name.startswith(_BLOCK)]
+    left_out |= {*blocks} - {*blocks[:: len(blocks) // (_MOST_BLOCKS + 1) + 1]}
     first_rule = next(iter(rules), "")
     tags = {tag_of(name, first_rule): x for name, x in series.items() if name not in left_out}
     tags.pop("", None)

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.pipeline.measure import Examined
+from sparsitywatch.pipeline.measure import Examined, Seen
 from sparsitywatch.pipeline.pipeline import Reviewer
-from sparsitywatch.records import Event, Finding, Record, Vital
+from sparsitywatch.records import Event, Finding, Gradient, Record, Vital
 from sparsitywatch.series import numbered, percent
 from sparsitywatch.vital.samples import FEW
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -81,6 +81,7 @@ _COLUMNS: tuple[tuple[str, type | str, Any], ...] = (
     ("num_still", int, 0),  # with the bits of the snapshot before
     ("num_still_since_start", int, 0),
     ("update", float, math.nan),  # root mean square of the change in the last interval
+    ("unexplained", float, math.nan),  # ... of the part of it that decay does not explain
     ("rms", float, math.nan),  # root mean square of the weights before
     ("from_start", float, math.nan),  # ... of what they had changed by since the first snapshot
     ("began_at_zero", bool, False),  # all of it
@@ -114,6 +115,7 @@ _COLUMNS: tuple[tuple[str, type | str, Any], ...] = (
     ("lr_share", float, 0.0),  # present learning rate / highest that was seen
     ("lr_rise", float, 1.0),  # present learning rate / mean over the last interval
     ("weight_decay", float, 0.0),
+    ("shrunk", float, 0.0),  # minus the logarithm of what decay has multiplied it with
     ("gradient", "U7", ""),  # "some", "zero", "none" (no tensor), "unknown"; "": nobody looked
     ("gradient_ratio", float, math.nan),  # its root mean square / that of tensors that move
     ("num_gradients", int, 0),  # with a gradient other than 0
@@ -168,6 +170,8 @@ class VitalReading:
     facts: TensorFacts = field(default_factory=TensorFacts)  # in the model's order
     since_step: int = -1  # of the snapshot before; -1 if there was none
     reason: str = ""  # why there are no facts; empty if there are
+    gradient: Gradient | None = None
+    of_tensors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # as of ``Seen``
 
 
 #: Kinds that only steps of a rate tell: where that has ended, what was found is not over.
@@ -193,13 +197,20 @@ def judged(reading: VitalReading, spectrum: MagnitudeSpectrum | None) -> Vital:
         still_since_start=float(np.average(never, weights=trained)) if is_known else math.nan,
         since_step=reading.since_step,
         findings=findings,
+        gradient=reading.gradient,
         not_judged=() if is_first or _is_stepped_on(facts).any() else _BY_STEPS,
     )
 
 
+def seen_by(said: Callable[[], VitalReading], spectrum: MagnitudeSpectrum | None) -> Seen:
+    """What a look at every parameter has told."""
+    reading = said()
+    return Seen(judged(reading, spectrum), reading.of_tensors)
+
+
 def unread(reason: str) -> Examined:
     """What is said where parameters are not compared: only what the weights in scope tell."""
-    return partial(judged, VitalReading(reason=reason))
+    return partial(seen_by, partial(VitalReading, reason=reason))
 
 
 def _with_all_not_finite(facts: TensorFacts, spectrum: MagnitudeSpectrum) -> TensorFacts:

@@ -22,13 +22,14 @@ import torch
 
 from sparsitywatch.pipeline.measure import Examined, Examiner
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
+from sparsitywatch.vital.gradients import GradientHistory, GradientSums
 from sparsitywatch.vital.judgement import (
     FAR,
     TensorFacts,
     TensorRow,
     VitalReading,
     is_ours,
-    judged,
+    seen_by,
     unread,
 )
 from sparsitywatch.vital.samples import FEW, ROUNDED, SOME, Comparison, Sample, chosen
@@ -62,7 +63,7 @@ _CARRIED = (
 #: Facts that an optimizer says of a tensor, in numbers.
 _OF_TRAINER = (
     "num_steps", "num_reached", "lr", "lr_share", "lr_rise", "weight_decay", "reach", "has_past",
-    "momentum",
+    "momentum", "shrunk",
 )  # fmt: skip
 _NO_TRAINER = (0.0,) * len(_OF_TRAINER)
 #: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
@@ -92,12 +93,12 @@ class VitalTracker(Examiner):
         self._step = -1
         self._peaks: dict[str, float] = {}  # highest learning rate of each tensor
         self._carried: dict[str, np.ndarray] = {}
+        self._gradients = GradientHistory()
         self._updates.clear()
         self._marks.clear()
 
     def read(self, step: int, parameters: Tensors, training: Training | None) -> Examined:
-        said = self.look(step, parameters, training)
-        return lambda spectrum: judged(said(), spectrum)
+        return partial(seen_by, self.look(step, parameters, training))
 
     @property
     def sampled(self) -> Tensors:
@@ -127,7 +128,7 @@ class VitalTracker(Examiner):
         twins = {n for n, of in pairs if not _are_alike(weights[n], weights[of])}
         facts.is_twin = np.array([name in twins for name in weights], bool)
         facts.num_dims = np.array([one.dim() for one in weights.values()], int)
-        since, seen, trained = self._step, None, None
+        since, seen, trained, sums = self._step, None, None, None
         facts.well_at[:] = since
         if self._before.tensors:
             seen = Comparison(self._start, self._before, now)
@@ -135,6 +136,7 @@ class VitalTracker(Examiner):
                 has_stepped = self._tell_trainers(facts, training, weights)
                 gradients = Gradients(weights, training.trainers, self._reader)
                 trained = _Trained(seen, facts, gradients if has_stepped else None)
+                sums = self._sums(facts, parameters, training) if has_stepped else None
         means, self._means = self._means, {} if trained is None else trained.means
         self._before, self._step = now, step
         self._done = {} if training is None else training.done
@@ -150,9 +152,18 @@ class VitalTracker(Examiner):
                 self._carried = {name: vars(facts)[name].copy() for name in _CARRIED}
             if not self._marks or not (marks == self._marks[-1][1]).all():
                 self._marks.append((step, marks))
-            return VitalReading(facts=facts, since_step=since)
+            gradient, of_tensors = self._gradients.told(sums, facts)
+            return VitalReading(
+                facts=facts, since_step=since, gradient=gradient, of_tensors=of_tensors
+            )
 
         return said
+
+    def _sums(self, facts: TensorFacts, parameters: Tensors, training: Training) -> GradientSums:
+        """The gradients of what an optimizer steps on itself: of a copy they may be scaled."""
+        names = facts.name[facts.trained_by == "own"].tolist()
+        names += [name for name in training.trainers if parameters[name].is_complex()]
+        return GradientSums.of(parameters, names, self._reader, training.before_clip)
 
     def _compare(self, facts: TensorFacts, seen: Comparison, marks: np.ndarray) -> None:
         """Add what the snapshot before says."""
@@ -169,6 +180,10 @@ class VitalTracker(Examiner):
         if self._updates:
             facts.past_updates = np.array(self._updates).T
         self._updates.append(facts.update.copy())
+        with np.errstate(all="ignore"):
+            kept = np.repeat(np.exp(-facts.shrunk), seen.now.num) * seen.before.values
+            facts.unexplained = seen.now.root_mean_square(seen.now.values - kept)
+        facts.unexplained[facts.trained_by == "frozen"] = math.nan
         last = self._last(facts)
         facts.has_moved = last["has_moved"] | ~(seen.is_still | seen.is_shrinking)
         facts.still_for = np.where(seen.is_still, last["still_for"] + 1, 0)
@@ -212,7 +227,7 @@ class VitalTracker(Examiner):
         for name, trainer in training.trainers.items():
             done, before = training.done[name], self._done.get(name, Sums())
             clock = done.offered.since(before.offered)
-            reached = done.taken.steps - before.taken.steps
+            taken = done.taken.since(before.taken)
             mean = clock.lr / max(clock.steps, 1)
             peak = self._peaks[name] = max(self._peaks.get(name, 0.0), trainer.lr, mean)
             share = trainer.lr / peak if peak > 0.0 else 0.0
@@ -221,7 +236,8 @@ class VitalTracker(Examiner):
             reach = trainer.farthest * clock.lr if clock.lr > 0.0 else math.inf
             past = float(trainer.has_past)
             found[name] = (
-                clock.steps, reached, mean, share, rise, decay, reach, past, trainer.momentum
+                clock.steps, taken.steps, mean, share, rise, decay, reach, past, trainer.momentum,
+                -taken.log_shrink,
             )  # fmt: skip
         return found
 
@@ -275,6 +291,7 @@ class VitalTracker(Examiner):
             "peaks": dict(self._peaks),
             "carried": {name: _tensor(column) for name, column in self._carried.items()},
             "updates": list(map(_tensor, self._updates)),
+            "gradients": self._gradients.state(),
             "marks": [(step, _tensor(marks)) for step, marks in self._marks],
         }
 
@@ -288,6 +305,7 @@ class VitalTracker(Examiner):
         self._peaks = dict(state["peaks"])
         self._carried = {name: _array(column) for name, column in state["carried"].items()}
         self._updates.extend(map(_array, state["updates"]))
+        self._gradients.restore(state.get("gradients", []))
         self._marks.extend((int(step), _array(marks)) for step, marks in state["marks"])
 
 

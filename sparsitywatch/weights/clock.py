@@ -484,6 +484,7 @@ class Training:
     has_stepped: bool = False  # whether one was since the last snapshot
     copied: Container[str] = frozenset()  # of which a copy of higher precision is stepped on
     frozen: Container[str] = frozenset()  # that require no grad
+    before_clip: float = math.nan  # norm of the gradients before a clip, as the training said it
 
 
 @dataclass(frozen=True, kw_only=True)

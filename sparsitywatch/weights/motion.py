@@ -17,6 +17,7 @@ for each of many small steps and wait for the last one, beside a training that n
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ import torch
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import DecayProjection, Dormant, MaskOverlap, Movement
 from sparsitywatch.records.curve import six_digits
+from sparsitywatch.records.run import block_of
 from sparsitywatch.weights.clock import FEW_STEPS, Clock, OptimizerReading
 from sparsitywatch.weights.layout import REPARAMETRIZED, Place
 from sparsitywatch.weights.snapshot import Sampler, float64_of
@@ -54,6 +56,8 @@ _FEW, _TYPICAL = 20, 2048
 #: Tensors that cannot tell may hold this share of the sample; above it nothing is told. Of a tensor
 #: of which no larger share moves nobody knows whether the rest is dormant or has come to rest.
 _MAX_UNKNOWN = 0.05
+#: An expert of a block, and so many blocks or experts that are told from either end.
+_EXPERT, _MOST_BLOCKS = re.compile(r".*?experts?\.\d+"), 16
 #: Bits of a float64 that hold its exponent.
 _EXPONENT = np.uint64(0x7FF << 52)
 
@@ -281,7 +285,23 @@ def _movement(motions: Mapping[str, TensorMotion], num_sampled: int, since: int)
         sign_flips=num_flips / total if total else math.nan,
         num_sampled=num_sampled,
         since_step=since,
+        by_block=_by_block(motions),
     )
+
+
+def _by_block(motions: Mapping[str, TensorMotion]) -> dict[str, float]:
+    """Update-to-weight by block or expert, rising; what began at zero has none yet."""
+    sums: dict[str, list[float]] = {}
+    for name, motion in motions.items():
+        found = _EXPERT.match(name)
+        own = sums.setdefault(found[0] if found else block_of(name), [0.0, 0.0])
+        own[0] += motion.change
+        own[1] += motion.size
+    ratios = [(math.sqrt(u / w), name) for name, (u, w) in sums.items() if u < math.inf > w > 0]
+    known = sorted((float(f"{ratio:.6g}"), name) for ratio, name in ratios)
+    if len(known) > 2 * _MOST_BLOCKS:
+        known = known[:_MOST_BLOCKS] + known[-_MOST_BLOCKS:]
+    return {name: ratio for ratio, name in known}
 
 
 @dataclass(frozen=True)

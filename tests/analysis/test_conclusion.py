@@ -330,3 +330,79 @@ def test_seeds_whose_means_alone_agree_are_as_far_apart_as_their_examples_make_t
     assert rounded.spreads[0].stderr == pytest.approx(same.stderr)
     alone = sw.Difference.paired([[0.1 + 0.2], [0.3]], [[0.0], [0.0]]).spreads[0]
     assert alone.stderr == pytest.approx(0.3 * (1 - 0.05**0.5) / 1.6448536)
+
+
+# ------------------------------------------------------------------ until it is told
+
+
+def seeds_of(values: np.ndarray) -> object:
+    """Draws the comparisons of the first seeds, of values [K, S]."""
+
+    def draw(num: int) -> list[sw.Comparison]:
+        means, errors = values[:, :num].mean(1), values[:, :num].std(1, ddof=1) / math.sqrt(num)
+        drawn = zip(means.tolist(), errors.tolist(), strict=True)
+        return [sw.Comparison("a", f"b{k}", sw.Difference.of(*one, num, "seed"))
+                for k, one in enumerate(drawn)]  # fmt: skip
+
+    return draw
+
+
+def is_false(found: Sequence[sw.Conclusion], truth: Sequence[float], within: float) -> bool:
+    """Whether a word is wrong: of no difference, or of one that is more than none."""
+    return any(
+        (one.word == "differs" and mean == 0.0) or (one.word == "equal" and abs(mean) > within)
+        for one, mean in zip(found, truth, strict=True)
+    )
+
+
+@pytest.mark.parametrize("truth", [(0.0,) * 4, (0.0, 0.0, 1.05, 6.0)])
+def test_the_error_holds_over_all_looks(
+    truth: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsitywatch.analysis.conclusion._needed", lambda *_: {})  # no word
+    values = np.random.default_rng(0).normal(0.0, 2.0, (1000, 4, 12)) + np.array(truth)[:, None]
+    false = sum(is_false(sw.until_told(seeds_of(own), 12), truth, 1.0) for own in values)
+    # the same words at each look, without a share of the risk for each, would be too many
+    naive = sum(
+        any(is_false(sw.verdicts(seeds_of(own)(num)), truth, 1.0) for num in (3, 5, 8, 12))
+        for own in values[:300]
+    )
+    assert false <= 100
+    assert naive > 30 or any(truth)
+
+
+def test_what_is_told_keeps_its_word_and_the_drawing_ends() -> None:
+    drawn: list[int] = []
+
+    def draw(num: int) -> list[sw.Comparison]:
+        drawn.append(num)
+        first = compared(9.0 if num == 3 else 0.0, 0.1, num, "seed")  # gone later
+        return [first, compared(5.0, 60.0 / num**2, num, "seed")]
+
+    found = sw.until_told(draw, 100)
+    assert [one.word for one in found] == ["differs", "differs"]
+    assert found[0].comparison.difference.mean == 9.0
+    assert drawn == [3, 5, 8]
+    never = [compared(0.0, 9.0, 3, "seed")]
+    assert [one.word for one in sw.until_told(lambda _: never, 3)] == ["cannot tell"]
+
+
+def test_each_look_takes_an_even_share_of_the_risk() -> None:
+    one = [compared(0.0, 9.0, 3, "seed")]  # looks at 3, 5, 8 and 12
+    (found,) = sw.until_told(lambda _: one, 12)
+    assert found.interval == one[0].difference.interval(1 - 0.1 / 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"limit": 2}, "limit"), ({"limit": 9, "start": 1}, "start"), ({"limit": 3.5}, "limit"),
+     ({"limit": 9, "confidence": 1.0}, "confidence")],
+)  # fmt: skip
+def test_a_drawing_is_refused_at_the_call(options: dict, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"Expected `{said}`"):
+        sw.until_told(lambda _: [compared(0.0, 1.0)], **options)
+
+
+def test_other_comparisons_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"draw\(5\)"):
+        sw.until_told(lambda num: [compared(0.0, 9.0, num, "seed")] * num, 12)

@@ -18,7 +18,6 @@ import sparsitywatch as sw
 from sparsitywatch.analysis.emergence import (
     Emergence,
     bin_ends,
-    emergence,
     to_bin_end,
     turns_of,
 )
@@ -188,11 +187,11 @@ def test_what_a_log_lacks_is_said(logs: tuple[Path, Path], tmp_path: Path, capsy
     assert "Expected spectra in the log of run 'run'" in capsys.readouterr().err
     live = sw.load(logs[0])
     with pytest.raises(StateError, match=r"first root mean square of each tensor in run\.json"):
-        emergence(Run(live.records, (), None, live.spectrum))
+        Run(live.records, (), None, live.spectrum).emergence()
     with pytest.raises(StateError, match="a log with spectra"):
         Run(live.records).spectrum(10)
     with pytest.raises(ConfigurationError, match="at least one record"):
-        emergence(Run([]))
+        Run([]).emergence()
 
 
 def test_spectra_of_some_snapshots_are_enough(tmp_path: Path, capsys) -> None:

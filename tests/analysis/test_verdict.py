@@ -15,7 +15,8 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import STATES, main_event
 from sparsitywatch.cli import main
 from sparsitywatch.page.data import page_data
-from sparsitywatch.records import WatchState
+from sparsitywatch.records import Began, Finding, Movement, Vital, WatchState
+from sparsitywatch.series import percent
 
 RELIANCE, TAKE_OFF = fake_run.events()
 NOW = 1.7e9 + 2010
@@ -311,21 +312,25 @@ def test_the_exit_status_says_it(watch, events, code: int, tmp_path: Path, capsy
     assert [event["id"] for event in told["events"]] == [event.id for event in events]
 
 
-def test_a_folder_is_a_table_with_the_worst_on_top(tmp_path: Path, capsys) -> None:
+def test_a_folder_is_a_table_with_the_worst_on_top(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "9999")
     looks = fake_run.looks(range(0, 2001, 200))
     for name, events, watch in [("a", [], state()), ("b", [TAKE_OFF], state()),
                                 ("c", [], state(status="off", reason="x"))]:  # fmt: skip
         fake_run.write_run(tmp_path / "runs" / name, looks, events, state=watch)
     assert main(["status", str(tmp_path)]) == 2
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ["run", "state", "last", "age", "events", "headline"]
-    cells = [re.split(r" {2,}", row) for row in rows]
-    assert [(name, level, last, events) for name, level, last, _, events, _ in cells] == [
+    assert head.split() == ["run", "state", "last", "age", "events"]
+    cells = [re.split(r" {2,}", row) for row in rows[::2]]
+    assert [(name, level, last, events) for name, level, last, _, events in cells] == [
         ("runs/c", "broken", "2,000", "0"), ("runs/b", "look", "2,000", "1"),
         ("runs/a", "healthy", "2,000", "0"),
     ]  # fmt: skip
     assert all(cell[3].endswith(" days") for cell in cells)
-    assert cells[0][5].startswith("The watch has been off since step 2,000; before that: no alarm")
+    headline = "  The watch has been off since step 2,000; before that: no alarm"
+    assert rows[1].startswith(headline)
     (tmp_path / "runs" / "c" / "sparsitywatch" / "records.jsonl").write_text("{}\n")
     assert main(["status", str(tmp_path), "--json"]) == 2
     told = json.loads(capsys.readouterr().out)["runs"]
@@ -333,6 +338,43 @@ def test_a_folder_is_a_table_with_the_worst_on_top(tmp_path: Path, capsys) -> No
     assert told[0]["headline"].startswith("The log cannot be read: ")
     assert told[1]["advice"] == TAKE_OFF.advice
     assert main(["status", str(tmp_path / "runs" / "a")]) == 0
+
+
+def test_a_smaller_every_is_advised_only_where_it_was_why() -> None:
+    none = {"last_step": -1, "num_taken": 0}
+    advice = run_of([], state(num_due=0, **none), records=()).verdict.advice
+    assert advice == "Choose a smaller `every`: the run ended before a snapshot was due."
+    left = run_of([], state(num_due=3, left_out="3 to keep within `max_overhead`", **none),
+                  records=()).verdict  # fmt: skip
+    assert left.advice.startswith("Choose a larger `max_overhead`")
+    assert "every" not in left.advice
+
+
+def test_before_the_first_snapshot_it_says_how_small_the_weights_began() -> None:
+    info = fake_run.run_info()
+    sizes = {entry.name: entry.num_weights for entry in info.ledger if entry.in_scope}
+    names, shares = list(sizes), [0.1, 0.4]
+    own = dict(zip(names, shares * len(names), strict=False))
+    whole = sum(own[name] * sizes[name] for name in names) / sum(sizes.values())
+    began = Began(step=3, near_zero={"initial_0.1": own})
+    run = Run([], [], replace(info, state=state(), began=began))
+    assert (
+        f"Now: near zero {percent(whole)} at step 3, as the watch began" in run.verdict.describe()
+    )
+
+
+def test_the_parts_that_move_least_and_most_are_named_and_what_does_not_train() -> None:
+    last = records()[-1]
+    moved = Movement(update_to_weight=0.01, sign_flips=0.0, num_sampled=9, since_step=last.step - 5,
+                     by_block={"h.1": 0.001, "h.0": 0.004, "h.2": 0.02})  # fmt: skip
+    stuck = Finding(kind="no_gradient", num=2, tensors=("a.lora_A", "a.lora_B"))
+    vital = Vital(num_tensors=9, num_sampled=9, findings=(stuck,))
+    told = run_of([], state(), records=[replace(last, movement=moved, vital=vital)]).verdict
+    assert told.training == (
+        "2 tensors reached by no gradient: a.lora_A, a.lora_B",
+        "update to weight 1 % in 5 steps, least h.1 0.1 %, most h.2 2 %",
+    )
+    assert "\nTraining: 2 tensors reached by no gradient: a.lora_A" in told.describe()
 
 
 def test_what_cannot_be_read_is_broken(tmp_path: Path, capsys) -> None:

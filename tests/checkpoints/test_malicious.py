@@ -99,8 +99,8 @@ CRAFTED: dict[str, tuple[Callable[[Path, Evil], Path], str | None]] = {
     "torch, among the weights": (lambda f, e: saved(f / "w.pt", WEIGHTS | {"x": e}), None),
     "torch, as another record": (as_another_record, None),
     "torch, before 1.6": (
-        lambda f, e: saved(f / "w.pt", {"x": e}, _use_new_zipfile_serialization=False),
-        "got a file from before. Write it anew",
+        lambda f, e: saved(f / "w.pt", {"model": WEIGHTS, "args": e, "step": 3},
+                           _use_new_zipfile_serialization=False), None,
     ),
     "a bare pickle": (bare_pickle, "expected a file of safetensors"),
     "lightning": (

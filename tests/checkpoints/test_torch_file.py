@@ -49,6 +49,17 @@ class TestNanoGPT(ReaderContract):
         return folder / "ckpt.pt"
 
 
+class TestBeforeVersion16(ReaderContract):
+    """As BERT's own were saved: pickles, and the storages behind them."""
+
+    format = "torch"
+
+    def write(self, model: nn.Module, folder: Path) -> Path:
+        target = folder / "pytorch_model.bin"
+        torch.save(model.state_dict(), target, _use_new_zipfile_serialization=False)
+        return target
+
+
 class TestShardedBin(ReaderContract):
     """``pytorch_model.bin.index.json``, as transformers wrote it before version 5."""
 
@@ -96,7 +107,8 @@ def test_where_the_weights_may_be(tmp_path: Path) -> None:
         assert all(same_bits(found[n], weights[n]) for n in weights)
 
 
-def test_tensors_of_every_form(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_old", [False, True])
+def test_tensors_of_every_form(is_old: bool, tmp_path: Path) -> None:
     base = torch.arange(60.0).reshape(6, 10)
     weights = {
         "base": base,
@@ -120,8 +132,9 @@ def test_tensors_of_every_form(tmp_path: Path) -> None:
         "uint16": torch.arange(3).to(torch.uint16),
     }
     path = tmp_path / "w.pt"
-    torch.save(weights, path)
+    torch.save(weights, path, _use_new_zipfile_serialization=not is_old)
     with open_checkpoint(path) as checkpoint:
+        assert len(checkpoint.entries()) == len(weights)
         for name, tensor in checkpoint.tensors():
             assert same_bits(tensor, weights[name].detach()), name
             assert in_chunks(checkpoint, name), name

@@ -71,6 +71,7 @@ def row(output: str, name: str) -> list[str]:
 
 
 def test_summary_table(logdir: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "9999")
     output = told(capsys, "summary", logdir)
     records = [record for record, _ in fake_run.looks(STEPS)]
     near_zero = [record.near_zero["initial_0.1"] for record in records]

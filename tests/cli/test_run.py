@@ -110,6 +110,38 @@ def test_a_script_that_is_not_there_and_options_that_mean_nothing(
         assert "usage: sparsitywatch run" in capsys.readouterr().err
 
 
+#: Modules of a package, each as the name by which Python runs it.
+MODULES = {
+    "pkg.sub": "a module", "pkg": "a package", "pkg.none": "no such module",
+    "pkg.empty": "no module to run", "none.sub": "no such package", "pkg.bad": "a fault",
+}  # fmt: skip
+MODULE = """\
+import sys
+from . import neighbour
+from .neighbour import Kept
+x: int = 1
+names = sorted(name for name in globals() if name.startswith("__"))
+print(sys.argv, sys.path[0], __name__, __file__, __package__, __spec__.name, names)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_run_as_python_runs_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / "pkg" / "empty").mkdir(parents=True)
+    for file, text in {
+        "__init__": "", "empty/__init__": "", "neighbour": "class Kept: pass\n", "sub": MODULE,
+        "__main__": MODULE, "bad": MODULE + "def fail(): 1 / 0\nfail()\n",
+    }.items():  # fmt: skip
+        (tmp_path / "pkg" / f"{file}.py").write_text(text)
+    given = ["-m", name, "--every", "x", "-m", "--", "-h"]
+    expected = ran(tmp_path, *given)
+    code, output, errors = ran(tmp_path, "-m", "sparsitywatch", "run", "--every", "7", *given)
+    own = [line for line in errors.splitlines() if line.startswith("sparsitywatch: ")]
+    assert (code, output) == expected[:2]
+    assert [line for line in errors.splitlines() if line not in own] == expected[2].splitlines()
+
+
 # ------------------------------------------------------------------ what it trains
 
 HEAD = """
@@ -190,10 +222,70 @@ def test_weights_are_the_same_and_each_module_has_a_log(name: str, tmp_path: Pat
     assert folders == set(logs)
     for folder, number in logs.items():
         run = sw.load(tmp_path / "runs" / "train" / folder)
-        assert [record.step for record in run.records] == [2 * i for i in range(1, number + 1)]
+        assert [record.step for record in run.records] == [2 * i for i in range(number + 1)]
         assert f"sparsitywatch: {folder} is watched, and logs into {run.directory.parent}" in errors
     assert errors.count(" is watched") == len(logs)
     assert main(["status", str(tmp_path / "runs" / "train")]) == 0
+
+
+WITH_PROXY = """
+import sparsitywatch as sw
+def make():
+    torch.rand(3)
+    batches = [torch.randn(64, 6) for _ in range(4)]
+    return sw.Proxy(batches, lambda model, x: (model(x) - 1).square().mean(1))
+made, broken, number = make(), lambda: {}["key"], 3
+model = Net()
+optimizer = torch.optim.AdamW(model.parameters())
+for _ in range(4):
+    step(model, optimizer)
+tell(model)
+"""
+
+
+@pytest.mark.slow
+def test_a_proxy_is_named_and_a_scope_and_what_is_neither_leaves_the_weights_watched(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(HEAD + WITH_PROXY)
+    expected = Child(script, cwd=tmp_path).communicate()[1]
+    for name, is_one in {"train:make": 1, "__main__:made": 1, "train:broken": 0, "no:x": 0}.items():
+        options = ["--proxy", name, "--scope", "up.*", "--scope", "*.weight", "--logdir", name]
+        code, output, errors = watched(script, *options)
+        assert (code, output) == (0, expected), errors
+        records = sw.load(tmp_path / name / "Net").records
+        assert [record.scope.num_tensors for record in records] == [4, 4, 4]
+        assert all((record.curve is not None) == bool(is_one) for record in records)
+        assert ("No evaluation: ConfigurationError: Expected `--proxy`" in errors) != bool(is_one)
+    assert main(["run", "--proxy", "train", str(script)]) == 2
+
+
+WORKERS = """
+def work(rank, path):
+    torch.manual_seed(rank)
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(6):
+        step(model, optimizer)
+    torch.save(model.state_dict(), f"{path}-{rank}.pt")
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(work, (sys.argv[1],), nprocs=1)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_a_script_starts_watch_what_they_train(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(HEAD + WORKERS)
+    plain = ran(tmp_path, "train.py", "plain")
+    options = ["--every", "2", "--max-overhead", "none"]
+    code, _, errors = ran(tmp_path, "-m", "sparsitywatch", "run", *options, "train.py", "watched")
+    assert code == plain[0] == 0, errors
+    first, second = (torch.load(tmp_path / f"{name}-0.pt") for name in ("plain", "watched"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    records = sw.load(tmp_path / "runs" / "train" / "Net").records
+    assert [record.step for record in records] == [0, 2, 4, 6]
+    assert "The processes that it started say what they watch" in errors
 
 
 EARLY = """
@@ -221,7 +313,7 @@ def test_what_a_script_sets_up_before_torch_holds(
     code, output, errors = ran(tmp_path, "-m", "sparsitywatch", "run", *options, "train.py")
     assert (code, output) == Child(tmp_path / "train.py").communicate()[:2], errors
     assert output.startswith("1 SourceFileLoader")
-    assert [record.step for record in sw.load(tmp_path / "log" / "Net").records] == [2, 4, 6]
+    assert [record.step for record in sw.load(tmp_path / "log" / "Net").records] == [0, 2, 4, 6]
 
 
 RESUMED = """
@@ -245,7 +337,7 @@ def test_a_script_that_resumes_goes_on_in_its_log(tmp_path: Path) -> None:
         assert code == 0, errors
     (folder,) = (tmp_path / "runs" / "train").iterdir()
     assert [path.name for path in folder.iterdir()] == ["sparsitywatch"]
-    assert [record.step for record in sw.load(folder).records] == [2, 4, 6, 8, 10, 12]
+    assert [record.step for record in sw.load(folder).records] == [0, 2, 4, 6, 8, 10, 12]
 
 
 def test_words_that_cannot_be_said_are_no_fault_and_go_where_stderr_was(
@@ -298,7 +390,7 @@ def test_under_torchrun_all_ranks_watch_into_one_log(way: str, kind: str, tmp_pa
     (folder,) = (tmp_path / "log").iterdir()
     assert folder.name == kind
     records = sw.load(folder).records
-    assert [record.step for record in records][:3] == [2, 4, 6]  # the last one is on its way
+    assert [record.step for record in records][:4] == [0, 2, 4, 6]  # the last one is on its way
     assert all(record.valid and record.scope.num_weights == 224 for record in records)
     compared = {record.replicas.num_ranks for record in records if record.replicas}
     assert compared == ({2} if way == "ddp" else set())
@@ -440,6 +532,11 @@ def test_the_smallest_module_is_found_in_whatever_holds_it() -> None:
     assert module_of({id(inner[2].weight)}) is inner[2]
     assert module_of({id(torch.zeros(1))}) is None
     assert module_of(set()) is None
+    frozen = nn.ModuleDict({"base": nn.Linear(4, 4).requires_grad_(False), "lora": nn.Linear(2, 2)})
+    adapted = nn.Sequential(frozen, nn.Linear(3, 3).requires_grad_(False))
+    kept = nn.ModuleList([adapted, nn.Linear(5, 5)])
+    assert module_of({id(p) for p in frozen["lora"].parameters()}) is adapted
+    assert module_of({id(p) for p in kept.parameters() if p.requires_grad}) is kept
     compiled = torch.compile(Named(), backend="eager")
     assert module_of({id(p) for p in compiled.parameters()}) is compiled._orig_mod
     holder._handle = object()  # as FSDP1's wrapper

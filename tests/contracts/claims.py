@@ -27,6 +27,25 @@ class Claim:
         return self.text.format(**self.says(runs))
 
 
+def paper_word(
+    says: str, intervals: Sequence[tuple[float, float]], runs: Sequence[bool] = ()
+) -> str:
+    """The word of a claim of the paper, by the intervals of the differences, or by its runs."""
+    if says == "exists":
+        silent = "against it" if 0.75 ** len(runs) <= 0.05 else "not seen"
+        return "not done" if not runs else "agrees" if any(runs) else silent
+    if says == "larger":
+        is_so = [low > 0.0 for low, _ in intervals]
+        is_not = [high < 0.0 or (-1.0 <= low <= 0.0 and high <= 1.0) for low, high in intervals]
+    else:
+        is_so = [low >= -1.0 and high <= 1.0 for low, high in intervals]
+        is_not = [not so and not low <= 0.0 <= high
+                  for so, (low, high) in zip(is_so, intervals, strict=True)]  # fmt: skip
+    if any(is_not):
+        return "against it"
+    return "not done" if not intervals else "agrees" if all(is_so) else "cannot tell"
+
+
 def section_of(markdown: str, heading: str) -> str:
     """A section of second level, from below its heading to the next one."""
     (found,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", markdown, re.M | re.S)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.records import (
+    OF_TRAINING,
+    BlockGradient,
     Cost,
     DecayProjection,
     Detail,
@@ -24,6 +26,7 @@ from sparsitywatch.records import (
     Event,
     Finding,
     Forecast,
+    Gradient,
     LayerColumns,
     Layers,
     LayerShare,
@@ -180,6 +183,20 @@ def _vital(step: int) -> Vital:
         still_since_start=0.01,
         since_step=step - 25,
         findings=(finding,),
+        gradient=gradient(step),
+    )
+
+
+def gradient(step: int) -> Gradient:
+    """A norm that falls, and two blocks."""
+    norm = 0.5 + 0.3 * math.exp(-step / 500)
+    numbers = {"zeros": 0.02, "change": 0.9, "update_to_weight": 0.01}
+    blocks = (
+        BlockGradient(name="bert.encoder.layer.0", norm=0.8 * norm, **numbers),
+        BlockGradient(name="bert.encoder.layer.1", norm=0.6 * norm, **numbers),
+    )
+    return Gradient(
+        num_tensors=30, norm=norm, zeros=0.02, change=0.9, before_clip=1.2, blocks=blocks
     )
 
 
@@ -299,6 +316,10 @@ def _layers(
                 near_zero={"initial_0.1": min(1.0, weight * near_zero), "zero": 0.0},
                 removed=tuple(removed),
                 dormant=min(1.0, weight * 0.1),
+                gradient=0.1,
+                gradient_zeros=0.05,
+                gradient_change=0.9,
+                update_to_weight=0.01,
             )
         )
     return tuple(layers)
@@ -447,6 +468,10 @@ def write_long_run(
             near_zero={"initial_0.1": shares(record.near_zero["initial_0.1"])},
             removed=np.stack([shares(level) for level in LEVELS]),
             dormant=shares(record.dormant.fraction),
+            trained={
+                field: np.full(num_tensors, getattr(record.layers[0], field))
+                for field in OF_TRAINING
+            },
         )
         scope = ScopeSummary(num_tensors=num_tensors, num_weights=num_tensors << 20)
         record = replace(record, layers=Layers(columns), scope=scope)

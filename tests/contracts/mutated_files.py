@@ -197,13 +197,24 @@ def _archive_changed(data: bytes, chance: random.Random) -> bytes:
     return target.getvalue()
 
 
+def _old_changed(data: bytes, chance: random.Random) -> bytes:
+    """One of the five pickles changed that a file from before torch 1.6 begins with."""
+    file, starts = io.BytesIO(data), [0]
+    for _ in range(4):
+        list(pickletools.genops(file))
+        starts.append(file.tell())
+    start = chance.choice(starts)
+    return data[:start] + _pickle_changed(data[start:], chance)
+
+
 def _meaning_changed(name: str, data: bytes, chance: random.Random) -> bytes:
     if name.endswith(".json"):
         return _json_changed(data, chance)
     if name.endswith(".safetensors"):
         return _header_changed(data, chance)
     if name.endswith(".pt"):
-        return _archive_changed(data, chance)
+        changed = _archive_changed if data.startswith(b"PK") else _old_changed
+        return changed(data, chance)
     return (
         _pickle_changed(data, chance)
         if name.endswith(".metadata")

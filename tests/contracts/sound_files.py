@@ -73,6 +73,11 @@ def _torch(folder: Path) -> Path:
     return saved(folder / "ckpt.pt", {"model": weights(), "step": 3, "args": Path("a")})
 
 
+def _torch_old(folder: Path) -> Path:
+    content = {"model": weights(), "step": 3, "args": Path("a")}
+    return saved(folder / "ckpt.pt", content, _use_new_zipfile_serialization=False)
+
+
 def _trainer(folder: Path) -> Path:
     safetensors.torch.save_file(weights(), str(folder / "model.safetensors"))
     (folder / "training_args.bin").write_bytes(b"never read")
@@ -312,6 +317,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "safetensors": _safetensors,
     "safetensors, sharded": _sharded,
     "torch": _torch,
+    "torch, before 1.6": _torch_old,
     "trainer": _trainer,
     "distributed": _dcp,
     "trainer, FSDP": _fsdp,

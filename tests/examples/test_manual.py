@@ -27,6 +27,8 @@ PAGES = sorted(
 #: What blocks of other pages take for granted beside that.
 GIVEN = """
 proxy, held_out_batches = sw.Proxy([inputs[:64]], value), [inputs[:64]]
+with sw.watch(model, optimizer, every=10, logdir="runs/mine", max_overhead=None):
+    train(20)
 """
 #: Blocks that no test runs, by how they begin.
 NOT_RUN = {

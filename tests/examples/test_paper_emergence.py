@@ -83,7 +83,7 @@ def test_the_turns_are_those_of_the_detector_as_it_is(name: str) -> None:
     contexts = [dict(zip(names, values, strict=True)) for values in columns]
     seen = turns_of(np.array(one["steps"]), shares, contexts)
     found = [
-        {**{name: getattr(turn, name) for name in emergence.TURN}, "series": f"near_zero/{name}"}
+        {**{name: getattr(turn, name) for name in kept.TURN}, "series": f"near_zero/{name}"}
         for name, own in zip(one["thresholds"], seen, strict=True)
         for turn in own
     ]

@@ -166,6 +166,22 @@ def test_steps_so_short_that_counting_them_costs_the_limit_leave_snapshots_a_fif
     assert budget.share <= 0.0122
 
 
+def test_first_looks_are_in_no_share_and_leave_the_rest_what_it_would_be() -> None:
+    budget, other = Clocked(0.01, 0.01), Clocked(0.01, 0.01)
+    budget.apart.add(8)
+    for one in (budget, other):
+        one.clock += 10.0
+        one.take(0.02)
+    budget.enter()
+    budget.clock += 3.0
+    budget.attribute(3.0, step=8)
+    budget.leave()
+    assert budget.apart_s == 3.0
+    assert budget.share == pytest.approx(other.share)
+    assert budget.elapsed_s() == pytest.approx(other.elapsed_s())
+    assert budget.wait_s(Due.WEIGHTS) == pytest.approx(other.wait_s(Due.WEIGHTS))
+
+
 def test_without_a_limit_everything_is_allowed() -> None:
     budget = Clocked(None, 1e9, 1e9)
     budget.attribute(1e9, evaluated=True)

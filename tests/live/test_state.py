@@ -25,6 +25,12 @@ def state_of(logdir: Path) -> WatchState:
     return info.state
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which each line is whole."""
+    monkeypatch.setenv("COLUMNS", "9999")
+
+
 def summary(logdir: Path, capsys) -> list[str]:
     assert main(["summary", str(logdir)]) == 0
     return capsys.readouterr().out.splitlines()

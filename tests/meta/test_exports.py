@@ -22,7 +22,7 @@ PUBLIC = {
     "SparsityCurve", "SparsityWatchError", "StateError", "Watcher", "__version__", "actions",
     "adaptive", "assert_trains", "audit", "detectors", "errors", "essential_sparsity",
     "finetuned_curve", "load", "mask_similarity", "measure", "patterns", "replay", "schedules",
-    "sinks", "sweeps", "verdicts", "verify", "watch",
+    "sinks", "sweeps", "until_told", "verdicts", "verify", "watch",
 }  # fmt: skip
 #: What one level down is for users, too.
 FACES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.metadata
 import json
 import re
@@ -139,3 +140,21 @@ def test_optional_packages_wait_until_they_are_needed() -> None:
     loaded = modules_after("import sparsitywatch as sw; sw.watch; sw.Proxy; sw.Watcher")
     assert "sparsitywatch.live.watcher" in loaded
     assert loaded.isdisjoint({"accelerate", "lightning", "numba", "transformers"})
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    # those under TYPE_CHECKING and in functions count, too
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / "sparsitywatch").rglob("*.py")
+        if "integrations" not in path.parts
+    }
+    graph: dict[str, set[str]] = {name: set() for name in paths}
+    for name, path in paths.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names} & paths.keys()
+                graph[name] |= (inner or {node.module} & paths.keys()) - {name}
+    assert len(graph) > 100
+    assert any(graph.values())
+    graphlib.TopologicalSorter(graph).prepare()  # a CycleError names one

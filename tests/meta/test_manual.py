@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -65,6 +67,24 @@ def test_every_error_is_on_its_page_with_its_bases() -> None:
     for name, kind in own.items():
         bases = {base.__name__ for base in kind.__bases__} - {"SparsityWatchError", "Exception"}
         assert {told[name]} - {None} == bases, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("link", "status"), [("other.md#place", 0), ("nowhere.md", 1), ("other.md#nowhere", 1)]
+)
+def test_make_docs_ends_at_a_link_to_nowhere(tmp_path: Path, link: str, status: int) -> None:
+    """With the options of Makefile and what mkdocs.yml says of links, on two pages."""
+    pytest.importorskip("mkdocs")  # of the group docs
+    command = re.search(r"-m (mkdocs build .*) \$\(ARGS\)", (ROOT / "Makefile").read_text())[1]
+    rules = re.search(r"^validation:\n(?: .*\n)+", (ROOT / "mkdocs.yml").read_text(), re.M)[0]
+    (tmp_path / "mkdocs.yml").write_text(f"site_name: x\ntheme: mkdocs\n{rules}")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# A\n\n[there]({link})\n")
+    (tmp_path / "docs" / "other.md").write_text("# B\n\n## Place\n")
+    words = [sys.executable, "-m", *shlex.split(command)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
 
 
 def test_links_into_the_repository_are_words_and_broken_ones_stay(hooks: ModuleType) -> None:

@@ -22,6 +22,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
+VENDORED = ROOT / "sparsitywatch" / "page" / "web" / "vendor" / "uPlot.iife.min.js"
 LINK = Path("sparsitywatch", "integrations")
 
 
@@ -222,6 +223,19 @@ def test_addresses_are_absolute_as_soon_as_the_repository_has_one() -> None:
         assert beside == []
     assert all((ROOT / target.partition("#")[0]).is_file() for target in beside)
     assert all(address.startswith("https://") for address in project["urls"].values())
+
+
+def test_the_parts_are_what_the_package_needs_and_ships() -> None:
+    done = run(sys.executable, ".ci/parts.py", cwd=ROOT)
+    told = json.loads(done.stdout)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.match(r"[\w-]+", one)[0].replace("_", "-") for one in project["dependencies"]}
+    names = {part["name"]: part for part in told["components"]}
+    assert names.keys() >= needed | {"uplot", "sympy"}  # torch needs that
+    assert "pytest" not in names
+    assert f"(v{names['uplot']['version']})" in VENDORED.read_text(encoding="utf-8")
+    assert told["metadata"]["component"]["version"] == project["version"]
+    assert all(part["licenses"][0]["license"]["name"] != "not said" for part in names.values())
 
 
 @whole

@@ -182,7 +182,8 @@ def test_a_run_without_a_proxy_has_nothing_of_the_model(weights_page: Page) -> N
     assert data["curves"] == []
     assert not [name for name in data["series"] if name.startswith(("value/", "essential"))]
     assert [tile["label"] for tile in data["tiles"]] == ["near zero", "dormant"]
-    assert set(weights_page.details["maps"]["rows"]) == {"near_zero", "dormant"}
+    kinds = {"near_zero", "dormant", "gradient", "zeros", "update"}
+    assert set(weights_page.details["maps"]["rows"]) == kinds
     assert weights_page.details["maps"]["level"] is None
 
 

@@ -16,6 +16,7 @@ from sparsitywatch.errors import StateError
 from sparsitywatch.records import (
     SCHEMA_VERSION,
     Began,
+    BlockGradient,
     Content,
     Cost,
     DecayProjection,
@@ -24,6 +25,7 @@ from sparsitywatch.records import (
     Event,
     Finding,
     Forecast,
+    Gradient,
     LayerShare,
     LedgerEntry,
     MaskOverlap,
@@ -88,7 +90,7 @@ RECORDS = plain(
     scope=plain(ScopeSummary),
     near_zero=RULES,
     dormant=st.none() | plain(Dormant, projection=st.none() | plain(DecayProjection)),
-    movement=st.none() | plain(Movement),
+    movement=st.none() | plain(Movement, by_block=RULES),
     masks=st.none() | plain(MaskOverlap),
     forecast=st.none() | plain(Forecast),
     curve=st.none() | curves(),
@@ -99,7 +101,13 @@ RECORDS = plain(
     replicas=st.none() | plain(Replicas),
     source=st.none() | plain(Source, contents=st.lists(plain(Content), max_size=2).map(tuple)),
     xray=st.none() | plain(XRay, layers=plain(XRayLayers)),
-    vital=st.none() | plain(Vital, findings=st.lists(plain(Finding), max_size=2).map(tuple)),
+    vital=st.none()
+    | plain(
+        Vital,
+        findings=st.lists(plain(Finding), max_size=2).map(tuple),
+        gradient=st.none()
+        | plain(Gradient, blocks=st.lists(plain(BlockGradient), max_size=2).map(tuple)),
+    ),
     cost=plain(Cost),
     provenance=PROVENANCES,
 )

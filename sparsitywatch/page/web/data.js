@@ -9,7 +9,7 @@
  * @typedef {{number: number, series: string, title: string, when: string, where: string[],
  *   why: string[], also: string[], do: string, severity: string, onset: number, low: number, high: number,
  *   seen: number, reverted: number}} RunEvent
- * @typedef {{step: number, sparsity: number[], harm: Values, reason: string}} Curve
+ * @typedef {{step: number, sparsity: number[], harm: Values, reason: string, drop: string}} Curve
  * @typedef {[string, string, string]} Fact
  * @typedef {{failed: [number, string][], num_failed: number, notes: [number, string][],
  *   scope: string, ledger: (string | number)[][], replayed_from: string[],

@@ -483,7 +483,7 @@ export class Page {
       pin: (step) => this.pin(step), hover: (step) => this.hover(step) });
     const level = details.maps.level === null ? "" : ` when ${percent(details.maps.level)} of all go`;
     map.replaceChildren(
-      h("h2", {}, `Every tensor${this.whose} by ${data.unit} `, h("small", {}, "share of each tensor's own weights, or of its layer's inputs; click a name for the size of its weights")),
+      h("h2", {}, `Every tensor${this.whose} by ${data.unit} `, h("small", {}, "share of each tensor's own weights, of its layer's inputs, or of the gradient; click a name for the size of its weights")),
       h("div", { class: "tools" },
         this.select("show", "kind", kinds.map((kind) => [kind, KINDS[kind] + (kind === "removed" ? level : kind === "dead" ? ", dormant" : "")])),
         this.select("group by", "group", [["none", "nothing"], ["block", "block"], ["kind", "kind"]]),

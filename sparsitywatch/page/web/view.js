@@ -145,7 +145,7 @@ export function drawCost(root, data, step) {
   const at = (/** @type {string} */ name) => data.series[`essential_sparsity/${name}`]?.[t] ?? null;
   const [value, low, high] = [at("value"), at("low"), at("high")];
   const interval = low === null || high === null ? "" : ` [${percent(low)}, ${percent(high)}]`;
-  const told = value === null ? `says nothing: ${curve.reason || "not known"}` : `essential sparsity ${percent(value)}${interval}`;
+  const told = value === null ? `says nothing: ${curve.reason || "not known"}` : `essential sparsity ${percent(value)}${interval}, ${curve.drop}`;
   root.replaceChildren(
     h("h2", {}, "What removing weights costs ", h("small", {}, "at the cursor")),
     h("p", { class: "legend" }, `${capital(numbered(data, curve.step))}: ${told}`),
