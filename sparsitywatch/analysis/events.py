@@ -614,7 +614,7 @@ class EventTracker:
         """The event that this detection is a part of, the latest if there are several."""
         for followed in reversed(self._followed.values()):
             first = followed.event
-            if followed.has_told(event):
+            if followed.has_told(event) or first.kind == event.kind in LEVEL_KINDS:
                 return followed
             is_other = _origin(event) not in (_origin(first), *first.related)
             # a judge of change sees what one of height has told
@@ -658,6 +658,11 @@ def _is_family(first: Event, other: Event) -> bool:
 
 def _joined(first: Event, other: Event) -> Event:
     """The event that two detections are; near-zero rules may have moved against each other."""
+    if other.kind in LEVEL_KINDS:  # of more tensors by now
+        return replace(
+            first, series=other.series, value=other.value, layers=other.layers,
+            reason=other.reason, settled_step=other.detected_step,
+        )  # fmt: skip
     if first.direction != other.direction and _is_family(first, other):
         opposed = dict.fromkeys((*first.opposed, _origin(other)))
         return _if_opposed(replace(first, opposed=tuple(opposed)))

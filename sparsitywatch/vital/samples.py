@@ -96,7 +96,11 @@ class Comparison:
             return self.now.root_mean_square(self.before.values)
 
     def num_moved(self, index: int, allowed: np.ndarray | float) -> int:
-        """How many weights of a tensor moved farther, not to a value that many of them have."""
+        """How many weights of a tensor moved farther, not to a value that many of them have.
+
+        So are those at zero, which the steps after a mask move by what is ``allowed``, if most of
+        the others stayed where they were.
+        """
         where = self.now.slice_of(index)
         before, now = self.before.values[where], self.now.values[where]
         with np.errstate(all="ignore"):  # what is not finite is told beside
@@ -109,6 +113,10 @@ class Comparison:
         is_common = (sizes == values[:, None]).sum(axis=1) >= many
         if is_common.any():
             is_far &= ~np.isin(sizes, values[is_common])
+        is_zero = sizes <= allowed
+        rest = is_far & ~is_zero
+        if 2 * np.count_nonzero(rest) < np.count_nonzero(~is_zero):
+            is_far = rest
         return int(np.count_nonzero(is_far))
 
     @np.errstate(all="ignore")  # what is not finite is told beside

@@ -215,6 +215,25 @@ def test_a_note_on_tensors_waits_where_all_weights_are_soon_an_event(
         assert [(e.kind, e.layers) for e in found] == [("sparser", ("small",))] * is_told
 
 
+def test_a_note_on_tensors_is_one_that_is_revised_as_more_become_sparser() -> None:
+    def record(step: int, *own: float) -> Record:
+        layers = tuple(
+            LayerShare(name=f"{place}", num_weights=size, rms=1.0, near_zero={"zero": share})
+            for place, (size, share) in enumerate(((1000, own[0]), (1000, own[1]), (10**6, 0.0)))
+        )
+        return made_record(step, {"zero": sum(own) / 1002}, layers=layers, num_weights=1_002_000)
+
+    history = History(default_detectors(Settings(near_zero=["zero"])))
+    shares = [(0.0, 0.0), (0.2, 0.0), (0.2, 0.0), (0.2, 0.2), (0.2, 0.2), (0.2, 0.2)]
+    told = [history.add(record(10 * i, *own)) for i, own in enumerate(shares)]
+    assert [(len(one.new), len(one.revised)) for one in told] == [
+        (0, 0), (0, 0), (1, 0), (0, 0), (0, 1), (0, 0)
+    ]  # fmt: skip
+    (event,) = history.events
+    assert (event.kind, event.value, set(event.layers)) == ("sparser", 2.0, {"0", "1"})
+    assert (event.detected_step, event.revised_step, event.course) == (20, 40, "settled")
+
+
 # ------------------------------------------------------------------ healthy, and sparse before
 
 

@@ -473,8 +473,6 @@ def _quick_and_quiet(caplog: pytest.LogCaptureFixture) -> Any:
 
 #: What is told otherwise, and why; numbers are of the seed of the report, and of two others.
 WRONG = {
-    "a block of rows": "rows of zeros are told as overwritten first, and as near zero beside it "
-    "(3 of 3 seeds)",
     "random labels": "what a value gained and lost by chance is told as lost, and once not at all "
     "(2 of 3 seeds)",
 }
