@@ -235,7 +235,7 @@ def test_a_link_brings_back_the_zoom_and_the_runs(open_page: Open, tmp_path: Pat
     with page_server(tmp_path) as url:
         page = open_page(url)
         expect_text(page, ".heat", "query")
-        page.get_by_role("button", name="Show a below").click()
+        expect_text(page, ".eyebrow", "run a ")  # the shown one, before anything is chosen
         page.get_by_label("f", exact=True).check()
         over = page.locator("[data-chart=sparse] .u-over")
         box = over.bounding_box()
