@@ -91,7 +91,7 @@ def pytest_collection_finish() -> None:
             sys.modules[name].traceback = SimpleNamespace(format_stack=list)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """One in which what a command says is not folded."""
     monkeypatch.setenv("COLUMNS", "9999")

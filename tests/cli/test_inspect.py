@@ -18,8 +18,6 @@ from sparsitywatch.cli import main
 from sparsitywatch.series import percent
 from sparsitywatch.weights.scope import Scope
 
-pytestmark = pytest.mark.usefixtures("wide_terminal")
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,7 +21,6 @@ import sparsitywatch as sw
 from sparsitywatch.cli import main
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
 
-pytestmark = pytest.mark.usefixtures("wide_terminal")
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,8 +22,6 @@ import sparsitywatch as sw
 from sparsitywatch.cli import main
 from sparsitywatch.live.schedule import Due
 
-pytestmark = pytest.mark.usefixtures("wide_terminal")
-
 
 def status(logdir: Path, capsys) -> tuple[int, str]:
     """Exit code and text of ``sparsitywatch status``."""
