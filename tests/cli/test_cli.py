@@ -97,7 +97,7 @@ def test_summary_table(logdir: Path, capsys, monkeypatch) -> None:
     assert max(map(len, table.splitlines())) <= 80  # columns of a terminal
     leading = [line.split()[0] for line in table.splitlines()[1:10]]
     assert leading == [name.format(rule="initial_0.1") for name in LEADING]
-    assert table.splitlines()[10] == "and 46 more: --all"
+    assert table.splitlines()[10] == "and 52 more: --all"
     monkeypatch.setenv("COLUMNS", "120")
     assert row(told(capsys, "summary", logdir, "--all"), "essential_sparsity/knee")
 
