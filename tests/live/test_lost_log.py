@@ -166,7 +166,9 @@ def test_a_disk_that_stays_full_takes_the_last_word(end: str, disk: Path, now, c
     assert "JsonlSink lacks all since step 13: " in told
     assert "killed" not in told
     assert "without closing" not in told
-    assert [r.step for r in read_records(disk / "sparsitywatch")] == list(range(1, 13))
+    # all before; at the end the room that is left in the last page of a file may take one more
+    steps = [r.step for r in read_records(disk / "sparsitywatch")]
+    assert steps in (list(range(1, 13)), list(range(1, 14)))
 
 
 @pytest.mark.parametrize("what", ["sparsitywatch", "."], ids=["its folder", "the logdir"])
