@@ -169,7 +169,8 @@ def test_an_unedited_script_whose_thread_outlives_main_is_watched_to_its_end(
     assert done.returncode == 0, done.stderr
     (records,) = (tmp_path / "log").rglob("records.jsonl")
     steps = [json.loads(line)["step"] for line in records.read_text().splitlines()]
-    assert [step for step in steps if step] == [*range(5, 41, 5)]
+    first_looks = {8, 32}
+    assert [step for step in steps if step] == sorted({*range(5, 41, 5)} | first_looks)
 
 
 # ------------------------------------------------------------------ what goes with a watch

@@ -18,6 +18,7 @@ OF_WEIGHTS = {
     ("weights/snapshot.py", "cpu"),  # the sampled weights
     ("weights/spectrum/counting.py", "cpu"),  # the counts of all tensors
     ("vital/reading.py", "tolist"),  # which gradients are all zero
+    ("vital/gradients.py", "cpu"),  # norms and zeros of all gradients
     ("live/ring.py", "cpu"),  # how far each block moved at each step
 }
 OF_EVALUATION = {

@@ -248,7 +248,7 @@ def test_how_each_run_stands(logs: Path) -> None:
     stands = {name: json.loads(ask(server, "/summary", f"run={name}")[2]) for name in names(server)}
     assert stands["a"] | {"headline": ""} == {
         "state": "look", "badge": "2 events", "headline": "", "last": "step 2,000",
-        "time": 1_700_002_000, "events": 2,
+        "time": 1_700_002_000, "heard": 1_700_002_000, "events": 2,
     }  # fmt: skip
     assert stands["a"]["headline"].startswith(
         "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise"
