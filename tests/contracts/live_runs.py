@@ -17,6 +17,12 @@ from sparsitywatch.records import Cost, Record, to_json
 STEPS, EVERY = 12, 3
 
 
+#: What steps alone tell of a tensor.
+_OF_STEPS = dict.fromkeys(
+    ("dormant", "gradient", "gradient_zeros", "gradient_change", "update_to_weight"), math.nan
+)
+
+
 def told_by_weights(record: Record) -> str:
     """The part of a record that weights and settings decide, as JSON: NaN equals NaN."""
     return to_json(
@@ -27,7 +33,7 @@ def told_by_weights(record: Record) -> str:
             why_no_clock="",
             # a file tells neither gradients nor optimizers
             **dict.fromkeys(("dormant", "movement", "forecast", "vital", "source")),
-            layers=tuple(dataclasses.replace(x, dormant=math.nan) for x in record.layers),
+            layers=tuple(dataclasses.replace(x, **_OF_STEPS) for x in record.layers),
             cost=Cost(
                 stall_s=0.0,
                 spectrum_s=0.0,
