@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 
 def records(directory: Path) -> list[dict[str, Any]]:
@@ -44,3 +46,18 @@ def _layers(path: Path, places: dict[str, list[int]] | None) -> list[dict[str, A
 
 def _or_null(number: float) -> float | None:
     return None if math.isnan(number) else float(number)
+
+
+#: Sizes of gradients: of what ranks add up in parts the last digits may differ. In JSON, in a text
+#: of it, or at a path.
+_IN_PARTS = re.compile(
+    r'((?:(?:norm|change|gradient|gradient_change)\\*"|/gradients/\d+/[\w.]+): ?)([-+.e0-9]+)'
+)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """What ranks have told is what one process has, sizes of gradients but for the last digits."""
+    ours, theirs = json.dumps(found), json.dumps(expected)
+    assert _IN_PARTS.sub(r"\1", ours) == _IN_PARTS.sub(r"\1", theirs)
+    sizes = [[float(x) for _, x in _IN_PARTS.findall(text)] for text in (ours, theirs)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-5)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from contracts.logged import assert_same
 from contracts.rank_cases import Came, case
 from contracts.sharded import HELD_OUT, Batch, Training, batch, lines, loss, unlike, unwatched
 from contracts.watched import sees_step_6
@@ -146,4 +147,4 @@ def test_batches_of_each_rank_count_as_those_of_one_process(name: str, came: Cam
     assert first["records"] == second["records"]
     assert set(first["hashes"]).isdisjoint(alone["hashes"])
     ours, theirs = first["hashes"][0], alone["hashes"][0]
-    assert [record.replace(ours, theirs) for record in first["records"]] == alone["records"]
+    assert_same([x.replace(ours, theirs) for x in first["records"]], alone["records"])

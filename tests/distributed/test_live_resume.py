@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from contracts.logged import assert_same
 from contracts.rank_cases import Came, case
 from contracts.sharded import Training, lines, log_of
 from torch import distributed
@@ -91,9 +92,9 @@ def test_records_after_a_resume_are_those_of_a_run_that_was_not_interrupted(
 ) -> None:
     (expected,) = came("one_13")
     for records in came(name):
-        assert records == expected["records"]
+        assert_same(records, expected["records"])
     log = came.folder(name) / "log"
-    assert log_of(log) == log_of(came.folder("one_13") / "log")
+    assert_same(log_of(log), log_of(came.folder("one_13") / "log"))
 
 
 def test_without_a_state_the_log_is_gone_on_from_on_every_rank(came: Came) -> None:
@@ -101,7 +102,7 @@ def test_without_a_state_the_log_is_gone_on_from_on_every_rank(came: Came) -> No
     assert first == second
     (expected,) = came("one_13")
     assert len(first) == 3
-    assert first[0] == expected["records"][0]
+    assert_same(first[0], expected["records"][0])
 
 
 @pytest.mark.parametrize("name", ["from two", "from two of DDP"])
@@ -112,4 +113,4 @@ def test_the_state_is_the_same_on_every_rank_and_on_one(name: str, came: Came) -
     assert len(first) > 20
     # of units that several ranks share an x-ray says nothing
     told, expected = ([x for x in of if "/least_dead/" not in x] for of in (first, alone))
-    assert told == expected
+    assert_same(told, expected)
