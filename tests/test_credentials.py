@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sparsitywatch import credentials
+from sparsitywatch import redact
 from sparsitywatch.redact import redacted
 
 try:
@@ -313,8 +313,8 @@ def flat(repeated: object) -> list[tuple]:
 
 
 PATTERNS = [
-    *credentials._LINES,
-    *(one[1] for one in (*credentials._BY_NAME, *credentials._BY_FORM)),
+    *redact._LINES,
+    *(one[1] for one in (*redact._BY_NAME, *redact._BY_FORM)),
 ]
 
 
