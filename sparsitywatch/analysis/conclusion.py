@@ -161,7 +161,7 @@ def until_told(
 
     >>> drawn = lambda num: [Comparison("a", "b", Difference.of(9.0, 5 / num, num, "seed"))]
     >>> print(*until_told(drawn, limit=12))
-    a − b: +9.0 [+5.4, +12.6] points: they differ, a is higher
+    a − b: +9.0 [+5.5, +12.5] points: they differ, a is higher
     """
     expect_whole("start", start, 2)
     expect_whole("limit", limit, start)
