@@ -15,6 +15,7 @@ prints a word for each claim, by one rule, from what the commands have kept:
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -183,8 +184,9 @@ def rows() -> Iterator[list[str]]:
         yield [one.figure, one.claim, *word(one)]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the words; returns the exit status."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args(argv)
     print(table(["figure", "claim", "word", "by"], [*rows()]))
     return 0
 
