@@ -52,7 +52,7 @@ def test_every_block_is_run_or_it_is_said_why_not() -> None:
         for lines in indented(text):
             (why,) = [start for start in NOT_RUN if start in lines[0]] or [""]
             found.add(why)
-            command = r"    (make|pip|python|sparsitywatch|tensorboard) [\w.\"'-]"
+            command = r"    (make|pip|python|sparsitywatch|tensorboard|torchrun) [\w.\"'-]"
             if lines[0].startswith("    >>>"):
                 assert page.name == "python.md"  # tests/pipeline/test_load.py runs these
             elif not why:

@@ -24,7 +24,9 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.search(r"^\.PHONY:(.*)$", MAKEFILE, re.M)[1].split())
 #: ``program [arguments]`` as it stands in code; the rest of its line belongs to it.
-PROGRAM = re.compile(r"(?:\.venv/bin/)?(make|sparsitywatch|python3?|pip)\s+(.*)")
+PROGRAM = re.compile(
+    r"(?:\.venv/bin/)?(?:torchrun .*?-m )?(make|sparsitywatch|python3?|pip)\s+(.*)"
+)
 
 
 def code_in(markdown: str) -> Iterator[str]:
