@@ -22,6 +22,8 @@ from contracts.families import whole
 from contracts.made_records import counted, made_record
 
 from sparsitywatch.analysis.decayed import explained_by_decay
+from sparsitywatch.analysis.detect.detector import FEW, median_of_three, noise_sd
+from sparsitywatch.analysis.detect.value import undone_since
 from sparsitywatch.analysis.events import EventTracker, with_baseline
 from sparsitywatch.pipeline.pipeline import History
 from sparsitywatch.records import (
@@ -366,6 +368,19 @@ def test_what_began_at_the_attach_is_compared_with_the_attach(
     event = Event(series="near_zero/initial_0.1", kind="level", direction="up", onset_step=0,
                   detected_step=8, baseline=0.06, value=0.5)  # fmt: skip
     assert explained_by_decay(event, records) is is_explained
+
+
+@pytest.mark.parametrize(("beyond", "over"), [(2.0, 11), (2.9, 11), (3.1, -1), (4.0, -1)])
+def test_a_value_within_three_of_its_noise_of_its_best_is_at_it(beyond: float, over: int) -> None:
+    wiggle = np.array([0.0, 0.01, -0.005, 0.004, -0.01])
+    before, latest = 1.0 + np.tile(wiggle, 2), 1.0 + wiggle[:FEW]
+    noise = min(noise_sd(before), noise_sd(latest))
+    latest += median_of_three(before).min() + beyond * noise - latest.max()
+    values = [*before, 2.0, *latest]
+    seen = Event(series="vital/overwritten", kind="overwritten", direction="up", onset_step=9,
+                 detected_step=10, baseline=0.0, value=2.0, layers=("a",))  # fmt: skip
+    records = [with_value(step, float(value)) for step, value in enumerate(values)]
+    assert undone_since(seen, records) == over
 
 
 def test_overwritten_weights_that_are_put_back_are_over() -> None:

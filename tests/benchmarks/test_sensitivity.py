@@ -125,6 +125,7 @@ def test_a_row_says_what_both_values_do(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 _NEXT = "test_the_next_change_is_looked_for_after_twelve_snapshots_that_add_a_fifth_at_most"
+_AT_BEST = "test_a_value_within_three_of_its_noise_of_its_best_is_at_it"
 _UNLEARNED = "test_what_never_leaves_its_start_is_told_after_sixteen_evaluations"
 #: Not pinned on a series, but on what a part of a detector says, or not to be doubled.
 ELSEWHERE = {
@@ -146,6 +147,8 @@ ELSEWHERE = {
     ("measured._SETTLED", 0.5): _NEXT,
     ("measured._SETTLED", 2.0): _NEXT,
     ("measured._SETTLING", 0.5): _NEXT,
+    ("value.CLEAR", 0.5): _AT_BEST,
+    ("value.CLEAR", 2.0): _AT_BEST,
     ("value.ENOUGH", 0.5): _UNLEARNED,
     ("value.ENOUGH", 2.0): _UNLEARNED,
     ("value._FEWEST", 0.5): "test_what_got_worse_for_good_is_told_however_it_came",
