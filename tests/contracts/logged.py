@@ -51,13 +51,13 @@ def _or_null(number: float) -> float | None:
 #: Sizes of gradients: of what ranks add up in parts the last digits may differ. In JSON, in a text
 #: of it, or at a path.
 _IN_PARTS = re.compile(
-    r'((?:(?:norm|change|gradient|gradient_change)\\*"|/gradients/\d+/[\w.]+): ?)([-+.e0-9]+)'
+    r'((?:(?:norm|change|gradient|gradient_change|update_to_weight)\\*"|/gradients/\d+/[\w.]+): ?)([-+.e0-9]+)'
 )
 
 
-def assert_same(found: Any, expected: Any) -> None:
+def assert_same(found: Any, expected: Any, rel: float = 1e-5) -> None:
     """What ranks have told is what one process has, sizes of gradients but for the last digits."""
     ours, theirs = json.dumps(found), json.dumps(expected)
     assert _IN_PARTS.sub(r"\1", ours) == _IN_PARTS.sub(r"\1", theirs)
     sizes = [[float(x) for _, x in _IN_PARTS.findall(text)] for text in (ours, theirs)]
-    assert sizes[0] == pytest.approx(sizes[1], rel=1e-5)
+    assert sizes[0] == pytest.approx(sizes[1], rel=rel)
