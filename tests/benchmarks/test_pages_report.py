@@ -22,8 +22,8 @@ def test_the_long_log_has_every_kind_of_number(tmp_path: Path) -> None:
         "Near-zero weights (|w| ≤ 0.1 × first rms) began to rise"
     )
     rooms = {name.partition("/")[0] for name in data["series"]}
-    assert rooms == {"near_zero", "motion", "forecast", "essential_sparsity", "value", "weights",
-                     "vital", "watch", "xray"}  # fmt: skip
+    assert rooms == {"near_zero", "motion", "gradient", "forecast", "essential_sparsity", "value",
+                     "weights", "vital", "watch", "xray"}  # fmt: skip
     assert len(data["curves"]) == 40
     details = details_of(run, for_file=False)
     assert set(details["maps"]["rows"]) == {"near_zero", "dead", "dormant", "removed"}

@@ -21,7 +21,6 @@ import sparsitywatch as sw
 from sparsitywatch.cli import main
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -50,9 +50,8 @@ def _or_null(number: float) -> float | None:
 
 #: Sizes of gradients: of what ranks add up in parts the last digits may differ. In JSON, in a text
 #: of it, or at a path.
-_IN_PARTS = re.compile(
-    r'((?:(?:norm|change|gradient|gradient_change|update_to_weight)\\*"|/gradients/\d+/[\w.]+): ?)([-+.e0-9]+)'
-)
+_SIZES = "norm|change|gradient|gradient_change|update_to_weight"
+_IN_PARTS = re.compile(rf'((?:(?:{_SIZES})\\*"|/gradients/\d+/[\w.]+): ?)([-+.e0-9]+)')
 
 
 def assert_same(found: Any, expected: Any, rel: float = 1e-5) -> None:

@@ -77,7 +77,9 @@ def test_the_demos_own_checkpoint_can_be_inspected_and_replayed(demo, capsys):
 def test_the_demo_is_the_set_up_that_was_measured(demo):
     logdir, _ = demo
     first, last = _records(logdir)[0], _records(logdir)[-1]
-    assert first["scope"] == {"num_tensors": 12, "num_weights": 98_304}
+    assert first["scope"] == {
+        "num_tensors": 12, "num_weights": 98_304, "which": "", "num_untrained": 0,
+    }  # fmt: skip
     assert first["curve"]["num_examples"] == 192
     clock = sum(3e-3 * step / 100 * 1.0 for step in range(1, 61))
     assert last["decay_clock"] == pytest.approx(clock)
