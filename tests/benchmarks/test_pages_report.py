@@ -26,7 +26,8 @@ def test_the_long_log_has_every_kind_of_number(tmp_path: Path) -> None:
                      "weights", "vital", "watch", "xray"}  # fmt: skip
     assert len(data["curves"]) == 40
     details = details_of(run, for_file=False)
-    assert set(details["maps"]["rows"]) == {"near_zero", "dead", "dormant", "removed"}
+    kinds = {"near_zero", "dead", "dormant", "removed", "gradient", "zeros", "update"}
+    assert set(details["maps"]["rows"]) == kinds
     assert len(details["magnitudes"]["columns"]) == 40
     first, last = (
         read_spectrum(tmp_path / "run" / "sparsitywatch", int(s)) for s in run.steps[[0, -1]]
