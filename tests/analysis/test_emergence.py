@@ -151,8 +151,9 @@ def test_the_rule_of_the_run_has_nearly_its_own_share(logs: tuple[Path, Path]) -
 
 
 def test_the_command_says_the_conclusion_first_in_80_columns(
-    logs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    logs: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["emergence", str(logs[0])]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = sw.load(logs[0]).emergence()
