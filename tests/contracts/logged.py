@@ -48,15 +48,18 @@ def _or_null(number: float) -> float | None:
     return None if math.isnan(number) else float(number)
 
 
-#: Sizes of gradients: of what ranks add up in parts the last digits may differ. In JSON, in a text
-#: of it, or at a path.
-_SIZES = "norm|change|gradient|gradient_change|update_to_weight"
-_IN_PARTS = re.compile(rf'((?:(?:{_SIZES})\\*"|/gradients/\d+/[\w.]+): ?)([-+.e0-9]+)')
+#: What ranks add up in parts, so that its last digits may differ: sizes of gradients, and updates
+#: beside the weights. In JSON, in a text of it, or at a path.
+_IN_PARTS = re.compile(
+    r"((?:norm|change|gradient|gradient_change|update_to_weight)(?=\\*\")|/gradients/\d+/[\w.]+)"
+    r'(\\*"?: ?)([-+.e0-9]+)'
+)
 
 
-def assert_same(found: Any, expected: Any, rel: float = 1e-5) -> None:
-    """What ranks have told is what one process has, sizes of gradients but for the last digits."""
+def assert_same(found: Any, expected: Any, rel: float = 1e-6, **of: float) -> None:
+    """What ranks have told is what one process has; in parts to ``rel``, or that ``of`` a name."""
     ours, theirs = json.dumps(found), json.dumps(expected)
-    assert _IN_PARTS.sub(r"\1", ours) == _IN_PARTS.sub(r"\1", theirs)
-    sizes = [[float(x) for _, x in _IN_PARTS.findall(text)] for text in (ours, theirs)]
-    assert sizes[0] == pytest.approx(sizes[1], rel=rel)
+    assert _IN_PARTS.sub(r"\1\2", ours) == _IN_PARTS.sub(r"\1\2", theirs)
+    pairs = zip(_IN_PARTS.findall(ours), _IN_PARTS.findall(theirs), strict=True)
+    for (name, _, one), (_, _, other) in pairs:
+        assert float(one) == pytest.approx(float(other), rel=of.get(name, rel)), name

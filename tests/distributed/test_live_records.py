@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from contracts.logged import assert_same
 from contracts.rank_cases import Came, case
 from contracts.sharded import (
     Net,
@@ -155,29 +155,11 @@ def test_every_rank_says_what_one_process_says(way: str, num: int, came: Came) -
     (expected,), found = came(one), came(f"{way}_{num}")
     for told in found:
         assert told["off"] == ""
-        assert in_parts(told["records"]) == pytest.approx(in_parts(expected["records"]), rel=1e-6)
-        assert without_parts(told["records"]) == without_parts(expected["records"])
+        assert_same(told["records"], expected["records"])
         assert told["events"] == expected["events"]
         if way == "ddp":  # what all ranks have counted
             assert told["xrays"] == expected["xrays"]
-    logs = [log_of(came.folder(name) / "log") for name in (f"{way}_{num}", one)]
-    for log in logs:
-        log["records"] = without_parts(log["records"])
-    assert logs[0] == logs[1]
-
-
-#: Of what ranks add up in parts, in floats, the last digits may differ.
-PARTS = re.compile(r'("(?:norm|change|gradient|gradient_change)":)([-+.e0-9]+)')
-
-
-def in_parts(records: list[str]) -> list[float]:
-    """Sizes of gradients."""
-    return [float(number) for line in records for _, number in PARTS.findall(line)]
-
-
-def without_parts(records: list[str]) -> list[str]:
-    """All but these."""
-    return [PARTS.sub(r"\1", line) for line in records]
+    assert_same(log_of(came.folder(f"{way}_{num}") / "log"), log_of(came.folder(one) / "log"))
 
 
 @pytest.mark.parametrize(("way", "num"), marked([way for way in WAYS if way[0] != "ddp"]))

@@ -201,6 +201,7 @@ def test_ranks_find_what_one_process_finds(fault: str, way: str, came: Came) -> 
         assert told["told"] == one["told"]
         assert told["vital"] == found[0]["vital"]
         if "tp" not in way:  # there a training rounds otherwise
-            # FSDP1's flat parameters: updates of weights that only decay moves agree to a hundredth
-            assert_same(told["vital"], one["vital"], rel=1e-2 if way == "fsdp1" else 1e-5)
+            # of flat parameters fewer steps of decay may be counted between the first snapshots
+            flat = {"update_to_weight": 1e-2} if way == "fsdp1" else {}
+            assert_same(told["vital"], one["vital"], **flat)
             assert told["events"] == one["events"]
