@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import ConfigurationError, ProxyError
 from sparsitywatch.live.trace import unwrap_optimizers
+from sparsitywatch.pruning.apart import others
 from sparsitywatch.pruning.batches import preserve_rng
 from sparsitywatch.pruning.proxy import Proxy
 
@@ -45,10 +46,16 @@ class Found:
 
     def proxy(self, optimizer: torch.optim.Optimizer) -> Proxy | None:
         """The proxy; None if there is none. ConfigurationError, ProxyError: it cannot be made."""
+        trainers = [trainer for trainer, _ in _trainers_of(optimizer)]
+        if (names := others()) and (self._name is not None or trainers):
+            raise ProxyError(
+                f"Expected no other thread that may draw while the proxy is made, got {names[0]}: "
+                "what it drew would be drawn again. Begin it after the first step."
+            )
         with preserve_rng():  # what makes it may draw, and the script goes on as if it had not
             if self._name is not None:
                 return self._named(self._name)
-            made = (_held_out(trainer) for trainer, _ in _trainers_of(optimizer))
+            made = map(_held_out, trainers)
             return next((proxy for proxy in made if proxy is not None), None)
 
     def _named(self, name: str) -> Proxy:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import sparsitywatch as sw
+from sparsitywatch.errors import ProxyError
 from sparsitywatch.integrations.evaluations import Found
 from sparsitywatch.live.unedited import Unedited
 
@@ -192,3 +194,23 @@ def test_a_script_ends_with_the_same_bits_and_a_verdict_that_names_what_is(
     else:
         assert "tensor" not in training, told
         assert run.verdict.state in ("healthy", "too early to tell"), told
+
+
+def test_no_proxy_is_made_beside_a_thread_that_may_draw() -> None:
+    begun, done = threading.Event(), threading.Event()
+
+    def draw() -> None:  # as a thread that prefetches does
+        begun.set()
+        done.wait()
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+    thread = threading.Thread(target=draw, name="prefetching")
+    thread.start()
+    try:
+        begun.wait()
+        with pytest.raises(ProxyError, match=r"other thread that may draw .*, got prefetching"):
+            Found("math:pi", ()).proxy(optimizer)
+        assert Found(None, ()).proxy(optimizer) is None  # of no trainer, nothing is made
+    finally:
+        done.set()
+        thread.join()
