@@ -238,6 +238,7 @@ def test_a_link_brings_back_the_zoom_and_the_runs(open_page: Open, tmp_path: Pat
         expect_text(page, ".eyebrow", "run a ")  # the shown one, before anything is chosen
         page.get_by_label("f", exact=True).check()
         over = page.locator("[data-chart=sparse] .u-over")
+        over.hover(trial=True)  # once it stays where it is
         box = over.bounding_box()
         page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 40)
         page.mouse.down()

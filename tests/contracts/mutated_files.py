@@ -33,7 +33,7 @@ from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 
 #: A file that takes longer is one of the faults; in seconds of this process.
-LIMIT_S = 2.0
+LIMIT_S = 4.0
 
 # ------------------------------------------------------------------ what is done to one
 
