@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 from contracts.clean_series import RECIPES, Recipe, trained
-from contracts.families import whole
+from contracts.families import some_of, whole
 from torch import nn
 
 import sparsitywatch as sw
@@ -165,7 +165,11 @@ def save_series(folder: Path, save: Save, wrong: dict[int, Any]) -> None:
         save(folder, step, found[step][0], optimizer)
 
 
-@pytest.mark.parametrize("save", [save_torch, save_lightning, save_trainer, save_distributed])
+#: All ways to save, one of them by default.
+SAVES = some_of([save_torch, save_lightning, save_trainer, save_distributed], 4)
+
+
+@pytest.mark.parametrize("save", SAVES)
 def test_an_optimizer_that_is_not_of_its_weights_is_named(save: Save, tmp_path: Path) -> None:
     (clean := tmp_path / "clean").mkdir()
     save_series(clean, save, {})
@@ -179,7 +183,7 @@ def test_an_optimizer_that_is_not_of_its_weights_is_named(save: Save, tmp_path: 
     assert "Do not go on training from it" in found[40].action
 
 
-@pytest.mark.parametrize("save", [save_torch, save_lightning, save_trainer, save_distributed])
+@pytest.mark.parametrize("save", SAVES)
 def test_its_number_of_updates_is_that_of_torch(save: Save, tmp_path: Path) -> None:
     save_series(tmp_path, save, {})
     place = next(path for path in sorted(tmp_path.iterdir()) if "30" in path.name)

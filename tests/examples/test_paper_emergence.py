@@ -11,7 +11,7 @@ import kept
 import numpy as np
 import pytest
 from contracts.claims import Claim, Runs, hold, section_of, words_of
-from contracts.families import whole
+from contracts.families import some_of, whole
 
 import sparsitywatch as sw
 from sparsitywatch.analysis.emergence import turns_of
@@ -67,14 +67,8 @@ def test_every_run_is_kept_with_its_origin() -> None:
         assert (kept.FOLDER / "emergence" / f"{name}.json.gz").stat().st_size <= 30_000
 
 
-#: Runs whose turns are of another detector; that of this one, which takes five seconds a run, is
-#: tried on one that has turns.
-RECOMPUTED = {n for n, one in KEPT.items() if one["detector"] != kept.version_of_detector()}
-TURNS = "relu-0.1-s0"
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*sorted(RECOMPUTED - {TURNS}), pytest.param(TURNS, marks=whole)])
+@pytest.mark.parametrize("name", some_of(KEPT, 9))
 def test_the_turns_are_those_of_the_detector_as_it_is(name: str) -> None:
     one = KEPT[name]
     shares = np.cumsum(one["count_changes"], axis=1) / one["num_weights"]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contracts.families import some_of
 from contracts.live_runs import held_out, save_torch, tiny_bert, told_by_weights, train
 from contracts.stored_run import NUM, detectors, on_disk
 
@@ -43,7 +44,7 @@ def bert_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["threads", "processes"])
+@pytest.mark.parametrize("kind", some_of(["processes", "threads"], 2))
 def test_the_same_files_as_in_series(run, bert_run, tmp_path: Path, kind: str, pool: Pool) -> None:
     sw.replay(run, logdir=tmp_path / "series", detectors=detectors())
     evaluated = sw.replay(bert_run, logdir=None, model=tiny_bert, proxy=held_out())

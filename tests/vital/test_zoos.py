@@ -55,7 +55,7 @@ def test_each_fault_is_named_within_two_snapshots(fault: str, which: int) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("oddity", some_of(ODDITIES, 2))
+@pytest.mark.parametrize("oddity", some_of(ODDITIES, 3))
 def test_nothing_is_said_of_a_training_that_is_well(oddity: str) -> None:
     assert said_of(oddity, SEED, pairs_of(oddity, ODDITIES)) == {}
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from contracts.architectures import ARCHITECTURES, GraphAttention, GraphConv, WordModel
+from contracts.families import some_of
 from contracts.random_models import chain_of_layers, stored_scopes, tree_of_modules
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -119,7 +120,7 @@ def scope_of(architecture: str, model: nn.Module) -> Scope:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", some_of(ARCHITECTURES, 3))
 def test_what_is_out_as_output_is_what_a_hand_says(architecture: str) -> None:
     one, model = ARCHITECTURES[architecture], MODELS[architecture]()
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -141,7 +142,7 @@ def test_names_and_shapes_do_for_most_architectures() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize("architecture", some_of(MODELS, 3))
 def test_the_scope_without_a_model_is_the_live_one_or_it_is_said(architecture: str) -> None:
     model = MODELS[architecture]()
     entries = entries_of(model)
