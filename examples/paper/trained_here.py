@@ -24,15 +24,20 @@ from pretrain_bert import docstrings
 
 import sparsitywatch as sw
 
+#: What stands between the two layers of a feed-forward.
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
 # ---------------- A small transformer
 
 
 class Block(nn.Module):
     """Attention and feed-forward, each behind a LayerNorm."""
 
-    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, *, causal: bool, activation: Activation = F.gelu
+    ) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.activation = heads, causal, activation
         self.before_attention, self.before_ffn = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.out = nn.Linear(width, width)
@@ -47,7 +52,7 @@ class Block(nn.Module):
         )
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        hidden: torch.Tensor = x + self.down(F.gelu(self.up(self.before_ffn(x))))
+        hidden: torch.Tensor = x + self.down(self.activation(self.up(self.before_ffn(x))))
         return hidden
 
 
@@ -58,12 +63,12 @@ class Transformer(nn.Module):
         width: of the hidden states.
         depth: how many blocks.
         heads: of attention.
-        causal: whether a position sees only those before it.
+        options: of each ``Block``.
     """
 
-    def __init__(self, width: int, depth: int, heads: int = 4, *, causal: bool = False) -> None:
+    def __init__(self, width: int, depth: int, heads: int = 4, **options: Any) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, causal=causal) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, **options) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -81,16 +86,18 @@ class TextModel(nn.Module):
         num_tokens: different characters.
         length: of a window.
         width, depth, causal: as of ``Transformer``.
+        activation: as of ``Block``.
     """
 
     def __init__(
-        self, num_tokens: int, length: int, width: int, depth: int, *, causal: bool = False
-    ) -> None:
+        self, num_tokens: int, length: int, width: int, depth: int, *, causal: bool = False,
+        activation: Activation = F.gelu,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.embedding = nn.Embedding(num_tokens, width)
         self.positions = nn.Parameter(0.02 * torch.randn(length, width))
         nn.init.normal_(self.embedding.weight, std=0.02)
-        self.trunk = Transformer(width, depth, causal=causal)
+        self.trunk = Transformer(width, depth, causal=causal, activation=activation)
         self.head = nn.Linear(width, num_tokens)
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
