@@ -66,9 +66,9 @@ def measured(run: sw.Run) -> dict[str, Any]:
     return {**found, **{name: run.column(name)[at].tolist() for name in SERIES}}
 
 
-def turns(one: Kept, direction: str) -> list[dict[str, Any]]:
-    """Abrupt turns of a run: "up", to sparse, or "down", to dense."""
-    return [t for t in one["turns"] if (t["direction"], t["kind"]) == (direction, "abrupt")]
+def turns(one: Kept, direction: str, kind: str = "abrupt") -> list[dict[str, Any]]:
+    """The turns of a run that are abrupt, or gradual: "up", to sparse, or "down", to dense."""
+    return [t for t in one["turns"] if (t["direction"], t["kind"]) == (direction, kind)]
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
@@ -79,15 +79,16 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
 
 def report(runs: Mapping[str, Kept]) -> str:
     """A row for each setting: at how many thresholds it turns, and how it ends."""
-    head = ("setting", "seeds", "thresholds to sparse", "to dense", "decay clock", "dormant",
-            "held-out loss", "essential sparsity")  # fmt: skip
+    head = ("setting", "seeds", "abrupt to sparse", "gradual", "abrupt to dense", "decay clock",
+            "dormant", "held-out loss", "essential sparsity")  # fmt: skip
+    ways = (("up", "abrupt"), ("up", "gradual"), ("down", "abrupt"))
     rows = []
     for setting in SETTINGS:
         own = [one for name, one in runs.items() if name.startswith(f"{setting}-s")]
         if own:
             numbers = [
-                spread([len({t["series"] for t in turns(one, way)}) for one in own], "d")
-                for way in ("up", "down")
+                spread([len({t["series"] for t in turns(one, *way)}) for one in own], "d")
+                for way in ways
             ]
             ends = [spread([one[name][-1] for one in own]) for name in SERIES[2:]]
             rows.append([setting, len(own), *numbers, *ends])

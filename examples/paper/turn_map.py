@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from common import Results, arguments, begin, parsed, table
 from emergence import spread, turns
-from kept import counted, keep, kept
+from kept import FOLDER, counted, keep, kept
 from lottery_ticket import masked_loss
 from matplotlib.figure import Figure
 from torch.nn import functional as F  # noqa: N812
@@ -71,7 +71,7 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # noqa: ARG002
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """Update every tensor that has a gradient."""
         for group in self.param_groups:
             (first, second), decay = group["betas"], group["weight_decay"]
@@ -350,7 +350,7 @@ def says(found: Mapping[Setting, Sequence[Run]]) -> Iterator[str]:
         f"**What explains it**: near zero at least doubles in {len(rises)} of {len(found)} settings"
         f", {sum(s[2] == 0.0 for s in rises) or 'none'} of them without decay. In "
         f"{count['cause']['decay']} decay alone explains it, in "
-        f"{count['cause']['more than decay'] or 'none'} it is more. In {len(turned)} some run turns "
+        f"{count['cause']['more than decay'] or 'none'} it is more. In {len(turned)} a run turns "
         f"abruptly, {sum(s[2] == 0.0 for s in turned) or 'none'} of them without decay."
     )
     every = [one for own in found.values() for one in own]
@@ -385,9 +385,10 @@ PAGE = """# A map of the turn
 With which optimizer, activation, decay and rate do weights turn sparse?
 `examples/paper/turn_map.py` trains a small encoder ({depth} block, {weights:,} weights in scope,
 {steps} steps of {batch} windows of {length} characters, masked prediction, {warmup} steps of
-warm-up) under watch: {runs} runs of {num} settings, the last on {date}. Adam has coupled L2, AdamW has not; SGD has a momentum of 0.9. A run
-turns if one of 90 thresholds [rises abruptly](../detection.md#every-threshold-at-once); what rises
-from the first snapshot on has no quiet stretch before it, and does not count.
+warm-up) under watch: {runs} runs of {num} settings, the last on {date}. Adam has coupled L2, AdamW
+has not; SGD has a momentum of 0.9. A run turns if one of 90 thresholds [rises
+abruptly](../detection.md#every-threshold-at-once); what rises from the first snapshot on has no
+quiet stretch before it, and does not count.
 
 ![Share of the weights near zero at the end, by setting, and where it turned](turn_map.png)
 
@@ -396,8 +397,9 @@ from the first snapshot on has no quiet stretch before it, and does not count.
 ## What that means for figure 8
 
 BERT's own decay is 0.01 and its rate 1e-4. Under AdamW a weight without a gradient has then lost at
-most {clock:.1%} by step 25,000, where the paper sees its turn: decay alone cannot make it. Under
-Adam with coupled L2 a weight that never has a gradient loses a rate a step, whatever the decay is:
+most {clock:.1%} by step 25,000, where the paper sees its turn: decay alone cannot make it, and the
+turn of [ReLU with decay 1](paper.md#when-weights-turn-sparse-figure-8), which comes when such a
+weight has lost {lost}, is another one. Under Adam with coupled L2 a weight that never has a gradient loses a rate a step, whatever the decay is:
 {walk:,.0f} steps at that rate take it from BERT's initial 0.02 to zero. The paper does not name its
 optimizer. So this is a way to a turn, no proof that it was the one; the turns here come in the
 warm-up, the paper's in the middle, and this model learns little in its {steps} steps.
@@ -416,6 +418,16 @@ alone takes weights without a gradient, and without decay near zero does not dou
 """
 
 
+def lost_at_turns() -> str:
+    """What a weight without a gradient has lost when the runs of ReLU with decay 1 turn."""
+    runs = [run for name, run in kept(FOLDER / "emergence").items() if name.startswith("relu-1.0")]
+    clocks = [
+        np.interp(turn["onset_step"], run["steps"], run["motion/decay_clock"])
+        for run in runs for turn in turns(run, "up")
+    ]  # fmt: skip
+    return f"{spread([-100.0 * math.expm1(-clock) for clock in clocks], '.0f')} %"
+
+
 def page(files: Mapping[str, Any]) -> str:
     """docs/reports/turn_map.md."""
     runs = {key: run for file in files.values() for key, run in file["runs"].items()}
@@ -423,7 +435,7 @@ def page(files: Mapping[str, Any]) -> str:
     return PAGE.format(
         **first["sizes"], weights=next(iter(runs.values()))["num"], runs=len(runs), num=len(found),
         date=max(file["date"] for file in files.values()), clock=1e-4 * 0.01 * 25_000,
-        walk=0.02 / 1e-4, says="\n".join(f"- {one}" for one in says(found)),
+        walk=0.02 / 1e-4, lost=lost_at_turns(), says="\n".join(f"- {one}" for one in says(found)),
         table=table(HEAD, [*rows(found).values()]),
     )  # fmt: skip
 

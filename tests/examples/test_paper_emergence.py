@@ -139,6 +139,16 @@ def bend(runs: Runs) -> Mapping[str, object]:
     }  # fmt: skip
 
 
+def rise(runs: Runs) -> Mapping[str, object]:
+    assert all(
+        emergence.turns(one, "up", "gradual") for one in of(runs, "gelu-1.0-s")
+    )  # as it says
+    return {
+        "then": spread_of(runs, "gelu-1.0-s", "initial_0.1", 100),
+        "now": spread_of(runs, "gelu-1.0-s", "initial_0.1", 15_000),
+    }
+
+
 def take_off(runs: Runs) -> Mapping[str, object]:
     turns = [turn for one in of(runs, "relu-1.0-s") for turn in emergence.turns(one, "up")]
     kinds = {turn["series"].partition("/")[2].partition("_")[0] for turn in turns}
@@ -210,6 +220,11 @@ CLAIMS = [
         lambda runs: by_decay(runs, "gelu"),
     ),
     Claim(
+        "With GELU and decay 1 near zero does rise, gradually: 0.1 of the first rms from {then} % "
+        "to {now} %.",
+        rise,
+    ),
+    Claim(
         "With ReLU there is one in {a} runs with decay 0.01, in {b} with 0.1, in {c} with 1.",
         lambda runs: by_decay(runs, "relu"),
     ),
@@ -247,7 +262,7 @@ CLAIMS = [
     ),
     Claim(
         "It cannot show what BERT-base does, with {here:,} weights in scope for its 84,934,656,"
-        " and with what may be another optimizer.",
+        " and with what may be another optimizer: [A map of the turn](turn_map.md) has four.",
         lambda runs: {"here": runs["gelu-0.01-s0"]["num_weights"]},
     ),
 ]
