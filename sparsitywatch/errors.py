@@ -271,7 +271,7 @@ class Seam:
             if is_method and meant not in vars(cls) and not hasattr(seam, name):
                 raise ConfigurationError(
                     f"Expected the {seam.__name__.lower()} {cls.__name__} to have no {name!r}, "
-                    f"which is nearly {meant!r} and never called. Write that, or choose another name."
+                    f"nearly {meant!r} and never called. Write that, or choose another name."
                 )
 
 
