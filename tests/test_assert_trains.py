@@ -225,6 +225,50 @@ def test_what_is_not_reached_is_red_and_green_where_it_is_allowed(kind: str) -> 
         sw.assert_trains(make_apart(kind), allow=["inner.*"])
 
 
+def make_resting(rate: float, scale: float, optimizer: Any) -> Callable[[], tuple[Any, ...]]:
+    """A training of one rate, with gradients scaled."""
+
+    def make() -> tuple[Any, ...]:
+        model = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 4))
+        own = optimizer(model.parameters(), lr=rate)
+
+        def step() -> None:
+            own.zero_grad()
+            (scale * model(torch.randn(8, 12)).square().mean()).backward()
+            own.step()
+
+        return model, own, step
+
+    return make
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_a_training_in_which_nothing_moves_is_red(optimizer: Any) -> None:
+    words = "2 tensors moving next to nowhere: .*; their learning rate has been 0 all the time"
+    with pytest.raises(sw.errors.TrainingError, match=words):
+        sw.assert_trains(make_resting(0.0, 1.0, optimizer))
+    sw.assert_trains(make_resting(1e-3, 1.0, optimizer))
+    if optimizer is torch.optim.SGD:  # the others scale it back
+        words = "they have gradients, and no matrix has moved, but by weight decay"
+        with pytest.raises(sw.errors.TrainingError, match=words):
+            sw.assert_trains(make_resting(1e-3, 1e-12, optimizer))
+
+
+def test_a_rate_of_0_is_told_once_after_a_patience_and_is_over_when_it_rises() -> None:
+    torch.manual_seed(0)
+    model, optimizer, step = make_resting(0.0, 1.0, torch.optim.SGD)()
+    with sw.watch(model, optimizer, every=4, logdir=None, max_overhead=None, scope="matrices",
+                  on_event=()) as watcher:  # fmt: skip
+        for _ in range(60):
+            step()
+        optimizer.param_groups[0]["lr"] = 0.1
+        for _ in range(20):
+            step()
+    (event,) = (e for e in watcher.events if e.kind == "slow")
+    assert 32 <= event.detected_step <= 36
+    assert event.onset_low <= 4
+
+
 @pytest.mark.parametrize("kind", ["well", "frozen"])
 def test_beside_them_what_is_well_or_frozen_is_green(kind: str) -> None:
     sw.assert_trains(make_apart(kind))

@@ -81,6 +81,10 @@ def page_data(run: Run) -> dict[str, Any]:
         "better": _better(run),
         "num_snapshots": len(run.records),
         "steps": [int(run.steps[i]) for i in kept],
+        # a replay was not there: its times are those of reading
+        "times": [
+            None if run.replayed_from else _number(run.records[i].wall_time, ".13g") for i in kept
+        ],
         "failed": [t for t, i in enumerate(kept) if not run.records[i].valid],
         "unasked": [t for t, i in enumerate(kept) if run.records[i].not_evaluated],
         "gaps": [_why_none(run.records[i]) for i in kept],
@@ -91,6 +95,11 @@ def page_data(run: Run) -> dict[str, Any]:
         },
         "about": {
             name: {key: vars(describe(name))[key] for key in ("label", "unit", "sentence")}
+            | (
+                {"beside": beside}
+                if (beside := describe(name).beside.format(rule=first_rule))
+                else {}
+            )
             for name in run.names
         },
         "events": [_event(number, event) for number, event in enumerate(run.events, start=1)],

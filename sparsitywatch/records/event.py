@@ -18,7 +18,7 @@ VITAL_KINDS: Mapping[str, str] = {
     "decay": "not decaying as the optimizer states",
     "no_gradient": "reached by no gradient",
     "idle": "not used by these inputs",
-    "slow": "moving next to nowhere beside the others",
+    "slow": "moving next to nowhere",
     "untied": "no longer tied to the embeddings",
     "not_finite": "not finite",
     "returned": "back at an earlier state",

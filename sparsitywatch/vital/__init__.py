@@ -6,11 +6,12 @@ Plugged into live, offline and pipeline through the seams ``Examiner`` and ``Rev
 """
 
 from sparsitywatch.vital.files import FilesReviewer
-from sparsitywatch.vital.judgement import VitalReviewer, unread
+from sparsitywatch.vital.judgement import AT_REST, VitalReviewer, unread
 from sparsitywatch.vital.one_run import OneRunReviewer
 from sparsitywatch.vital.reading import VitalTracker
 from sparsitywatch.vital.xray import XRayReviewer
 
 __all__ = [
-    "FilesReviewer", "OneRunReviewer", "VitalReviewer", "VitalTracker", "XRayReviewer", "unread",
+    "AT_REST", "FilesReviewer", "OneRunReviewer", "VitalReviewer", "VitalTracker", "XRayReviewer",
+    "unread",
 ]  # fmt: skip

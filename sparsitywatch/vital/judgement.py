@@ -419,11 +419,22 @@ def _unreached(facts: TensorFacts, *, are_hinted: bool) -> _Found:
     return _found(grounds, facts.num_weights)
 
 
+#: Of all matrices, since the attach.
+NO_RATE = "their learning rate has been 0 all the time"
+NONE_MOVES = "they have gradients, and no matrix has moved, but by weight decay"
+AT_REST = (NO_RATE, NONE_MOVES)
+
+
 @np.errstate(all="ignore")  # what is not finite is told beside
 def _slow(facts: TensorFacts) -> _Found:
-    """Tensors that move next to nowhere beside the others, by their rate or by their gradient."""
+    """Tensors that move next to nowhere: beside the others, or as all do."""
     trained = is_ours(facts) & (facts.lr > 0.0)
     grounds: dict[str, np.ndarray] = {}
+    matrices = is_ours(facts) & (facts.num_dims > 1)
+    rests_for = np.maximum(facts.still_for, facts.shrinks_for)
+    if (~facts.has_moved & (rests_for >= _PATIENCE))[matrices].all():
+        grounds[NO_RATE] = matrices & (facts.lr == 0.0)
+        grounds[NONE_MOVES] = matrices & trained & (facts.gradient == "some")
     for unit in np.unique(facts.sized_by[trained]):
         alike = trained & (facts.sized_by == unit)
         # where rates warm up or end one by one, each is judged by the highest it has had
@@ -563,7 +574,10 @@ class VitalReviewer(Reviewer):
             known = [event.value for event in told if event.kind == finding.kind]
             since = finding.since_step
             # unless decay wears them down meanwhile
-            if finding.kind in ("no_gradient", "idle") and DECAYS_ALONE not in finding.reason:
+            is_never = (
+                finding.kind in ("no_gradient", "idle") and DECAYS_ALONE not in finding.reason
+            )
+            if is_never or finding.reason in AT_REST:
                 if not known and record.step - _since(finding, earlier) < self._patience:
                     continue
                 before = before if known else []

@@ -574,7 +574,7 @@ class _Trained:
         """How far steps of SGD go, by the momentum at their end; infinity where that forgets."""
         # a gradient moves a weight at its own step and by what momentum makes of it; what is left
         # of it in the end is the least of the first one
-        momentum, num_steps = float(one.momentum), int(one.num_steps)
+        momentum, num_steps = float(one.momentum), max(int(one.num_steps), 1)
         left = momentum ** (num_steps - 1)
         buffer = self._buffers[one.name] if momentum > 0.0 else self._values[one.name]
         if not (left > 0.0 and momentum < 1.0 and np.isfinite(buffer).all()):

@@ -369,7 +369,7 @@ def test_every_printed_page_is_well_filled(open_page: Open, tmp_path: Path, numb
     told = fake_run.events()
     many = [replace(told[i % 2], id=f"{i}", detected_step=25 * i + 1000) for i in range(18)]
     run = Run(records, [*told, *many][:number], fake_run.run_info())
-    page = open_page(saved(tmp_path, run), viewport=SHEET)
+    page = open_page(saved(tmp_path, run), viewport=SHEET, bypass_csp=True)
     expect_text(page, ".heat", "query")
     page.emulate_media(media="print")
     centimetre = dict.fromkeys(("top", "right", "bottom", "left"), "10mm")

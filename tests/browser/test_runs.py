@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser.conftest import (
     NARROW,
@@ -27,6 +28,7 @@ from contracts import fake_run
 from contracts.event_readers import page_server
 from contracts.once import once
 
+import sparsitywatch as sw
 from sparsitywatch.records import Detail, Record, WatchState
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -254,4 +256,61 @@ def test_a_link_brings_back_the_zoom_and_the_runs(open_page: Open, tmp_path: Pat
         assert ticked == [
             box.get_attribute("id") for box in again.locator(".runs input:checked").all()
         ]
+        close(page, again)
+
+
+def test_a_link_brings_back_how_the_lines_are_drawn(open_page: Open, tmp_path: Path) -> None:
+    for seed in range(5):
+        looks = fake_run.looks(range(0, 2001, 100), seed=seed)
+        fake_run.write_run(tmp_path / f"bert-seed{seed}", looks, fake_run.events())
+    fake_run.write_run(tmp_path / "gpt", fake_run.looks(range(0, 2001, 100), seed=9))
+    with page_server(tmp_path) as url:
+        page = open_page(url)
+        expect_text(page, ".heat", "query")
+        page.locator("#filter").press_sequentially("seed[0-2]")
+        sync_api.expect(page.locator(".run")).to_have_count(3)
+        page.get_by_label("over").select_option("hours")
+        page.get_by_label("smoothing").press("ArrowRight")
+        for seed in range(3):
+            page.get_by_label(f"bert-seed{seed}", exact=True).check()
+        page.get_by_label("seeds as one line").check()
+        again = open_page(page.url)
+        for either in (page, again):
+            expect_text(either, ".heat", "query")
+            legend = "[data-chart=sparse] .legend"
+            expect_text(either, legend, "bert-seed* (mean of 3): near zero")
+            expect_text(
+                either, "[data-chart=sparse] h2", "over hours of training; lines are smoothed"
+            )
+            assert either.locator("#filter").input_value() == "seed[0-2]"
+            assert either.locator("#smooth").input_value() == "0.05"
+            sync_api.expect(either.locator(".run")).to_have_count(3)
+        for kind, begin in (
+            ("PNG", b"\x89PNG"),
+            ("CSV", b'hours,"bert-seed* (mean of 3): near zero'),
+        ):
+            button = again.get_by_role(
+                "button", name=f"Download the chart “Turning sparse?” as {kind}"
+            )
+            with again.expect_download() as saved:
+                button.press("Enter")
+            assert saved.value.suggested_filename.endswith(f"-sparse.{kind.lower()}")
+            content = Path(saved.value.path()).read_bytes()
+            assert content.startswith(begin)
+        head, *lines = content.decode().splitlines()
+        assert head.endswith(
+            ', low","bert-seed* (mean of 3): forecast of near zero, one clock unit ahead, high"'
+        )
+        assert len(lines) == 21
+        # the numbers are those of the logs, not smoothed: mean, then lowest and highest
+        of = [
+            sw.load(tmp_path / f"bert-seed{seed}").series("near_zero/initial_0.1")[1]
+            for seed in range(3)
+        ]
+        row = [float(x or "nan") for x in lines[-1].split(",")]
+        place = [
+            name.strip('"').endswith("near zero (|w| ≤ 0.1 × first rms)")
+            for name in head.split(',"')
+        ]
+        assert row[place.index(True)] == pytest.approx(np.mean(of, axis=0)[-1], rel=1e-6)
         close(page, again)

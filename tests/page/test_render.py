@@ -277,6 +277,42 @@ def test_names_of_layers_mean_something() -> None:
 
 @pytest.mark.slow
 @needs_node
+def test_lines_are_smoothed_over_hours_and_seeds_are_one() -> None:
+    steps, hour = [0, 100, 200, 300, 400, 401], 3600.0
+    # a night between 200 and 300, a clock set back by an hour before 400, a slow end
+    times = [0.0, hour, 2 * hour, 15 * hour, 14 * hour, 16 * hour]
+    values = [4.0, None, 2.0, 3.0]
+    code = f"""
+    import {{ between, bySeed, familyOf, hoursOf, matching, smoothed }} from "./data.js";
+    const say = (x) => console.log(JSON.stringify(x));
+    say(hoursOf({{ steps: {steps}, times: {json.dumps(times)} }}));
+    say(hoursOf({{ steps: [0, 1], times: [null, null] }}));
+    say(smoothed({json.dumps(values)}, 0.5));
+    say([-1, 0, 1, 5, 7].map((x) => between([0, 2, 6], [10, 20, 60], x)));
+    say(["a-seed1-lr3", "run12", "a_2", "lr1e-3", "x0.1", "7b"].map(familyOf));
+    say(["BERT-1", "gpt"].map(matching("bert|x", "i")));
+    const run = (name, lr, y, steps = [0, 1, 2]) => ({{ name, data: {{
+      unit: "step", measured: {{}}, steps, times: steps, gaps: steps.map(String), failed: [2],
+      unasked: [], series: {{ "motion/lr": steps.map(() => lr), y }} }} }});
+    const seeds = [run("s-seed1", 1, [1, 2, 3]), run("s-seed2", 2, [1, 1, 1]),
+      run("s-seed3", 1, [3, 6, null]), run("s-seed4", 1, [8, 1], [0, 2])];
+    say(bySeed(seeds).map(({{ name, data }}) =>
+      [name, data.steps, data.series.y, data.range?.low.y, data.range?.high.y, data.failed]));
+    """
+    hours, none, soft, straight, families, kept, runs = map(json.loads, in_node(code).splitlines())
+    assert hours == {"hours": pytest.approx([0, 1, 2, 3, 4, 6]), "paused": pytest.approx(12.0)}
+    assert none is None
+    oracle = (0.25 * 4 + 0.5 * 2) / 0.75, (0.125 * 4 + 0.25 * 2 + 0.5 * 3) / 0.875
+    assert soft == [4.0, None, *map(pytest.approx, oracle)]
+    assert straight == [5, 10, 15, 50, 70]
+    assert families == ["a-seed*-lr3", "run*", "a_*", "lr1e-*", "x0.1", "7b"]
+    assert kept == [True, False]
+    mean = ["s-seed* (mean of 3)", [0, 2], [4.0, None], [1, None], [8, None], [1]]
+    assert runs == [mean, ["s-seed2", [0, 1, 2], [1, 1, 1], None, None, [2]]]
+
+
+@pytest.mark.slow
+@needs_node
 def test_why_a_line_has_a_gap() -> None:
     code = """
     import { whyNone } from "./data.js";

@@ -1,8 +1,8 @@
 // @ts-check
 /** Charts over the optimizer steps with one cursor, by uPlot. */
 
-import { nearest, whyApart, whyNone } from "./data.js";
-import { colour, h, numbered, shown, tickSpace, tickTexts } from "./format.js";
+import { between, hoursOf, nearest, smoothed, whyApart, whyNone } from "./data.js";
+import { colour, h, numbered, shown, significant, tickSpace, tickTexts } from "./format.js";
 import { paintOf, parted } from "./tensors.js";
 
 /**
@@ -11,7 +11,8 @@ import { paintOf, parted } from "./tensors.js";
  *   among?: number[], alone?: boolean, scale?: string, values?: (number | null | undefined)[]}} Line
  * @typedef {{key: string, title: string, note: string, lines: Line[], band?: [string, string],
  *   height: number, fromZero: boolean, top?: number, strip?: string[]}} Panel strip: rows under its steps
- * @typedef {{name: string, data: PageData, colour: string}} Model
+ * @typedef {{name: string, data: PageData, colour: string}} Run
+ * @typedef {Run & {xs: number[]}} Model xs: where its snapshots are on the axis: their steps, or hours
  * @typedef {{panel: Panel, plot: any, values: HTMLElement[], why: HTMLElement, apart: string[], lines: {line: Line, model: Model}[]}} Drawn
  */
 
@@ -65,6 +66,11 @@ export function panelsOf(data, nearZero, other) {
       ],
     },
   ];
+  for (const { lines } of panels) {
+    for (const [series, { label, beside }] of Object.entries(data.about)) {
+      if (beside && lines.some((line) => line.series === beside)) lines.push({ series, label, colour: "purple", dash: [2, 2] });
+    }
+  }
   if (other) {
     const about = data.about[other];
     panels.push({
@@ -148,6 +154,12 @@ export class Charts {
     this.drawn = [];
     /** @type {Model[]} */
     this.models = [];
+    /** How much of the past is in a smoothed line. */
+    this.smooth = 0;
+    /** @type {string[]} */
+    this.how = [];
+    this.inTime = false;
+    this.isTimed = false; // where the log knows it
     this.width = 0;
     /** @type {[number, number] | null} */
     this.range = null;
@@ -160,10 +172,17 @@ export class Charts {
     new ResizeObserver(() => this.resize()).observe(root);
   }
 
-  /** @param {Model[]} models the first one has the events @param {Panel[]} panels */
-  draw(models, panels) {
+  /** @param {Run[]} runs the first one has the events @param {Panel[]} panels */
+  draw(runs, panels) {
     for (const { plot } of this.drawn) plot.destroy();
+    const hours = runs.map(({ data }) => (this.inTime ? hoursOf(data) : null));
+    this.isTimed = hours[0] !== null;
+    const models = runs.map((run, i) => ({ ...run, xs: hours[i]?.hours ?? run.data.steps })).filter((_, i) => !this.isTimed || hours[i]);
     this.models = models;
+    const paused = hours[0]?.paused ?? 0;
+    this.how = [this.isTimed ? `over hours of training${paused ? `, without ${significant(paused, 2)} h of pauses` : ""}` : "",
+      this.smooth ? "lines are smoothed, faint ones and numbers are not" : "",
+      models.some(({ data }) => data.range) ? "of seeds: mean and range" : ""].filter(Boolean);
     this.strip = null;
     this.width = this.root.clientWidth;
     this.drawn = panels.map((panel) => this.chart(panel));
@@ -171,16 +190,63 @@ export class Charts {
       const legend = lines.map(({ line, model }, i) =>
         h("span", { class: "key" },
           h("i", { class: (this.dashes(line)?.[0] ?? 9) < 3 ? "dotted" : this.dashes(line) ? "dashed" : "", style: `border-color:${this.paint(line, model)}`, "aria-hidden": "true" }),
-          models.length > 1 ? `${model.name}: ${model === models[0] ? line.label : line.label.split(/[:(,]/)[0].trim()} ` : `${line.label} `, values[i]));
+          models.length > 1 || model.data.range ? `${model.name}: ${model === models[0] ? line.label : line.label.split(/[:(,]/)[0].trim()} ` : `${line.label} `, values[i]));
       const note = panel.strip?.length ? `${panel.note}; under it where: near zero by ${models[0].data.tensors.length > panel.strip.length ? "block" : "tensor"}` : panel.note;
-      const title = h("h2", {}, panel.title, " ", h("small", {}, note));
+      const title = h("h2", {}, panel.title, " ", h("small", {}, [note, ...this.how].join("; ")));
+      const save = h("p", { class: "save" }, ...["PNG", "CSV"].map((kind) => h("button", { type: "button", "aria-label": `Download the chart “${panel.title}” as ${kind}`,
+        onclick: () => (kind === "CSV" ? this.saveNumbers(panel, plot) : this.savePicture(panel, plot, lines, values)) }, kind)));
       plot.root.setAttribute("role", "img");
       plot.root.setAttribute("aria-label", this.said(panel, lines));
-      return h("section", { class: "chart", "data-chart": panel.key }, title, h("p", { class: "legend" }, ...legend),
+      return h("section", { class: "chart", "data-chart": panel.key }, save, title, h("p", { class: "legend" }, ...legend),
         apart.length ? h("p", { class: "apart" }, `Left out, as they cannot be compared with ${models[0].name}: ${apart.join("; ")}.`) : null, plot.root, why);
     }));
     if (this.range) this.zoom(...this.range);
     requestAnimationFrame(() => this.show(this.pinned)); // a chart knows its scales a moment later
+  }
+
+  /** Where a step of the first run is on the axis. @param {number} step */
+  x(step) {
+    const [{ data, xs }] = this.models;
+    return between(data.steps, xs, step);
+  }
+
+  /** The step of the first run that is there. @param {number} x */
+  stepAt(x) {
+    const [{ data, xs }] = this.models;
+    return between(xs, data.steps, x);
+  }
+
+  /** What the axis shows, as drawn. @param {Panel} panel @param {any} plot */
+  saveNumbers(panel, plot) {
+    const { min, max } = plot.scales.x;
+    const names = plot.series.slice(1).map((/** @type {any} */ one) => `"${one.label.replaceAll('"', '""')}"`);
+    const rows = plot.data[0].map((/** @type {number} */ _, /** @type {number} */ i) => plot.data.map((/** @type {any[]} */ one) => one[i] ?? "").join())
+      .filter((/** @type {string} */ _, /** @type {number} */ i) => plot.data[0][i] >= min && plot.data[0][i] <= max);
+    download(this.file(panel, "csv"), new Blob([[[this.isTimed ? "hours" : this.models[0].data.unit, ...names].join(), ...rows].join("\n") + "\n"], { type: "text/csv" }));
+  }
+
+  /** The canvas under its title and the names of its lines. @param {Panel} panel @param {any} plot @param {Drawn["lines"]} lines @param {HTMLElement[]} values */
+  savePicture(panel, plot, lines, values) {
+    const from = plot.ctx.canvas;
+    const dense = window.devicePixelRatio || 1;
+    const row = 20 * dense;
+    const picture = Object.assign(document.createElement("canvas"), { width: from.width, height: from.height + row * (lines.length + 1) });
+    const ctx = /** @type {CanvasRenderingContext2D} */ (picture.getContext("2d"));
+    ctx.fillStyle = colour(this.root, "paper");
+    ctx.fillRect(0, 0, picture.width, picture.height);
+    const words = [[[panel.title, this.how.join("; ")].join("   "), "ink"], ...lines.map(({ line, model }, i) => [values[i].parentElement?.textContent ?? line.label, this.paint(line, model)])];
+    words.forEach(([text, paint], i) => {
+      ctx.fillStyle = i ? paint : colour(this.root, paint);
+      ctx.font = `${i ? "" : "bold "}${13 * dense}px system-ui, sans-serif`;
+      ctx.fillText(text, 8 * dense, row * (i + 0.75));
+    });
+    ctx.drawImage(from, 0, row * words.length);
+    picture.toBlob((blob) => blob && download(this.file(panel, "png"), blob));
+  }
+
+  /** @param {Panel} panel @param {string} ending */
+  file(panel, ending) {
+    return `${this.models[0].name.replace(/[^\w.-]+/g, "-")}-${panel.key}.${ending}`;
   }
 
   /** Shares of the rows under the first chart. @param {number[]} steps @param {number[][]} rows */
@@ -211,7 +277,7 @@ export class Charts {
     ctx.fillStyle = colour(this.root, "light");
     ctx.fillRect(bbox.left, top, bbox.width, STRIP * dense);
     const { steps, rows } = this.strip ?? { steps: [], rows: [] };
-    const edge = (/** @type {number} */ t) => u.valToPos((steps[Math.max(t - 1, 0)] + steps[Math.min(t, steps.length - 1)]) / 2, "x", true);
+    const edge = (/** @type {number} */ t) => u.valToPos(this.x((steps[Math.max(t - 1, 0)] + steps[Math.min(t, steps.length - 1)]) / 2), "x", true);
     rows.forEach((shares, i) => shares.forEach((share, t) => {
       if (share < 0) return;
       ctx.fillStyle = `rgb(${paint(share).join()})`;
@@ -257,8 +323,8 @@ export class Charts {
       .filter((line) => model.data.series[line.series] && (model === first || !line.alone)).map((line) => ({ line, model })));
     const tables = models.map((model) => {
       const own = lines.filter((l) => l.model === model).map((l) => column(model.data, l.line));
-      const ends = (panel.band ?? []).map((name) => column(model.data, { series: name, label: "", colour: "" }));
-      return [model.data.steps, ...own, ...ends];
+      const soft = this.smooth ? own.map((values) => smoothed(values, this.smooth)) : [];
+      return [model.xs, ...own, ...soft, ...bandsOf(panel, model, lines).flatMap(({ ends }) => ends)];
     });
     const data = tables.length > 1 ? uPlot.join(tables) : tables[0];
     const values = lines.map(() => h("b"));
@@ -275,17 +341,19 @@ export class Charts {
     /** @type {any[]} */
     const bands = [];
     for (const model of models) {
-      for (const { line } of lines.filter((l) => l.model === model)) {
-        const points = { show: model.data.steps.length < 2 };
-        series.push({ label: line.label, stroke: this.paint(line, model), width: line.width ?? 1.6,
-          dash: this.dashes(line), scale: line.scale ?? "y", points });
+      const whose = this.models.length > 1 || model.data.range ? `${model.name}: ` : "";
+      for (const isSoft of this.smooth ? [false, true] : [false]) {
+        for (const { line } of lines.filter((l) => l.model === model)) {
+          const points = { show: model.data.steps.length < 2 };
+          const stroke = this.paint(line, model);
+          series.push({ label: `${whose}${line.label}${isSoft ? `, smoothed by ${this.smooth}` : ""}`, width: line.width ?? 1.6,
+            stroke: this.smooth && !isSoft ? faded(stroke, 0.3) : stroke, dash: this.dashes(line), scale: line.scale ?? "y", points });
+        }
       }
-      if (panel.band && model.data.series[panel.band[0]]) {
-        const stroke = this.models.length > 1 ? model.colour : colour(this.root, panel.lines[0].colour);
+      for (const { line, scale } of bandsOf(panel, model, lines)) {
+        const stroke = this.paint(line, model);
         bands.push({ series: [series.length + 1, series.length], fill: faded(stroke, 0.2) });
-        for (const _ of panel.band) series.push({ stroke, width: 0, points: { show: false } });
-      } else if (panel.band) {
-        for (const _ of panel.band) series.push({ show: false });
+        for (const end of ["low", "high"]) series.push({ label: `${whose}${line.label}, ${end}`, stroke, width: 0, scale, points: { show: false } });
       }
     }
     const unit = this.models[0].data.about[panel.lines[0].series].unit;
@@ -297,8 +365,8 @@ export class Charts {
       legend: { show: false },
       scales: { x: { time: false }, y: { range: (/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => limits(panel, low, high) } },
       axes: [
-        { ...axis, size: UNDER, values: ticked("steps"),
-          space: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ low, /** @type {number} */ high, /** @type {number} */ width) => tickSpace(low, high, width) },
+        { ...axis, size: UNDER, values: this.isTimed ? (/** @type {any} */ _, /** @type {number[]} */ ticks) => hourTexts(ticks) : ticked("steps"),
+          space: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ low, /** @type {number} */ high, /** @type {number} */ width) => (this.isTimed ? 70 : tickSpace(low, high, width)) },
         { ...axis, size: 56, space: 24, values: ticked(unit) },
         ...(right ? [{ ...axis, scale: "right", side: 1, size: 52, grid: { show: false }, values: ticked("") }] : []),
       ],
@@ -334,8 +402,8 @@ export class Charts {
 
   /** The step of the nearest snapshot of the first run. @param {number} x */
   snapshot(x) {
-    const { steps } = this.models[0].data;
-    return steps[nearest(steps, x)];
+    const [{ data, xs }] = this.models;
+    return data.steps[nearest(xs, x)];
   }
 
   /** A part was drawn over with the pointer: it is shown alone. @param {any} u */
@@ -345,21 +413,21 @@ export class Charts {
     this.active = null;
     const ends = [u.posToVal(left, "x"), u.posToVal(left + width, "x")];
     for (const { plot } of this.drawn) plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
-    this.zoom(ends[0], ends[1]);
+    this.zoom(this.stepAt(ends[0]), this.stepAt(ends[1]));
   }
 
   /** @param {number} min @param {number} max first and last step that are shown */
   zoom(min, max) {
     this.range = [min, max];
-    for (const { plot } of this.drawn) plot.setScale("x", { min, max });
+    for (const { plot } of this.drawn) plot.setScale("x", { min: this.x(min), max: this.x(max) });
     requestAnimationFrame(() => this.show(this.at)); // the cursor stays at its step, not at its place
     this.told.zoomed(this.range);
   }
 
   /** All snapshots again. */
   reset() {
-    const steps = this.models.flatMap((m) => [m.data.steps[0], m.data.steps[m.data.steps.length - 1]]);
-    this.zoom(Math.min(...steps), Math.max(...steps));
+    const ends = this.models.flatMap((m) => [m.xs[0], m.xs[m.xs.length - 1]]);
+    this.zoom(this.stepAt(Math.min(...ends)), this.stepAt(Math.max(...ends)));
     this.range = null;
     this.told.zoomed(null);
   }
@@ -377,10 +445,12 @@ export class Charts {
     for (const { plot, lines, values, why } of this.drawn) {
       const reason = this.missing(lines, step);
       if (why.textContent !== reason) why.textContent = reason;
-      if (move) plot.setCursor({ left: plot.valToPos(step, "x"), top: 5 }, false);
+      if (move) plot.setCursor({ left: plot.valToPos(this.x(step), "x"), top: 5 }, false);
       lines.forEach(({ line, model }, i) => {
-        const t = nearest(model.data.steps, step);
-        const text = shown(model.data.about[line.series].unit, column(model.data, line)[t]);
+        const t = nearest(model.xs, this.x(step));
+        const told = (/** @type {number | null | undefined} */ value) => shown(model.data.about[line.series].unit, value);
+        const { low, high } = model.data.range ?? {};
+        const text = told(column(model.data, line)[t]) + (low && high?.[line.series] ? ` [${told(low[line.series][t])}, ${told(high[line.series][t])}]` : "");
         if (values[i].textContent !== text) values[i].textContent = text;
       });
     }
@@ -423,12 +493,12 @@ export class Charts {
         if (x !== 0 || informative[t - 1] === 0) return;
         let end = t;
         while (informative[end + 1] === 0) end += 1;
-        clippedRect(ctx, bbox, u.valToPos(middle(t), "x", true), u.valToPos(middle(end + 1), "x", true));
+        clippedRect(ctx, bbox, u.valToPos(this.x(middle(t)), "x", true), u.valToPos(this.x(middle(end + 1)), "x", true));
       });
     }
     ctx.fillStyle = faded(colour(this.root, "red"), 0.13);
     for (const event of data.events) {
-      if (isHome(panel, event.series)) clippedRect(ctx, bbox, u.valToPos(event.low, "x", true), u.valToPos(event.high, "x", true));
+      if (isHome(panel, event.series)) clippedRect(ctx, bbox, u.valToPos(this.x(event.low), "x", true), u.valToPos(this.x(event.high), "x", true));
     }
     ctx.restore();
   }
@@ -459,10 +529,10 @@ export class Charts {
     const inside = (/** @type {number} */ x) => x >= left - 1 && x <= right + 1;
     let taken = -Infinity; // events of one step have their numbers side by side, as far as they stay near it
     const main = data.verdict.event;
-    const mine = main ? u.valToPos(data.events[main - 1].seen, "x", true) : -Infinity;
+    const mine = main ? u.valToPos(this.x(data.events[main - 1].seen), "x", true) : -Infinity;
     for (const event of [...data.events].sort((a, b) => a.seen - b.seen)) {
       ctx.globalAlpha = event.number === main || isHome(panel, event.series) ? 1 : 0.35;
-      const [onset, seen] = [event.onset, event.seen].map((step) => Math.round(u.valToPos(step, "x", true)));
+      const [onset, seen] = [event.onset, event.seen].map((step) => Math.round(u.valToPos(this.x(step), "x", true)));
       if (inside(seen)) path(ctx, [[seen, bbox.top], [seen, bbox.top + bbox.height]], []);
       if (isHome(panel, event.series) && inside(onset)) {
         path(ctx, [[onset, bbox.top + bbox.height], [onset, bbox.top], [Math.min(seen, right), bbox.top]], [2 * dense, 3 * dense]);
@@ -480,7 +550,7 @@ export class Charts {
     ctx.font = `bold ${13 * dense}px system-ui, sans-serif`;
     ctx.textAlign = "center";
     for (const t of data.failed) {
-      const x = u.valToPos(data.steps[t], "x", true);
+      const x = u.valToPos(this.x(data.steps[t]), "x", true);
       if (x >= bbox.left && x <= bbox.left + bbox.width) ctx.fillText("×", x, bbox.top + bbox.height - 6 * dense);
     }
     ctx.restore();
@@ -525,6 +595,29 @@ function limits(panel, low, high) {
   const bottom = panel.fromZero ? Math.min(low, 0) : low;
   const room = 0.06 * (high - bottom) || 0.05 * Math.abs(high) || 1;
   return [panel.fromZero && bottom === 0 ? 0 : bottom - room, high + room];
+}
+
+/** Lines with a band around them: an interval, or of several seeds the range. @param {Panel} panel @param {Model} model @param {Drawn["lines"]} lines of the chart */
+function bandsOf(panel, { data, name }, lines) {
+  const own = lines.filter((one) => one.model.name === name).map(({ line }) => line);
+  const { range } = data;
+  if (range) return own.filter(({ series }) => range.low[series]).map((line) => ({ line, scale: line.scale ?? "y", ends: [range.low[line.series], range.high[line.series]] }));
+  const ends = (panel.band ?? []).map((series) => column(data, { series, label: "", colour: "" }));
+  return panel.band && data.series[panel.band[0]] && own.length ? [{ line: own[0], scale: "y", ends }] : [];
+}
+
+/** Hours at the ticks of an axis; of less than two minutes and more than two days in a handier unit. @param {number[]} ticks */
+function hourTexts(ticks) {
+  const most = Math.max(...ticks);
+  const [size, name] = most < 1 / 30 ? [3600, "s"] : most < 2 ? [60, "min"] : most < 48 ? [1, "h"] : [1 / 24, "d"];
+  return ticks.map((x) => `${significant(x * size, 3)} ${name}`);
+}
+
+/** @param {string} name @param {Blob} blob */
+export function download(name, blob) {
+  const link = h("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(/** @type {HTMLAnchorElement} */ (link).href), 1000);
 }
 
 /** What an axis of uPlot writes; half a step is nothing. @param {string} unit */

@@ -3,7 +3,7 @@
 
 /**
  * @typedef {(number | null)[]} Values a series at every kept snapshot; null is not measured
- * @typedef {{label: string, unit: string, sentence: string}} About
+ * @typedef {{label: string, unit: string, sentence: string, beside?: string}} About
  * @typedef {{series: string, label: string, value: string, step: number,
  *   was: string, why: string}} Tile
  * @typedef {{number: number, series: string, title: string, when: string, where: string[],
@@ -21,9 +21,10 @@
  * @typedef {{version: string, name: string, verdict: Verdict,
  *   alive: number | null, watch: string[],
  *   taken: string, unit: string, measured: Record<string, string[]>, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
- *   failed: number[], unasked: number[], gaps: string[], series: Record<string, Values>,
+ *   times: Values, failed: number[], unasked: number[], gaps: string[], series: Record<string, Values>,
  *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[], blocks: string[],
- *   facts: Facts, spike: Spike | null}} PageData
+ *   facts: Facts, spike: Spike | null, range?: {low: Record<string, Values>, high: Record<string, Values>}}} PageData
+ * Of a run: times in seconds of the epoch, none of a replay. Of several as one: their means, and the range.
  * Of the last spike: rises of each block in thousandths of a doubling; places among the steps, -1 where none is known.
  * @typedef {{told: string, steps: number[], loss: Values, blocks: string[], rises: Values[], began: number, at: number}} Spike
  *
@@ -151,6 +152,107 @@ export function nearest(sorted, x) {
     else high = middle;
   }
   return low > 0 && x - sorted[low - 1] <= sorted[low] - x ? low - 1 : low;
+}
+
+/** Between known points a straight line, beyond the ends as in the last piece. @param {number[]} from rising @param {number[]} to @param {number} x */
+export function between(from, to, x) {
+  if (from === to) return x;
+  if (from.length < 2) return to[0] + (x - from[0]);
+  const near = nearest(from, x);
+  const i = Math.min(Math.max(from[near] > x ? near : near + 1, 1), from.length - 1);
+  return to[i - 1] + ((to[i] - to[i - 1]) * (x - from[i - 1])) / (from[i] - from[i - 1]);
+}
+
+/** So many times the usual from one snapshot to the next is a pause: the training did not run. */
+const PAUSE = 10;
+
+/**
+ * Hours of training up to each snapshot, without pauses and jumps of the clock; null where the log does not know.
+ * @param {PageData} data @returns {{hours: number[], paused: number} | null} and the hours left out
+ */
+export function hoursOf({ steps, times }) {
+  const gaps = steps.slice(1).map((_, t) => Number(times[t + 1]) - Number(times[t]));
+  const middle = (/** @type {number[]} */ all) => all.filter((x) => x > 0).sort((a, b) => a - b)[(all.filter((x) => x > 0).length - 1) >> 1];
+  const [gap, pace] = [middle(gaps), middle(gaps.map((x, t) => x / (steps[t + 1] - steps[t])))];
+  if (!pace || times.includes(null)) return null;
+  let [now, paused] = [0, 0];
+  const rest = gaps.map((x, t) => {
+    const usual = pace * (steps[t + 1] - steps[t]);
+    const isPause = x <= 0 || x > PAUSE * Math.max(usual, gap);
+    if (isPause) paused += Math.max(x - usual, 0);
+    return (now += isPause ? usual : x) / 3600;
+  });
+  return { hours: [0, ...rest], paused: paused / 3600 };
+}
+
+/** A running mean that forgets, as TensorBoard's; gaps stay gaps. @param {(number | null | undefined)[]} values @param {number} weight of the past, below 1 */
+export function smoothed(values, weight) {
+  let [sum, total] = [0, 0];
+  return values.map((x) => {
+    if (typeof x !== "number") return x;
+    [sum, total] = [weight * sum + (1 - weight) * x, weight * total + 1 - weight];
+    return sum / total;
+  });
+}
+
+/** Which names a filter keeps. @param {string | null} text @param {string} flags @returns {(run: string) => boolean} */
+export function matching(text, flags) {
+  if (!text) return () => true;
+  try {
+    const pattern = new RegExp(text, flags);
+    return (run) => pattern.test(run);
+  } catch {
+    return () => true; // half of an expression, which is still being typed
+  }
+}
+
+/** What names of runs have in common that differ in their seed or last number. @param {string} name */
+export function familyOf(name) {
+  const seed = name.replace(/(seed[-_=]?)\d+/i, "$1*");
+  return seed === name ? name.replace(/(^|[-_/ ]|run|trial)\d+$/i, "$1*") : seed;
+}
+
+/** Whether two runs were trained and measured alike, as far as their logs say. @param {PageData} one @param {PageData} other */
+function isAlike(one, other) {
+  if (one.unit !== other.unit || JSON.stringify(one.measured) !== JSON.stringify(other.measured)) return false;
+  const places = new Map(other.steps.map((step, t) => [step, t]));
+  return ["motion/lr", "motion/decay_clock"].every((name) => one.steps.every((step, t) => {
+    const [a, b] = [one.series[name]?.[t], other.series[name]?.[places.get(step) ?? -1]];
+    return typeof a !== "number" || typeof b !== "number" || Math.abs(a - b) <= 1e-5 * Math.max(Math.abs(a), Math.abs(b));
+  }));
+}
+
+/**
+ * Runs that differ in nothing but the seed as one: the mean of each series where all have it, and its range.
+ * @template {{name: string, data: PageData}} T @param {T[]} models @returns {T[]} the first stays the first
+ */
+export function bySeed(models) {
+  /** @type {T[][]} */
+  const groups = [];
+  for (const model of models) {
+    const group = groups.find(([one]) => familyOf(one.name) === familyOf(model.name) && isAlike(one.data, model.data));
+    if (group) group.push(model);
+    else groups.push([model]);
+  }
+  return groups.flatMap((group) => {
+    const [{ name, data }] = group;
+    const places = group.map((one) => new Map(one.data.steps.map((step, t) => [step, t])));
+    const steps = data.steps.filter((step) => places.every((place) => place.has(step)));
+    if (group.length < 2 || !steps.length) return group;
+    /** @type {Record<string, Values>[]} */
+    const [mean, low, high] = [{}, {}, {}];
+    for (const series of Object.keys(data.series).filter((one) => group.every((model) => model.data.series[one]))) {
+      const all = steps.map((step) => group.map((model, i) => model.data.series[series][places[i].get(step) ?? 0]));
+      const over = (/** @type {(known: number[]) => number} */ f) => all.map((some) => (some.includes(null) ? null : f(/** @type {number[]} */ (some))));
+      mean[series] = over((some) => some.reduce((a, b) => a + b) / some.length);
+      low[series] = over((some) => Math.min(...some));
+      high[series] = over((some) => Math.max(...some));
+    }
+    const own = steps.map((step) => places[0].get(step) ?? 0);
+    const moved = (/** @type {number[]} */ some) => some.map((t) => own.indexOf(t)).filter((t) => t >= 0);
+    return [{ ...group[0], name: `${familyOf(name)} (mean of ${group.length})`, data: { ...data, steps, series: mean, range: { low, high },
+      times: own.map((t) => data.times[t]), gaps: own.map((t) => data.gaps[t]), failed: moved(data.failed), unasked: moved(data.unasked) } }];
+  });
 }
 
 /**

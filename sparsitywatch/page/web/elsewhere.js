@@ -7,6 +7,8 @@
  * which stays in the document once it was opened. Where neither is found, nothing is said.
  */
 
+import { matching } from "./data.js";
+
 /**
  * @typedef {(run: string) => boolean | undefined} Says whether a run of TensorBoard is shown; undefined: not known
  * @typedef {{chosen: boolean, colour: string}} Row
@@ -15,7 +17,7 @@
 /** What Scalars, Images and the like show. @param {string} hash of the address @returns {Says} */
 export function ofAddress(hash) {
   const parts = new URLSearchParams(hash.replace(/^#/, ""));
-  const matches = filter(parts.get("regexInput"), "");
+  const matches = matching(parts.get("regexInput"), "");
   const chosen = unpacked(parts.get("runSelectionState"));
   return (run) => matches(run) && chosen.get(run) !== false;
 }
@@ -31,7 +33,7 @@ function unpacked(state) {
 
 /** What Time Series shows. @param {string} search of the address @param {Map<string, Row>} rows @returns {Says} */
 export function ofTable(search, rows) {
-  const matches = filter(new URLSearchParams(search).get("runFilter"), "i");
+  const matches = matching(new URLSearchParams(search).get("runFilter"), "i");
   return (run) => (matches(run) ? rows.get(run)?.chosen : false);
 }
 
@@ -51,17 +53,6 @@ export function tableOf(document) {
 export function hexadecimal(rgb) {
   const parts = /^rgb\((\d+), (\d+), (\d+)\)$/.exec(rgb);
   return parts ? `#${parts.slice(1).map((x) => Number(x).toString(16).padStart(2, "0")).join("")}` : "";
-}
-
-/** @param {string | null} text @param {string} flags @returns {(run: string) => boolean} */
-function filter(text, flags) {
-  if (!text) return () => true;
-  try {
-    const pattern = new RegExp(text, flags);
-    return (run) => pattern.test(run);
-  } catch {
-    return () => true; // half of an expression, which is still being typed
-  }
 }
 
 /** Remembers what was said, to tell what has changed: so the last choice counts, wherever it was made. */

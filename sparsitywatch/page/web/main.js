@@ -1,8 +1,8 @@
 // @ts-check
 /** The page: what is chosen, where the cursor is, and what follows from both. */
 
-import { Charts, moreOf, panelsOf, stripOf } from "./charts.js";
-import { csv, nearest } from "./data.js";
+import { Charts, download, moreOf, panelsOf, stripOf } from "./charts.js";
+import { bySeed, csv, hoursOf, matching, nearest } from "./data.js";
 import { capital, h, percent } from "./format.js";
 import { Heatmap, KINDS, drawHistogram, meanOf, power, rowsOf, scale } from "./tensors.js";
 import { byNeed, drawCost, events, foot, header, runTable, spikePicture, tiles } from "./view.js";
@@ -66,6 +66,12 @@ export class Page {
     this.range = null;
     this.tau = "";
     this.other = "";
+    this.smooth = 0;
+    this.filter = "";
+    /** @type {HTMLInputElement | undefined} */
+    this.input = undefined;
+    /** Of the charts: over hours; runs that differ in the seed as one. */
+    this.isTimed = this.isOne = false;
     this.tensor = "";
     this.choice = { kind: "", group: "none", sort: "", search: "" };
     this.frame = 0;
@@ -84,6 +90,11 @@ export class Page {
     this.tau = query.get("tau") ?? "";
     this.first = query.get("run") ?? "";
     this.choice.search = query.get("search") ?? "";
+    this.other = query.get("chart") ?? "";
+    this.filter = query.get("filter") ?? "";
+    this.smooth = Math.min(Math.max(Number(query.get("smooth")) || 0, 0), 0.95);
+    this.isTimed = query.get("axis") === "time";
+    this.isOne = query.get("seeds") === "one";
     const [, low, high] = (/^(-?[\d.]+)-(-?[\d.]+)$/.exec(query.get("zoom") ?? "") ?? []).map(Number);
     this.range = low < high ? [low, high] : null;
     this.linked = (query.get("with") ?? "").split("|").filter(Boolean);
@@ -98,6 +109,8 @@ export class Page {
     // of a short run whole steps may be too coarse
     if (this.range) query.set("zoom", this.range.map((x) => x.toFixed(this.range && this.range[1] - this.range[0] > 100 ? 0 : 3)).join("-"));
     if (this.choice.search) query.set("search", this.choice.search);
+    const kept = { chart: this.other, filter: this.filter, smooth: this.smooth ? String(this.smooth) : "", axis: this.isTimed ? "time" : "", seeds: this.isOne ? "one" : "" };
+    for (const [key, value] of Object.entries(kept)) if (value) query.set(key, value);
     if (this.names.length > 1) {
       query.set("run", this.first);
       query.set("with", [...(this.chosen ?? [])].filter((name) => name !== this.first).join("|"));
@@ -235,6 +248,7 @@ export class Page {
       return;
     }
     const scroll = document.documentElement.scrollTop;
+    const isTyping = document.activeElement === this.input;
     const folds = this.built === this.first ? [...this.root.querySelectorAll("details")] : []; // as they were left by hand
     this.built = this.first;
     const top = header(data, this.source.live, this.selector(), (event) => this.pin(event.seen));
@@ -253,6 +267,7 @@ export class Page {
     const left = h("div", { class: "left" }, this.tools(), plots);
     this.root.replaceChildren(top, h("main", {}, tiles(data), h("div", { class: "grid" }, side, left), spikePicture(data), this.map, this.surface, below));
     for (const { id, open } of folds) document.getElementById(id)?.toggleAttribute("open", open);
+    if (isTyping) this.input?.focus();
     this.drawCharts();
     document.documentElement.scrollTop = scroll;
     this.deepen();
@@ -272,22 +287,38 @@ export class Page {
       }
     }
     this.isAsking = false;
-    const [before, now] = [this.root.querySelector(".runs"), this.selector()];
-    if (!before || typeof now === "string" || before.outerHTML === now.outerHTML) return; // the same ages and all
+    this.drawTable();
+  }
+
+  /** The table of runs anew, where something in it is. */
+  drawTable() {
+    const [before, now] = [this.root.querySelector(".runs"), this.selector(null)];
+    if (!before || typeof now === "string") return;
     const { id } = document.activeElement ?? {};
-    const top = before.scrollTop;
-    before.replaceWith(now);
-    now.scrollTop = top;
+    for (const part of ["h2", "table"]) {
+      const [old, fresh] = [before, now].map((one) => /** @type {Element} */ (one.querySelector(part)));
+      if (old.outerHTML !== fresh.outerHTML) old.replaceWith(fresh); // else the same ages and all
+    }
     if (id) document.getElementById(id)?.focus();
   }
 
-  /** How each run stands and which are shown, the broken ones first; nothing where there is one. */
-  selector() {
+  /** How each run stands and which are shown, the broken ones first; nothing where there is one. @param {HTMLElement | null} field */
+  selector(field = this.field()) {
     if (this.names.length < 2) return "";
     const colours = this.host.colours(this.names);
-    const runs = this.names.map((name, i) => ({ name, colour: colours[i], stands: this.stands.get(name)?.summary,
+    const matches = matching(this.filter, "i");
+    const runs = this.names.map((name, i) => ({ name, isListed: matches(name), colour: colours[i], stands: this.stands.get(name)?.summary,
       isShown: this.chosen?.has(name) ?? false, isFirst: name === this.first, isUnread: this.isUnread(name) }));
-    return runTable(runs, (name, on) => this.choose(name, on), (name) => this.turnTo(name));
+    return runTable(runs, (name, on) => this.choose(name, on), (name) => this.turnTo(name), field);
+  }
+
+  /** Where runs are filtered by name, if they are many; the same one while the table around it is new. */
+  field() {
+    if (this.names.length <= FEW && !this.filter) return null;
+    this.input ??= /** @type {HTMLInputElement} */ (h("input", { type: "search", id: "filter", placeholder: "part of a name",
+      oninput: () => { this.filter = this.input?.value ?? ""; this.remember(); this.drawTable(); if (this.data?.steps.length) this.drawCharts(); } }));
+    if (document.activeElement !== this.input) this.input.value = this.filter;
+    return this.input;
   }
 
   /** @param {string} name @param {boolean} on */
@@ -327,15 +358,40 @@ export class Page {
       " ", h("output", { id: "tau-is", for: "tau-at" }, `|w| ≤ ${power(ends[at])}`));
     const other = h("select", { id: "other", onchange: (/** @type {Event} */ e) => {
       this.other = /** @type {HTMLSelectElement} */ (e.target).value;
+      this.remember();
       this.drawCharts();
     } }, option("", "none", this.other), ...moreOf(data, `near_zero/${data.rule}`).map(([label, names]) =>
       h("optgroup", { label }, ...names.map((name) => option(name, capital(data.about[name].label), this.other)))));
     return h("div", { class: "tools" },
-      h("label", {}, "near zero means ", tau), slider, h("label", {}, "one more chart ", other),
+      h("label", {}, "near zero means ", tau), slider, h("label", {}, "one more chart ", other), ...this.lines(),
       h("button", { type: "button", onclick: () => this.charts?.reset(), title: "or double-click in a chart" }, "whole run"),
-      h("button", { type: "button", onclick: () => download(`${data.name}.csv`, csv(data)) }, "numbers (CSV)"),
-      h("small", {}, data.events.length ? "Number: where an event was seen; dotted: where it began; band: how sure that is. " : "",
-        "Drag to zoom, click to hold the cursor, arrow keys to move it."));
+      h("button", { type: "button", onclick: () => download(`${data.name}.csv`, new Blob([csv(data)], { type: "text/csv" })) }, "numbers (CSV)"),
+      h("small", {}, data.events.length ? "Number: an event was seen; dotted: it began; band: how sure that is. " : "",
+        "Drag: zoom; click: hold the cursor; arrow keys: move it."));
+  }
+
+  /** How lines are drawn: smoothed, over which axis, of which runs. */
+  lines() {
+    const chosen = this.models();
+    const redraw = (/** @type {() => void} */ change) => { change(); this.remember(); this.drawCharts(); };
+    const output = h("output", { for: "smooth" }, String(this.smooth));
+    return [
+      hoursOf(/** @type {PageData} */ (this.data)) ? h("label", {}, "over ", h("select", { id: "axis", onchange: (/** @type {Event} */ e) => redraw(() => { this.isTimed = /** @type {HTMLSelectElement} */ (e.target).value === "time"; }) },
+        option("", `${this.data?.unit}s`, this.isTimed ? "time" : ""), option("time", "hours", this.isTimed ? "time" : ""))) : null,
+      h("label", { title: "Of the past in each point of the line; 0: as measured" }, "smoothing ", h("input", { type: "range", id: "smooth", min: 0, max: 0.95, step: 0.05, value: this.smooth,
+        oninput: (/** @type {Event} */ e) => redraw(() => { output.textContent = String(this.smooth = Number(/** @type {HTMLInputElement} */ (e.target).value)); }) }), " ", output),
+      bySeed(chosen).length < chosen.length ? h("label", {}, h("input", { type: "checkbox", id: "seeds", checked: this.isOne,
+        onchange: (/** @type {Event} */ e) => redraw(() => { this.isOne = /** @type {HTMLInputElement} */ (e.target).checked; }) }), " seeds as one line") : null,
+    ];
+  }
+
+  /** The runs in the charts, as they were measured. */
+  models() {
+    const colours = this.host.colours(this.names);
+    const matches = matching(this.filter, "i");
+    const names = [this.first, ...this.names.filter((name) => name !== this.first && this.chosen?.has(name) && matches(name))];
+    return names.filter((name) => this.loaded.get(name)?.data.steps.length)
+      .map((name) => ({ name, data: this.withTau(name), colour: colours[this.names.indexOf(name)] }));
   }
 
   /** The threshold below which about as many weights are as by the first rule now: where the slider begins. */
@@ -363,13 +419,10 @@ export class Page {
 
   drawCharts() {
     const data = /** @type {PageData} */ (this.data);
-    const colours = this.host.colours(this.names);
-    const names = [this.first, ...this.names.filter((name) => name !== this.first && this.chosen?.has(name))];
-    const models = names.filter((name) => this.loaded.get(name)?.data.steps.length)
-      .map((name) => ({ name, data: this.withTau(name), colour: colours[this.names.indexOf(name)] }));
+    const models = this.isOne ? bySeed(this.models()) : this.models();
     const nearZero = this.tau || `near_zero/${data.rule}`;
     const charts = /** @type {Charts} */ (this.charts);
-    charts.pinned = this.step;
+    Object.assign(charts, { pinned: this.step, smooth: this.smooth, inTime: this.isTimed });
     const all = models.flatMap((model) => model.data.steps);
     const [first, last] = [Math.min(...all), Math.max(...all)];
     charts.range = this.range && this.range[0] < last && this.range[1] > first ? this.range : null; // a link of another run
@@ -621,11 +674,3 @@ function filled(steps, values) {
 function option(value, text, chosen) {
   return h("option", { value, selected: value === chosen }, text);
 }
-
-/** @param {string} name @param {string} text */
-function download(name, text) {
-  const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(/** @type {HTMLAnchorElement} */ (link).href), 1000);
-}
-

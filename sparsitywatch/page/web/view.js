@@ -49,11 +49,11 @@ export function byNeed(runs) {
 
 /**
  * How each run stands, the broken ones first.
- * @param {{name: string, colour: string, stands: import("./data.js").Summary | undefined, isShown: boolean, isFirst: boolean, isUnread: boolean}[]} runs
- * @param {(name: string, on: boolean) => void} choose @param {(name: string) => void} turnTo
+ * @param {{name: string, colour: string, stands: import("./data.js").Summary | undefined, isListed: boolean, isShown: boolean, isFirst: boolean, isUnread: boolean}[]} runs
+ * @param {(name: string, on: boolean) => void} choose @param {(name: string) => void} turnTo @param {HTMLElement | null} field for the filter
  */
-export function runTable(runs, choose, turnTo) {
-  const sorted = byNeed(runs.map((run, i) => ({ ...run, id: `run-${i}` })));
+export function runTable(runs, choose, turnTo, field) {
+  const sorted = byNeed(runs.map((run, i) => ({ ...run, id: `run-${i}` })).filter((run) => run.isListed));
   const counts = STATES.map((state) => [runs.filter((run) => run.stands?.state === state).length, state]).filter(([number]) => number);
   const rows = sorted.map(({ name, id, colour, stands, isShown, isFirst, isUnread }) => h("tr", { class: isFirst ? "run first" : "run" },
     h("th", { scope: "row" },
@@ -67,7 +67,8 @@ export function runTable(runs, choose, turnTo) {
       : h("button", { type: "button", id: `full-${id}`, onclick: () => turnTo(name), "aria-label": `Show ${name} below` }, "show"))));
   const titles = ["run", "state", "what happened", "last snapshot", "events", "details"];
   return h("section", { class: runs.length > 5 ? "runs long" : "runs", tabindex: "0", role: "region", "aria-label": "Runs" },
-    h("h2", {}, `${runs.length} runs `, h("small", {}, `${counts.map(([number, state]) => `${number} ${state}`).join(", ")}; ticked: in the charts`)),
+    field ? h("label", { class: "filter" }, "filter ", field) : null,
+    h("h2", {}, `${sorted.length < runs.length ? `${sorted.length} of ` : ""}${runs.length} runs `, h("small", {}, `${counts.map(([number, state]) => `${number} ${state}`).join(", ")}; ticked: in the charts`)),
     h("table", {}, h("thead", {}, h("tr", {}, ...titles.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, ...rows)));
 }
 
