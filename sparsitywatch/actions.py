@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException, responses
 from typing import Any
 
-from sparsitywatch.errors import ConfigurationError, expect, expect_whole, is_number
+from sparsitywatch.errors import ConfigurationError, Seam, expect, expect_whole, is_number
 from sparsitywatch.records import SCHEMA_VERSION, Event, to_json
 from sparsitywatch.redact import NEWS, logger, redacted_error
 
@@ -56,7 +56,7 @@ _NAME, _VALUE = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII), re.compile(r"[\t -
 _Queue = queue.SimpleQueue[Event | None]  # None ends it
 
 
-class Action:
+class Action(Seam):
     """What holds something open while it watches events; a plain function needs no base class."""
 
     def __call__(self, event: Event, /) -> object:

@@ -9,6 +9,7 @@ out of every message (``redact.py``), whoever wrote it.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import numbers
 import os
 import signal
@@ -249,3 +250,31 @@ def expect_mapping(name: str, value: Any, what: str) -> None:
 def expect_path(name: str, value: Any, what: str) -> None:
     """Refuse what is neither text nor a path."""
     expect(isinstance(value, str | os.PathLike) and value != "", name, what, value)
+
+
+class Seam:
+    """What classes of one's own extend: a method that is called nearly as one of it is refused."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        seam = next(base for base in cls.__mro__ if Seam in base.__bases__)
+        names = {_plain(name): name for name in vars(seam) if not name.startswith("_")}
+        for name, value in vars(cls).items():
+            near = difflib.get_close_matches(_plain(name), names, 1, 0.85)
+            near += [plain for plain in names if sorted(plain) == sorted(_plain(name))]
+            if name.startswith("_") or not near:
+                continue
+            meant = names[near[0]]  # beside it, the name is of a helper
+            is_method = callable(vars(seam)[meant]) <= (
+                callable(value) or isinstance(value, staticmethod | classmethod)
+            )
+            if is_method and meant not in vars(cls) and not hasattr(seam, name):
+                raise ConfigurationError(
+                    f"Expected the {seam.__name__.lower()} {cls.__name__} to have no {name!r}, "
+                    f"nearly {meant!r} and never called. Write that, or choose another name."
+                )
+
+
+def _plain(name: str) -> str:
+    """A name of a method as a slip may spell it."""
+    return name.removeprefix("on_").replace("_", "").lower()

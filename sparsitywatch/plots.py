@@ -18,7 +18,7 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import MissingExtraError
 from sparsitywatch.records import Event
 from sparsitywatch.redact import redacted
-from sparsitywatch.series import describe
+from sparsitywatch.series import describe, with_beside
 
 try:
     import matplotlib.style
@@ -115,6 +115,10 @@ def _panels(run: Run) -> list[_Panel]:
     found = []
     for panel in _PANELS:
         lines = [line for line in panel.lines or of_rules if line.series in run.names]
+        shown = [line.series for line in lines]
+        beside = with_beside(shown, run.names, next(iter(run.rules), ""))
+        rest = [name for name in beside if name not in shown]
+        lines += [_Line(name, PURPLE, describe(name).label, DOTTED) for name in rest]
         found += [panel._replace(lines=lines)] if lines else []
     return found
 

@@ -2,7 +2,7 @@
 
 ``Record.series()`` is a loop over this table. TensorBoard's tags and their descriptions, the
 figures, the report, events' words and docs/tags.md read it too. To add a number: compute it, put
-it into a field of its record, add its row.
+it into a field of its record, add its row; ``beside`` puts it wherever another series is shown.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
@@ -28,6 +29,7 @@ class Series:
     sentence: str  # what it says
     only: str = ""  # where a record says whether the number means anything; always if empty
     direction: str = ""  # where the number goes, "up" or "down", if the model turns sparser
+    beside: str = ""  # the series whose charts and tables have it too, named as in ``LEADING``
 
     @property
     def short_label(self) -> str:
@@ -264,6 +266,14 @@ LEADING = (
     "motion/lr",
     "motion/update_to_weight",
 )  # fmt: skip
+
+
+def with_beside(shown: Iterable[str], names: Iterable[str], rule: str = "") -> list[str]:
+    """The series that are ``shown``, each followed by those of ``names`` that stand beside it."""
+    beside: dict[str, list[str]] = {}
+    for name in names:
+        beside.setdefault(describe(name).beside.format(rule=rule), []).append(name)
+    return [one for name in shown for one in (name, *beside.get(name, ()))]
 
 
 def percent(share: float) -> str:

@@ -12,10 +12,18 @@ from typing_extensions import Unpack
 
 from sparsitywatch.analysis import detect
 from sparsitywatch.analysis.estimate import allowed_harm
-from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole, listed
+from sparsitywatch.errors import (
+    ConfigurationError,
+    expect,
+    expect_mapping,
+    expect_number,
+    expect_whole,
+    listed,
+)
 from sparsitywatch.pruning import PATTERNS
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.sweeps import Grid, Racing, Sweep
+from sparsitywatch.series import SERIES, describe
 from sparsitywatch.weights.scope import ScopeLike
 from sparsitywatch.weights.spectrum.magnitude import DEFAULT_RULES, NearZeroRule, near_zero_rules
 
@@ -150,7 +158,7 @@ Settings.__doc__ = (Settings.__doc__ or "").replace(
 )
 
 
-def default_detectors(settings: Settings) -> Mapping[str, detect.Detector]:
+def default_detectors(settings: Settings) -> dict[str, detect.Detector]:
     """What is watched by default, by name of the series; near-zero rules are one family."""
     rules, number = settings.near_zero, len(settings.near_zero)
     return {
@@ -160,6 +168,25 @@ def default_detectors(settings: Settings) -> Mapping[str, detect.Detector]:
         "value/reliance": detect.MeasuredChange(0.0, ratio=2.5),
         "value/dense": detect.ValueChange(),
     }
+
+
+def checked_detectors(given: Any, settings: Settings) -> dict[str, detect.Detector]:
+    """Those by default for None; a ConfigurationError of a series that such a run has not."""
+    if given is None:
+        return default_detectors(settings)
+    example = "{'motion/dormant': sw.detectors.DormantRise()}"
+    expect_mapping("detectors", given, f"detectors by name of the series, such as {example}")
+    rules = [f"near_zero/{rule}" for rule in settings.near_zero]
+    names = [*rules, *(row.name for row in SERIES if not row.name.startswith("near_zero/"))]
+    for name, detector in given.items():
+        what = "a detector, derived from sw.detectors.Detector"
+        expect(isinstance(detector, detect.Detector), f"detectors[{name!r}]", what, detector)
+        is_rule = name.startswith("near_zero/")
+        near = difflib.get_close_matches(name, names, 1, 0.0)[0]
+        what = f"of series that a run has, such as {near!r} (docs/tags.md lists them)"
+        is_there = name in rules if is_rule else describe(name).source
+        expect(is_there, "detectors", what, name)
+    return dict(given)
 
 
 def _effective_sweep(levels: Any, sweep: Any, pattern: Pattern, confidence: float) -> Sweep:

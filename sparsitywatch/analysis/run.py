@@ -23,7 +23,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.records import Event, Layers, Record, RunInfo, html_of, of_one_model
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import LEADING, count, describe
+from sparsitywatch.series import LEADING, count, describe, with_beside
 
 
 class Run:
@@ -105,7 +105,8 @@ class Run:
     def names(self) -> tuple[str, ...]:
         """Every series that was measured at any snapshot; what matters most is first."""
         found = dict.fromkeys(name for series in self._measured for name in series)
-        leading = (name.format(rule=next(iter(self.rules), "")) for name in LEADING)
+        rule = next(iter(self.rules), "")
+        leading = with_beside((name.format(rule=rule) for name in LEADING), found, rule)
         return tuple(dict.fromkeys([*(name for name in leading if name in found), *found]))
 
     @cached_property

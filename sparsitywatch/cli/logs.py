@@ -26,7 +26,7 @@ from sparsitywatch.pipeline.rundir import log_of, logs_below
 from sparsitywatch.records import Event, Record, RunInfo, ledger_in_short, to_json
 from sparsitywatch.records.schema import json_schema
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import LEADING, count, describe, numbered, percent
+from sparsitywatch.series import LEADING, count, describe, numbered, percent, with_beside
 
 _Stands = tuple[str, Verdict, Sequence[Event], Run]
 #: Of a run that has begun, in the order in which their times say when.
@@ -173,7 +173,7 @@ def _series(summary: Digest, *, is_all: bool) -> list[str]:
     """The table of the series that matter most, and of counts of weights that are broken."""
     every, at = summary.series, f"at {summary.provenance.unit}"
     rule = next((name.partition("/")[2] for name in every if name.startswith("near_zero/")), "")
-    shown = {name.format(rule=rule) for name in LEADING}
+    shown = {*with_beside((name.format(rule=rule) for name in LEADING), every, rule)}
     shown |= {name for name in ("weights/num_nan", "weights/num_inf") if summary.last(name) > 0}
     rows = [("series", "first", "last", "lowest", at, "highest", at)]
     for name, one in every.items():

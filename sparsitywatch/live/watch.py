@@ -42,7 +42,7 @@ from sparsitywatch.ranks.protocol import ALONE, Ranks, is_distributed
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import logger, redacted_error
-from sparsitywatch.settings import Settings, SettingsFields, default_detectors
+from sparsitywatch.settings import Settings, SettingsFields, checked_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
@@ -159,7 +159,7 @@ def watch(
             claim=claim,
             in_log=(partial(JsonlSink, keep_spectra=keep_spectra), TensorBoardSink),
             sinks=sinks if leads else (),
-            detectors=default_detectors(chosen) if detectors is None else detectors,
+            detectors=checked_detectors(detectors, chosen),
             reviewers=(VitalReviewer(), XRayReviewer(), moves),
             on_event=on_event if leads else (),
             on_record=on_record if leads else (),

@@ -41,7 +41,7 @@ from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import redacted_url
-from sparsitywatch.settings import Settings, SettingsFields, default_detectors
+from sparsitywatch.settings import Settings, SettingsFields, checked_detectors, default_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
@@ -270,7 +270,8 @@ def _detectors(
 ) -> Mapping[str, Detector]:
     """Those that are given, or the default ones."""
     if given is not None:
-        return copy.deepcopy(given) if is_copy else given
+        checked = checked_detectors(given, settings)
+        return copy.deepcopy(checked) if is_copy else checked
     # without the schedule dormant weights are seen late, and stand for the take-off that they begin
     found = default_detectors(settings).items()
     return {n: d for n, d in found if rates.knows_decay or not n.startswith("motion/")}

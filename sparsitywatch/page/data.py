@@ -95,6 +95,11 @@ def page_data(run: Run) -> dict[str, Any]:
         },
         "about": {
             name: {key: vars(describe(name))[key] for key in ("label", "unit", "sentence")}
+            | (
+                {"beside": beside}
+                if (beside := describe(name).beside.format(rule=first_rule))
+                else {}
+            )
             for name in run.names
         },
         "events": [_event(number, event) for number, event in enumerate(run.events, start=1)],

@@ -29,7 +29,7 @@ from sparsitywatch.page.data import column, details_of, page_data, summary_of
 from sparsitywatch.pipeline.rundir import log_of, logs_below, place
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import Series, describe
+from sparsitywatch.series import Series, describe, with_beside
 from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest, read_spectrum, replace_file
 
 if TYPE_CHECKING:  # of an extra
@@ -277,10 +277,12 @@ def overview_svg(data: dict[str, Any]) -> str:
     names = {"rule": data["rule"], "kind": "score" if data["better"] == "higher" else "loss"}
     drawn = []
     for title, from_zero, lines in _PANELS:
+        own = {series.format(**names): (label, colour) for series, label, colour in lines}
+        every = with_beside(own, data["series"], data["rule"])
         known = [
-            (column(data, series.format(**names)), label, colour)
-            for series, label, colour in lines
-            if series.format(**names) in data["series"]
+            (column(data, series), *own.get(series, (describe(series).label, "purple")))
+            for series in every
+            if series in data["series"]
         ]
         row = describe(lines[0][0].format(**names))
         if any(np.isfinite(values).any() for values, *_ in known):

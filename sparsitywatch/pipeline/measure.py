@@ -21,7 +21,7 @@ from sparsitywatch.analysis.estimate import (
     essential_alone,
     essential_sparsity,
 )
-from sparsitywatch.errors import ConfigurationError, MeasurementError, expect, reraise_foreign
+from sparsitywatch.errors import ConfigurationError, MeasurementError, Seam, expect, reraise_foreign
 from sparsitywatch.pruning.checks import check_proxy, seen_scope
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
@@ -82,7 +82,7 @@ def nothing_examined(_: MagnitudeSpectrum | None) -> Seen:
     return Seen()
 
 
-class Examiner:
+class Examiner(Seam):
     """Looks at every parameter, not only at weights in scope; this one looks at nothing.
 
     The seam of vital signs. Ranks that watch together call each of theirs at the same snapshots.

@@ -28,11 +28,11 @@ from sparsitywatch.analysis.forecast import Forecaster
 from sparsitywatch.analysis.height import Heights
 from sparsitywatch.errors import (
     LogTakenError,
+    Seam,
     StateError,
     contain_faults,
     expect,
     expect_functions,
-    expect_mapping,
     listed,
 )
 from sparsitywatch.pipeline.outlets import Outlet
@@ -60,7 +60,7 @@ LAYERS_KEPT = 100
 _LONGEST_GAP = 3
 
 
-class Reviewer:
+class Reviewer(Seam):
     """Looks at whole records by rising step, the seam of vital signs; this one sees nothing."""
 
     def reviewed(self, record: Record, earlier: Sequence[Record]) -> Vital | None:
@@ -347,7 +347,7 @@ class Pipeline:
         self.claim = Claim(None) if claim is None else claim
         self._in_log = in_log
         self._strict = strict
-        self.history = History(_as_detectors(detectors), reviewers)
+        self.history = History(detectors or {}, reviewers)
         self.records = self.history.records
         self.events = self.history.events
         self._on_event = tuple(on_event)
@@ -504,13 +504,3 @@ def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:
     for index, sink in enumerate(found):
         expect(isinstance(sink, Sink), f"sinks[{index}]", what, sink)
     return found
-
-
-def _as_detectors(detectors: Mapping[str, Detector] | None) -> dict[str, Detector]:
-    found = {} if detectors is None else detectors
-    example = "{'motion/dormant': sw.detectors.DormantRise()}"
-    expect_mapping("detectors", found, f"detectors by name of the series, such as {example}")
-    what = "a detector, derived from sw.detectors.Detector"
-    for name, detector in found.items():
-        expect(isinstance(detector, Detector), f"detectors[{name!r}]", what, detector)
-    return dict(found)

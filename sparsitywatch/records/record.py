@@ -654,6 +654,16 @@ class Record:
         return not (self.not_evaluated and describe(series).needs_proxy)
 
 
+for _row in SERIES:  # a row is of a number that is there
+    _known: Any = Record
+    for _part in _row.source.split("."):
+        if not hasattr(_known, _part) and _part not in getattr(_known, "__annotations__", ()):
+            raise ConfigurationError(
+                f"Expected the row {_row.name!r} of series.py to say where a record has its number "
+                f"or a mapping of numbers, got {_row.source!r}: add the field, and compute it."
+            )
+        _known = globals().get(str(_known.__annotations__.get(_part)).partition(" ")[0])
+
 #: Records and events that a table in a notebook shows, the latest ones.
 _MAX_ROWS = 10
 

@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.errors import ConfigurationError, Seam, StateError
 from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState, latest_versions
 
 
-class Sink(ABC):
+class Sink(Seam, ABC):
     """A place that records and events go to, in the order of the steps. Derive yours from it.
 
     The pipeline calls ``open`` once, then ``write`` once per record and ``event`` once per
@@ -26,21 +26,11 @@ class Sink(ABC):
     it calls ``abandon``, ``open`` with the last step that was kept as ``run.initial_step``,
     ``catch_up``, and ``write`` and ``event`` with what came since. Nothing is written after
     ``close``.
-    Names of your own begin with an underscore, so that a slip in one of these is an error.
+    A sink may be a dataclass, and have methods of its own.
 
     Raises:
-        ConfigurationError: a class has a public name that no sink is asked for.
+        ConfigurationError: a method is called nearly as one of these, a slip.
     """
-
-    def __init_subclass__(cls) -> None:
-        known = {name for name in vars(Sink) if not name.startswith("_")}
-        for name in vars(cls):
-            if not (name.startswith("_") or name in known):
-                raise ConfigurationError(
-                    f"Expected the sink {cls.__name__} to have the methods "
-                    f"{', '.join(sorted(known))}, got {name!r}. Begin a name of your own with an "
-                    "underscore."
-                )
 
     @abstractmethod
     def open(self, run: RunInfo) -> None:
@@ -58,26 +48,26 @@ class Sink(ABC):
     def close(self) -> None:
         """Finish; calling it again does nothing."""
 
-    def renew(self, run: RunInfo) -> None:  # noqa: B027 optional
+    def renew(self, run: RunInfo) -> None:
         """Keep or show what is said once of a model that has changed; by default nothing.
 
         The records that come are of the scope of ``run``.
         """
 
-    def state(self, state: WatchState) -> None:  # noqa: B027 optional
+    def state(self, state: WatchState) -> None:
         """Keep or show how the watch stands; by default nothing.
 
         Called at every snapshot and once a minute, from the training's thread, also while
         ``write`` runs in another.
         """
 
-    def deliver(self) -> None:  # noqa: B027 optional
+    def deliver(self) -> None:
         """Do what belongs into the training's thread; by default nothing.
 
         Called there when a record and its events were given; ``write`` may run in another.
         """
 
-    def catch_up(  # noqa: B027 optional
+    def catch_up(
         self,
         records: Sequence[Record],
         events: Sequence[Event],

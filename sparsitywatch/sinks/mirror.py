@@ -10,7 +10,7 @@ from typing import Any
 
 from sparsitywatch.errors import expect
 from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState
-from sparsitywatch.series import LEADING
+from sparsitywatch.series import LEADING, with_beside
 from sparsitywatch.sinks.base import GuardedSink
 
 _STEP, _NUM_EVENTS = "sparsity/step", "sparsity/num_events"
@@ -70,7 +70,7 @@ class Mirror(GuardedSink):
     def write(self, record: Record, detail: Detail) -> None:  # noqa: ARG002
         self._require()
         series, rule = record.series(), next(iter(record.near_zero), "")
-        names = [name.format(rule=rule) for name in LEADING]
+        names = with_beside((name.format(rule=rule) for name in LEADING), series, rule)
         self._add(record.step, {name: series.get(name, math.nan) for name in names})
 
     def _add(self, step: int, found: dict[str, float], *, is_on: bool = True) -> None:

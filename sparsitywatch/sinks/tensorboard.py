@@ -44,7 +44,7 @@ from sparsitywatch.records import (
     ledger_in_short,
 )
 from sparsitywatch.redact import printable
-from sparsitywatch.series import LEADING, Series, describe, numbered
+from sparsitywatch.series import LEADING, SERIES, Series, describe, numbered
 from sparsitywatch.sinks.base import AppendingFile, GuardedSink, first_lost_step, local_directory
 
 #: Histograms are written with every tenth record.
@@ -219,7 +219,9 @@ def tag_of(series: str, first_rule: str = "") -> str:
     for place, name in enumerate(LEADING, start=1):
         if series == name.format(rule=first_rule):
             return f"{FIRST}/{place}_{series}"
-    is_chart = series in REST or series.startswith(("near_zero/", _BLOCK))
+    is_chart = (
+        series in REST or series.startswith(("near_zero/", _BLOCK)) or describe(series).beside
+    )
     return f"{LAST}/{printable(series)}" if is_chart else ""
 
 
@@ -334,13 +336,21 @@ CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
 _OF_THE_VALUE = ("How much could be thrown away?", "What the model needs")
 
 
+def _beside(tags: Sequence[str]) -> list[str]:
+    """Tags of the series that stand beside those of a chart, as regular expressions."""
+    rows = [(row, tag_of(row.beside.format(rule="*"), "*")) for row in SERIES if row.beside]
+    found = [row for row, beside in rows if any(re.fullmatch(tag, beside) for tag in tags)]
+    return [f"{LAST}/{row.name.replace('*', '.+')}$" for row in found]
+
+
 def _layout(provenance: Provenance) -> Any:
     """The page "Custom Scalars"; without a proxy it has the charts of weights alone."""
     from torch.utils.tensorboard.summary import custom_scalars  # takes long to import
 
     shown = {
         title: {
-            name: ("Margin" if tags is _BAND else "Multiline", tags) for name, tags in own.items()
+            name: ("Margin", tags) if tags is _BAND else ("Multiline", [*tags, *_beside(tags)])
+            for name, tags in own.items()
         }
         for title, own in CHARTS.items()
         if provenance.proxy_hash or title not in _OF_THE_VALUE

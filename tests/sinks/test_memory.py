@@ -38,13 +38,6 @@ def test_details_stay_with_their_records() -> None:
     assert [run.initial_step for run in sink.runs] == [0, 50]
 
 
-def test_a_slip_in_the_name_of_a_method_is_an_error() -> None:
-    with pytest.raises(ConfigurationError, match=r"the sink Slip to have .* write, got 'evnt'"):
-
-        class Slip(MemorySink):
-            def evnt(self, event: Event) -> None: ...
-
-
 def test_a_sink_that_lacks_a_method_cannot_be_made() -> None:
     class Half(Sink):
         def open(self, run: RunInfo) -> None: ...

@@ -108,7 +108,8 @@ def tables() -> str:
     scalars = {f"{FIRST}/1_{first.format(rule='*')}": "series `near_zero/*`, the first rule's"}
     scalars |= {f"{FIRST}/{i}_{name}": f"series `{name}`" for i, name in enumerate(leading, 2)}
     scalars |= {f"{LAST}/near_zero/*": "series `near_zero/*`, those of the next three rules"}
-    scalars |= {f"{LAST}/{name}": f"series `{name}`" for name in REST}
+    rest = (*REST, *(row.name for row in SERIES if row.beside))
+    scalars |= {f"{LAST}/{name}": f"series `{name}`" for name in rest}
     scalars |= {f"{LAST}/gradient/block/*": "series `gradient/block/*`, of at most 24 blocks"}
     others = [f"| `{tag}` | scalar | {what} |" for tag, what in scalars.items()]
     others += [f"| `{row.name}` | {row.unit} | {row.sentence} |" for row in OTHER_TAGS]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.errors import StateError, expect, expect_mapping, expect_whole, is_number
+from sparsitywatch.errors import Seam, StateError, expect, expect_mapping, expect_whole, is_number
 from sparsitywatch.records import Event, from_data, to_json
 
 Array = NDArray[np.float64]
@@ -37,7 +37,7 @@ DIRECTIONS = ("up", "down", "both")
 Context = Mapping[str, float] | None
 
 
-class Detector(ABC):
+class Detector(Seam, ABC):
     """Watches one series, fed in the order of the steps. Extend it to watch in a way of your own.
 
     ``update`` has to be written. Where all that is remembered is in ``memory``, a dataclass of

@@ -66,6 +66,11 @@ export function panelsOf(data, nearZero, other) {
       ],
     },
   ];
+  for (const { lines } of panels) {
+    for (const [series, { label, beside }] of Object.entries(data.about)) {
+      if (beside && lines.some((line) => line.series === beside)) lines.push({ series, label, colour: "purple", dash: [2, 2] });
+    }
+  }
   if (other) {
     const about = data.about[other];
     panels.push({

@@ -3,7 +3,7 @@
 
 /**
  * @typedef {(number | null)[]} Values a series at every kept snapshot; null is not measured
- * @typedef {{label: string, unit: string, sentence: string}} About
+ * @typedef {{label: string, unit: string, sentence: string, beside?: string}} About
  * @typedef {{series: string, label: string, value: string, step: number,
  *   was: string, why: string}} Tile
  * @typedef {{number: number, series: string, title: string, when: string, where: string[],

@@ -1,0 +1,228 @@
+"""What CONTRIBUTING says of additions is true: right ones are measured, wrong ones refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from contracts import event_readers
+
+import sparsitywatch as sw
+from sparsitywatch.errors import Seam
+from sparsitywatch.pipeline.measure import Examiner
+from sparsitywatch.pipeline.pipeline import Reviewer
+from sparsitywatch.sinks import MemorySink
+
+#: The seams whose methods are called by name.
+SEAMS = (sw.sinks.Sink, sw.detectors.Detector, Reviewer, Examiner, sw.actions.Action)
+
+
+def watched(**given: Any) -> list[sw.Record]:
+    """Two snapshots of a tiny training."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"scope": "matrices", "every": 1, "logdir": None, "max_overhead": None}
+    with sw.watch(model, optimizer, strict=True, **options, **given) as watch:
+        for _ in range(2):
+            model(torch.ones(1, 8)).sum().backward()
+            optimizer.step()
+    return watch.records
+
+
+def slips(name: str) -> list[str]:
+    """A letter twice, one left out, two turned, a plural, no underscore, "on" before it."""
+    middle = len(name) // 2
+    turned = name[: middle - 1] + name[middle] + name[middle - 1] + name[middle + 1 :]
+    made = {name + name[-1], name + "s", turned, name.replace("_", ""), f"on_{name}"}
+    made |= {name[:middle] + name[middle + 1 :]} if len(name) > 4 else set()
+    return sorted(made - {name})
+
+
+@pytest.mark.parametrize("seam", SEAMS, ids=lambda seam: str(seam.__name__))
+def test_a_near_miss_of_a_method_is_refused(seam: type) -> None:
+    names = [name for name in vars(seam) if not name.startswith("_")]
+    for name in names:
+        for slip in {*slips(name)} - {*names}:
+            with pytest.raises(sw.ConfigurationError, match=f"no '{slip}', nearly '"):
+                type("Slip", (seam,), {slip: lambda self: None})
+
+
+def test_the_seams_are_those_of_the_package() -> None:
+    assert {*SEAMS} == {*Seam.__subclasses__()}
+
+
+def test_a_sink_is_a_dataclass_and_has_helpers() -> None:
+    @dataclasses.dataclass
+    class Kept(MemorySink):
+        events: list[Any] = dataclasses.field(default_factory=list)
+        start: int = 0
+        steps: list[int] = dataclasses.field(default_factory=list)
+
+        def __post_init__(self) -> None:
+            super().__init__()
+
+        def write(self, record: sw.Record, detail: Any) -> None:
+            self.write_row(record.step)
+
+        def write_row(self, step: int) -> None:
+            self.steps.append(step)
+
+        def writes(self) -> int:
+            return len(self.steps)
+
+        def flush(self) -> None: ...
+        def render(self) -> None: ...
+        def stage(self) -> None: ...
+
+    sink = Kept(start=1)
+    records = watched(sinks=[sink])
+    assert sink.steps == [record.step for record in records] != []
+
+
+@pytest.mark.parametrize(
+    ("series", "near"),
+    [
+        ("motion/dormantt", "motion/dormant"),
+        ("near_zero/initial_0.7", "near_zero/initial_0.1"),
+        ("essential_sparsity", "essential_sparsity/"),
+        ("", "'"),
+    ],
+)
+def test_a_detector_of_a_series_that_is_not_there_is_refused(series: str, near: str) -> None:
+    with pytest.raises(sw.ConfigurationError, match=f"`detectors` to be of series .* as '?{near}"):
+        watched(detectors={series: sw.detectors.AbruptChange()})
+
+
+def test_a_detector_of_ones_own_sees_its_series() -> None:
+    class Above(sw.detectors.Detector):
+        seen: list[float] = []  # noqa: RUF012 of the test
+
+        def update(
+            self, step: int, value: float, context: Mapping[str, float] | None = None
+        ) -> None:
+            self.seen.append(value)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+    records = watched(detectors={"weights/largest": Above()})
+    assert Above.seen == [record.largest for record in records]
+
+
+# ------------------------------------------------------------------ a number, in a copy
+
+ROOT = Path(__file__).parents[2]
+#: What the recipe adds: file, what stands there, and what is put behind it.
+NUMBER = (
+    ("records/record.py", "    largest: float = _NAN\n", "    zeros: float = _NAN\n"),
+    (
+        "pipeline/measure.py",
+        "            num_zero=spectrum.num_zero,\n",
+        "            zeros=spectrum.num_zero / spectrum.num_weights,\n",
+    ),
+)
+ROW = (
+    '    Series("weights/zeros", "{}", "fraction", "zeros", "Share.", '
+    'beside="near_zero/{{rule}}"),\n'
+)
+USE = """
+import json, sys
+import torch
+import sparsitywatch as sw
+from sparsitywatch.cli import main
+from sparsitywatch.page.data import page_data
+from sparsitywatch.page.render import overview_svg
+from sparsitywatch.plots import overview_figure
+from sparsitywatch.sinks.tensorboard import TensorBoardSink, _layout
+
+model = torch.nn.Linear(8, 8)
+with torch.no_grad():
+    model.weight.copy_(torch.arange(64).reshape(8, 8) % 3)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+rows = []
+log = lambda numbers, step: rows.append(numbers)
+options = {"scope": "matrices", "every": 1, "max_overhead": None, "sinks": [sw.sinks.Mirror(log)]}
+with sw.watch(model, optimizer, logdir="run", strict=True, **options) as watch:
+    for _ in range(2):
+        model(torch.ones(1, 8)).sum().backward()
+        optimizer.step()
+run = sw.load("run")
+page = page_data(run)
+axes = overview_figure(run).axes
+drawn = [line for axis in axes for line in axis.lines if line.get_label() == "zeros"]
+found = {
+    "record": [record.zeros for record in watch.records],
+    "series": run.series("weights/zeros")[1].tolist(),
+    "mirror": [row["sparsity/weights/zeros"] for row in rows],
+    "plot": [line.get_ydata().tolist() for line in drawn],
+    "page": page["series"]["weights/zeros"],
+    "log": [json.loads(line)["zeros"] for line in open("run/sparsitywatch/records.jsonl")],
+}
+chart = str(_layout(run.records[-1].provenance))
+words = {"print": "purple: zeros" in overview_svg(page), "chart": chart}
+json.dump({"found": found, "words": words, "page": page}, open("found.json", "w"))
+main(["summary", "run"])
+"""
+
+
+def copied(tmp_path: Path, row: str) -> dict[str, str]:
+    """The package with the number in it, in a folder of its own; the surroundings to run it in."""
+    shutil.copytree(ROOT / "sparsitywatch", tmp_path / "sparsitywatch")
+    package = tmp_path / "sparsitywatch"
+    for name, before, added in (*NUMBER, ("series.py", "    # motion\n", row)):
+        text = (package / name).read_text()
+        assert text.count(before) == 1
+        (package / name).write_text(text.replace(before, before + added))
+    return {**os.environ, "PYTHONPATH": str(tmp_path), "MPLBACKEND": "Agg"}
+
+
+@pytest.mark.slow
+def test_a_number_is_a_field_its_computation_and_a_row(tmp_path: Path) -> None:
+    """Then it is wherever its neighbour is shown; against numpy."""
+    surroundings = copied(tmp_path, ROW.format("zeros"))
+    options = {"cwd": tmp_path, "env": surroundings, "text": True, "check": True}
+    out = subprocess.run([sys.executable, "-c", USE], capture_output=True, **options).stdout
+    told = json.loads((tmp_path / "found.json").read_text())
+    expected = float((np.arange(64) % 3 == 0).mean())
+    for values in told["found"].values():
+        values = np.ravel(values)
+        assert len(values) == len(told["page"]["steps"]) > 1
+        assert np.allclose(values, expected, rtol=1e-6)
+    assert told["words"]["print"]
+    assert "z_sparsity/weights/zeros$" in told["words"]["chart"]
+    assert re.search(r"weights/zeros +34\.4 % +34\.4 %", out)
+    scalars = event_readers.scalars_of_plugin_accumulator(tmp_path / "run" / "sparsitywatch")
+    assert [x for _, x in scalars["z_sparsity/weights/zeros"]] == [pytest.approx(expected)] * 2
+    if shutil.which("node"):
+        charts = tmp_path / "sparsitywatch" / "page" / "web" / "charts.js"
+        code = f"""
+            import {{ panelsOf }} from "{charts.as_uri()}";
+            import fs from "node:fs";
+            const {{ page }} = JSON.parse(fs.readFileSync("found.json"));
+            const [panel] = panelsOf(page, `near_zero/${{page.rule}}`, "");
+            console.log(panel.lines.map((line) => line.series).join(" "));"""
+        command = ["node", "--input-type=module", "-e", code]
+        lines = subprocess.run(command, capture_output=True, **options).stdout
+        assert "weights/zeros" in lines.split()
+
+
+@pytest.mark.slow
+def test_a_row_without_its_field_is_refused(tmp_path: Path) -> None:
+    surroundings = copied(tmp_path, ROW.format("zeroes"))
+    command = [sys.executable, "-c", "import sparsitywatch.records"]
+    out = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=surroundings, check=False
+    )
+    assert "Expected the row 'weights/zeros' of series.py to say where a record has" in out.stderr
