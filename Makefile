@@ -22,10 +22,11 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-fast check format lint types imports prose docs bench bench-detection paper multiberts pythia olmo parts clean
+.PHONY: help setup demo pictures test test-fast check format lint types imports prose docs bench bench-detection paper multiberts pythia olmo parts clean
 
 help:
 	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
+	@echo "make pictures   README's picture anew, from the page of the demo"
 	@echo "make test    run the tests            ARGS=\"-k spectrum\"; all of each family: ARGS=--whole"
 	@echo "make test-fast   before a commit: some of every room, a minute"
 	@echo "make check   formatting, lint, types, import rules, prose"
@@ -41,6 +42,11 @@ help:
 
 demo: $(VENV)/.ready-demo
 	$(BIN)/python examples/pretrain_bert.py $(ARGS)
+
+# the page of that run as README and the manual show it, and its headline in docs/report.txt
+pictures: $(VENV)/.ready-demo $(VENV)/.ready-dev
+	test -d runs/demo || $(BIN)/python examples/pretrain_bert.py
+	SPARSITYWATCH_PICTURES=docs SPARSITYWATCH_RUN=runs/demo $(BIN)/python -m pytest -n 0 tests/browser/test_page.py -k pictures_of_the_docs
 
 # Python's objects lie on huge pages, where glibc and the kernel give them: in a virtual machine a
 # third less processor time. For tests and checks alone: a benchmark measures what users have.

@@ -30,7 +30,7 @@ from sparsitywatch.weights.layout import clean_name
 def input_axes(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
     """The axis of each tensor that runs over inputs, where its layer says so."""
     layers = _layers(model, names)
-    return {name: axis for name, layer in layers.items() if (axis := axis_of(layer)) is not None}
+    return {name: axis for name, (own, *_) in layers.items() if (axis := axis_of(own)) is not None}
 
 
 def axis_of(layer: nn.Module) -> int | None:
@@ -41,10 +41,28 @@ def axis_of(layer: nn.Module) -> int | None:
     return 1 if isinstance(layer, nn.Linear) or "_ConvNd" in kinds else None
 
 
-def _layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """The module that holds each parameter."""
+def _layers(model: nn.Module, names: Sequence[str]) -> dict[str, list[nn.Module]]:
+    """The module that holds each parameter, and others that hold it, tied, along the same axis."""
     modules = {clean_name(path): module for path, module in model.named_modules()}
-    return {name: modules.get(name.rpartition(".")[0], model) for name in names}
+    found = {}
+    for name in names:
+        path, _, attribute = name.rpartition(".")
+        own = modules.get(path, model)
+        memory = _memory_of(getattr(own, attribute, None))
+        others = (
+            module for module in modules.values()
+            if module is not own and axis_of(module) == axis_of(own) is not None
+            and memory == _memory_of(getattr(module, attribute, None))
+        )  # fmt: skip
+        found[name] = [own, *(others if memory else ())]
+    return found
+
+
+def _memory_of(tensor: Any) -> tuple[Any, ...]:
+    """Where the weights of a tensor lie; empty if it is none."""
+    if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.numel():
+        return ()
+    return tensor.data_ptr(), tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride()
 
 
 def _counted(name: str, inputs: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -76,6 +94,32 @@ def matching(masks: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Ten
     return None
 
 
+class _Products:
+    """Those of one input, which several layers may get, such as query, key and value."""
+
+    def __init__(self, inputs: Any, version: int, products: torch.Tensor) -> None:
+        self._inputs, self._version, self._products = inputs, version, products
+        self._sums: list[tuple[torch.Tensor | None, torch.Tensor]] = []  # before and after
+
+    def is_of(self, layer: nn.Module, inputs: Any) -> bool:
+        """Whether a layer gets that very input."""
+        return inputs is self._inputs and 0 <= self._version == _version_of(layer, inputs)
+
+    def added_to(self, before: torch.Tensor | None) -> torch.Tensor:
+        """A sum with these; layers whose sum was one tensor have one again."""
+        for earlier, now in self._sums:
+            if earlier is before:
+                return now
+        now = self._products if before is None else before + self._products
+        self._sums.append((before, now))
+        return now
+
+
+def _version_of(layer: nn.Module, inputs: torch.Tensor) -> int:
+    """How often an input was written to; -1 where that, or what a layer makes of it, is its own."""
+    return -1 if isinstance(layer, nn.Conv2d) or inputs.is_inference() else inputs._version
+
+
 def inputs_of(
     model: nn.Module,
     names: Sequence[str],
@@ -89,6 +133,7 @@ def inputs_of(
     num = dict.fromkeys(names, 0)
     squares: dict[str, torch.Tensor] = {}
     found: dict[str, torch.Tensor] = {}
+    last = _Products(None, -1, torch.empty(0))
 
     def note(name: str, layer: nn.Module, args: Any) -> None:
         vectors = _counted(name, _vectors(layer, args[0]), masks)
@@ -97,11 +142,13 @@ def inputs_of(
         added = vectors.square().sum(0)
         squares[name] = squares[name] + added if name in squares else added
         if products:
-            added = vectors.T @ vectors
-            found[name] = found[name] + added if name in found else added
+            nonlocal last
+            if not last.is_of(layer, args[0]):
+                last = _Products(args[0], _version_of(layer, args[0]), vectors.T @ vectors)
+            found[name] = last.added_to(found.get(name))
 
     with contextlib.ExitStack() as stack, torch.no_grad():
-        for name, layer in _layers(model, names).items():
+        for name, layer in ((n, one) for n, held in _layers(model, names).items() for one in held):
             if axis_of(layer) is None or (isinstance(layer, nn.Conv2d) and layer.groups > 1):
                 raise MeasurementError(
                     f"Expected {printable(name)!r} to be the weight of a linear layer or of an "

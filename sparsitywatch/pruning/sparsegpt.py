@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -54,10 +53,14 @@ def updating_cuts(
     is_grouped = pattern.structure != "layer"
     orders = {name: _order(weights, name, is_grouped=is_grouped) for name in weights.shapes}
 
-    @cache  # made when a tensor is first pruned
+    made: dict[int, Moments] = {}  # when a tensor is first pruned, for all with its inputs
+
     def moments(name: str) -> Moments:
-        order = orders[name].reshape(-1).to(products[name].device)
-        return Moments.of(products[name][order][:, order], pattern.damping)
+        own = products[name]
+        if id(own) not in made:
+            order = orders[name].reshape(-1).to(own.device)
+            made[id(own)] = Moments.of(own[order][:, order], pattern.damping)
+        return made[id(own)]
 
     each: list[tuple[Any, ...]] = []
     for level, share in zip(levels, shares, strict=True):

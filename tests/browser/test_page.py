@@ -396,6 +396,8 @@ def test_the_pictures_of_the_docs(open_page: Open, tmp_path: Path, log: Path) ->
         sync_api.expect(page.locator(".heat .names li").first).to_be_attached(timeout=30_000)
         picture(page, name)
         assert (Path(os.environ["SPARSITYWATCH_PICTURES"]) / f"{name}.png").stat().st_size > 20_000
+    words = Path(os.environ["SPARSITYWATCH_PICTURES"]) / "report.txt"
+    words.write_text(page.locator("#app h1").inner_text().replace("\xa0", " ") + "\n")
 
 
 @needs_axe

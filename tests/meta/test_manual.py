@@ -40,6 +40,14 @@ def test_the_manual_is_short() -> None:
     assert sum(len((DOCS / page).read_text().split()) for page in MANUAL) <= 18_000
 
 
+def test_readme_says_what_its_picture_says() -> None:
+    """``make pictures`` writes both anew from the page of the demo's run."""
+    told = (DOCS / "report.txt").read_text().strip()
+    (alt,) = re.findall(r"!\[(.*)\]\(docs/report\.png\)", (ROOT / "README.md").read_text())
+    assert alt in told
+    assert alt.startswith("Near-zero weights")
+
+
 def test_every_page_of_the_manual_has_an_example() -> None:
     for page in MANUAL - {"index.md"}:
         assert re.search(r"^(```|    \S)", (DOCS / page).read_text(), re.M), page

@@ -369,3 +369,49 @@ def test_the_factor_is_that_of_the_damped_moments_with_a_feature_that_is_never_o
 def test_sparsegpt_is_by_default_as_its_authors_ran_it() -> None:
     """Blocks of 128 features, and 1 % of the mean: arXiv:2301.00774, section 4 and its code."""
     assert (SparseGPT().block, SparseGPT().damping) == (128, 0.01)
+
+
+class Shared(nn.Module):
+    """Query, key and value of one input; a head that is tied to a layer; one input written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(6, 6), nn.Linear(6, 4), nn.Linear(6, 6)
+        self.inner, self.head = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+        self.head.weight = self.inner.weight
+        self.inputs: dict[str, list[torch.Tensor]] = {}
+
+    def of(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
+        self.inputs.setdefault(name, []).append(inputs.detach().clone().flatten(0, -2).double())
+        return getattr(self, name)(inputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.of("query", x) + self.of("key", x).mean()
+        h = h + self.of("inner", torch.tanh(h))
+        x.mul_(2.0)  # the same tensor, and not the same input
+        h = h + self.of("value", x)
+        return self.of("head", torch.relu(h))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_inputs_that_layers_share_are_one_sum_and_tied_weights_see_every_use(
+    inference: bool,
+) -> None:
+    torch.manual_seed(0)
+    model, names = Shared(), [f"{n}.weight" for n in ("query", "key", "value", "inner")]
+
+    def run() -> None:
+        with torch.inference_mode(inference):
+            for num in (3, 5):
+                model(torch.randn(num, 2, 6))
+
+    found = inputs_of(model, names, run, products=True)
+    model.inputs["inner"] += model.inputs["head"]
+    for name in names:
+        own = torch.cat(model.inputs[name.removesuffix(".weight")])
+        assert found.num[name] == len(own)
+        torch.testing.assert_close(found.squares[name], own.square().sum(0))
+        torch.testing.assert_close(found.products[name], own.T @ own)
+    query, key, value, _ = (found.products[name] for name in names)
+    assert (query is key) is not inference
+    assert query is not value
