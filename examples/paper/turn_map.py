@@ -350,8 +350,8 @@ def says(found: Mapping[Setting, Sequence[Run]]) -> Iterator[str]:
         for name in ("cause", "kind")
     }
     yield (
-        f"**What explains it**: near zero rises by a quarter or more in {len(rises)} of {len(found)} settings"
-        f", {sum(s[2] == 0.0 for s in rises) or 'none'} of them without decay. In "
+        f"**What explains it**: near zero rises by a quarter or more in {len(rises)} of "
+        f"{len(found)} settings, {sum(s[2] == 0.0 for s in rises) or 'none'} of them without decay. In "
         f"{count['cause']['decay']} decay alone explains it, in "
         f"{count['cause']['more than decay'] or 'none'} it is more. In {len(turned)} a run turns "
         f"abruptly, {sum(s[2] == 0.0 for s in turned) or 'none'} of them without decay."
@@ -414,9 +414,10 @@ Medians over the runs. In brackets is the chance of a turn that runs without one
 *Thresholds*: how many turn. *Begun at*: between these steps. *Near zero*: below a tenth of the
 first rms, at the end; the uniform weights of the start have {begin:.1%}. *rms*: the last over the
 first. *Kind*: "whole" if the shape of the distribution is what it was, "part" if it is not, "both"
-if the rms has halved as well. *Without them*: the loss without the weights near zero beside the dense one. *Clock*: by what
-a weight without a gradient shrank, as a logarithm. *Cause*: "decay" if no more rises than decay
-alone takes weights without a gradient, and without decay there is no rise, by a quarter or more.
+if the rms has halved as well. *Without them*: the loss without the weights near zero beside the
+dense one. *Clock*: by what a weight without a gradient shrank, as a logarithm. *Cause*: "decay" if
+no more is near zero than decay alone makes of weights without a gradient, and without decay there
+is no rise, by a quarter or more.
 
 {table}
 """
@@ -439,7 +440,8 @@ def page(files: Mapping[str, Any]) -> str:
     return PAGE.format(
         **first["sizes"], weights=next(iter(runs.values()))["num"], runs=len(runs), num=len(found),
         date=max(file["date"] for file in files.values()), clock=1e-4 * 0.01 * 25_000,
-        walk=0.02 / 1e-4, begin=BEGIN, lost=lost_at_turns(), says="\n".join(f"- {one}" for one in says(found)),
+        walk=0.02 / 1e-4, begin=BEGIN, lost=lost_at_turns(),
+        says="\n".join(f"- {one}" for one in says(found)),
         table=table(HEAD, [*rows(found).values()]),
     )  # fmt: skip
 
