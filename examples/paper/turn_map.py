@@ -351,8 +351,8 @@ def says(found: Mapping[Setting, Sequence[Run]]) -> Iterator[str]:
     }
     yield (
         f"**What explains it**: near zero rises by a quarter or more in {len(rises)} of "
-        f"{len(found)} settings, {sum(s[2] == 0.0 for s in rises) or 'none'} of them without decay. In "
-        f"{count['cause']['decay']} decay alone explains it, in "
+        f"{len(found)} settings, {sum(s[2] == 0.0 for s in rises) or 'none'} of them without decay. "
+        f"In {count['cause']['decay']} decay alone explains it, in "
         f"{count['cause']['more than decay'] or 'none'} it is more. In {len(turned)} a run turns "
         f"abruptly, {sum(s[2] == 0.0 for s in turned) or 'none'} of them without decay."
     )
