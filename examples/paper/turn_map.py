@@ -350,8 +350,8 @@ def says(found: Mapping[Setting, Sequence[Run]]) -> Iterator[str]:
         for name in ("cause", "kind")
     }
     yield (
-        f"**What explains it**: near zero rises by a quarter or more in {len(rises)} of "
-        f"{len(found)} settings, {sum(s[2] == 0.0 for s in rises) or 'none'} of them without decay. "
+        f"**What explains it**: near zero rises by a quarter or more in {len(rises)} "
+        f"of {len(found)} settings, {sum(s[2] == 0.0 for s in rises) or 'none'} without decay. "
         f"In {count['cause']['decay']} decay alone explains it, in "
         f"{count['cause']['more than decay'] or 'none'} it is more. In {len(turned)} a run turns "
         f"abruptly, {sum(s[2] == 0.0 for s in turned) or 'none'} of them without decay."
@@ -463,7 +463,7 @@ def draw(found: Mapping[Setting, Sequence[Run]], path: Path) -> None:
             cause = told[setting][HEAD.index("cause")]
             parts = [
                 f"{cells[y, x]:.0f} %",
-                f"{turned} of {len(own)} turn",
+                f"{turned} of {len(own)}",
                 cause.replace(" ", "\n", 1),
             ]
             axes.text(
@@ -479,7 +479,7 @@ def draw(found: Mapping[Setting, Sequence[Run]], path: Path) -> None:
     grid[0].set_ylabel("weight decay")
     figure.supxlabel("activation and learning rate")
     figure.suptitle(
-        "Weights near zero at the end; runs that turn abruptly (bold: some); what explains a rise"
+        "Weights near zero at the end; how many runs turn abruptly (bold: some); what explains a rise"
     )
     figure.colorbar(shown, ax=grid, label="weights near zero at the end, %", fraction=0.02)
     figure.savefig(path, dpi=100)
