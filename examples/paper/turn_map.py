@@ -479,7 +479,7 @@ def draw(found: Mapping[Setting, Sequence[Run]], path: Path) -> None:
     grid[0].set_ylabel("weight decay")
     figure.supxlabel("activation and learning rate")
     figure.suptitle(
-        "Weights near zero at the end; how many runs turn abruptly (bold: some); what explains a rise"
+        "Weights near zero at the end; how many runs turn abruptly (bold: some); what explains it"
     )
     figure.colorbar(shown, ax=grid, label="weights near zero at the end, %", fraction=0.02)
     figure.savefig(path, dpi=100)
