@@ -357,7 +357,7 @@ def huge_decay(course: Course) -> None:
 
 UNTRAINED, ON = ("untrained",), fault_zoo.ONSET
 FAULTS_TOLD = {
-    "rate of 0": Row(_rate(0.0), "look", ("unlearned",)),
+    "rate of 0": Row(_rate(0.0), "look", ("slow",)),
     "rate too high from the start": Row(
         _rate(300.0), "look|act", ("unlearned", "blew_up", "not_finite", *WORSE), optimizer="sgd"
     ),
