@@ -363,6 +363,13 @@ def says(found: Mapping[Setting, Sequence[Run]]) -> Iterator[str]:
         f"{count['kind']['part']} it is a part of the weights, in {count['kind']['both']} both. "
         f"Of {num:,} weights at the end {zeros:,} are exactly zero and {denormal:,} denormal."
     )
+    said = Counter(word for one in every for word in one["explained"])
+    wrong = sum(one["explained"].count(False) for one in every if one["is_within"])
+    yield (
+        f"**What the watch said** of {said.total()} rises: decay explains {said[True]}, does "
+        f"not explain {said[False]} (wrongly {wrong}, by the copy without gradient), not known "
+        f"{said[None]}. It has no decay clock for Adam with coupled L2 and for LAMB."
+    )
     own = [one for setting in turned for one in found[setting] if is_turn(one)]
     if own:
         layers = [(is_feed(name), x) for one in own for name, x in one["layers"].items()]

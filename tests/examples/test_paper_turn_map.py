@@ -121,3 +121,10 @@ def test_every_word_of_a_setting_is_counted_anew(optimizer: str) -> None:
             assert all(run["is_within"] for run in runs)
             control = own(optimizer, activation, 0.0, rate)
             assert np.median([run["end"] for run in control]) < 0.0722
+
+
+def test_what_the_watch_said_is_counted_anew() -> None:
+    said = [word for run in RUNS.values() for word in run["explained"]]
+    assert f"of {len(said)} rises: decay explains {said.count(True)}" in PAGE.read_text("utf-8")
+    no_clock = [run for key, run in RUNS.items() if key.startswith(("adam-", "lamb-"))]
+    assert not any(word is not None for run in no_clock for word in run["explained"])
