@@ -198,8 +198,13 @@ def judged(reading: VitalReading, spectrum: MagnitudeSpectrum | None) -> Vital:
         since_step=reading.since_step,
         findings=findings,
         gradient=reading.gradient,
-        not_judged=() if is_first or _is_stepped_on(facts).any() else _BY_STEPS,
+        not_judged=() if is_first or _is_stepped_on(facts).any() else _not_judged(findings),
     )
+
+
+def _not_judged(findings: tuple[Finding, ...]) -> tuple[str, ...]:
+    found = {finding.kind for finding in findings}
+    return tuple(kind for kind in _BY_STEPS if kind not in found)
 
 
 def seen_by(said: Callable[[], VitalReading], spectrum: MagnitudeSpectrum | None) -> Seen:

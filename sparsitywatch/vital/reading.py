@@ -129,6 +129,7 @@ class VitalTracker(Examiner):
         facts.is_twin = np.array([name in twins for name in weights], bool)
         facts.num_dims = np.array([one.dim() for one in weights.values()], int)
         since, seen, trained, sums = self._step, None, None, None
+        is_later = step > since  # a second look at one step says nothing of how long
         facts.well_at[:] = since
         if self._before.tensors:
             seen = Comparison(self._start, self._before, now)
@@ -146,7 +147,7 @@ class VitalTracker(Examiner):
             facts.num = now.num
             facts.num_not_finite = now.count(~np.isfinite(now.values))
             if seen is not None:
-                self._compare(facts, seen, marks)
+                self._compare(facts, seen, marks, is_later=is_later)
                 if trained is not None:
                     self._tell(facts, trained, means)
                 self._carried = {name: vars(facts)[name].copy() for name in _CARRIED}
@@ -165,7 +166,9 @@ class VitalTracker(Examiner):
         names += [name for name in training.trainers if parameters[name].is_complex()]
         return GradientSums.of(parameters, names, self._reader, training.before_clip)
 
-    def _compare(self, facts: TensorFacts, seen: Comparison, marks: np.ndarray) -> None:
+    def _compare(
+        self, facts: TensorFacts, seen: Comparison, marks: np.ndarray, *, is_later: bool
+    ) -> None:
         """Add what the snapshot before says."""
         facts.num_still = seen.num_still
         facts.num_still_since_start = seen.now.count(seen.start.words == seen.now.words)
@@ -179,15 +182,16 @@ class VitalTracker(Examiner):
                 facts.num_far[i] = seen.num_moved(i, FAR * facts.update[i])
         if self._updates:
             facts.past_updates = np.array(self._updates).T
-        self._updates.append(facts.update.copy())
+        if is_later:
+            self._updates.append(facts.update.copy())
         with np.errstate(all="ignore"):
             kept = np.repeat(np.exp(-facts.shrunk), seen.now.num) * seen.before.values
             facts.unexplained = seen.now.root_mean_square(seen.now.values - kept)
         facts.unexplained[facts.trained_by == "frozen"] = math.nan
         last = self._last(facts)
         facts.has_moved = last["has_moved"] | ~(seen.is_still | seen.is_shrinking)
-        facts.still_for = np.where(seen.is_still, last["still_for"] + 1, 0)
-        facts.shrinks_for = np.where(seen.is_shrinking, last["shrinks_for"] + 1, 0)
+        facts.still_for = np.where(seen.is_still, last["still_for"] + is_later, 0)
+        facts.shrinks_for = np.where(seen.is_shrinking, last["shrinks_for"] + is_later, 0)
         moved = ~seen.is_still & ~is_zero  # reset to zero, such as one half of a LoRA
         steps, earlier = zip(*self._marks, strict=True)
         is_back = moved & (np.array(earlier[:-1]).reshape(-1, len(marks)) == marks)

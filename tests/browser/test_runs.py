@@ -238,15 +238,20 @@ def test_a_link_brings_back_the_zoom_and_the_runs(open_page: Open, tmp_path: Pat
         page = open_page(url)
         expect_text(page, ".heat", "query")
         expect_text(page, ".eyebrow", "run a ")  # the shown one, before anything is chosen
-        page.get_by_label("f", exact=True).check()
+        expect_text(page, "[data-chart=sparse] .legend", "d: near zero")
         over = page.locator("[data-chart=sparse] .u-over")
         over.hover(trial=True)  # once it stays where it is
         box = over.bounding_box()
         page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 40)
         page.mouse.down()
+        # what comes to be drawn meanwhile waits until the pointer is let go
+        with page.expect_response(lambda response: "run=f" in response.url):
+            page.get_by_label("f", exact=True).evaluate("box => box.click()")
         page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 40, steps=4)
         page.mouse.up()
+        expect_text(page, "[data-chart=sparse] .legend", "f: near zero")
         zoomed = re.compile(r"zoom=1000-1[56]\d\d")
+
         page.wait_for_url(zoomed)
         ticked = [box.get_attribute("id") for box in page.locator(".runs input:checked").all()]
         again = open_page(page.url)

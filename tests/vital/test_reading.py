@@ -55,6 +55,15 @@ def test_bits_are_compared_not_values() -> None:
     assert found["nan"].num_still == 9
 
 
+def test_a_second_look_at_a_step_is_no_interval() -> None:
+    """FSDP1 replaces its parameters at the first step, so the first weights are read twice."""
+    tracker, model = VitalTracker(), {"a": torch.randn(9, generator=torch.manual_seed(0))}
+    for step, still_for in ((0, 0), (0, 0), (3, 1), (3, 1), (6, 2)):
+        facts = tracker.look(step, model)().facts
+        assert facts.still_for.tolist() == [still_for]
+    assert facts.past_updates.shape == (1, 1)
+
+
 def test_facts_come_in_the_order_of_the_model_whatever_the_dtypes() -> None:
     draw = torch.Generator().manual_seed(0)
     model = {f"{i}": torch.randn(5 + i, generator=draw).to(DTYPES[i % 4]) for i in range(9)}

@@ -392,6 +392,7 @@ export class Charts {
     u.over.addEventListener("mousedown", (/** @type {MouseEvent} */ e) => {
       down = e.clientX;
       this.active = u;
+      addEventListener("mouseup", () => setTimeout(() => { this.active = null; }), { once: true });
     });
     u.over.addEventListener("mousemove", (/** @type {MouseEvent} */ e) => this.told.hover(at(e)));
     u.over.addEventListener("mouseleave", () => this.told.hover(null));
@@ -410,7 +411,6 @@ export class Charts {
   selected(u) {
     const { left, width } = u.select;
     if (u !== this.active || width < 4) return;
-    this.active = null;
     const ends = [u.posToVal(left, "x"), u.posToVal(left + width, "x")];
     for (const { plot } of this.drawn) plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
     this.zoom(this.stepAt(ends[0]), this.stepAt(ends[1]));

@@ -242,6 +242,10 @@ export class Page {
 
   build() {
     const { data } = this;
+    if (this.charts?.active) { // what is drawn over with the pointer stays until it is let go
+      addEventListener("mouseup", () => setTimeout(() => this.build()), { once: true });
+      return;
+    }
     if (!data) {
       this.root.replaceChildren(this.selector(), h("p", { class: "none" }, this.names.length ? "None of these logs can be read."
         : "No watched run in this log directory yet. A run appears here as soon as its watch has begun."));
