@@ -60,7 +60,7 @@ class Kind(NamedTuple):
 
     #: "decoupled": lr * weight_decay of it goes; "raw": the same through the gradient and its
     #: momentum; "normalised": through a gradient that is divided by its own size, so that it is no
-    #: law; "none"; "unknown"
+    #: law; "swings": through momentum that carries weights beyond zero; "none"; "unknown"
     decay: str
     #: "lr": a weight with a gradient moves by about lr; "gradient": by lr times the gradient;
     #: "relative": by lr times the tensor's own size; "unknown"
@@ -102,6 +102,8 @@ def kind_of(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> Kind:
         return kind._replace(decay="decoupled")
     if kind.decay == "normalised" and not group.get("weight_decay"):
         return kind._replace(decay="none")
+    if kind.decay == "raw" and _swings(*(float(group[word]) for word in _READ["raw"])):
+        return kind._replace(decay="swings")
     return kind
 
 
@@ -145,8 +147,12 @@ def _farthest_of_adam(first: float, second: float, step: float) -> float:
 #: Why decay does not shrink weights by a law that is known, by ``Kind.decay``.
 _WHY_NO_CLOCK = {
     "normalised": "weight decay of {} is part of the gradient that it normalises, not decoupled",
+    "swings": "weight decay of {} through its momentum carries weights beyond zero and back",
     "unknown": "how {} applies weight decay is not known",
 }
+
+
+_NO_LAW_EARLIER = "at an earlier step weight decay shrank the weights by no law that is known"
 
 
 def why_no_clock(optimizer: optim.Optimizer, kind: Kind) -> str:
@@ -235,8 +241,20 @@ def _clocks_by_momentum(rates: np.ndarray, before: np.ndarray) -> tuple[np.ndarr
     now = mu * before + np.where(before != 0.0, 1.0 - dampening, 1.0) * decay
     has_buffer = mu != 0.0
     through = np.where(nesterov > 0.0, decay + mu * now, now)
-    clocks = _clocks(lr, np.where(has_buffer, through, decay), np.ones(len(lr), bool))
+    clocks = _clocks(lr, np.where(has_buffer, through, decay), ~np.asarray(_swings(*rates)))
     return clocks, np.where(has_buffer, now, before)
+
+
+def _swings(
+    lr: Any, weight_decay: Any, momentum: Any, dampening: Any, nesterov: Any
+) -> bool | np.ndarray:
+    """Whether a weight that only SGD's decay moves goes through zero, as a weak damping lets it."""
+    # its steps and the buffer's are a linear map; weights swing where its eigenvalues are complex
+    most = np.where(
+        nesterov, ((1.0 - momentum) / (1.0 + momentum)) ** 2,
+        (1.0 - np.sqrt(momentum)) ** 2 / np.maximum(1.0 - dampening, 1e-300),
+    )  # fmt: skip
+    return np.asarray((momentum > 0.0) & (lr * weight_decay > (1.0 + 1e-12) * most))
 
 
 class Account:
@@ -516,7 +534,9 @@ def reading_of(training: Training, sizes: Mapping[str, int]) -> OptimizerReading
     whys = [why_no_clock(one.optimizer, one.kind) for one in trainers.values()]
     return OptimizerReading(
         decay_clock=decay if reached else 0.0,
-        why_no_clock=next(filter(None, whys), "") if math.isnan(decay) else "",
+        why_no_clock=next(filter(None, whys), _NO_LAW_EARLIER)
+        if reached and math.isnan(decay)
+        else "",
         lr_clock=lr if reached else 0.0,
         lr=mean_over(sizes, {name: one.lr for name, one in trainers.items()}),
         trained=active / whole if training.has_begun and whole else math.nan,

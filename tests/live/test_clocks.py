@@ -28,7 +28,7 @@ OPTIMIZERS: dict[str, tuple[Make, str]] = {
     "Muon": (optim.Muon, "lr * decay"),
     "RMSprop": (optim.RMSprop, ""),
     "SGD": (optim.SGD, "lr * decay"),
-    "SGD with momentum": (lambda p, **o: optim.SGD(p, momentum=0.9, **o), "through momentum"),
+    "SGD with momentum": (lambda p, **o: optim.SGD(p, momentum=0.5, **o), "through momentum"),
 }
 
 
@@ -73,7 +73,7 @@ class Training:
                 is_in = any(weight is p for p in group["params"])
                 if not is_in or weight.grad is None:
                     continue
-                self.buffer[at] = 0.9 * self.buffer[at] + group["weight_decay"]
+                self.buffer[at] = 0.5 * self.buffer[at] + group["weight_decay"]
                 each = {"": math.nan, "lr * decay": group["weight_decay"],
                         "through momentum": self.buffer[at]}[law]  # fmt: skip
                 self.decay[at] += group["lr"] * each

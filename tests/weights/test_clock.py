@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from sparsitywatch.weights.clock import (
     kind_of,
     masters_of,
     mean_over,
+    why_no_clock,
 )
 
 
@@ -143,6 +145,28 @@ def test_one_that_is_sharded_over_ranks_steps_as_the_one_inside() -> None:
         distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("times", [0.98, 1.02])
+@pytest.mark.parametrize("momentum", [0.5, 0.9, 0.95])
+def test_decay_that_carries_weights_beyond_zero_is_no_law(momentum, times, nesterov) -> None:
+    """On either side of the limit, and what torch does there."""
+    limit = (1 - momentum) / (1 + momentum) if nesterov else 1 - math.sqrt(momentum)
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    options = {"momentum": momentum, "nesterov": nesterov, "weight_decay": times * limit**2}
+    optimizer = optim.SGD([weight], lr=1.0, **options)
+    account = account_of(optimizer, w=weight)
+    lowest = 1.0
+    for _ in range(3000):
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        account.advance()
+        lowest = min(lowest, weight[0].item())
+    assert (lowest < 0.0) == (times > 1.0)
+    assert math.isnan(taken(account, "w").known_decay) == (times > 1.0)
+    kind = kind_of(optimizer, optimizer.param_groups[0])
+    assert ("beyond zero" in why_no_clock(optimizer, kind)) == (times > 1.0)
+
+
 def test_decay_that_ends_in_mid_run_is_still_in_the_buffer() -> None:
     weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
     optimizer = optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=1e-4)
@@ -178,6 +202,20 @@ def test_each_step_counts_with_the_rate_that_its_group_has_then(is_tensor: bool)
     assert taken(account, "weight").decay == pytest.approx(expected, rel=1e-12)
 
 
+def swings(group: dict[str, Any]) -> bool:
+    """Whether a root of SGD's map of weight and buffer, without gradients, is not 0 or above."""
+    lr, decay, mu, dampening = (
+        Fraction(float(group[word])) for word in ("lr", "weight_decay", "momentum", "dampening")
+    )
+    shrink = lr * decay
+    if group["nesterov"]:  # torch has it without dampening
+        trace, det = 1 + mu - shrink * (1 + mu), mu * (1 - shrink)
+    else:
+        trace, det = 1 + mu - shrink * (1 - dampening), mu
+    # at the limit itself either is right, but for rounding
+    return trace <= 0 or det < 0 or trace * trace < 4 * det * (1 - Fraction(1, 10**12))
+
+
 class Oracle:
     """The sums of one tensor, number by number, as ``Clock`` and ``Account`` describe them."""
 
@@ -192,6 +230,7 @@ class Oracle:
             mu = group["momentum"]
             first = 1.0 if buffer == 0.0 else 1.0 - group["dampening"]
             if mu:
+                is_known = not swings(group)
                 buffer = mu * buffer + first * decay
                 decay = decay + mu * buffer if group["nesterov"] else buffer
         elif make is optim.Adam:
