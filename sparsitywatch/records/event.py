@@ -262,7 +262,19 @@ class Event:
         lasts the training is not worth going on with.
         """
         own = next((_SEVERITY[key] for key in self._keys if key in _SEVERITY), "look")
+        if self._stayed_dense:
+            own = "note"
         return "look" if self._is_worse and own == "note" else own
+
+    @property
+    def _stayed_dense(self) -> bool:
+        """Whether it is over, and stayed below the share near zero that Gaussian weights have."""
+        room, _, rule = self.series.partition("/")
+        unit, _, factor = rule.partition("_")
+        if room != "near_zero" or unit not in ("initial", "rms") or self.reverted_step < 0:
+            return False
+        top = self.value if math.isnan(self.peak) else self.peak
+        return self.kind == "abrupt" and top <= math.erf(float(factor) / math.sqrt(2.0))
 
     @property
     def _keys(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 
@@ -131,6 +132,22 @@ def test_the_page_says_how_much_each_event_matters(trend: str) -> None:
             # what removal costs is no good news while the model itself gets worse
             is_note &= trend != "worse" or series.startswith(("near_zero", "motion"))
             assert told.severity == ("note" if is_note else "look"), (series, direction)
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.1, 0.5])
+def test_a_rise_that_is_over_matters_from_where_gaussian_weights_are(factor: float) -> None:
+    assert "over, below what Gaussian weights have" in PAGE.read_text()
+    dense = 2.0 * NormalDist().cdf(factor) - 1.0
+    for share, is_low in ((0.99 * dense, True), (1.01 * dense, False)):
+        for rule, is_known in (("initial", True), ("rms", True), ("abs", False)):
+            rise = event(f"near_zero/{rule}_{factor}", "up", (0.5 * dense, share))
+            assert rise.severity == "look"
+            rise = replace(rise, reverted_step=1100)
+            is_note = is_low and is_known
+            assert rise.severity == ("note" if is_note else "look")
+            # where it is back, its height is the peak
+            back = replace(rise, value=0.6 * dense, peak=share)
+            assert back.severity == rise.severity
 
 
 if __name__ == "__main__":
