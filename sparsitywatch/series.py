@@ -30,6 +30,8 @@ class Series:
     only: str = ""  # where a record says whether the number means anything; always if empty
     direction: str = ""  # where the number goes, "up" or "down", if the model turns sparser
     beside: str = ""  # the series whose charts and tables have it too, named as in ``LEADING``
+    tile: str = ""  # its name where the page has it large; ``{kind}`` is loss or score
+    is_chart: bool = False  # whether TensorBoard has it, beside what leads
 
     @property
     def short_label(self) -> str:
@@ -65,28 +67,80 @@ class Series:
         return "sparsifying" if direction == self.direction else "densifying"
 
 
+@dataclass(frozen=True)
+class Line:
+    """How a chart of the page and of the print draws a series."""
+
+    series: str  # ``{rule}`` is the first near-zero rule
+    label: str  # ``{near_zero}`` is what that rule calls small
+    colour: str  # of the page
+    dash: tuple[int, ...] = ()
+    among: tuple[int, ...] = ()  # the dash where several runs are drawn
+    alone: bool = False  # only the first of several runs
+    width: float = 0.0
+    scale: str = ""  # "right": it has an axis of its own, and the print leaves its chart out
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart of the page and of the print."""
+
+    key: str
+    title: str
+    note: str  # ``{kind}`` is loss or score, ``{better}`` "lower" or "higher"
+    height: int  # in pixels
+    lines: tuple[Line, ...]
+    band: tuple[str, ...] = ()  # ends of an interval of the first line
+    from_zero: bool = True
+    top: float | None = None
+
+
 # fmt: off
+PANELS = (
+    Panel("sparse", "Turning sparse?", "share of the in-scope weights", 190, (
+        Line("near_zero/{rule}", "near zero ({near_zero})", "red", width=2.0),
+        Line("motion/dormant", "dormant: no gradient", "blue", among=(2, 2)),
+        Line("forecast/near_zero_in_1", "forecast of near zero, one clock unit ahead", "orange",
+             (5, 3), alone=True),
+    )),
+    Panel("essential", "Essential sparsity",
+          "share of the weights you could remove now; band: its interval; grey: not measurable, "
+          "the cursor says why", 150,
+          (Line("essential_sparsity/value", "essential sparsity", "green"),),
+          ("essential_sparsity/low", "essential_sparsity/high"), top=1.0),
+    Panel("value", "Model", "{kind} of the held-out examples: {better} is better", 140, (
+        Line("value/dense", "as it is", "blue"),
+        Line("value/all_removed", "without the in-scope weights", "grey", (5, 3), alone=True),
+    ), from_zero=False),
+    Panel("clock", "Learning rate and decay clock",
+          "weights without gradient shrink as exp(−clock)", 110, (
+        Line("motion/lr", "learning rate", "sky"),
+        Line("motion/decay_clock", "decay clock (right)", "ink", (2, 2), scale="right"),
+    )),
+)
 SERIES = (
     # essential sparsity
     Series("essential_sparsity/value", "essential_sparsity.value", "fraction", "essential sparsity",
            "Share of the in-scope weights that could be removed right now, smallest first and "
            "without retraining (zero-shot), before the value leaves its tolerance. Only "
-           "where it is informative.", _INFORMATIVE, "up"),
+           "where it is informative.", _INFORMATIVE, "up", tile="essential sparsity"),
     Series("essential_sparsity/low", "essential_sparsity.low", "fraction",
            "lower end of its interval",
-           "Lower end of its confidence interval (90 % by default).", _INFORMATIVE, "up"),
+           "Lower end of its confidence interval (90 % by default).", _INFORMATIVE, "up",
+           is_chart=True),
     Series("essential_sparsity/high", "essential_sparsity.high", "fraction",
            "upper end of its interval",
-           "Upper end of its confidence interval (90 % by default).", _INFORMATIVE, "up"),
+           "Upper end of its confidence interval (90 % by default).", _INFORMATIVE, "up",
+           is_chart=True),
     Series("essential_sparsity/last_crossing", "essential_sparsity.last_crossing", "fraction",
            "last crossing of the tolerance",
            "Largest share that can be removed with the value still within its tolerance; above the "
-           "first crossing where the curve is noisy.", _INFORMATIVE, "up"),
+           "first crossing where the curve is noisy.", _INFORMATIVE, "up", is_chart=True),
     Series("essential_sparsity/knee", "essential_sparsity.knee", "fraction",
            "knee of the sparsity-value curve",
            "Share from which on the value drops much faster; none where a smooth curve tells it as "
            "well.",
-           _INFORMATIVE, "up"),
+           _INFORMATIVE, "up", is_chart=True),
     Series("essential_sparsity/sharpness", "essential_sparsity.sharpness", "ratio",
            "sharpness of the knee",
            "Slope after the knee divided by the slope before it.", _INFORMATIVE),
@@ -98,24 +152,27 @@ SERIES = (
     # small weights
     Series("near_zero/initial_*", "near_zero", "fraction", "near-zero weights, |w| ≤ * × first rms",
            "Share of the in-scope weights with |w| at most the number in the name times the root "
-           "mean square that their tensor had when the watch first saw it.", _FINITE, "up"),
+           "mean square that their tensor had when the watch first saw it.", _FINITE, "up",
+           tile="near zero"),
     Series("near_zero/rms_*", "near_zero", "fraction", "near-zero weights, |w| ≤ * × present rms",
            "Share of the in-scope weights with |w| at most the number in the name times the "
            "present root mean square of their tensor (0.1: about 0.08 for Gaussian weights).",
-           _FINITE, "up"),
+           _FINITE, "up", tile="near zero"),
     Series("near_zero/abs_*", "near_zero", "fraction", "near-zero weights, |w| ≤ *",
-           "Share of the in-scope weights with |w| at most the number in the name.", _FINITE, "up"),
+           "Share of the in-scope weights with |w| at most the number in the name.", _FINITE, "up",
+           tile="near zero"),
     Series("near_zero/zero", "near_zero", "fraction", "near-zero weights, w = 0",
-           "Share of the in-scope weights that are exactly zero.", _FINITE, "up"),
+           "Share of the in-scope weights that are exactly zero.", _FINITE, "up", tile="near zero"),
     # motion
     Series("motion/dormant", "dormant.fraction", "fraction", "dormant weights",
            "Share of a fixed random sample of the in-scope weights whose change since the last "
-           "snapshot is explained by weight decay alone: they got no gradient.", _FINITE, "up"),
+           "snapshot is explained by weight decay alone: they got no gradient.", _FINITE, "up",
+           tile="dormant"),
     Series("motion/dormant_by_chance", "dormant.chance", "fraction",
            "what passes as dormant by chance",
            "Share of living weights that passes as dormant by chance, because it came back to "
            "where it was. It grows with the distance of the snapshots; dormant weights count above "
-           "it.", _FINITE),
+           "it.", _FINITE, is_chart=True),
     Series("motion/update_to_weight", "movement.update_to_weight", "fraction",
            "size of the update, beside that of the weights",
            "Root mean square of the change since the last snapshot that decoupled decay does not "
@@ -128,7 +185,7 @@ SERIES = (
            "the sparsity in the name.", _FINITE),
     Series("motion/still", "vital.still", "fraction", "weights that stand still to the last bit",
            "Share of the weights that are to be trained, in scope or not, whose bits are those of "
-           "the snapshot before: their updates were lost, or there were none."),
+           "the snapshot before: their updates were lost, or there were none.", is_chart=True),
     Series("motion/still_since_start", "vital.still_since_start", "fraction",
            "weights that never moved",
            "The same against the first snapshot."),
@@ -146,7 +203,7 @@ SERIES = (
     # gradients, of all tensors that an optimizer steps on itself
     Series("gradient/norm", "vital.gradients", "as a gradient", "gradient norm",
            "Root of the sum of squares of all gradients as the step at the snapshot used them: of "
-           "all its micro-batches and ranks, unscaled, after any clip."),
+           "all its micro-batches and ranks, unscaled, after any clip.", is_chart=True),
     Series("gradient/before_clip", "vital.gradients", "as a gradient",
            "gradient norm before the clip",
            "What `log_loss(..., gradient_norm=...)` said of the step: the norm before the clip."),
@@ -164,7 +221,7 @@ SERIES = (
     Series("forecast/near_zero_in_1", "forecast.scalars", "fraction",
            "near-zero weights foreseen for one unit of the decay clock",
            "Near-zero fraction (first rule) when the decay clock will have advanced by one unit, "
-           "from the weights that are dormant now.", _FINITE),
+           "from the weights that are dormant now.", _FINITE, tile="forecast of near zero"),
     Series("forecast/near_zero_in_1_low", "forecast.scalars", "fraction",
            "lower end of the forecast's band",
            "Lower end of its band, nominally of nine in ten.", _FINITE),
@@ -179,7 +236,7 @@ SERIES = (
     # the value of the model
     Series("value/reliance", "reliance", "of the value", "reliance",
            "Harm done by removing every in-scope weight, in units of the value; positive when the "
-           "model needs these weights."),
+           "model needs these weights.", tile="reliance on the weights"),
     Series("value/reliance_low", "reliance_low", "of the value",
            "lower end of the interval of reliance",
            "Lower end of its confidence interval (90 % by default)."),
@@ -187,13 +244,14 @@ SERIES = (
            "upper end of the interval of reliance",
            "Upper end of its confidence interval (90 % by default)."),
     Series("value/dense", "curve.dense", "of the value", "value of the model as it is",
-           "Mean value of the proxy's frozen examples on the model as it is."),
+           "Mean value of the proxy's frozen examples on the model as it is.",
+           tile="held-out {kind}"),
     Series("value/all_removed", "curve.all_removed", "of the value",
            "value with every in-scope weight removed",
            "The same with every in-scope weight removed."),
     # counts of weights
     Series("weights/num_nan", "num_nan", "count", "weights that are NaN",
-           "In-scope weights that are NaN.", "was_read"),
+           "In-scope weights that are NaN.", "was_read", is_chart=True),
     Series("weights/num_ranks_differing", "replicas.num_differing", "count",
            "ranks that hold other weights than most",
            "Ranks that ought to hold the same weights as others and do not, to the last bit: a "
@@ -205,7 +263,7 @@ SERIES = (
            "In-scope weights that are exactly zero.", "was_read", "up"),
     Series("weights/largest", "largest", "of a weight", "largest weight",
            "Magnitude that no in-scope weight exceeds: at most 0.4 % above the largest one. It "
-           "grows where a training diverges.", "was_read"),
+           "grows where a training diverges.", "was_read", is_chart=True),
     Series("vital/*", "vital.counts", "count", "tensors with the finding *",
            "Parameters of the model, in scope or not, that are provably untrained, losing their "
            "updates in rounding, not decaying as stated (decay), reached by no gradient, idle, "
@@ -214,7 +272,8 @@ SERIES = (
     # the dense forward
     Series("xray/dead", "xray.dead", "fraction", "dead units",
            "Share of the units, the inputs of linear and convolutional layers, that stay below a "
-           "thousandth of the root mean square of their layer's inputs on all held-out examples."),
+           "thousandth of the root mean square of their layer's inputs on all held-out examples.",
+           is_chart=True),
     Series("xray/dead_units", "xray.dead_units", "fraction", "dead units of the worst layer",
            "The same of the layer that has most."),
     Series("xray/sign_diversity", "xray.sign_diversity", "bits", "sign diversity",
@@ -222,18 +281,19 @@ SERIES = (
            "over a layer's units, then over layers that read both signs. 1: as often as not."),
     Series("xray/massive", "xray.massive", "ratio", "largest output beside the median",
            "Largest output of an in-scope layer, divided by the median output at its position. "
-           "From 1,000 on it is called a massive activation."),
+           "From 1,000 on it is called a massive activation.", is_chart=True),
     Series("xray/super_weights", "xray.num_super_weights", "count", "super weights",
            "Weights that make more than half of a massive activation by themselves; the record "
            "names them."),
     Series("xray/unreached", "xray.num_unreached", "count", "layers that no example reached",
            "Layers that ran for no held-out example, beside others of their list that did: experts "
-           "that no token is routed to."),
+           "that no token is routed to.", is_chart=True),
     # the watch itself
     Series("watch/valid", "valid", "0 or 1", "whether the snapshot is valid",
-           "0 where a measurement failed or contradicted itself; records.jsonl says why."),
+           "0 where a measurement failed or contradicted itself; records.jsonl says why.",
+           is_chart=True),
     Series("watch/stall_s", "cost.stall_s", "s", "time for which the training was held up",
-           "Time for which this snapshot held up the training."),
+           "Time for which this snapshot held up the training.", is_chart=True),
     Series("watch/spectrum_s", "cost.spectrum_s", "s", "time for reading the weights",
            "Time that reading the weights took, behind the training if it could."),
     Series("watch/evaluation_s", "cost.evaluation_s", "s", "time for evaluating the proxy",
@@ -246,7 +306,7 @@ SERIES = (
            "share of the wall time that the watch took",
            "Share of the wall time that the watch has taken, this snapshot included but for its "
            "own writing; the last point is from when the watch was closed. Snapshots and "
-           "evaluations are left out to keep it below max_overhead."),
+           "evaluations are left out to keep it below max_overhead.", is_chart=True),
     Series("watch/num_left_out", "cost.num_left_out", "count", "snapshots left out",
            "Snapshots that were due since the one before and were left out to save time."),
     Series("watch/num_evaluations_left_out", "cost.num_evaluations_left_out", "count",
@@ -266,6 +326,17 @@ LEADING = (
     "motion/lr",
     "motion/update_to_weight",
 )  # fmt: skip
+#: What the page offers as one more chart, by group, beside what has an event.
+CHOICES = {
+    "the weights": (
+        "motion/update_to_weight", "motion/sign_flips", "motion/mask_overlap_0.9", "motion/still",
+        "weights/largest",
+    ),
+    "removing weights": (
+        "value/reliance", "essential_sparsity/knee", "essential_sparsity/last_crossing",
+    ),
+    "the watch": ("watch/overhead", "watch/stall_s"),
+}  # fmt: skip
 
 
 def with_beside(shown: Iterable[str], names: Iterable[str], rule: str = "") -> list[str]:

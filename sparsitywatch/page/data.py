@@ -26,7 +26,17 @@ from sparsitywatch.records import Event, Layers, Record, ledger_in_short
 from sparsitywatch.records.curve import units
 from sparsitywatch.records.run import __version__, block_of
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import count, describe, numbered, percent
+from sparsitywatch.series import (
+    CHOICES,
+    LEADING,
+    PANELS,
+    Line,
+    count,
+    describe,
+    numbered,
+    percent,
+    with_beside,
+)
 from sparsitywatch.sinks.jsonl import read_moves
 
 #: Of more snapshots some are left out; the log has all.
@@ -38,16 +48,6 @@ _DIGITS = 7
 _STEPS_AROUND = 60
 #: Longer lists are for `sparsitywatch scope` and for a program.
 _MAX_LEDGER, _MAX_FAILED = 1500, 200
-#: Large numbers at the top: series and label; ``{rule}`` is the first near-zero rule, ``{kind}`` is
-#: loss or score.
-_TILES = {
-    "near_zero/{rule}": "near zero",
-    "motion/dormant": "dormant",
-    "forecast/near_zero_in_1": "forecast of near zero",
-    "essential_sparsity/value": "essential sparsity",
-    "value/dense": "held-out {kind}",
-    "value/reliance": "reliance on the weights",
-}
 #: What the words mean, beside those of the series.
 _WORDS = {
     "in-scope weights": "The weights that count: by default the matrices inside the transformer "
@@ -95,13 +95,10 @@ def page_data(run: Run) -> dict[str, Any]:
         },
         "about": {
             name: {key: vars(describe(name))[key] for key in ("label", "unit", "sentence")}
-            | (
-                {"beside": beside}
-                if (beside := describe(name).beside.format(rule=first_rule))
-                else {}
-            )
             for name in run.names
         },
+        "panels": _panels(run, first_rule),
+        "choices": CHOICES,
         "events": [_event(number, event) for number, event in enumerate(run.events, start=1)],
         "curves": _curves(run, kept),
         "spike": _spike(run),
@@ -183,22 +180,45 @@ def _better(run: Run) -> str:
     return "higher" if curve is not None and curve.higher_is_better else "lower"
 
 
+def _names_of(run: Run, rule: str) -> dict[str, str]:
+    """What stands in the places that the tables of series leave open."""
+    better = _better(run)
+    kind = "score" if better == "higher" else "loss"
+    near_zero = describe(f"near_zero/{rule}").short_label
+    return {"rule": rule, "kind": kind, "better": better, "near_zero": near_zero}
+
+
+def _panels(run: Run, rule: str) -> list[dict[str, Any]]:
+    """The charts, with the series that stand beside one of theirs."""
+    names, found = _names_of(run, rule), []
+    for panel in PANELS:
+        own = {line.series.format(**names): line for line in panel.lines}
+        lines = []
+        for name in with_beside(own, run.names, rule):
+            line = own.get(name) or Line(name, describe(name).label, "purple", (2, 2))
+            told = asdict(line) | {"series": name, "label": line.label.format(**names)}
+            lines.append({key: value for key, value in told.items() if value})
+        found.append(asdict(panel) | {"note": panel.note.format(**names), "lines": lines})
+    return found
+
+
 def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
     """The latest of what matters most, beside what it was when it all began."""
     main = run.events[event - 1] if event else None
     since = main.onset_step if main else -1
-    kind = "score" if _better(run) == "higher" else "loss"
-    tiles = []
-    for series, label in _TILES.items():
-        name = series.format(rule=rule)
+    names, tiles = _names_of(run, rule), []
+    for name in (series.format(rule=rule) for series in LEADING):
+        row = describe(name)
+        if not row.tile:
+            continue
         value, why = "", _why_unknown(run) if name == "motion/dormant" else ""
         if name == "essential_sparsity/value":
             value, why, seen = essential_sparsity_of(run.records)
             value, why = _bound(seen) or (value, why)
-        tile = {"series": name, "label": label.format(kind=kind), "why": why}
+        tile = {"series": name, "label": row.tile.format(**names), "why": why}
         last, was = -1, ""
         if name in run.names:
-            values, row = run.column(name), describe(name)
+            values = run.column(name)
             known = np.flatnonzero(np.isfinite(values))
             before = [i for i in known if run.steps[i] <= since] or [known[0]]
             then, last = int(before[-1]), int(known[-1])

@@ -29,7 +29,7 @@ from sparsitywatch.page.data import column, details_of, page_data, summary_of
 from sparsitywatch.pipeline.rundir import log_of, logs_below, place
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import printable, redacted
-from sparsitywatch.series import Series, describe, with_beside
+from sparsitywatch.series import Series, describe
 from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest, read_spectrum, replace_file
 
 if TYPE_CHECKING:  # of an extra
@@ -253,43 +253,31 @@ _WIDTH, _HEIGHT = 900, 640
 _LEFT, _RIGHT, _TOP, _UNDER = 64, 876, 30, 22
 #: More points than this are finer than print.
 _MAX_POINTS = 300
-#: Title, whether it begins at zero, and its lines: series, name and colour of the page.
-_PANELS = (
-    ("Turning sparse? Share of the in-scope weights", True, (
-        ("near_zero/{rule}", "near zero", "red"),
-        ("motion/dormant", "dormant", "blue"),
-        ("forecast/near_zero_in_1", "forecast of near zero", "orange"),
-    )),
-    ("Essential sparsity, with its interval", True, (
-        ("essential_sparsity/value", "essential sparsity", "green"),
-        ("essential_sparsity/low", "", "light"),
-        ("essential_sparsity/high", "", "light"),
-    )),
-    ("Held-out {kind}", False, (
-        ("value/dense", "as it is", "blue"),
-        ("value/all_removed", "without the in-scope weights", "grey"),
-    )),
-)  # fmt: skip
 
 
 def overview_svg(data: dict[str, Any]) -> str:
     """The panels that a run has numbers for, of ``page_data``; empty if there is none."""
-    names = {"rule": data["rule"], "kind": "score" if data["better"] == "higher" else "loss"}
     drawn = []
-    for title, from_zero, lines in _PANELS:
-        own = {series.format(**names): (label, colour) for series, label, colour in lines}
-        every = with_beside(own, data["series"], data["rule"])
-        known = [
-            (column(data, series), *own.get(series, (describe(series).label, "purple")))
-            for series in every
-            if series in data["series"]
-        ]
-        row = describe(lines[0][0].format(**names))
+    for panel in data["panels"]:
+        lines = panel["lines"]
+        if any("scale" in line for line in lines):  # there is one axis
+            continue
+        # the interval is thin, and has no place in the legend
+        parts = [(line["series"], _short(line["label"]), line["colour"]) for line in lines]
+        parts += [(end, "", "light") for end in panel["band"]]
+        known = [(column(data, series), label, colour)
+                 for series, label, colour in parts if series in data["series"]]  # fmt: skip
+        title = f"{panel['title']} ({_short(panel['note'])})"
         if any(np.isfinite(values).any() for values, *_ in known):
-            drawn.append((title.format(**names), known, row, from_zero))
+            drawn.append((title, known, describe(lines[0]["series"]), panel["from_zero"]))
     height = _HEIGHT // max(len(drawn), 1)
     figures = [f"<figure>{_panel(*panel, data, height)}</figure>" for panel in drawn]
     return "\n".join(['<div class="overview">', *figures, "</div>"]) if figures else ""
+
+
+def _short(text: str) -> str:
+    """The beginning of it, as the page has it of several runs."""
+    return re.split(r"[:;(,]", text)[0].strip()
 
 
 def _panel(

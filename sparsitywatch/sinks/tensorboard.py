@@ -174,13 +174,7 @@ class TensorBoardSink(GuardedSink):
 FIRST, LAST = "0_sparsity", "z_sparsity"
 EVENTS, IN_EVERY_RECORD = f"{FIRST}/events", f"{LAST}/watch/valid"
 _MAGNITUDES = f"{LAST}/log10_magnitude"
-#: Of all other series those that are charts, and as many more near-zero rules.
-REST = (
-    "essential_sparsity/low", "essential_sparsity/high", "essential_sparsity/last_crossing",
-    "essential_sparsity/knee", "motion/dormant_by_chance", "motion/still", "weights/largest",
-    "weights/num_nan", "gradient/norm", "watch/valid", "watch/stall_s", "watch/overhead",
-    "xray/dead", "xray/massive", "xray/unreached",
-)  # fmt: skip
+#: So many near-zero rules are charts beside the first.
 _MORE_RULES = 3
 #: Of more blocks as many are shown, evenly spread over the model.
 _MOST_BLOCKS = 24
@@ -219,9 +213,8 @@ def tag_of(series: str, first_rule: str = "") -> str:
     for place, name in enumerate(LEADING, start=1):
         if series == name.format(rule=first_rule):
             return f"{FIRST}/{place}_{series}"
-    is_chart = (
-        series in REST or series.startswith(("near_zero/", _BLOCK)) or describe(series).beside
-    )
+    row = describe(series)
+    is_chart = row.is_chart or row.beside or series.startswith(("near_zero/", _BLOCK))
     return f"{LAST}/{printable(series)}" if is_chart else ""
 
 

@@ -21,7 +21,7 @@ from contracts import event_readers, fake_run
 from sparsitywatch.records import Detail, WatchState
 from sparsitywatch.series import SERIES
 from sparsitywatch.sinks.jsonl import JsonlSink
-from sparsitywatch.sinks.tensorboard import FIRST, LAST, LEADING, OTHER_TAGS, REST, TensorBoardSink
+from sparsitywatch.sinks.tensorboard import FIRST, LAST, LEADING, OTHER_TAGS, TensorBoardSink
 
 PAGE = Path(__file__).parents[2] / "docs" / "tags.md"
 DOCS = PAGE.read_text()
@@ -108,7 +108,7 @@ def tables() -> str:
     scalars = {f"{FIRST}/1_{first.format(rule='*')}": "series `near_zero/*`, the first rule's"}
     scalars |= {f"{FIRST}/{i}_{name}": f"series `{name}`" for i, name in enumerate(leading, 2)}
     scalars |= {f"{LAST}/near_zero/*": "series `near_zero/*`, those of the next three rules"}
-    rest = (*REST, *(row.name for row in SERIES if row.beside))
+    rest = [row.name for row in SERIES if row.is_chart or row.beside]
     scalars |= {f"{LAST}/{name}": f"series `{name}`" for name in rest}
     scalars |= {f"{LAST}/gradient/block/*": "series `gradient/block/*`, of at most 24 blocks"}
     others = [f"| `{tag}` | scalar | {what} |" for tag, what in scalars.items()]

@@ -9,8 +9,8 @@ import { paintOf, parted } from "./tensors.js";
  * @typedef {import("./data.js").PageData} PageData
  * @typedef {{series: string, label: string, colour: string, dash?: number[], width?: number,
  *   among?: number[], alone?: boolean, scale?: string, values?: (number | null | undefined)[]}} Line
- * @typedef {{key: string, title: string, note: string, lines: Line[], band?: [string, string],
- *   height: number, fromZero: boolean, top?: number, strip?: string[]}} Panel strip: rows under its steps
+ * @typedef {{key: string, title: string, note: string, lines: Line[], band?: string[],
+ *   height: number, from_zero: boolean, top: number | null, strip?: string[]}} Panel strip: rows under its steps
  * @typedef {{name: string, data: PageData, colour: string}} Run
  * @typedef {Run & {xs: number[]}} Model xs: where its snapshots are on the axis: their steps, or hours
  * @typedef {{panel: Panel, plot: any, values: HTMLElement[], why: HTMLElement, apart: string[], lines: {line: Line, model: Model}[]}} Drawn
@@ -28,54 +28,15 @@ const uPlot = /** @type {any} */ (globalThis).uPlot;
  */
 export function panelsOf(data, nearZero, other) {
   const rule = data.about[nearZero]?.label.split(", ")[1] ?? "";
-  /** @type {Panel[]} */
-  const panels = [
-    {
-      key: "sparse", title: "Turning sparse?", note: "share of the in-scope weights", height: 190,
-      fromZero: true,
-      lines: [
-        { series: nearZero, label: `near zero (${rule})`, colour: "red", width: 2 },
-        { series: "motion/dormant", label: "dormant: no gradient", colour: "blue", among: [2, 2] },
-        { series: "forecast/near_zero_in_1", label: "forecast of near zero, one clock unit ahead",
-          colour: "orange", dash: [5, 3], alone: true },
-      ],
-    },
-    {
-      key: "essential", title: "Essential sparsity",
-      note: "share of the weights you could remove now; band: its interval; grey: not measurable, the cursor says why",
-      height: 150, fromZero: true, top: 1,
-      lines: [{ series: "essential_sparsity/value", label: "essential sparsity", colour: "green" }],
-      band: ["essential_sparsity/low", "essential_sparsity/high"],
-    },
-    {
-      key: "value", title: "Model", note: `${data.better === "higher" ? "score" : "loss"} of the held-out examples: ${data.better} is better`, height: 140,
-      fromZero: false,
-      lines: [
-        { series: "value/dense", label: "as it is", colour: "blue" },
-        { series: "value/all_removed", label: "without the in-scope weights", colour: "grey",
-          dash: [5, 3], alone: true },
-      ],
-    },
-    {
-      key: "clock", title: "Learning rate and decay clock", note: "weights without gradient shrink as exp(−clock)",
-      height: 110, fromZero: true,
-      lines: [
-        { series: "motion/lr", label: "learning rate", colour: "sky" },
-        { series: "motion/decay_clock", label: "decay clock (right)", colour: "ink", dash: [2, 2],
-          scale: "right" },
-      ],
-    },
-  ];
-  for (const { lines } of panels) {
-    for (const [series, { label, beside }] of Object.entries(data.about)) {
-      if (beside && lines.some((line) => line.series === beside)) lines.push({ series, label, colour: "purple", dash: [2, 2] });
-    }
-  }
+  const panels = data.panels.map((panel) => ({
+    ...panel,
+    lines: panel.lines.map((line) => (line.series === `near_zero/${data.rule}` ? { ...line, series: nearZero, label: `near zero (${rule})` } : line)),
+  }));
   if (other) {
     const about = data.about[other];
     panels.push({
       key: "other", title: about.label[0].toUpperCase() + about.label.slice(1), note: about.sentence, height: 130,
-      fromZero: false, lines: [{ series: other, label: about.label, colour: "purple" }],
+      from_zero: false, top: null, lines: [{ series: other, label: about.label, colour: "purple" }],
     });
   }
   return panels
@@ -83,12 +44,6 @@ export function panelsOf(data, nearZero, other) {
     .filter((panel) => panel.lines.length > 0);
 }
 
-/** What one more chart may show beside what has an event; all else is in the table and the file. @type {Record<string, string[]>} */
-const MORE = {
-  "the weights": ["motion/update_to_weight", "motion/sign_flips", "motion/mask_overlap_0.9", "motion/still", "weights/largest"],
-  "removing weights": ["value/reliance", "essential_sparsity/knee", "essential_sparsity/last_crossing"],
-  "the watch": ["watch/overhead", "watch/stall_s"],
-};
 const MORE_AT_MOST = 10;
 
 /**
@@ -97,7 +52,7 @@ const MORE_AT_MOST = 10;
  */
 export function moreOf(data, nearZero) {
   const drawn = new Set(panelsOf(data, nearZero, "").flatMap((panel) => panel.lines.map((line) => line.series)));
-  const groups = { "with an event": data.events.map((event) => event.series), ...MORE };
+  const groups = { "with an event": data.events.map((event) => event.series), ...data.choices };
   /** @type {[string, string[]][]} */
   const found = [];
   let left = MORE_AT_MOST;
@@ -591,10 +546,10 @@ export function column(data, line) {
 /** @param {Panel} panel @param {number | null} low @param {number | null} high @returns {[number, number]} */
 function limits(panel, low, high) {
   if (low === null || high === null) return [0, 1];
-  if (panel.top !== undefined) return [0, panel.top];
-  const bottom = panel.fromZero ? Math.min(low, 0) : low;
+  if (panel.top !== null) return [0, panel.top];
+  const bottom = panel.from_zero ? Math.min(low, 0) : low;
   const room = 0.06 * (high - bottom) || 0.05 * Math.abs(high) || 1;
-  return [panel.fromZero && bottom === 0 ? 0 : bottom - room, high + room];
+  return [panel.from_zero && bottom === 0 ? 0 : bottom - room, high + room];
 }
 
 /** Lines with a band around them: an interval, or of several seeds the range. @param {Panel} panel @param {Model} model @param {Drawn["lines"]} lines of the chart */
@@ -603,7 +558,7 @@ function bandsOf(panel, { data, name }, lines) {
   const { range } = data;
   if (range) return own.filter(({ series }) => range.low[series]).map((line) => ({ line, scale: line.scale ?? "y", ends: [range.low[line.series], range.high[line.series]] }));
   const ends = (panel.band ?? []).map((series) => column(data, { series, label: "", colour: "" }));
-  return panel.band && data.series[panel.band[0]] && own.length ? [{ line: own[0], scale: "y", ends }] : [];
+  return panel.band?.length && data.series[panel.band[0]] && own.length ? [{ line: own[0], scale: "y", ends }] : [];
 }
 
 /** Hours at the ticks of an axis; of less than two minutes and more than two days in a handier unit. @param {number[]} ticks */

@@ -3,7 +3,7 @@
 
 /**
  * @typedef {(number | null)[]} Values a series at every kept snapshot; null is not measured
- * @typedef {{label: string, unit: string, sentence: string, beside?: string}} About
+ * @typedef {{label: string, unit: string, sentence: string}} About
  * @typedef {{series: string, label: string, value: string, step: number,
  *   was: string, why: string}} Tile
  * @typedef {{number: number, series: string, title: string, when: string, where: string[],
@@ -22,7 +22,7 @@
  *   alive: number | null, watch: string[],
  *   taken: string, unit: string, measured: Record<string, string[]>, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
  *   times: Values, failed: number[], unasked: number[], gaps: string[], series: Record<string, Values>,
- *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[], blocks: string[],
+ *   about: Record<string, About>, panels: import("./charts.js").Panel[], choices: Record<string, string[]>, events: RunEvent[], curves: Curve[], tensors: string[], blocks: string[],
  *   facts: Facts, spike: Spike | null, range?: {low: Record<string, Values>, high: Record<string, Values>}}} PageData
  * Of a run: times in seconds of the epoch, none of a replay. Of several as one: their means, and the range.
  * Of the last spike: rises of each block in thousandths of a doubling; places among the steps, -1 where none is known.
