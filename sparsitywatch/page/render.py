@@ -267,7 +267,7 @@ def overview_svg(data: dict[str, Any]) -> str:
         parts += [(end, "", "light") for end in panel["band"]]
         known = [(column(data, series), label, colour)
                  for series, label, colour in parts if series in data["series"]]  # fmt: skip
-        title = f"{panel['title']} ({_short(panel['note'])})"
+        title = f"{panel['title']} – {_short(panel['note'])}"
         if any(np.isfinite(values).any() for values, *_ in known):
             drawn.append((title, known, describe(lines[0]["series"]), panel["from_zero"]))
     height = _HEIGHT // max(len(drawn), 1)
