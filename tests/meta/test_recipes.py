@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -17,8 +18,10 @@ import numpy as np
 import pytest
 import torch
 from contracts import event_readers
+from safetensors.numpy import save_file
 
 import sparsitywatch as sw
+from sparsitywatch.checkpoints import formats
 from sparsitywatch.errors import Seam
 from sparsitywatch.pipeline.measure import Examiner
 from sparsitywatch.pipeline.pipeline import Reviewer
@@ -28,15 +31,17 @@ from sparsitywatch.sinks import MemorySink
 SEAMS = (sw.sinks.Sink, sw.detectors.Detector, Reviewer, Examiner, sw.actions.Action)
 
 
-def watched(**given: Any) -> list[sw.Record]:
-    """Two snapshots of a tiny training."""
+def watched(*, spoilt: bool = False, **given: Any) -> list[sw.Record]:
+    """Two snapshots of a tiny training; of weights that are spoilt in the end."""
     torch.manual_seed(0)
     model = torch.nn.Linear(8, 8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     options = {"scope": "matrices", "every": 1, "logdir": None, "max_overhead": None}
     with sw.watch(model, optimizer, strict=True, **options, **given) as watch:
-        for _ in range(2):
+        for step in range(2):
             model(torch.ones(1, 8)).sum().backward()
+            if step and spoilt:
+                model.weight.data[0, 0] = torch.nan
             optimizer.step()
     return watch.records
 
@@ -119,6 +124,74 @@ def test_a_detector_of_ones_own_sees_its_series() -> None:
 
     records = watched(detectors={"weights/largest": Above()})
     assert Above.seen == [record.largest for record in records]
+
+
+def test_a_reviewer_stands_where_the_drivers_list_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Reviewer):
+        def events(self, record: sw.Record, earlier: Any, told: Any) -> list[sw.Event]:
+            if not earlier:
+                return []
+            before = earlier[-1]
+            return [
+                sw.Event(
+                    series="weights/largest", direction="up", onset_step=before.step,
+                    before_step=before.step, detected_step=record.step, baseline=before.largest,
+                    value=record.largest,
+                )
+            ]  # fmt: skip
+
+    for driver in ("live.watch", "offline.replay"):
+        module = importlib.import_module(f"sparsitywatch.{driver}")
+        monkeypatch.setattr(module, "XRayReviewer", Own)
+    kept = MemorySink()
+    first, second = watched(sinks=[kept])
+    (event,) = kept.events
+    assert (event.baseline, event.value) == (first.largest, second.largest)
+
+
+def test_an_action_is_called_with_what_was_seen_and_closed() -> None:
+    class Kept(sw.actions.Action):
+        def __init__(self) -> None:
+            self.seen: list[sw.Event] = []
+            self.num_closed = 0
+
+        def __call__(self, event: sw.Event, /) -> None:
+            self.seen.append(event)
+
+        def close(self) -> None:
+            self.num_closed += 1
+
+    action, plain = Kept(), list[sw.Event]()
+    watched(on_event=[action, plain.append], spoilt=True)
+    assert {event.kind for event in action.seen} == {"not_finite"}
+    assert action.seen == plain
+    assert action.num_closed == 1
+
+
+def test_a_reader_is_a_function_its_row_and_how_its_folder_is_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    weights = {step: draw.normal(size=(8, 8)).astype(np.float32) for step in (100, 200)}
+    for step, values in weights.items():
+        values[: step // 100] = 0.0
+        (tmp_path / f"step-{step}").mkdir()
+        save_file({"layer.weight": values}, tmp_path / f"step-{step}" / "tensors.strange")
+    with pytest.raises(sw.SparsityWatchError, match="xpected"):
+        sw.replay(tmp_path, scope="matrices", logdir=None)
+    reader = lambda place, _: formats.read_safetensors(place.at(f"{place.path}/tensors.strange"))  # noqa: E731
+    monkeypatch.setitem(formats._READERS, "strange", reader)
+    row = ("strange", (re.compile(r"tensors\.strange"),))
+    monkeypatch.setattr(formats, "_FOLDERS", (row, *formats._FOLDERS))
+    records = sw.replay(tmp_path, scope="matrices", logdir=None).records
+    assert {r.step: r.num_zero for r in records} == {
+        step: int((values == 0).sum()) for step, values in weights.items()
+    }
+
+
+def test_every_format_that_a_folder_is_known_by_has_its_reader() -> None:
+    refused = {"nanotron"}  # with a sentence of its own
+    assert {kind for kind, _ in formats._FOLDERS} - refused == {*formats._READERS}
 
 
 # ------------------------------------------------------------------ a number, in a copy

@@ -12,6 +12,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ from sparsitywatch.pruning.model_copy import Runnable
 from sparsitywatch.pruning.patterns import (
     _ALLOCATIONS,
     _SCORES,
+    _STRUCTURES,
     Pattern,
     _Allocation,
     _lowest,
     _Score,
     as_pattern,
 )
-from sparsitywatch.pruning.selections import _in_whole
+from sparsitywatch.pruning.selections import CountedCut, _in_whole
 from sparsitywatch.ranks.reading import ShardBox, ShardedReader, Shards
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
@@ -336,6 +338,54 @@ def test_a_score_and_an_allocation_are_added_by_their_rows(monkeypatch: pytest.M
         assert np.array_equal(found, expected)
     with pytest.raises(ConfigurationError, match="Expected another `structure` than 'global'"):
         Pattern("distance", "global")
+
+
+@dataclass(frozen=True, repr=False)
+class _ColumnCut(CountedCut):
+    """Removes its tensor's share of each column, of the lowest scores."""
+
+    of_column: Mapping[str, int]
+    scores: Any
+
+    @classmethod
+    def of(
+        cls, _: Any, weights: Weights, levels: Sequence[float], shares: Any, scores: Any
+    ) -> list[Any]:
+        each = []
+        for share in shares:
+            sizes = {name: tensor.shape for name, tensor in weights.tensors.items()}
+            axes = {name: weights.input_axis(name) for name in sizes}
+            heights = {name: shape[1 - axes[name]] for name, shape in sizes.items()}
+            of = {name: round(share[name] * height) for name, height in heights.items()}
+            each.append(({name: n * sizes[name][axes[name]] for name, n in of.items()}, of))
+        return cls.counted(weights, levels, each, scores=scores)
+
+    def _prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+        rows = weights if self.axes[name] == 1 else weights.T
+        worth = self.scores(name)(rows, slice(None)) if self.scores else rows.abs()
+        stays = worth.argsort(dim=0, stable=True).argsort(dim=0) >= self.of_column[name]
+        out.copy_(torch.where(stays if self.axes[name] == 1 else stays.T, weights, 0.0))
+
+
+@pytest.mark.parametrize("score", ["magnitude", "wanda"])
+def test_a_structure_is_added_by_its_row(monkeypatch: pytest.MonkeyPatch, score: str) -> None:
+    """As CONTRIBUTING.md says; against a sort of numpy."""
+    with pytest.raises(ConfigurationError, match="Expected `structure` to be"):
+        Pattern(score, "column")
+    monkeypatch.setitem(_STRUCTURES, "column", _ColumnCut.of)
+    with pytest.raises(ConfigurationError, match="Expected another `structure` than 'column'"):
+        Pattern(score, "column")  # no score says that it can have it
+    row = _SCORES[score]
+    monkeypatch.setitem(_SCORES, score, row._replace(structures=(*row.structures, "column")))
+    pattern = Pattern(score, "column")
+    assert pattern.name == f"{score}:column"
+    scores = worth(score)
+    for name, found in gone(pattern, 0.3).items():
+        num = round(0.3 * len(found))
+        expected = np.zeros(found.shape, bool)
+        np.put_along_axis(expected, np.argsort(scores[name], 0, kind="stable")[:num], True, 0)
+        assert np.array_equal(found, expected)
+        assert 0 < num < len(found)
 
 
 def test_a_row_without_its_function_is_refused() -> None:
