@@ -1,4 +1,4 @@
-"""A family of cases of which `make test` runs a part, and `--whole`, as before a merge, all."""
+"""A family of cases of which `make test` runs a part, and `--whole`, as before a release, all."""
 
 from __future__ import annotations
 
