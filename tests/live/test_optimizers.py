@@ -34,7 +34,7 @@ def of_another_kind(run: Run) -> Optimizer:
     weights = [p for p in run.model.parameters() if p.dim() > 1]
     others = [p for p in run.model.parameters() if p.dim() == 1]
     return torch.optim.SGD(
-        [{"params": others}, {"params": weights, "weight_decay": 0.5}], lr=0.01, momentum=0.9
+        [{"params": others}, {"params": weights, "weight_decay": 0.2}], lr=0.01, momentum=0.9
     )
 
 
@@ -115,8 +115,8 @@ def test_the_clock_goes_on_and_the_weights_are_compared_with_other_groups() -> N
         run.optimizer = of_another_kind(run)
         run.train(30)
     records = {r.step: r for r in watcher.records}
-    # AdamW's own decay of 0.01, then 0.5 for the weights, through SGD's momentum of 0.9
-    of_sgd = sum(0.01 * 0.5 * 0.9**age for step in range(30) for age in range(step + 1))
+    # AdamW's own decay of 0.01, then 0.2 for the weights, through SGD's momentum of 0.9
+    of_sgd = sum(0.01 * 0.2 * 0.9**age for step in range(30) for age in range(step + 1))
     assert records[20].decay_clock == pytest.approx(20 * 0.01 * 0.01)
     assert records[50].decay_clock == pytest.approx(20 * 0.01 * 0.01 + of_sgd)
     assert records[20].dormant.reason == ""
