@@ -338,6 +338,18 @@ CHOICES = {
     "the watch": ("watch/overhead", "watch/stall_s"),
 }  # fmt: skip
 
+#: What the page's map shows of each tensor: numbers of ``LayerShare``, and others of a record.
+OF_TENSORS = {
+    "alone": "essential sparsity alone",
+    "near_zero": "near zero",
+    "dormant": "dormant",
+    "dead": "dead inputs",
+    "removed": "removed",
+    "gradient": "gradient norm beside that of all",
+    "gradient_zeros": "gradient exactly zero",
+    "update_to_weight": "update beside the weights",
+}
+
 
 def with_beside(shown: Iterable[str], names: Iterable[str], rule: str = "") -> list[str]:
     """The series that are ``shown``, each followed by those of ``names`` that stand beside it."""

@@ -198,7 +198,7 @@ def _shares(
     """Of all weights of one snapshot up to each threshold, [K]."""
     columns = Layers.of(record.layers).columns
     names = stored["names"].tolist()
-    rms = dict(zip(columns.names, columns.rms.tolist(), strict=True))
+    rms = dict(zip(columns.names, columns.numbers["rms"].tolist(), strict=True))
     scales = [[unit] * len(names), [initial[name] for name in names], [rms[name] for name in names]]
     limits = np.concatenate([np.outer(own, _GRID) for own in scales], axis=1)
     limits = np.nan_to_num(to_bin_end(limits), nan=-1.0)  # without a scale nothing is near zero

@@ -29,6 +29,7 @@ from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import (
     CHOICES,
     LEADING,
+    OF_TENSORS,
     PANELS,
     Line,
     count,
@@ -434,7 +435,6 @@ def _seconds(x: float) -> str:
 
 #: Instead of thousandths, where nothing was measured.
 _UNKNOWN = -1
-_KINDS = ("alone", "near_zero", "dormant", "dead", "removed", "gradient", "zeros", "update")
 #: Ends of the magnitude bins: a quarter of a decade each.
 _PER_DECADE = 4
 
@@ -455,21 +455,23 @@ def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:
     rule = next(iter(run.rules), "")
     level = removal_level(run.records)
     place_of = {name: i for i, name in enumerate(run.tensors)}
-    cells = {kind: np.full((len(place_of), len(columns)), math.nan) for kind in _KINDS}
+    cells = {kind: np.full((len(place_of), len(columns)), math.nan) for kind in OF_TENSORS}
     for t, index in enumerate(columns):
         record = run.records[index]
         layers = Layers.of(record.layers).columns
         levels = list(record.curve.level or ()) if record.curve is not None else []
         rows = [place_of[name] for name in layers.names]
-        cells["near_zero"][rows, t] = layers.near_zero.get(rule, math.nan)
-        cells["dormant"][rows, t] = layers.dormant
-        for kind, name in (("zeros", "gradient_zeros"), ("update", "update_to_weight")):
-            cells[kind][rows, t] = layers.trained.get(name, math.nan)
+        known: dict[str, Any] = {**layers.numbers}
+        known["near_zero"] = layers.near_zero.get(rule, math.nan)
         whole = None if record.vital is None else record.vital.gradient
-        if whole is not None and whole.norm > 0.0 and "gradient" in layers.trained:
-            cells["gradient"][rows, t] = layers.trained["gradient"] / whole.norm
+        norm = whole.norm if whole is not None and whole.norm > 0.0 else math.nan
+        known["gradient"] = known.get("gradient", math.nan) / norm
         if record.alone:
-            cells["alone"][rows, t] = [record.alone[name].value for name in layers.names]
+            known["alone"] = [record.alone[name].value for name in layers.names]
+        if level in levels and len(layers.removed):
+            known["removed"] = layers.removed[levels.index(level)]
+        for kind in cells.keys() & known.keys():
+            cells[kind][rows, t] = known[kind]
         if record.xray is not None:
             seen = record.xray.layers
             pairs = zip(seen.names, seen.dead, strict=True)
@@ -477,11 +479,10 @@ def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:
             for name, share in (*pairs, *((name, 1.0) for name in record.xray.unreached)):
                 if name in place_of:
                     cells["dead"][place_of[name], t] = share
-        if level in levels and len(layers.removed):
-            cells["removed"][rows, t] = layers.removed[levels.index(level)]
     return {
         "columns": list(columns),
         "level": level,
+        "labels": OF_TENSORS,
         "rows": {
             kind: np.diff(_thousandths(values), prepend=0).tolist()
             for kind, values in cells.items()

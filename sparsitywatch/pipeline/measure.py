@@ -29,7 +29,6 @@ from sparsitywatch.pruning.sweeps import SameLevels
 from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import (
-    OF_TRAINING,
     Began,
     Cost,
     Detail,
@@ -66,7 +65,7 @@ class Seen(NamedTuple):
     """What was seen of every parameter."""
 
     vital: Vital | None = None
-    #: of what was seen of a tensor's training: fields of ``LayerColumns.trained``, by name
+    #: of what was seen of a tensor's training: some of ``LayerColumns.numbers``, by name
     tensors: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
 
@@ -272,17 +271,18 @@ def record_of(
     """The record: what a snapshot says, what the optimizer did, what has moved, what it cost."""
     found = measured.record
     if optimizer is not None:
-        names = ("decay_clock", "why_no_clock", "lr_clock", "lr", "trained")
-        found = replace(found, **{name: getattr(optimizer, name) for name in names})
+        fields = vars(found).keys() & vars(optimizer).keys()
+        found = replace(found, **{name: getattr(optimizer, name) for name in fields})
     if moved is not None:
         columns = Layers.of(found.layers).columns
-        dormant = np.array([moved.layers.get(name, math.nan) for name in columns.names])
+        dormant = [moved.layers.get(name, math.nan) for name in columns.names]
+        numbers = {**columns.numbers, "dormant": np.array(dormant)}
         found = replace(
             found,
             dormant=moved.dormant,
             movement=moved.movement,
             masks=moved.masks,
-            layers=Layers(replace(columns, dormant=dormant)),
+            layers=Layers(replace(columns, numbers=numbers)),
         )
     return replace(found, cost=replace(found.cost, **cost))
 
@@ -454,18 +454,16 @@ def _layers(
     cuts = result.cuts if result else ()
     rules = near_zero[names[0]] if names else ()
     removed = np.array([[cut.shares[name] for name in names] for cut in cuts])
+    known: dict[str, Mapping[str, float]] = {"rms": rms, "dormant": {}, **seen.tensors}
     return Layers(
         LayerColumns(
             names=names,
             num_weights=np.array([spectrum.histograms[name].num_weights for name in names]),
-            rms=np.array([rms[name] for name in names]),
+            numbers={
+                x: np.array([own.get(n, math.nan) for n in names]) for x, own in known.items()
+            },
             near_zero={r: np.array([near_zero[name][r] for name in names]) for r in rules},
             removed=removed.reshape(len(cuts), len(names)),
-            dormant=np.full(len(names), math.nan),
-            trained={
-                field: np.array([seen.tensors.get(field, {}).get(n, math.nan) for n in names])
-                for field in (OF_TRAINING if seen.tensors else ())
-            },
         )
     )
 

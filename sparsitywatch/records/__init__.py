@@ -17,7 +17,7 @@ from sparsitywatch.records.event import (
 )
 from sparsitywatch.records.gradient import BlockGradient, Gradient
 from sparsitywatch.records.record import (
-    OF_TRAINING,
+    LAYER_NUMBERS,
     SCHEMA_VERSION,
     Content,
     Cost,
@@ -51,7 +51,7 @@ from sparsitywatch.records.run import (
 from sparsitywatch.records.xray import XRay, XRayLayers
 
 __all__ = [
-    "LEVEL_KINDS", "OF_TRAINING", "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Began",
+    "LAYER_NUMBERS", "LEVEL_KINDS", "SCHEMA_VERSION", "SERIES_KINDS", "VITAL_KINDS", "Began",
     "BlockGradient", "Content", "Cost",
     "DecayProjection", "Detail", "Difference", "Dormant", "EssentialSparsity", "Event", "Finding",
     "Forecast", "Gradient", "LayerColumns", "LayerShare", "Layers", "LedgerEntry", "LogHistogram",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from itertools import takewhile
 from typing import Any
@@ -216,8 +216,8 @@ class LayerShare:
         return f"<LayerShare of {printable(self.name)[:80]}, {self.num_weights:,} weights>"
 
 
-#: Of a tensor's training; logs that were written before have none.
-OF_TRAINING = ("gradient", "gradient_zeros", "gradient_change", "update_to_weight")
+#: The plain numbers of a tensor; logs that were written before one have none of it.
+LAYER_NUMBERS = tuple(one.name for one in fields(LayerShare) if one.type == "float")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -226,11 +226,9 @@ class LayerColumns:
 
     names: tuple[str, ...]
     num_weights: np.ndarray  # int64 [N]
-    rms: np.ndarray  # float64 [N]
+    numbers: Mapping[str, np.ndarray]  # float64 [N] by LAYER_NUMBERS, those that are known
     near_zero: Mapping[str, np.ndarray] = field(default_factory=dict)  # float64 [N] by rule
     removed: np.ndarray  # float64 [K, N], a row for each level of the curve; K is 0 without one
-    dormant: np.ndarray  # float64 [N]
-    trained: Mapping[str, np.ndarray] = field(default_factory=dict)  # float64 [N] by OF_TRAINING
 
     @classmethod
     def of(cls, layers: Sequence[LayerShare]) -> LayerColumns:
@@ -248,33 +246,25 @@ class LayerColumns:
         return cls(
             names=tuple(layer.name for layer in layers),
             num_weights=np.array([layer.num_weights for layer in layers], np.int64),
-            rms=floats([layer.rms for layer in layers]),
+            numbers={x: floats([getattr(one, x) for one in layers]) for x in LAYER_NUMBERS},
             near_zero={rule: floats([x.near_zero[rule] for x in layers]) for rule in rules},
             removed=floats([x.removed for x in layers]).reshape(len(layers), num_levels).T,
-            dormant=floats([layer.dormant for layer in layers]),
-            trained={x: floats([getattr(one, x) for one in layers]) for x in OF_TRAINING},
         )
 
     def shares(self) -> Iterator[LayerShare]:
         """A tensor at a time, with plain numbers."""
         # an unknown number is always the same NaN, so that equal records are equal
-        unknown = np.full(len(self.names), _NAN)
-        trained = [self.trained.get(name, unknown) for name in OF_TRAINING]
-        columns = (self.rms, self.dormant, *trained, *self.near_zero.values(), *self.removed)
+        columns = (*self.numbers.values(), *self.near_zero.values(), *self.removed)
         floats = [[_NAN if x != x else x for x in column.tolist()] for column in columns]
-        num_weights = self.num_weights.tolist()
-        rows = zip(self.names, num_weights, zip(*floats, strict=True), strict=True)
-        first = len(OF_TRAINING)
-        for name, num, (rms, dormant, *others) in rows:
-            rest = others[first:]
+        num_weights, first = self.num_weights.tolist(), len(self.numbers)
+        end = first + len(self.near_zero)
+        for name, num, row in zip(self.names, num_weights, zip(*floats, strict=True), strict=True):
             yield LayerShare(
                 name=name,
                 num_weights=num,
-                rms=rms,
-                near_zero=dict(zip(self.near_zero, rest, strict=False)),
-                removed=tuple(rest[len(self.near_zero) :]),
-                dormant=dormant,
-                **dict(zip(OF_TRAINING, others[:first], strict=True)),
+                near_zero=dict(zip(self.near_zero, row[first:end], strict=True)),
+                removed=row[end:],
+                **dict(zip(self.numbers, row[:first], strict=True)),
             )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from sparsitywatch.analysis.spikes import Moves
 from sparsitywatch.errors import StateError, expect_whole
 from sparsitywatch.records import (
-    OF_TRAINING,
+    LAYER_NUMBERS,
     SCHEMA_VERSION,
     Detail,
     Event,
@@ -362,11 +362,9 @@ def _packed(step: int, columns: LayerColumns) -> np.ndarray:
     fields = {
         "step": np.array(step, np.int64),
         "num_weights": columns.num_weights,
-        "rms": columns.rms,
         "near_zero": near_zero.reshape(len(columns.near_zero), len(columns.names)),
         "removed": columns.removed,
-        "dormant": columns.dormant,
-        **columns.trained,
+        **columns.numbers,
     }
     packed = np.zeros((), [(name, f"<{of.dtype.kind}8", of.shape) for name, of in fields.items()])
     for name, column in fields.items():
@@ -401,11 +399,9 @@ def _read_layers(path: Path, step: int, names: _Place, numbers: _Place) -> Layer
     return LayerColumns(
         names=tensors,
         num_weights=packed["num_weights"],
-        rms=packed["rms"],
+        numbers={x: packed[x] for x in LAYER_NUMBERS if x in (packed.dtype.names or ())},
         near_zero=dict(zip(rules, packed["near_zero"], strict=True)),
         removed=packed["removed"],
-        dormant=packed["dormant"],
-        trained={x: packed[x] for x in OF_TRAINING if x in (packed.dtype.names or ())},
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sparsitywatch.ranks.reading import ShardedReader
-from sparsitywatch.records import OF_TRAINING, BlockGradient, Gradient
+from sparsitywatch.records import BlockGradient, Gradient
 from sparsitywatch.records.run import block_of
 from sparsitywatch.vital.judgement import TensorFacts
 from sparsitywatch.weights.sharded import Tensors, kept_for, stepped_on
@@ -144,7 +144,7 @@ class GradientHistory:
             return None, of_tensors
         has_one = np.flatnonzero(sums.num).tolist()
         numbers = {sums.names[i]: self._numbers(sums, [i]) for i in has_one}
-        for place, field in enumerate(OF_TRAINING[:3]):
+        for place, field in enumerate(("gradient", "gradient_zeros", "gradient_change")):
             of_tensors[field] = {name: own[place] for name, own in numbers.items()}
         blocks: dict[str, list[int]] = {}
         for i in has_one:

@@ -10,6 +10,7 @@ from contracts.fake_run import LONG_EVERY, LONG_NOISE, write_long_run
 
 import sparsitywatch as sw
 from sparsitywatch.page.data import details_of, page_data
+from sparsitywatch.series import OF_TENSORS
 from sparsitywatch.sinks.jsonl import read_spectrum
 
 
@@ -26,8 +27,7 @@ def test_the_long_log_has_every_kind_of_number(tmp_path: Path) -> None:
                      "weights", "vital", "watch", "xray"}  # fmt: skip
     assert len(data["curves"]) == 40
     details = details_of(run, for_file=False)
-    kinds = {"near_zero", "dead", "dormant", "removed", "gradient", "zeros", "update"}
-    assert set(details["maps"]["rows"]) == kinds
+    assert {"alone", *details["maps"]["rows"]} == set(OF_TENSORS)
     assert len(details["magnitudes"]["columns"]) == 40
     first, last = (
         read_spectrum(tmp_path / "run" / "sparsitywatch", int(s)) for s in run.steps[[0, -1]]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.records import (
-    OF_TRAINING,
+    LAYER_NUMBERS,
     BlockGradient,
     Cost,
     DecayProjection,
@@ -464,14 +464,13 @@ def write_long_run(
         columns = LayerColumns(
             names=tuple(tensors),
             num_weights=np.full(num_tensors, 1 << 20),
-            rms=0.02 + 0.01 * weight * index / num_snapshots,
+            numbers={
+                **{x: np.full(num_tensors, getattr(record.layers[0], x)) for x in LAYER_NUMBERS},
+                "rms": 0.02 + 0.01 * weight * index / num_snapshots,
+                "dormant": shares(record.dormant.fraction),
+            },
             near_zero={"initial_0.1": shares(record.near_zero["initial_0.1"])},
             removed=np.stack([shares(level) for level in LEVELS]),
-            dormant=shares(record.dormant.fraction),
-            trained={
-                field: np.full(num_tensors, getattr(record.layers[0], field))
-                for field in OF_TRAINING
-            },
         )
         scope = ScopeSummary(num_tensors=num_tensors, num_weights=num_tensors << 20)
         record = replace(record, layers=Layers(columns), scope=scope)

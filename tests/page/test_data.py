@@ -19,7 +19,8 @@ from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page import data as page_data_module
 from sparsitywatch.page.data import MAX_SNAPSHOTS, chosen, cumulative, details_of, page_data
-from sparsitywatch.records import Dormant, SparsityCurve
+from sparsitywatch.records import LAYER_NUMBERS, Dormant, SparsityCurve
+from sparsitywatch.series import OF_TENSORS
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 SERIES = (
@@ -203,7 +204,7 @@ def test_a_run_without_a_proxy_has_nothing_of_the_model(weights_page: Page) -> N
     assert data["curves"] == []
     assert not [name for name in data["series"] if name.startswith(("value/", "essential"))]
     assert [tile["label"] for tile in data["tiles"]] == ["near zero", "dormant"]
-    kinds = {"near_zero", "dormant", "gradient", "zeros", "update"}
+    kinds = {"near_zero", "dormant", "gradient", "gradient_zeros", "update_to_weight"}
     assert set(weights_page.details["maps"]["rows"]) == kinds
     assert weights_page.details["maps"]["level"] is None
 
@@ -212,10 +213,15 @@ def test_a_run_without_a_snapshot_has_a_page(make_page: Make) -> None:
     page = make_page([])
     assert page.data["steps"] == []
     assert page.data["taken"] == "No snapshot has been taken yet."
-    assert page.details == {"maps": {"columns": [], "level": None, "rows": {}}, "magnitudes": None}
+    maps = {"columns": [], "level": None, "labels": OF_TENSORS, "rows": {}}
+    assert page.details == {"maps": maps, "magnitudes": None}
 
 
 # ------------------------------------------------------------------ by tensor
+
+
+def test_each_row_of_the_map_is_a_number_of_a_tensor() -> None:
+    assert {*OF_TENSORS} <= {*LAYER_NUMBERS, "alone", "dead", "near_zero", "removed"}
 
 
 @pytest.mark.parametrize(

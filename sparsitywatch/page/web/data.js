@@ -29,7 +29,7 @@
  * @typedef {{told: string, steps: number[], loss: Values, blocks: string[], rises: Values[], began: number, at: number}} Spike
  *
  * Maps: thousandths by tensor and column, -1 where nothing was measured.
- * @typedef {{columns: number[], level: number | null, rows: Record<string, number[][]>}} Maps
+ * @typedef {{columns: number[], level: number | null, labels: Record<string, string>, rows: Record<string, number[][]>}} Maps
  * Magnitudes: by tensor and column the thousandths of the weights up to each end (log10); of all
  * tensors together the millionths.
  * @typedef {{columns: number[], ends: number[], below: number[][][], all: number[][]}} Magnitudes

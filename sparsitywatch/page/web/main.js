@@ -4,7 +4,7 @@
 import { Charts, download, moreOf, panelsOf, stripOf } from "./charts.js";
 import { bySeed, csv, hoursOf, matching, nearest } from "./data.js";
 import { capital, h, percent } from "./format.js";
-import { Heatmap, KINDS, drawHistogram, meanOf, power, rowsOf, scale } from "./tensors.js";
+import { Heatmap, drawHistogram, meanOf, power, rowsOf, scale } from "./tensors.js";
 import { byNeed, drawCost, events, foot, header, runTable, spikePicture, tiles } from "./view.js";
 
 /**
@@ -577,7 +577,7 @@ export class Page {
     map.replaceChildren(
       h("h2", {}, `Every tensor${this.whose} by ${data.unit} `, h("small", {}, "share of each tensor's own weights, of its layer's inputs, or of the gradient; click a name for the size of its weights")),
       h("div", { class: "tools" },
-        this.select("show", "kind", kinds.map((kind) => [kind, KINDS[kind] + (kind === "removed" ? level : kind === "dead" ? ", dormant" : "")])),
+        this.select("show", "kind", kinds.map((kind) => [kind, details.maps.labels[kind] + (kind === "removed" ? level : kind === "dead" ? ", dormant" : "")])),
         this.select("group by", "group", [["none", "nothing"], ["block", "block"], ["kind", "kind"]]),
         this.select("sort by", "sort", [["model", "order in the model"], ["largest", "share at the cursor"], ["rise", "rise since the beginning"]]),
         h("label", {}, "search ", h("input", { type: "search", value: this.choice.search, oninput: (/** @type {Event} */ e) => {
@@ -633,7 +633,7 @@ export class Page {
     heatmap.draw(steps, cells, rows, this.charts?.shownRange ?? [steps[0], steps[steps.length - 1]], this.tensor, under);
     const rule = this.choice.kind !== "near_zero" ? "" : byTau ? `, |w| ≤ ${power(Number(this.tau.slice(4)))}` : ` (${data.about[`near_zero/${data.rule}`]?.label.split(", ")[1] ?? ""})`;
     const halves = under.length ? " (upper half of a row) and dormant weights (lower half)" : "";
-    note.replaceChildren(`${KINDS[this.choice.kind]}${halves}${rule}:`, scale(this.root),
+    note.replaceChildren(`${details.maps.labels[this.choice.kind]}${halves}${rule}:`, scale(this.root),
       this.choice.kind === "dead" ? ". Dead: zero on every held-out example, or none reaches the layer. Dormant: no gradient. Grey: not known" : "",
       `. ${rows.filter((row) => !row.isGroup).length} of ${data.tensors.length} tensors; the number at the right is at the cursor`);
   }

@@ -18,9 +18,6 @@ const PALE_TO_DARK = ["ffffd9", "edf8b1", "c7e9b4", "7fcdbb", "41b6c4", "1d91c0"
   .map((text) => [0, 2, 4].map((i) => Number.parseInt(text.slice(i, i + 2), 16)));
 /** Shares whose colours are said. */
 const SAID = [0, 0.01, 0.05, 0.25, 0.5, 1];
-/** @type {Record<string, string>} */
-export const KINDS = { alone: "essential sparsity alone", near_zero: "near zero", dormant: "dormant", dead: "dead inputs", removed: "removed",
-  gradient: "gradient norm beside that of all", zeros: "gradient exactly zero", update: "update beside the weights" };
 
 /** @param {Element} root on which the colours are @returns {(share: number) => number[]} red, green, blue */
 export function paintOf(root) {
