@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -23,6 +24,7 @@ from safetensors.numpy import save_file
 import sparsitywatch as sw
 from sparsitywatch.checkpoints import formats
 from sparsitywatch.errors import Seam
+from sparsitywatch.integrations.attached import Watching
 from sparsitywatch.pipeline.measure import Examiner
 from sparsitywatch.pipeline.pipeline import Reviewer
 from sparsitywatch.sinks import MemorySink
@@ -37,7 +39,7 @@ def watched(*, spoilt: bool = False, **given: Any) -> list[sw.Record]:
     model = torch.nn.Linear(8, 8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     options = {"scope": "matrices", "every": 1, "logdir": None, "max_overhead": None}
-    with sw.watch(model, optimizer, strict=True, **options, **given) as watch:
+    with sw.watch(model, optimizer, strict=True, **options | given) as watch:
         for step in range(2):
             model(torch.ones(1, 8)).sum().backward()
             if step and spoilt:
@@ -194,16 +196,142 @@ def test_every_format_that_a_folder_is_known_by_has_its_reader() -> None:
     assert {kind for kind, _ in formats._FOLDERS} - refused == {*formats._READERS}
 
 
+# ------------------------------------------------------------------ an adapter
+
+
+class Loop:
+    """A framework that is made up: a loop with callbacks, checkpoints and a stop."""
+
+    def __init__(self, *callbacks: Any) -> None:
+        self.callbacks, self.step, self.should_stop = callbacks, 0, False
+        torch.manual_seed(0)
+        self.model = torch.nn.Linear(8, 8)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.saved: dict[str, Any] = {}
+
+    def tell(self, what: str, *given: Any) -> None:
+        for one in self.callbacks:
+            getattr(one, what)(self, *given)
+
+    def fit(self, num_steps: int, spoilt_at: int = -1) -> None:
+        self.tell("begin")
+        while self.step < num_steps and not self.should_stop:
+            self.step += 1
+            self.optimizer.zero_grad()
+            loss = self.model(torch.ones(1, 8) * self.step).square().sum()
+            loss.backward()
+            if self.step == spoilt_at:
+                self.model.weight.data[0, 0] = torch.nan
+            self.optimizer.step()
+            self.tell("step_end", loss.item())
+        self.tell("end")
+
+    def save(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer}
+        self.saved = {name: copy.deepcopy(one.state_dict()) for name, one in parts.items()}
+        self.saved["step"] = self.step
+        self.tell("save")
+        return self.saved
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.saved, self.step = saved, saved["step"]
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+
+
+class OfLoop(Watching):
+    """As the recipe says: it only translates."""
+
+    def begin(self, loop: Loop) -> None:
+        own = {"logdir": self._logdir, "step": loop.step}
+        if self._attached.begin(loop.model, loop.optimizer, **own):
+            self._attached.restore(lambda: loop.saved.get("watch"), "its state", is_first=True)
+
+    def step_end(self, loop: Loop, loss: float) -> None:
+        self._attached.log_loss(loss, loop.step)
+        for request, is_wanted in self._attached.requests(is_last=False):
+            loop.should_stop |= is_wanted and isinstance(request, sw.actions.StopTraining)
+
+    def save(self, loop: Loop) -> None:
+        loop.saved["watch"] = self._attached.state()
+
+    def end(self, _: Loop) -> None:
+        self._attached.end()
+
+
+OF_LOOP: dict[str, Any] = {"scope": "matrices", "every": 2, "max_overhead": None, "strict": True}
+
+
+def test_an_adapter_translates_what_its_framework_says(tmp_path: Path) -> None:
+    """It goes on from a checkpoint; the weights are those of a loop that nobody watches."""
+    bare, whole = Loop(), Loop(OfLoop(logdir=str(tmp_path / "whole"), **OF_LOOP))
+    first, second = (Loop(OfLoop(logdir=str(tmp_path / "two"), **OF_LOOP)) for _ in range(2))
+    for loop, num_steps in ((bare, 8), (whole, 8), (first, 4)):
+        loop.fit(num_steps)
+    second.load(first.save())
+    second.fit(8)
+    for loop in (whole, second):
+        assert torch.equal(loop.model.weight, bare.model.weight)
+    runs = [sw.load(tmp_path / name) for name in ("whole", "two")]
+    for name in ("weights/largest", "motion/lr_clock", "motion/update_to_weight", "motion/trained"):
+        values = [run.series(name)[1] for run in runs]
+        assert len(values[0]) > 3
+        np.testing.assert_array_equal(*values)
+    np.testing.assert_allclose(runs[0].series("motion/lr_clock")[1], 0.1 * runs[0].steps)
+    np.testing.assert_array_equal(*[run.steps for run in runs])
+
+
+def test_an_adapter_stops_its_framework() -> None:
+    loop = Loop(OfLoop(on_event=["stop"], **OF_LOOP))
+    loop.fit(20_000, spoilt_at=3)  # it hears of it some steps later
+    assert 3 <= loop.step < 20_000
+
+
 # ------------------------------------------------------------------ a number, in a copy
 
 ROOT = Path(__file__).parents[2]
-#: What the recipe adds: file, what stands there, and what is put behind it.
+#: What the recipes add: file, what stands there, and what is put behind it.
 NUMBER = (
     ("records/record.py", "    largest: float = _NAN\n", "    zeros: float = _NAN\n"),
     (
         "pipeline/measure.py",
         "            num_zero=spectrum.num_zero,\n",
         "            zeros=spectrum.num_zero / spectrum.num_weights,\n",
+    ),
+)
+OF_TENSOR = (
+    (
+        "records/record.py",
+        "    gradient_zeros: float = _NAN\n",
+        "    nulls: float = _NAN\n",
+    ),
+    (
+        "pipeline/measure.py",
+        '"dormant": {}, **seen.tensors}\n',
+        """    known["nulls"] = {
+        name: float(one.counts[one.keys == 0].sum()) / one.num_weights
+        for name, one in spectrum.histograms.items()
+    }
+""",
+    ),
+    ("series.py", "OF_TENSORS = {\n", '    "nulls": "exactly zero",\n'),
+)
+OF_TRAINING = (
+    (
+        "weights/clock.py",
+        "    lr: float = math.nan  # as it stands\n",
+        "    top_lr: float = math.nan\n",
+    ),
+    (
+        "weights/clock.py",
+        "        lr=mean_over(sizes, {name: one.lr for name, one in trainers.items()}),\n",
+        "        top_lr=max((one.lr for one in trainers.values()), default=math.nan),\n",
+    ),
+    ("records/record.py", "    lr: float = _NAN\n", "    top_lr: float = _NAN\n"),
+    (
+        "series.py",
+        "    # motion\n",
+        '    Series("motion/top_lr", "top_lr", "as lr", "top", "Rate.", beside="motion/lr"),\n',
     ),
 )
 ROW = (
@@ -215,21 +343,24 @@ import json, sys
 import torch
 import sparsitywatch as sw
 from sparsitywatch.cli import main
-from sparsitywatch.page.data import page_data
+from sparsitywatch.page.data import details_of, page_data
 from sparsitywatch.page.render import overview_svg
 from sparsitywatch.plots import overview_figure
+from sparsitywatch.records import to_json
 from sparsitywatch.sinks.tensorboard import TensorBoardSink, _layout
 
-model = torch.nn.Linear(8, 8)
+model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
 with torch.no_grad():
-    model.weight.copy_(torch.arange(64).reshape(8, 8) % 3)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for layer, divisor in zip(model, (3, 5)):
+        layer.weight.copy_(torch.arange(64).reshape(8, 8) % divisor)
+groups = [{"params": layer.parameters(), "lr": lr} for layer, lr in zip(model, (0.0, 0.25))]
+optimizer = torch.optim.SGD(groups)
 rows = []
 log = lambda numbers, step: rows.append(numbers)
 options = {"scope": "matrices", "every": 1, "max_overhead": None, "sinks": [sw.sinks.Mirror(log)]}
 with sw.watch(model, optimizer, logdir="run", strict=True, **options) as watch:
     for _ in range(2):
-        model(torch.ones(1, 8)).sum().backward()
+        (model(torch.ones(1, 8)).sum() * 0.0).backward()
         optimizer.step()
 run = sw.load("run")
 page = page_data(run)
@@ -243,18 +374,34 @@ found = {
     "page": page["series"]["weights/zeros"],
     "log": [json.loads(line)["zeros"] for line in open("run/sparsitywatch/records.jsonl")],
 }
+by_tensor = {
+    "record": [[layer.nulls for layer in record.layers] for record in watch.records],
+    "log": [[layer.nulls for layer in record.layers] for record in run.records],
+    "columns": [record.layers.columns.numbers["nulls"].tolist() for record in run.records],
+    "json": [[one["nulls"] for one in json.loads(to_json(r))["layers"]] for r in run.records],
+}
+rates = {
+    "record": [record.top_lr for record in watch.records],
+    "series": run.series("motion/top_lr")[1].tolist(),
+    "mirror": [row["sparsity/motion/top_lr"] for row in rows],
+    "page": page["series"]["motion/top_lr"],
+}
+maps = details_of(run, for_file=True)["maps"]
+old = [one.nulls != one.nulls for record in sw.load("old").records for one in record.layers]
 chart = str(_layout(run.records[-1].provenance))
 words = {"print": "purple: zeros" in overview_svg(page), "chart": chart}
-json.dump({"found": found, "words": words, "page": page}, open("found.json", "w"))
+told = {"found": found, "words": words, "page": page, "by_tensor": by_tensor, "rates": rates}
+json.dump(told | {"maps": maps, "old": old}, open("found.json", "w"))
 main(["summary", "run"])
 """
 
 
 def copied(tmp_path: Path, row: str) -> dict[str, str]:
-    """The package with the number in it, in a folder of its own; the surroundings to run it in."""
+    """The package with the numbers in it, in a folder of its own; the surroundings to run it in."""
     shutil.copytree(ROOT / "sparsitywatch", tmp_path / "sparsitywatch")
     package = tmp_path / "sparsitywatch"
-    for name, before, added in (*NUMBER, ("series.py", "    # motion\n", row)):
+    edits = (*NUMBER, ("series.py", "    # motion\n", row), *OF_TENSOR, *OF_TRAINING)
+    for name, before, added in edits:
         text = (package / name).read_text()
         assert text.count(before) == 1
         (package / name).write_text(text.replace(before, before + added))
@@ -263,19 +410,31 @@ def copied(tmp_path: Path, row: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_number_is_a_field_its_computation_and_a_row(tmp_path: Path) -> None:
-    """Then it is wherever its neighbour is shown; against numpy."""
+    """Then it is wherever its neighbour is shown; against numpy. So is one of each tensor."""
+    watched(logdir=tmp_path / "old")  # by the package without the numbers
     surroundings = copied(tmp_path, ROW.format("zeros"))
     options = {"cwd": tmp_path, "env": surroundings, "text": True, "check": True}
     out = subprocess.run([sys.executable, "-c", USE], capture_output=True, **options).stdout
     told = json.loads((tmp_path / "found.json").read_text())
-    expected = float((np.arange(64) % 3 == 0).mean())
+    shares = [float((np.arange(64) % divisor == 0).mean()) for divisor in (3, 5)]
+    expected = float(np.mean(shares))
     for values in told["found"].values():
         values = np.ravel(values)
         assert len(values) == len(told["page"]["steps"]) > 1
         assert np.allclose(values, expected, rtol=1e-6)
+    for values in told["by_tensor"].values():
+        np.testing.assert_allclose(values, [shares, shares])
+    assert np.cumsum(told["maps"]["rows"]["nulls"], axis=-1).tolist() == [
+        [round(1000 * share)] * 2 for share in shares
+    ]
+    assert told["maps"]["labels"]["nulls"] == "exactly zero"
+    assert told["old"] == [True, True]  # not known
+    assert {*map(tuple, told["rates"].values())} == {(0.25, 0.25)}
+    for record in sw.load(tmp_path / "run").records:  # by the package that knows none of them
+        assert [layer.num_weights for layer in record.layers] == [64, 64]
     assert told["words"]["print"]
     assert "z_sparsity/weights/zeros$" in told["words"]["chart"]
-    assert re.search(r"weights/zeros +34\.4 % +34\.4 %", out)
+    assert re.search(r"weights/zeros +27\.3 % +27\.3 %", out)
     scalars = event_readers.scalars_of_plugin_accumulator(tmp_path / "run" / "sparsitywatch")
     assert [x for _, x in scalars["z_sparsity/weights/zeros"]] == [pytest.approx(expected)] * 2
     if shutil.which("node"):
