@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from itertools import cycle
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import MissingExtraError
 from sparsitywatch.records import Event
 from sparsitywatch.redact import redacted
-from sparsitywatch.series import describe, with_beside
+from sparsitywatch.series import PANELS, Panel, describe
 
 try:
     import matplotlib.style
@@ -33,6 +33,9 @@ __all__ = ["overview_figure", "save_figure"]
 BLUE, GREEN, ORANGE, PURPLE = "#0072b2", "#009e73", "#e69f00", "#cc79a7"
 RED, SKY, GREY, LIGHT = "#d55e00", "#56b4e9", "#6e6e6e", "#dedede"
 BLACK, PAPER = "#101010", "#fefefe"
+#: As the page calls them.
+_COLOURS = {"blue": BLUE, "green": GREEN, "grey": GREY, "ink": BLACK, "orange": ORANGE,
+            "purple": PURPLE, "red": RED, "sky": SKY}  # fmt: skip
 DASHED, DOTTED = (0, (4, 2)), (0, (1, 2))
 
 _STYLE: dict[Any, object] = {
@@ -69,57 +72,13 @@ def save_figure(figure: Figure, path: Path) -> None:
 # ------------------------------------------------------------------ which panels there are
 
 
-class _Line(NamedTuple):
-    """One series in a panel."""
-
-    series: str
-    colour: str
-    label: str  # empty: thin, and with no place in the legend
-    dashes: Any = "-"
-
-
-class _Panel(NamedTuple):
-    """What is drawn of one thing."""
-
-    title: str
-    lines: Sequence[_Line]
-    from_zero: bool = True
-    up_to: float | None = None
-
-
-_RULE_COLOURS = (RED, ORANGE, PURPLE, GREEN, SKY, BLACK)
-_DORMANT, _BY_CHANCE = "motion/dormant", "motion/dormant_by_chance"
-_PANELS = (
-    _Panel("Value of the model", (
-        _Line("value/dense", BLUE, "as it is"),
-        _Line("value/all_removed", GREY, "without any in-scope weight", DASHED),
-    ), from_zero=False),
-    _Panel("Near-zero weights", ()),  # those of the run's rules
-    _Panel("Dormant weights", (
-        _Line(_DORMANT, BLUE, describe(_DORMANT).label),
-        _Line(_BY_CHANCE, GREY, describe(_BY_CHANCE).label, DASHED),
-    )),
-    _Panel("Essential sparsity", (
-        _Line("essential_sparsity/value", GREEN, "essential sparsity"),
-        _Line("essential_sparsity/low", GREEN, ""),
-        _Line("essential_sparsity/high", GREEN, ""),
-    ), up_to=1.0),
-    _Panel("Reliance", (_Line("value/reliance", BLACK, "harm of removing everything"),)),
-)  # fmt: skip
-
-
-def _panels(run: Run) -> list[_Panel]:
+def _panels(run: Run) -> list[Panel]:
     """Every panel that the run has numbers for, with its lines."""
-    rules = zip([f"near_zero/{rule}" for rule in run.rules], cycle(_RULE_COLOURS), strict=False)
-    of_rules = [_Line(name, colour, describe(name).short_label) for name, colour in rules]
-    found = []
-    for panel in _PANELS:
-        lines = [line for line in panel.lines or of_rules if line.series in run.names]
-        shown = [line.series for line in lines]
-        beside = with_beside(shown, run.names, next(iter(run.rules), ""))
-        rest = [name for name in beside if name not in shown]
-        lines += [_Line(name, PURPLE, describe(name).label, DOTTED) for name in rest]
-        found += [panel._replace(lines=lines)] if lines else []
+    rule, found = next(iter(run.rules), ""), []
+    for panel in PANELS:
+        drawn = panel.drawn(run.names, rule) if "figure" in panel.on else []
+        lines = tuple(line for line in drawn if line.series in run.names)
+        found += [replace(panel, lines=lines)] if lines else []
     return found
 
 
@@ -129,7 +88,7 @@ def _draw_essential(axes: Any, run: Run) -> None:
     steps, value = run.series("essential_sparsity/value")
     axes.fill_between(
         steps, run.series("essential_sparsity/low")[1], run.series("essential_sparsity/high")[1],
-        color=GREEN, alpha=0.2, linewidth=0, label=f"{next(known).confidence:.0%} interval",
+        color=GREEN, alpha=0.2, linewidth=0.5, label=f"{next(known).confidence:.0%} interval",
     )  # fmt: skip
     missing = np.isnan(value)
     if missing.any():
@@ -153,8 +112,8 @@ def _draw_allowed(axes: Any, run: Run) -> None:
     )  # fmt: skip
 
 
-#: What is drawn beside some lines.
-_MORE = {"essential_sparsity/high": _draw_essential, "value/reliance": _draw_allowed}
+#: What else is drawn in some panels.
+_MORE = {"essential": _draw_essential, "reliance": _draw_allowed}
 
 
 # ------------------------------------------------------------------ the picture
@@ -180,7 +139,7 @@ def overview_figure(run: Run, *, title: str = "") -> Figure:
             _mark_event(axes, number, event, is_home=home is panel)
         _mark_invalid(axes, run)
         low, high = axes.get_ylim()
-        axes.set_ylim(min(low, 0.0) if panel.from_zero else low, panel.up_to or high)
+        axes.set_ylim(min(low, 0.0) if panel.from_zero else low, panel.top or high)
         handles, labels = axes.get_legend_handles_labels()
         labels = [textwrap.fill(label, 28) for label in labels]
         axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -193,16 +152,16 @@ def overview_figure(run: Run, *, title: str = "") -> Figure:
     return figure
 
 
-def _draw_panel(axes: Any, panel: _Panel, run: Run) -> None:
+def _draw_panel(axes: Any, panel: Panel, run: Run) -> None:
     for line in panel.lines:
         steps, values = run.series(line.series)
         axes.plot(
-            steps, values, color=line.colour, linestyle=line.dashes,
-            linewidth=1.6 if line.label else 0.5, marker="o", markersize=2.6,
-            markevery=_points(values), label=line.label or None,
+            steps, values, color=_COLOURS[line.colour], linewidth=1.6, marker="o", markersize=2.6,
+            linestyle=(0, line.dash) if line.dash else "-", markevery=_points(values),
+            label=line.label,
         )  # fmt: skip
-        if line.series in _MORE:
-            _MORE[line.series](axes, run)
+    if panel.key in _MORE:
+        _MORE[panel.key](axes, run)
     axes.set_ylabel(panel.title)
     row = describe(panel.lines[0].series)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -227,11 +186,11 @@ def _label_steps(axes: Any, run: Run) -> None:
     axes.set_xlabel("optimizer step" if run.unit == "step" else run.unit)
 
 
-def _home_of(event: Event, panels: Sequence[_Panel]) -> _Panel | None:
+def _home_of(event: Event, panels: Sequence[Panel]) -> Panel | None:
     """The panel that an event gets its number in: of its series, of a kindred one, or the first."""
     room = f"{event.series.partition('/')[0]}/"
 
-    def kinship(panel: _Panel) -> tuple[bool, bool]:
+    def kinship(panel: Panel) -> tuple[bool, bool]:
         names = [line.series for line in panel.lines]
         return event.series in names, any(name.startswith(room) for name in names)
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import cycle
 
 _FINITE = "all_finite"
 _INFORMATIVE = "essential_sparsity.informative"
@@ -69,11 +70,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """How a chart of the page and of the print draws a series."""
+    """How a chart draws a series, or each of a family."""
 
-    series: str  # ``{rule}`` is the first near-zero rule
-    label: str  # ``{near_zero}`` is what that rule calls small
-    colour: str  # of the page
+    series: str  # ``{rule}`` is the first near-zero rule; ``*`` as in the name of a family
+    label: str = ""  # ``{near_zero}`` is what that rule calls small; empty: that of the series
+    colour: str = ""  # of the page; empty: the members of a family have one each
     dash: tuple[int, ...] = ()
     among: tuple[int, ...] = ()  # the dash where several runs are drawn
     alone: bool = False  # only the first of several runs
@@ -83,40 +84,72 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart of the page and of the print."""
+    """A chart of the page and of the print, of a figure, of TensorBoard's custom scalars."""
 
     key: str
     title: str
-    note: str  # ``{kind}`` is loss or score, ``{better}`` "lower" or "higher"
-    height: int  # in pixels
     lines: tuple[Line, ...]
+    on: tuple[str, ...] = ()  # "page", "figure"
+    group: str = ""  # what TensorBoard puts it under, if that has it
+    note: str = ""  # ``{kind}`` is loss or score, ``{better}`` "lower" or "higher"
+    height: int = 0  # in pixels
     band: tuple[str, ...] = ()  # ends of an interval of the first line
     from_zero: bool = True
     top: float | None = None
 
+    def drawn(self, names: Iterable[str], rule: str) -> list[Line]:
+        """Its lines, given a run's series and first rule, and those that stand beside one."""
+        own: dict[str, Line] = {}
+        for line in self.lines:
+            stem, is_family, _ = line.series.partition("*")
+            found = [name for name in names if is_family and name.startswith(stem)]
+            for name, colour in zip(found or [stem.format(rule=rule)], cycle(_COLOURS)):
+                label, colour = line.label or describe(name).short_label, line.colour or colour
+                own[name] = replace(line, series=name, label=label, colour=colour)
+        beside = with_beside(own, names, rule)
+        return [own.get(x) or Line(x, describe(x).label, "purple", (2, 2)) for x in beside]
 
+
+#: Of the members of a family.
+_COLOURS = ("red", "orange", "purple", "green", "sky", "ink")
+_TURNING, _NEEDS = "Is it turning sparse?", "What the model needs"
 # fmt: off
 PANELS = (
-    Panel("sparse", "Turning sparse?", "share of the in-scope weights", 190, (
+    Panel("sparse", "Turning sparse?", (
         Line("near_zero/{rule}", "near zero ({near_zero})", "red", width=2.0),
         Line("motion/dormant", "dormant: no gradient", "blue", among=(2, 2)),
         Line("forecast/near_zero_in_1", "forecast of near zero, one clock unit ahead", "orange",
              (5, 3), alone=True),
-    )),
+    ), ("page",), _TURNING, "share of the in-scope weights", 190),
+    Panel("near_zero", "Near-zero weights", (Line("near_zero/*"),), ("figure",), _TURNING),
+    Panel("dormant", "Dormant weights", (
+        Line("motion/dormant", colour="blue"),
+        Line("motion/dormant_by_chance", colour="grey", dash=(5, 3)),
+    ), ("figure",), _TURNING),
+    # TensorBoard puts a chart with a band last in its group, so it has one of its own
     Panel("essential", "Essential sparsity",
+          (Line("essential_sparsity/value", "essential sparsity", "green"),),
+          ("page", "figure"), "How much could be thrown away?",
           "share of the weights you could remove now; band: its interval; grey: not measurable, "
           "the cursor says why", 150,
-          (Line("essential_sparsity/value", "essential sparsity", "green"),),
           ("essential_sparsity/low", "essential_sparsity/high"), top=1.0),
-    Panel("value", "Model", "{kind} of the held-out examples: {better} is better", 140, (
+    Panel("value", "Model", (
         Line("value/dense", "as it is", "blue"),
         Line("value/all_removed", "without the in-scope weights", "grey", (5, 3), alone=True),
-    ), from_zero=False),
-    Panel("clock", "Learning rate and decay clock",
-          "weights without gradient shrink as exp(−clock)", 110, (
+    ), ("page", "figure"), _NEEDS, "{kind} of the held-out examples: {better} is better", 140,
+        from_zero=False),
+    Panel("reliance", "Reliance", (
+        Line("value/reliance", "harm of removing everything", "ink"),
+    ), ("figure",), _NEEDS),
+    Panel("crossings", "First crossing, last crossing, knee", (
+        Line("essential_sparsity/value"),
+        Line("essential_sparsity/last_crossing"),
+        Line("essential_sparsity/knee"),
+    ), (), _NEEDS),
+    Panel("clock", "Learning rate and decay clock", (
         Line("motion/lr", "learning rate", "sky"),
         Line("motion/decay_clock", "decay clock (right)", "ink", (2, 2), scale="right"),
-    )),
+    ), ("page",), "", "weights without gradient shrink as exp(−clock)", 110),
 )
 SERIES = (
     # essential sparsity

@@ -19,7 +19,7 @@ from sparsitywatch.errors import ConfigurationError, MissingExtraError
 from sparsitywatch.plots import overview_figure, save_figure
 from sparsitywatch.records import Detail, Event
 
-VALUE, ESSENTIAL = "Value of the model", "Essential sparsity"
+VALUE, ESSENTIAL = "Model", "Essential sparsity"
 WEIGHTS = ("Near-zero weights", "Dormant weights")
 RECORDS = [record for record, _ in fake_run.looks(range(0, 2001, 100))]
 
@@ -54,7 +54,7 @@ def test_the_overview_holds_the_series() -> None:
         return list(found.get_xdata()), list(found.get_ydata())
 
     dense = [record.curve.value[0] for record in RECORDS]
-    assert data("Value of the model", "as it is") == (steps, dense)
+    assert data(VALUE, "as it is") == (steps, dense)
     near_zero = [record.near_zero["initial_0.1"] for record in RECORDS]
     assert data("Near-zero weights", "|w| ≤ 0.1 × first rms") == (steps, near_zero)
     dormant = [record.dormant.fraction for record in RECORDS]
@@ -152,7 +152,7 @@ def test_events_of_one_step_stay_apart() -> None:
         return replace(fake_run.events()[0], series=series)
 
     events = [event("near_zero/zero"), event("near_zero/abs_9"), event("near_zero/rms_0.1")]
-    axes = overview_figure(Run(RECORDS, events)).axes[1]
+    axes = overview_figure(Run(RECORDS, events)).axes[0]
     assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
     assert len({text.xy[1] for text in axes.texts}) == 3
 

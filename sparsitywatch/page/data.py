@@ -31,12 +31,10 @@ from sparsitywatch.series import (
     LEADING,
     OF_TENSORS,
     PANELS,
-    Line,
     count,
     describe,
     numbered,
     percent,
-    with_beside,
 )
 from sparsitywatch.sinks.jsonl import read_moves
 
@@ -193,11 +191,11 @@ def _panels(run: Run, rule: str) -> list[dict[str, Any]]:
     """The charts, with the series that stand beside one of theirs."""
     names, found = _names_of(run, rule), []
     for panel in PANELS:
-        own = {line.series.format(**names): line for line in panel.lines}
+        if "page" not in panel.on:
+            continue
         lines = []
-        for name in with_beside(own, run.names, rule):
-            line = own.get(name) or Line(name, describe(name).label, "purple", (2, 2))
-            told = asdict(line) | {"series": name, "label": line.label.format(**names)}
+        for line in panel.drawn(run.names, rule):
+            told = asdict(line) | {"label": line.label.format(**names)}
             lines.append({key: value for key, value in told.items() if value})
         found.append(asdict(panel) | {"note": panel.note.format(**names), "lines": lines})
     return found

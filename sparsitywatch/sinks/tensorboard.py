@@ -44,7 +44,7 @@ from sparsitywatch.records import (
     ledger_in_short,
 )
 from sparsitywatch.redact import printable
-from sparsitywatch.series import LEADING, SERIES, Series, describe, numbered
+from sparsitywatch.series import LEADING, PANELS, SERIES, Panel, Series, describe, numbered
 from sparsitywatch.sinks.base import AppendingFile, GuardedSink, first_lost_step, local_directory
 
 #: Histograms are written with every tenth record.
@@ -303,30 +303,14 @@ def _histograms(histograms: Mapping[str, LogHistogram], kinds: Mapping[str, str]
 
 # ------------------------------------------------------------------ the page "Custom Scalars"
 
-_BAND = tuple(tag_of(f"essential_sparsity/{part}") for part in ("value", "low", "high"))
-_CROSSINGS = [tag_of(f"essential_sparsity/{part}") for part in ("value", "last_crossing", "knee")]
-#: Categories, their charts and the tags of each, regular expressions. What matters most is first.
-#: TensorBoard puts a chart with a band last in its category, so it has one of its own.
-CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "Is it turning sparse?": {
-        "near-zero weights (beside their first size), and their forecast": [
-            f"{FIRST}/1_near_zero/.+",
-            f"{tag_of('forecast/near_zero_in_1')}$",
-        ],
-        "dormant weights (got no gradient)": [
-            tag_of("motion/dormant"),
-            tag_of("motion/dormant_by_chance"),
-        ],
-    },
-    "How much could be thrown away?": {"essential sparsity and its interval": _BAND},
-    "What the model needs": {
-        "value of the model as it is": [tag_of("value/dense")],
-        "reliance: harm of removing all in-scope weights": [tag_of("value/reliance")],
-        "first crossing, last crossing, knee": _CROSSINGS,
-    },
-    "Near-zero weights, by every rule": {"near-zero weights": [".+near_zero/.+"]},
-}
-_OF_THE_VALUE = ("How much could be thrown away?", "What the model needs")
+
+def _tags(panel: Panel) -> list[str]:
+    """Those of its lines and of its band, as regular expressions."""
+    names = [*(line.series for line in panel.lines), *panel.band]
+    found = [
+        f".+{name}" if name.endswith("*") else tag_of(name.format(rule="*"), "*") for name in names
+    ]
+    return [tag.replace("*", ".+") for tag in found if tag]
 
 
 def _beside(tags: Sequence[str]) -> list[str]:
@@ -340,14 +324,13 @@ def _layout(provenance: Provenance) -> Any:
     """The page "Custom Scalars"; without a proxy it has the charts of weights alone."""
     from torch.utils.tensorboard.summary import custom_scalars  # takes long to import
 
-    shown = {
-        title: {
-            name: ("Margin", tags) if tags is _BAND else ("Multiline", [*tags, *_beside(tags)])
-            for name, tags in own.items()
-        }
-        for title, own in CHARTS.items()
-        if provenance.proxy_hash or title not in _OF_THE_VALUE
-    }
+    shown: dict[str, dict[str, tuple[str, list[str]]]] = {}
+    for panel in PANELS:
+        is_known = provenance.proxy_hash or not describe(panel.lines[0].series).needs_proxy
+        if panel.group and is_known:
+            tags = _tags(panel)
+            chart = ("Margin", tags) if panel.band else ("Multiline", [*tags, *_beside(tags)])
+            shown.setdefault(panel.group, {})[panel.title] = chart
     return custom_scalars(shown).value[0]  # type: ignore[no-untyped-call]
 
 

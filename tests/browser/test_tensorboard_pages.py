@@ -14,7 +14,8 @@ import pytest
 from browser.conftest import WIDE
 from contracts import event_readers, fake_run
 
-from sparsitywatch.sinks.tensorboard import CHARTS, TensorBoardSink
+from sparsitywatch.series import PANELS
+from sparsitywatch.sinks.tensorboard import TensorBoardSink
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -110,11 +111,9 @@ def test_what_matters_most_is_on_the_first_screen_of_scalars(page: Any, url: str
 
 def test_custom_scalars(page: Any, url: str) -> None:
     page.goto(f"{url}/#custom_scalars")
-    titles = [title for category in CHARTS.values() for title in category]
-    # one line with a band; a rule and the forecast, without its band; four rules
-    text = wait_for(
-        page, *CHARTS, *titles, "Matches (1)", "Matches (2)", "Matches (3)", "Matches (4)"
-    )
+    titles = [title for panel in PANELS if panel.group for title in (panel.group, panel.title)]
+    # a value; dormant weights and chance; a rule, dormant weights and the forecast; four rules
+    text = wait_for(page, *titles, "Matches (1)", "Matches (2)", "Matches (3)", "Matches (4)")
     for complaint in ("Missing Tags", "lacks data", "do not match", "Matches (0)"):
         assert complaint not in text
 
