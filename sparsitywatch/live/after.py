@@ -66,11 +66,12 @@ class NextForward:
 class NextUse:
     """What is to be measured of the weights of a step where they are used next."""
 
-    def __init__(self, taker: SnapshotTaker) -> None:
+    def __init__(self, taker: SnapshotTaker, hook: StepHook) -> None:
         self._taker = taker
+        self._hook = hook
+        self._is_waiting = False
         # of the model in its wrappers, and without: whichever the training calls
         self._forward = NextForward(taker.model.given, weakref.ref(taker.model.module))
-        self._hook: StepHook | None = None  # while it waits
         self._owed = Due.NOTHING
 
     def due_now(self, due: Due, step: int) -> Due:
@@ -81,22 +82,22 @@ class NextUse:
             self._taker.begin_late(step)
         return Due.NOTHING if self._owed else due
 
-    def wait(self, hook: StepHook, call: Callable[..., None], *, is_due: bool) -> None:
+    def wait(self, call: Callable[..., None], *, is_due: bool) -> None:
         """Have this method of the watch called before what uses the weights, after some steps."""
         taker = self._taker
         is_trial = taker.after.num_looks < _TRIED and taker.is_on_cpu  # else a step would wait
         if is_due or is_trial:
             taker.note(is_read=is_due)
-            self._hook = hook
-            hook.wait(call)
+            self._is_waiting = True
+            self._hook.wait(call)
             self._forward.wait(call)
 
     def used(self, before: str) -> tuple[Due, str]:
         """See what was written to weights that are used now; what is owed of them, and why late."""
-        if self._hook is None or not self._taker.look(is_forward=before == "forward"):
+        if not self._is_waiting or not self._taker.look(is_forward=before == "forward"):
             return Due.NOTHING, ""
         owed = self._owed
-        self.stop()
+        self._stop_looking()
         return owed, before if self._taker.after.is_written else ""
 
     def asked(self) -> Due:
@@ -108,11 +109,12 @@ class NextUse:
 
     def stop(self) -> None:
         """Wait no more; nothing is owed."""
-        self._owed = Due.NOTHING
-        if self._hook is not None:
-            self._hook.begin()
-            self._hook = None
-            self._forward.remove()
+        self._stop_looking()
+        self._hook.begin()
+
+    def _stop_looking(self) -> None:
+        self._owed, self._is_waiting = Due.NOTHING, False
+        self._forward.remove()
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from sparsitywatch.errors import (
 from sparsitywatch.pipeline.measure import Examined, Examiner, Seen
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.redact import logger, redacted_error
+from sparsitywatch.vital.one_step import OneStep
 from sparsitywatch.weights.clock import (
     Account,
     Clock,
@@ -375,6 +376,7 @@ class OptimizerTrace:
         self._is_counting = False  # whether hooks have counted a step
         self.is_said = False  # whether the training says which steps it takes
         self._has_hooks = False  # whether a step of what was given has been seen
+        self.one_step = OneStep()
         self._start = (0.0, 0.0)  # decay and lr of the run, where nobody knows of which weights
         # by name what was done in an earlier process, and by optimizers that are gone
         self._earlier: dict[str, Sums] = {}
@@ -431,10 +433,15 @@ class OptimizerTrace:
                 "for whatever steps it."
             )
 
+    def begins(self, optimizer: Optimizer) -> None:
+        """An optimizer that is known is about to step."""
+        self.one_step.begin(optimizer, self._known(optimizer).called)
+
     def saw(self, step: Step) -> int:
         """An optimizer took a step; returns how many of the training's."""
         optimizer = step.optimizer
         account = self._known(optimizer)
+        self.one_step.end(optimizer)
         self._has_hooks = self._has_hooks or optimizer in self.given
         if account.is_of_model:
             account.advance(step.reached)
@@ -512,6 +519,7 @@ class OptimizerTrace:
         self._earlier = {name: sums._replace(momentum=0.0) for name, sums in past.items()}
         self._accounts = [account for account in self._accounts if account not in gone]
         has_begun, has_stepped = bool(gone), False
+        self.one_step.tell()
         trainers: dict[str, Trainer] = {}
         for account in self._accounts:
             has_begun |= account.num_steps > 0
@@ -531,6 +539,7 @@ class OptimizerTrace:
             has_begun=has_begun,
             copied=frozenset(name for account in self._accounts for name in account.copied),
             frozen=frozenset(name for name, one in parameters.items() if not one.requires_grad),
+            not_decayed=self.one_step.not_decayed,
         )
 
     def _done(self) -> dict[str, Sums]:

@@ -144,19 +144,15 @@ class Watcher:
         self._budget = schedule.budget
         self._ranks = ranks
         self._ring = ring
-        self._next_use = NextUse(taker)
         self._background = background
         self._off = off
         self._step = initial_step  # optimizer steps done; None until that is found out
-        self._done: int | None = (
-            None  # as optimizers themselves said before the first that was seen
-        )
+        self._done: int | None = None  # as optimizers said before the first step that was seen
         self._pid, self._lock = os.getpid(), threading.RLock()
         self._thread = threading.get_ident()  # that steps, and in which actions run
         self._finished: list[FinishedSnapshot] = []  # that nobody has acted on yet
         self._attached = self._stepped = next(_order)  # as of ``_order``
-        self._opened = False
-        self._closed = False
+        self._opened = self._closed = False
         self._num_failures = 0  # in a row
         self._reported_at = -math.inf
         self._pending: Mapping[str, Any] | None = None  # the history's state, until the log begins
@@ -164,6 +160,7 @@ class Watcher:
         at_exit = functools.partial(close_at_exit, weakref.ref(self), last_error())
         self._at_exit = Finalize(None, at_exit, exitpriority=1)  # before the pipeline's
         self._hook = StepHook(self._before_step, self._on_step)
+        self._next_use = NextUse(taker, self._hook)
         if off:
             self._hook.remove()
         else:
@@ -442,8 +439,11 @@ class Watcher:
         """A forward, or a step of ``optimizer``, is about to use the weights of the latest step."""
         if not self._is_idle():
             with _Contained(self), without_autocast():
-                if optimizer is None or self._trace.knows(optimizer):
-                    self._take_used("forward" if optimizer is None else "step")
+                if optimizer is None:
+                    self._take_used("forward")
+                elif self._trace.knows(optimizer):
+                    self._take_used("step")
+                    self._trace.begins(optimizer)
 
     def _take_used(self, before: str) -> None:
         """Take what is owed of weights that are used now."""
@@ -487,8 +487,7 @@ class Watcher:
             return
         self._next_use.stop()  # where nobody has seen this step begin
         before = self._step or 0
-        step = before + num_steps if step is None else step
-        self._step = step
+        self._step = step = before + num_steps if step is None else step
         if self._taker.is_new:
             self._taker.begin(step, behind=self._background)
             self._ring.attach(self._taker.lookup()[1])
@@ -519,7 +518,9 @@ class Watcher:
             is_apart = self.step_count in self._budget.apart  # the next may come before it is done
             self._take(now, behind=self._background and not is_apart)
         if waits:
-            self._next_use.wait(self._hook, self._before_use, is_due=bool(due))
+            self._next_use.wait(self._before_use, is_due=bool(due))
+        if self._trace.one_step.waits(is_due=bool(due)):
+            self._hook.wait(self._before_use)
 
     def _decline(self, step: int, what: str = "") -> None:
         """Where the others are about to take a snapshot, say that this rank's watch is off."""

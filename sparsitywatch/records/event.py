@@ -18,6 +18,7 @@ VITAL_KINDS: Mapping[str, str] = {
     "decay": "not decaying as the optimizer states",
     "no_gradient": "reached by no gradient",
     "idle": "not used by these inputs",
+    "no_rate": "with a learning rate of 0",
     "slow": "moving next to nowhere",
     "untied": "no longer tied to the embeddings",
     "not_finite": "not finite",
@@ -494,6 +495,7 @@ _SEVERITY = {
     "essential_sparsity down": "note",
     "standstill": "note",
     "idle": "note",
+    "no_rate": "note",
     "super_weights": "note",
     "unreached": "note",
     "written": "note",
@@ -553,6 +555,7 @@ _ADVICE = {
     "on purpose, set requires_grad to False; if they are not used yet, no action is needed.",
     "idle": "No action needed if these inputs do not use them, as experts, heads or towers; else "
     "look at the router, or for a detach.",
+    "no_rate": "No action needed if they are to be unfrozen later; else look at their param group.",
     "slow": "Look at the learning rate of their param group, and at what scales their gradient.",
     "untied": "If they ought to be one, tie them before the optimizer is made.",
     "not_finite": "Stop the run and go on from a checkpoint of {before} or before.",

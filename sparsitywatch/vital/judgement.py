@@ -127,6 +127,7 @@ _COLUMNS: tuple[tuple[str, type | str, Any], ...] = (
     ("num_could_round", int, 0),  # of those with a gradient, whose updates may be lost
     ("num_to_decay", int, 0),  # not 0, without gradient, where decay has to be seen
     ("num_not_decayed", int, 0),  # of these, that stand still
+    ("is_not_decayed", bool, False),  # as steps say that were worked out again
 )
 
 
@@ -175,7 +176,7 @@ class VitalReading:
 
 
 #: Kinds that only steps of a rate tell: where that has ended, what was found is not over.
-_BY_STEPS = ("rounding", "decay", "no_gradient", "idle", "slow")
+_BY_STEPS = ("rounding", "decay", "no_gradient", "idle", "no_rate", "slow")
 
 
 def judged(reading: VitalReading, spectrum: MagnitudeSpectrum | None) -> Vital:
@@ -392,9 +393,12 @@ def _rounding(facts: TensorFacts) -> _Found:
 
 
 NOT_APPLIED = "weights without a gradient stand still, and weight decay ought to move them"
+NOT_IN_STEPS = "steps were worked out again, and the weight decay of their group is not in them"
 
 
 def _decay(facts: TensorFacts) -> _Found:
+    if facts.is_not_decayed.any():
+        return _found({NOT_IN_STEPS: facts.is_not_decayed}, facts.num_weights)
     in_part = _is_stepped_on(facts) & ~(facts.still_for > 0)  # all of it is another matter
     to_decay, stand_still = facts.num_to_decay[in_part].sum(), facts.num_not_decayed[in_part].sum()
     if stand_still < max(_MIN_NOT_DECAYED, _MOST * to_decay):
@@ -424,10 +428,18 @@ def _unreached(facts: TensorFacts, *, are_hinted: bool) -> _Found:
     return _found(grounds, facts.num_weights)
 
 
-#: Of all matrices, since the attach.
+#: Since the attach: of some tensors, beside others that are trained; of all matrices.
+RATE_OF_SOME = "their learning rate has been 0 all the time, and that of others has not"
 NO_RATE = "their learning rate has been 0 all the time"
 NONE_MOVES = "they have gradients, and no matrix has moved, but by weight decay"
-AT_REST = (NO_RATE, NONE_MOVES)
+AT_REST = (NO_RATE, NONE_MOVES, RATE_OF_SOME)
+
+
+def _without_rate(facts: TensorFacts) -> _Found:
+    """Tensors that nobody trains yet, as where layers are unfrozen one after another."""
+    rests = (facts.lr == 0.0) & (facts.lr_share == 0.0) & (facts.still_for >= _PATIENCE)
+    is_so = is_ours(facts) & rests & ~facts.has_moved & _is_stepped_on(facts).any()
+    return _found({RATE_OF_SOME: is_so}, facts.num_weights)
 
 
 @np.errstate(all="ignore")  # what is not finite is told beside
@@ -532,6 +544,7 @@ _RULES: dict[str, Callable[[TensorFacts], _Found]] = {
     "decay": _decay,
     "no_gradient": partial(_unreached, are_hinted=False),
     "idle": partial(_unreached, are_hinted=True),
+    "no_rate": _without_rate,
     "slow": _slow,
     "untied": _untied,
     "not_finite": _not_finite,
@@ -587,6 +600,8 @@ class VitalReviewer(Reviewer):
                     continue
                 before = before if known else []
                 since = earlier[0].step if earlier else since  # they never were
+            if finding.reason == NOT_IN_STEPS and earlier:
+                since = earlier[0].step  # when it began nobody has looked at
             if before and finding.num < 2 * (known[-1] if known else max(before)):
                 continue
             # a file that is a copy stays one, whatever comes

@@ -202,7 +202,7 @@ class VitalTracker(Examiner):
         """Add who trains each parameter, and how, on whichever rank; True if any has stepped."""
         # an optimizer with no parameter of the model may step on copies that are not known
         is_blind, done = not training.trainers, self._done_since(training)
-        codes: list[tuple[int, int, int]] = []
+        codes: list[tuple[int, int, int, int]] = []
         numbers: list[tuple[float, ...]] = []
         for name, parameter in parameters.items():
             size, row, trainer = "unknown", _NO_TRAINER, training.trainers.get(name)
@@ -213,16 +213,20 @@ class VitalTracker(Examiner):
                 size, row = trainer.kind.size, done[name]
             else:
                 role = "unknown" if is_blind and parameter.dtype.itemsize < 4 else "none"
-            codes.append((_ROLES.index(role), _SIZES.index(size), training.has_stepped))
+            is_not_decayed = name in training.not_decayed
+            codes.append(
+                (_ROLES.index(role), _SIZES.index(size), training.has_stepped, is_not_decayed)
+            )
             numbers.append(row)
         # of numbers that are not negative the largest one has the largest bits
         both = np.array(codes, np.int64), np.array(numbers, np.float64).view(np.int64)
         columns = np.concatenate([part.reshape(len(codes), -1) for part in both], axis=1)
         united = self._reader.ranks.highest(np.ascontiguousarray(columns.T))
         facts.trained_by, facts.sized_by = np.array(_ROLES)[united[0]], np.array(_SIZES)[united[1]]
-        for name, column in zip(_OF_TRAINER, united[3:].view(np.float64), strict=True):
+        for name, column in zip(_OF_TRAINER, united[4:].view(np.float64), strict=True):
             vars(facts)[name] = column.astype(vars(facts)[name].dtype)
         facts.lr_rise[~is_ours(facts)] = 1.0
+        facts.is_not_decayed = united[3] > 0
         return bool(united[2].any())
 
     def _done_since(self, training: Training) -> dict[str, tuple[float, ...]]:

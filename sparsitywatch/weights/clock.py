@@ -282,7 +282,7 @@ class Account:
         #: What the param groups said of each word of _READ, None to ask again; what followed.
         self._said: list[list[Any] | None] = []
         self._rates = np.empty((0, 0))
-        self._called: dict[int, tuple[str, ...]] = {}  # names in the model by id, that rows follow
+        self.called: dict[int, tuple[str, ...]] = {}  # names in the model by id, that rows follow
         self._row_of: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self._sizes: list[int] = []  # of the groups
         self._held: list[int] = []  # ids in their order, which ...
@@ -309,9 +309,9 @@ class Account:
         self.copied |= {name: weakref.ref(copy) for name, copy in copies.items()}
         known = {name: one for name, ref in self.copied.items() if (one := ref()) is not None}
         names = names_of(parameters) | names_of(known)
-        if names == self._called and self.is_current:  # as at most snapshots
+        if names == self.called and self.is_current:  # as at most snapshots
             return
-        self._called = names
+        self.called = names
         self._add_up()
         groups = list(map(_params, optimizer.param_groups))
         tensors = list(chain.from_iterable(groups))
@@ -430,7 +430,7 @@ class Account:
         """What was done, and the names, of a model that has changed; momentum goes on."""
         self._add_up()
         self._table[:12] = 0.0
-        self.names, self._called, self._held = [()] * len(self.names), {}, []
+        self.names, self.called, self._held = [()] * len(self.names), {}, []
 
     def trainers(self) -> dict[str, Trainer]:
         """By name what it is to each tensor of the model; to be asked once a snapshot."""
@@ -503,6 +503,7 @@ class Training:
     copied: Container[str] = frozenset()  # of which a copy of higher precision is stepped on
     frozen: Container[str] = frozenset()  # that require no grad
     before_clip: float = math.nan  # norm of the gradients before a clip, as the training said it
+    not_decayed: Container[str] = frozenset()  # of which steps do not have the decay that is stated
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -600,7 +600,7 @@ def decay_ignored(training: Training) -> Iterable[str]:
     (group,) = training.optimizer.param_groups
     training.around(lambda _: group.update(weight_decay=decay),
                     lambda _: group.update(weight_decay=0.0))  # fmt: skip
-    return ["stem.weight" if training.model_name == "convolutional" else "tokens.weight"]
+    return [name for name, one in training.named.items() if one.dim() > 1]
 
 
 def frozen_but_decayed(training: Training) -> Iterable[str]:

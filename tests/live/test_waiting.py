@@ -21,6 +21,7 @@ OF_WEIGHTS = {
     ("vital/gradients.py", "cpu"),  # norms and zeros of all gradients
     ("live/ring.py", "cpu"),  # how far each block moved at each step
 }
+OF_STEPS = {("vital/one_step.py", "cpu")}  # some weights around the steps after the first snapshot
 OF_EVALUATION = {
     ("pruning/batches.py", "copy to the device"),  # a batch
     ("pruning/proxy.py", "cpu"),  # its values
@@ -93,11 +94,11 @@ def test_a_training_on_a_device_waits_at_snapshots_only(with_proxy: bool) -> Non
         run = OnFakeDevice()
         with run.watch(with_proxy=with_proxy) as watcher:
             device.waits()
-            for num_before in (3, 2):
+            for num_before, others in ((3, set()), (2, OF_STEPS)):
                 run.train(num_before)
                 assert device.waits() == []
                 run.train(2)  # a snapshot, and a look at what was written before the next forward
-                known = OF_WEIGHTS | (OF_EVALUATION if with_proxy else set())
+                known = OF_WEIGHTS | others | (OF_EVALUATION if with_proxy else set())
                 assert places(device.waits()) == known
         assert [record.valid for record in watcher.records] == [True, True]
 

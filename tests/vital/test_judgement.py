@@ -164,6 +164,30 @@ def test_what_is_merely_not_used_is_no_fault(facts: list[Any]) -> None:
     assert judged(facts, 0) == ()
 
 
+NO_RATE = {"lr": 0.0, "lr_share": 0.0, "has_moved": False, "still_for": 2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_told"),
+    [
+        ({}, True),
+        ({"gradient": "none", "dead_for": 2, "dead_steps": 9}, True),  # the rate is the cause
+        ({"still_for": 1}, False),
+        ({"has_moved": True}, False),  # it was trained, and is at its end
+        ({"lr": 1e-9}, False),  # in the interval
+        ({"lr_share": 1.0}, False),  # now
+        ({"trained_by": "frozen"}, False),
+    ],
+)
+def test_a_rate_of_0_beside_others_is_a_note(fields: dict, *, is_told: bool) -> None:
+    block = [tensor(f"layers.3.{part}.weight", **{**NO_RATE, **fields}) for part in "qkv"]
+    found = [one for one in judged([*LIVING, *block], 0) if one.kind != "slow"]
+    names = {one.name for one in block}
+    assert [(one.kind, set(one.tensors)) for one in found] == [("no_rate", names)] * is_told
+    of_none = judged([one.but(lr=0.0, lr_share=0.0) for one in [*LIVING, *block]], 0)
+    assert "no_rate" not in [one.kind for one in of_none]
+
+
 LOSSY = {"num_still": 900, "num_lossy": 900, "num_lossy_expected": 50.0} | REACHED
 
 
