@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,11 +38,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `whole`, unless all is asked for."""
-    if not config.getoption("whole"):
-        left_out = [item for item in items if item.get_closest_marker("whole")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("whole")]
+    """Leave out what is marked `whole`, and all but a `part` of cases, unless all is asked for."""
+    if config.getoption("whole"):
+        return
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    seen: Counter[str] = Counter()
+    for item in items:
+        is_out = bool(item.get_closest_marker("whole"))
+        if not is_out and (part := item.get_closest_marker("part")):
+            test = item.nodeid.partition("[")[0]
+            is_out = seen[test] % part.args[0] > 0
+            seen[test] += 1
+        (left_out if is_out else kept).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 @pytest.hookimpl(optionalhook=True)  # `-p no:xdist`

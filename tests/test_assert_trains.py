@@ -74,6 +74,7 @@ def cases(names: Iterable[str], part: Collection[str]) -> list[Any]:
     ]
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize(("name", "model", "optimizer"), cases(TWENTY, FIRSTS))
 def test_each_fault_is_red_and_names_tensors(name: str, model: str, optimizer: str) -> None:
     fault = TWENTY[name]
@@ -89,6 +90,7 @@ def test_each_fault_is_red_and_names_tensors(name: str, model: str, optimizer: s
     assert first in str(caught.value)
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize(("name", "model", "optimizer"), cases(HEALTHY, HEALTHY[::4]))
 def test_each_training_that_is_well_is_green(name: str, model: str, optimizer: str) -> None:
     allow = ["*experts*"] * (name == "experts")  # no token is sent to one of them
@@ -214,6 +216,7 @@ APART = {
 }  # fmt: skip
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("kind", APART)
 def test_what_is_not_reached_is_red_and_green_where_it_is_allowed(kind: str) -> None:
     words, name = APART[kind]

@@ -342,6 +342,7 @@ def test_the_check_of_limits_finds_what_has_none(pattern: str, *, is_bounded: bo
     assert (not list(unbounded(parser.parse(pattern)))) == is_bounded
 
 
+@pytest.mark.part(4)
 @pytest.mark.parametrize(
     "piece",
     ["a", "0", "\n", " ", "'", '"', "\\", ":", "=", "@", "/", "-", "a.", "X-Amz-", "://", "a:b@c/",

@@ -181,6 +181,7 @@ def cell_of(*names: str) -> Cell:
     return Cell(*names)
 
 
+@pytest.mark.part(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("watch", WATCHES)
 @pytest.mark.parametrize(("optimizer", "precision", "feature"), CELLS)
@@ -222,7 +223,7 @@ def test_the_cells_that_are_left_out_are_no_training() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning")
-@pytest.mark.parametrize("what", some_of(LEFTOVERS, 2))
+@pytest.mark.parametrize("what", some_of(LEFTOVERS, 4))
 def test_a_training_is_the_same_whatever_its_forward_leaves_behind(what: str) -> None:
     assert verified(*LEFTOVERS[what]) == "the same bits"
 

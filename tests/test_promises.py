@@ -155,6 +155,7 @@ def train_and_watch(case: Case, logdir: Path) -> tuple[tuple[BitDifference, ...]
     return differences, watchers[0]
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_watch_on_equals_watch_off(name: str, tmp_path: Path, caplog) -> None:

@@ -130,6 +130,7 @@ def test_growth_with_a_bend_is_abrupt_where_decay_accounts_for_it() -> None:
     assert [e.kind for e in watch(series, contexts=clock, every=1)] == ["abrupt"]
 
 
+@pytest.mark.part(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["exponential", "linear"])
 @pytest.mark.parametrize("factor", [2, 4])
@@ -233,6 +234,7 @@ QUIET = {
 }
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUIET)
 def test_quiet(name: str) -> None:

@@ -313,6 +313,7 @@ def _train(logdir: Path | None, maker: str, steps: int, *, penalty: float = 0.0,
     return watcher, saved
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize(("maker", "penalty"), [("AdamW", 0.01), ("Adam", 0.0), ("RMSprop", 0.0)])
 def test_live_replay_and_emergence_tell_of_one_rise(
     maker: str, penalty: float, tmp_path: Path

@@ -59,6 +59,7 @@ def check(run: Trained, recipe: str, fault: str, seed: int = SEED) -> None:
     assert rows_of(found, steps) == expected, found
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("fault", WRONG)
 @pytest.mark.parametrize("recipe", some_of(QUICK, 3))
 def test_a_planted_fault_is_named(run: Trained, recipe: str, fault: str) -> None:
@@ -66,7 +67,7 @@ def test_a_planted_fault_is_named(run: Trained, recipe: str, fault: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", some_of(RECIPES, 3))
+@pytest.mark.parametrize("recipe", some_of(RECIPES, 6))
 def test_clean_series_have_no_finding(run: Trained, recipe: str) -> None:
     check(run, recipe, "nothing")
 

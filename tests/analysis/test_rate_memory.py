@@ -71,6 +71,7 @@ def _is_quiet(name: str, period: int, memory: float, size: float) -> None:
     assert not [alarm for alarm in found if alarm[0] > returned], found
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("case", CASES[::9], ids=str)
 def test_what_a_restart_did_once_it_may_do_again(case: tuple[str, int, int, float]) -> None:
     _is_quiet(*case)

@@ -181,6 +181,7 @@ def jumped(
     return Moves(_BLOCKS, steps, loss, update, weight, gradient)
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("length", [1, 2, 3, 20])
 @pytest.mark.parametrize(("row", "later"), [(70, 1), (100, 0), (250, 1), (600, 15), (1970, 1)])
 def test_a_jump_of_few_steps_names_its_block(length, row, later):

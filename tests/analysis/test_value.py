@@ -47,6 +47,7 @@ def faulty(kind: str, seed: int) -> np.ndarray:
     return values
 
 
+@pytest.mark.part(5)
 @pytest.mark.parametrize("kind", ["labels shuffled", "inputs zero", "half forgotten"])
 @pytest.mark.parametrize("higher_is_better", [False, True])
 @pytest.mark.parametrize("seed", range(2))
@@ -95,6 +96,7 @@ def test_what_is_within_the_noise_was_not_gained(noises: float, is_told: bool) -
     assert ("lost" in [e.kind for e in watch(values)]) == is_told
 
 
+@pytest.mark.part(5)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("noise", [0.003, 0.03])
@@ -206,6 +208,7 @@ def run_of(num: int, start: float, best: float, end: float, shape: str, noise: f
     return values + (end - best) * way + scatter
 
 
+@pytest.mark.part(5)
 @pytest.mark.parametrize("num", some_of((24, 40, 90, 200), 2))
 @pytest.mark.parametrize("shape", ["jump", "ramp", "creep"])
 @pytest.mark.parametrize(

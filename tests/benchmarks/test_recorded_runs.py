@@ -178,6 +178,7 @@ def test_a_recording_is_the_same_each_time_and_survives_its_file(tmp_path: Path)
     assert run["steps"] == [25, 50, 75, 100, 125, 150, 175, 200]
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "amount", "kind"),

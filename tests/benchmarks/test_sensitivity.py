@@ -173,7 +173,7 @@ def test_every_chosen_number_is_pinned_on_either_side() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pin", some_of(PINS, 2))
+@pytest.mark.parametrize("pin", some_of(PINS, 6))
 def test_a_number_that_is_halved_or_doubled_is_seen(pin: str) -> None:
     title, factor = pin.split(" x")
     assert is_seen(named(title), float(factor), PINS[pin])

@@ -363,6 +363,7 @@ FILLED = """([width, height]) => {
 SHEET = {"width": 718, "height": 1047}
 
 
+@pytest.mark.part(4)
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 4, 5, 6, 8, 20])
 def test_every_printed_page_is_well_filled(open_page: Open, tmp_path: Path, number: int) -> None:
     records = [record for record, _ in fake_run.looks(range(0, 2001, 50))]

@@ -91,6 +91,7 @@ def test_mutated_files_of_every_format_are_read_or_refused(tmp_path: Path) -> No
     assert tally.most_lines < 40
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_costs_no_more_than_its_bytes(name: str, tmp_path: Path) -> None:
@@ -104,6 +105,7 @@ def num_open() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts them as Linux lists them")
 @pytest.mark.parametrize("kind", some_of(KINDS, 2))

@@ -76,6 +76,7 @@ def server() -> Iterator[tuple[str, Callable[[int], None]]]:
     gc.collect()
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("ask", [open_checkpoint, discover], ids=["open", "discover"])
 @pytest.mark.parametrize(
     ("status", "error", "words"),
@@ -383,6 +384,7 @@ def blocks(num: int, width: int, bias: int) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.part(5)
 @pytest.mark.parametrize("bias", [4, 256, 100_000], ids=["close", "near", "apart"])
 @pytest.mark.parametrize(("num", "width"), [(12, 16), (12, 256), (40, 64), (20, 300)])
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])

@@ -297,6 +297,7 @@ def test_a_folder_of_one_run_is_that_run_and_of_several_all_the_worst_first(
     assert inside_of(page)["name"] == "b"
 
 
+@pytest.mark.part(2)
 @pytest.mark.parametrize("columns", [80, 60, 120])
 @pytest.mark.parametrize("command", ["summary", "status", "compare", "emergence", "scope"])
 def test_what_is_told_of_logs_fits_in_a_terminal_and_loses_no_word(

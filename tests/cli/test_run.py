@@ -70,6 +70,7 @@ def ran(folder: Path, *command: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.part(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_a_script_is_run_as_python_runs_it(end: str, tmp_path: Path) -> None:

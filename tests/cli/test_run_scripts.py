@@ -151,6 +151,7 @@ def ran(script: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.state_dict().items()}, torch.rand(3)
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)

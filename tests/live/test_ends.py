@@ -223,6 +223,7 @@ IN_PROCESS = [
 ]  # fmt: skip
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(

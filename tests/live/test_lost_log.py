@@ -134,6 +134,7 @@ def test_what_a_full_disk_has_not_taken_is_written_at_the_end(disk: Path, now) -
     assert state_of(disk).unlogged_since == -1
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("end", ["close", "exception", "off", "dropped"])
 def test_a_disk_that_stays_full_takes_the_last_word(end: str, disk: Path, now, capsys) -> None:
     run = Run()
@@ -171,6 +172,7 @@ def test_a_disk_that_stays_full_takes_the_last_word(end: str, disk: Path, now, c
     assert steps in (list(range(1, 13)), list(range(1, 14)))
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("what", ["sparsitywatch", "."], ids=["its folder", "the logdir"])
 @pytest.mark.parametrize("how", ["deleted", "moved"])
 @pytest.mark.parametrize("background", [False, True])

@@ -267,6 +267,7 @@ def _others_were_made() -> None:
         kind([nn.Parameter(torch.zeros(1))], lr=0.01)
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("is_given", [True, False], ids=["given", "found"])
 @pytest.mark.parametrize("way", WAYS)
 def test_the_watch_counts_what_the_loop_counts(way: str, is_given: bool) -> None:

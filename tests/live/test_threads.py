@@ -157,6 +157,7 @@ KINDS = {
 }
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize(
     "kind", [k if n < 4 else pytest.param(k, marks=pytest.mark.whole) for n, k in enumerate(KINDS)]
 )

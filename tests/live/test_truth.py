@@ -481,7 +481,7 @@ WRONG = {
 def _cases() -> list[Any]:
     """The rows; most wait for ``--whole``."""
     found = []
-    for param in some_of(ROWS, 8):
+    for param in some_of(ROWS, 16):
         name, marks = (param, ()) if isinstance(param, str) else (param.values[0], param.marks)
         why = WRONG.get(name)
         if why:  # what depends on the seed may depend on the machine, too

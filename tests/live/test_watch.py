@@ -235,6 +235,7 @@ def uninterrupted() -> list[tuple]:
     return told(watcher.records)
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "lost"),
@@ -277,6 +278,7 @@ def momentum(parameters, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
 
 
+@pytest.mark.part(3)
 @pytest.mark.parametrize("is_loaded_late", [True, False])
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, momentum])
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Record], Path]:
     return records, folder
 
 
+@pytest.mark.part(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
 @pytest.mark.parametrize("how", ["module", "function"])

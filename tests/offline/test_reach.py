@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return weights
 
 
-@pairs([(fault, fault.name) for fault in FAULTS], 13)
+@pairs([(fault, fault.name) for fault in FAULTS], 26)
 def test_an_audit_finds_a_fault_and_names_its_checkpoints(
     one: Fault, model: str, trained: Trained, tmp_path: Path
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_replay_tells_odd_contents_at_their_steps(
     assert at == {(STEPS[one.places[0]], STEPS[one.places[-1]])}, told
 
 
-@pairs([(how, name) for name, how in CLEAN.items()], 13)
+@pairs([(how, name) for name, how in CLEAN.items()], 26)
 def test_of_a_clean_series_nothing_is_told(one: object, model: str, tmp_path: Path) -> None:
     write(tmp_path, train(model, SEED, one))
     assert sw.audit(str(tmp_path)).findings == ()

@@ -69,6 +69,7 @@ def kill(monkeypatch: pytest.MonkeyPatch):
 
 
 # TensorBoard is written before the log: after the one is before the other, but for its events
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "method", "when"),

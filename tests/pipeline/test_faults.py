@@ -237,6 +237,7 @@ def test_signals_at_any_time_leave_the_training_as_it_was() -> None:
     assert run.watcher.off == ""
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [SystemExit, ValueError, StopIteration])
 @pytest.mark.parametrize("place", ["value", "on_record", "on_event", "sink", "detector"])

@@ -331,6 +331,7 @@ def told(records: list[Record], rules: tuple[str, ...]) -> History:
     return history
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("seed", range(2))

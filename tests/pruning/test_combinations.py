@@ -289,7 +289,7 @@ CHECKS: dict[str, Callable[[Any], bool | None]] = {
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", some_of(COMBINATIONS, 2))
+@pytest.mark.parametrize("name", some_of(COMBINATIONS, 3))
 def test_the_contract(name: str, check: str) -> None:
     assert CHECKS[check](COMBINATIONS[name]) in (True, None)
 

@@ -89,6 +89,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_price_at_the_attach_is_near_what_evaluations_take(case: str, monkeypatch) -> None:
@@ -103,6 +104,7 @@ def test_the_price_at_the_attach_is_near_what_evaluations_take(case: str, monkey
     assert all(0.4 <= ratio <= 1.5 for ratio in ratios)
 
 
+@pytest.mark.part(5)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "length_s", "step_s"),

@@ -129,6 +129,7 @@ def test_harm_that_rises_gives_the_estimate_of_the_full_grid(
     assert examples.passes < 11
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("crossing", [0.25, 0.45, 0.62, 0.8])
 def test_with_errors_it_is_within_the_resolution_nearly_always(crossing: float) -> None:
@@ -143,6 +144,7 @@ def test_with_errors_it_is_within_the_resolution_nearly_always(crossing: float) 
     assert bisection.passes >= 14
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("crossing", [0.25, 0.5, 0.8])
 @pytest.mark.parametrize("spread", [0.05, 0.15, 0.4])

@@ -47,6 +47,7 @@ def pairs_of(name: str, names: Collection[str], num: int = 1) -> list[tuple[str,
     return [*islice(cycle(pairs), index % len(MODELS), index % len(MODELS) + num)]
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("which", some_of(range(2), 2))
 @pytest.mark.parametrize("fault", FAULTS)
@@ -55,11 +56,12 @@ def test_each_fault_is_named_within_two_snapshots(fault: str, which: int) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("oddity", some_of(ODDITIES, 3))
+@pytest.mark.parametrize("oddity", some_of(ODDITIES, 6))
 def test_nothing_is_said_of_a_training_that_is_well(oddity: str) -> None:
     assert said_of(oddity, SEED, pairs_of(oddity, ODDITIES)) == {}
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("which", some_of(range(2), 2))
 @pytest.mark.parametrize("way", CUTS | ZEROS)
@@ -70,6 +72,7 @@ def test_gradients_that_end_are_told_by_the_second_snapshot(way: str, which: int
     assert not ended(way, *pair, SEED, onset)
 
 
+@pytest.mark.part(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("which", some_of(range(2), 2))
 @pytest.mark.parametrize("what", OVERWRITES)

@@ -145,6 +145,7 @@ def test_one_that_is_sharded_over_ranks_steps_as_the_one_inside() -> None:
         distributed.destroy_process_group()
 
 
+@pytest.mark.part(5)
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("times", [0.98, 1.02])
 @pytest.mark.parametrize("momentum", [0.5, 0.9, 0.95])
