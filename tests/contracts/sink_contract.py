@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from contracts import fake_run
+from contracts.forked import Child
 
 from sparsitywatch.errors import ConfigurationError, StateError
 from sparsitywatch.records import Detail
@@ -191,7 +192,8 @@ class DurableSinkContract(KeepingSinkContract):
 
     #: begins the program of a child process; ``sink`` is open in it
     program = """
-import os, signal, sys
+import os, signal, sys, warnings
+warnings.simplefilter("error")
 from dataclasses import replace
 sys.path.insert(0, sys.argv[1])
 from contracts import fake_run
@@ -205,18 +207,9 @@ sink.open(fake_run.run_info(int(sys.argv[4])))
 
     def run_child(
         self, program: str, directory: Path, initial_step: int = 0
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                sys.executable,
-                *("-W", "error", "-c", self.program + program),
-                *(str(TESTS), self.import_path, str(directory), str(initial_step)),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    ) -> tuple[int, str, str]:
+        given = (TESTS, self.import_path, directory, initial_step)
+        return Child(self.program + program, *given).communicate()
 
     def test_what_is_no_local_directory_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=r"local path, got 's3://bucket/run'"):
@@ -240,7 +233,7 @@ sink.open(fake_run.run_info(int(sys.argv[4])))
         self, directory: Path
     ) -> None:
         for initial_step, first in ((0, 0), (50, 75), (100, 125)):
-            child = self.run_child(
+            code, _, errors = self.run_child(
                 f"""
 for step in range({first}, {first} + 76, 25):
     sink.write(*fake_run.look(step, last_step=200))
@@ -251,22 +244,25 @@ os.kill(os.getpid(), signal.SIGKILL)
                 directory,
                 initial_step,
             )
-            assert child.returncode == -9, child.stderr
+            assert code == -9, errors
         sink = self.make(directory)
         assert self.steps(sink, directory) == list(STEPS)
         assert self.events(sink, directory) == [("value/reliance", 100)]
 
     @pytest.mark.slow
     def test_an_exit_without_close_loses_nothing(self, directory: Path) -> None:
-        child = self.run_child(
-            "for step in (0, 25): sink.write(*fake_run.look(step, last_step=200))", directory
-        )
+        program = "for step in (0, 25): sink.write(*fake_run.look(step, last_step=200))"
+        given = (str(TESTS), self.import_path, str(directory), "0")
+        child = subprocess.run(  # it ends as Python does
+            [sys.executable, "-W", "error", "-c", self.program + program, *given],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
         assert (child.returncode, child.stderr) == (0, "")
         assert self.steps(self.make(directory), directory) == [0, 25]
 
     @pytest.mark.slow
     def test_a_forked_child_neither_writes_nor_hangs(self, directory: Path) -> None:
-        child = self.run_child(
+        code, _, errors = self.run_child(
             """
 sink.write(*fake_run.look(0, last_step=200))
 child = os.fork()
@@ -287,5 +283,5 @@ sink.close()
 """,
             directory,
         )
-        assert (child.returncode, child.stderr) == (0, "")
+        assert (code, errors) == (0, "")
         assert self.steps(self.make(directory), directory) == [0, 25]

@@ -68,7 +68,7 @@ def test_every_run_is_kept_with_its_origin() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", some_of(KEPT, 9))
+@pytest.mark.parametrize("name", some_of(KEPT, 18))
 def test_the_turns_are_those_of_the_detector_as_it_is(name: str) -> None:
     one = KEPT[name]
     shares = np.cumsum(one["count_changes"], axis=1) / one["num_weights"]

@@ -19,7 +19,7 @@ import kept
 import published
 import pytest
 import torch
-from contracts.families import some_of
+from contracts.families import some_of, whole
 from contracts.hub_server import Hub, hub_server
 from transformers import BertConfig, BertForPreTraining
 
@@ -156,6 +156,7 @@ def test_seeds_are_streamed_through_a_kill_each(hub: Hub, tmp_path: Path, seeds:
     assert page.count("It waits for its checkpoints") == 2
 
 
+@whole  # an example starts its process once
 @pytest.mark.slow
 def test_bytes_and_time_come_first_and_formats_are_refused_by_name(
     hub: Hub, tmp_path: Path

@@ -133,13 +133,17 @@ def test_the_run_has_what_is_to_survive(whole: Whole) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["state", "log"])
-def test_killed_at_any_look(whole: Whole, tmp_path: Path, way: str) -> None:
-    """At every look in one of the two ways; of those before anything happens, at every fourth.
+def test_killed_at_any_look(
+    whole: Whole, tmp_path: Path, way: str, request: pytest.FixtureRequest
+) -> None:
+    """With ``--whole`` at every look in one of the two ways, else at each third of these.
 
-    ``lost``: looks after the checkpoint that the log holds and the resumed run does not; at each
+    Of those before anything happens at every fourth. ``lost``: looks after the checkpoint that the
+    log holds and the resumed run does not; at each
     second look of a way there are some.
     """
-    for look in range(1 + (way == "log"), NUM_LOOKS, 2):
+    every = 2 if request.config.getoption("whole") else 6
+    for look in range(1 + (way == "log"), NUM_LOOKS, every):
         if look < DYING - 2 and look // 2 % 4:
             continue
         lost = 4 if look > 4 and look // 2 % 2 else 0
