@@ -168,6 +168,8 @@ class StepHook:
             self.tie.remove()
         with self._lock:
             StepHook._alive = tuple(map(weakref.ref, self.alive()))
+            if begun := self._begun.get(threading.get_ident()):  # the last may have raised
+                begun[:] = _running(begun)
             threads = self._begun.keys() & sys._current_frames().keys()
             if not (StepHook._alive or self._called or threads - {threading.get_ident()}):
                 self._begun.clear()
@@ -240,8 +242,8 @@ if hasattr(os, "register_at_fork"):  # another thread may hold it when a child i
 _WRAPPERS = {one for one in Optimizer.profile_hook_step.__code__.co_consts if iscode(one)}
 
 
-def _running(begun: Sequence[_Begun], optimizer: Optimizer) -> list[_Begun]:
-    """The steps that are not over, as one that has raised is, now that ``optimizer`` begins one."""
+def _running(begun: Sequence[_Begun], optimizer: Optimizer | None = None) -> list[_Begun]:
+    """The steps that are not over, as one that has raised is, where ``optimizer`` begins one."""
     # a method of an optimizer has called, over whatever way, what asks
     frames = [frame for frame, _ in traceback.walk_stack(sys._getframe(1))]
     called = [(frame.f_locals.get("self"), frame.f_code in _WRAPPERS) for frame in frames]

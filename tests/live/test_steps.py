@@ -290,12 +290,15 @@ def test_nothing_is_left_of_steps_that_raised_or_of_other_threads() -> None:
 
     loop, of_others = Loop(), begun()  # a thread of another test may have died in its step
     own = Fails(loop.run.model.parameters(), lr=0.01)
-    with loop.watch(own):
+    with loop.watch(own) as watcher, ThreadPoolExecutor(1) as stays:
+        stays.submit(Run(seed=1).train, 3).result()
         loop.may_fail(own, 6)
         thread = threading.Thread(target=Run(seed=1).train, args=(3,))
         thread.start()
         thread.join()
-    assert not [one for one in begun() if one not in of_others]
+        assert [one for one in begun() if one not in of_others]
+        watcher.close()
+        assert not [one for one in begun() if one not in of_others]
 
 
 def test_weights_written_by_hand_after_the_attach_are_where_the_run_begins() -> None:
