@@ -20,9 +20,9 @@ from reporting import Goal, Part, medians_s, run, table
 from spectrum import make_weights, prepare_copy
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.criteria import input_axes, inputs_of
-from sparsitywatch.pruning.cuts import Weights
-from sparsitywatch.pruning.patterns import Pattern, as_pattern
+from sparsitywatch.patterns.criteria import input_axes, inputs_of
+from sparsitywatch.patterns.cuts import Weights
+from sparsitywatch.patterns.pattern import Pattern, as_pattern
 from sparsitywatch.weights.scope import Scope
 
 #: Of the proxy of Wanda and SparseGPT.

@@ -37,11 +37,11 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import BertConfig, BertForMaskedLM
 
 import sparsitywatch as sw
+from sparsitywatch.evaluation.masked import MaskedModel
 from sparsitywatch.live.ring import Ring
+from sparsitywatch.patterns.cuts import Weights
+from sparsitywatch.patterns.pattern import GlobalMagnitude
 from sparsitywatch.pipeline.rundir import Claim
-from sparsitywatch.pruning.cuts import Weights
-from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.ranks.reading import WHOLE_MODEL
 from sparsitywatch.sinks.jsonl import read_manifest
 from sparsitywatch.vital.gradients import GradientSums

@@ -32,10 +32,10 @@ from recording.catalog import RunSpec
 from recording.tasks import build, drawn_digits
 from reporting import HERE
 
-from sparsitywatch.pruning.cuts import Weights
-from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.patterns import GlobalMagnitude
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.evaluation.masked import MaskedModel
+from sparsitywatch.patterns.cuts import Weights
+from sparsitywatch.patterns.pattern import GlobalMagnitude
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum

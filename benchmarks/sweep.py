@@ -37,7 +37,8 @@ from sweep_certainty import certainty_part
 from sweep_models import KINDS, pool
 
 from sparsitywatch.analysis.estimate import essential_sparsity
-from sparsitywatch.pruning.sweeps import (
+from sparsitywatch.records import EssentialSparsity, SparsityCurve
+from sparsitywatch.sweeps import (
     Bisection,
     Grid,
     PairedDifferences,
@@ -45,7 +46,6 @@ from sparsitywatch.pruning.sweeps import (
     Sweep,
     shares_of,
 )
-from sparsitywatch.records import EssentialSparsity, SparsityCurve
 
 Array = NDArray[np.float64]
 

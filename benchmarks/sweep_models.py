@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from sparsitywatch.pruning.cuts import Weights
-from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.patterns import GlobalMagnitude
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.evaluation.masked import MaskedModel
+from sparsitywatch.patterns.cuts import Weights
+from sparsitywatch.patterns.pattern import GlobalMagnitude
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum

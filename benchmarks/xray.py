@@ -25,7 +25,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.evaluation import MaskedModel, run_sweep
+from sparsitywatch.evaluation.masked import MaskedModel, run_sweep
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum

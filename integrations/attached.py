@@ -13,7 +13,7 @@ from sparsitywatch.actions import SaveNow, StopTraining, log_event
 from sparsitywatch.errors import ConfigurationError, contain_faults, expect, reraise_foreign
 from sparsitywatch.live.watch import WatchOptions, watch
 from sparsitywatch.live.watcher import Watcher
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.records import Event
 from sparsitywatch.redact import logger, redacted_error
 

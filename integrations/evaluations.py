@@ -13,9 +13,9 @@ from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, ProxyError
 from sparsitywatch.live.trace import unwrap_optimizers
-from sparsitywatch.pruning.apart import others
-from sparsitywatch.pruning.batches import preserve_rng
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.proxy.apart import others
+from sparsitywatch.proxy.batches import preserve_rng
+from sparsitywatch.proxy.proxy import Proxy
 
 __all__ = ["Found"]
 

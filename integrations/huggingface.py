@@ -22,7 +22,7 @@ from sparsitywatch.actions import SaveNow
 from sparsitywatch.errors import MissingExtraError
 from sparsitywatch.integrations.attached import OnEvent, Watching
 from sparsitywatch.live.watch import WatchOptions
-from sparsitywatch.pruning.batches import save_whole
+from sparsitywatch.proxy.batches import save_whole
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

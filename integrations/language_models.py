@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MissingExtraError, expect, expect_whole
-from sparsitywatch.pruning.batches import Batch, drawn
-from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.ready_made import IGNORED, items_of, labelled_value
+from sparsitywatch.proxy.batches import Batch, drawn
+from sparsitywatch.proxy.proxy import Proxy
+from sparsitywatch.proxy.ready_made import IGNORED, items_of, labelled_value
 
 try:
     import transformers

@@ -20,10 +20,10 @@ from sparsitywatch.errors import (
     expect_whole,
     listed,
 )
-from sparsitywatch.pruning import PATTERNS
-from sparsitywatch.pruning.patterns import Pattern, as_pattern
-from sparsitywatch.pruning.sweeps import Grid, Racing, Sweep
+from sparsitywatch.patterns import PATTERNS
+from sparsitywatch.patterns.pattern import Pattern, as_pattern
 from sparsitywatch.series import SERIES, describe
+from sparsitywatch.sweeps import Grid, Racing, Sweep
 from sparsitywatch.weights.scope import ScopeLike
 from sparsitywatch.weights.spectrum.magnitude import DEFAULT_RULES, NearZeroRule, near_zero_rules
 

@@ -31,13 +31,13 @@ from sparsitywatch.errors import (
     expect,
     expect_whole,
 )
+from sparsitywatch.evaluation.model_copy import plain_state
 from sparsitywatch.live.schedule import Schedule
 from sparsitywatch.live.watch import option_names, watch
 from sparsitywatch.live.watcher import Watcher
-from sparsitywatch.pruning.apart import why_no_fork
-from sparsitywatch.pruning.batches import preserve_rng
-from sparsitywatch.pruning.model_copy import plain_state
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.proxy.apart import why_no_fork
+from sparsitywatch.proxy.batches import preserve_rng
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import logger, printable

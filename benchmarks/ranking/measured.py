@@ -24,8 +24,8 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.evaluation import MaskedModel, run_sweep
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.evaluation.masked import MaskedModel, run_sweep
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.ranks.group import RankGroup
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader, marks_of
 from sparsitywatch.weights.scope import Scope

@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 
 from recording.catalog import RunSpec
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.proxy.proxy import Proxy
 
 _LAYERS = 2
 _HIDDEN = 64

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from texts import Classifier, classifiers
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.cuts import Weights
+from sparsitywatch.patterns.cuts import Weights
 
 #: Kinds of matrices by how their names end, in the order of a block.
 KINDS = {

@@ -48,7 +48,7 @@ from trained_here import (
 )
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.cuts import Cut, Weights
+from sparsitywatch.patterns.cuts import Cut, Weights
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
 ROUND = 0.2  # of what is left goes in each round

@@ -37,8 +37,8 @@ from sparsitywatch.redact import printable, redacted, redacted_url
 from sparsitywatch.series import count, describe, percent, size
 
 if TYPE_CHECKING:  # torch takes a second to import
-    from sparsitywatch.analysis.audit import Audit
     from sparsitywatch.checkpoints.series import ListedCheckpoint
+    from sparsitywatch.lab.audit import Audit
     from sparsitywatch.offline.driver import Replayed
     from sparsitywatch.records import SparsityCurve
 

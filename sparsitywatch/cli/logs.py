@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from sparsitywatch.analysis.audit import AuditFinding
 from sparsitywatch.analysis.digest import Digest, alike, differences, digest
 from sparsitywatch.analysis.emergence import Emergence
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.analysis.verdict import Verdict, duration, has_died, moment, verdict
 from sparsitywatch.cli.options import Command, add_command, add_json, align, fold, write_page
 from sparsitywatch.errors import ConfigurationError, SparsityWatchError
+from sparsitywatch.lab.audit import AuditFinding
 from sparsitywatch.page.render import load, render
 from sparsitywatch.pipeline.rundir import log_of, logs_below
 from sparsitywatch.records import Event, Record, RunInfo, ledger_in_short, to_json

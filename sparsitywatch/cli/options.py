@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.pruning import PATTERNS
+from sparsitywatch.patterns import PATTERNS
 from sparsitywatch.redact import printable
 from sparsitywatch.sinks.jsonl import replace_file
 

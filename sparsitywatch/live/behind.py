@@ -23,10 +23,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from sparsitywatch.evaluation.masked import MaskedModel, SweepResult
 from sparsitywatch.pipeline.measure import RunContext, Sweeps, evaluated
-from sparsitywatch.pruning.apart import Fork, ForkError, others, why_no_fork
-from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.proxy.apart import Fork, ForkError, others, why_no_fork
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.weights.snapshot import Snapshot

@@ -15,7 +15,7 @@ from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.pipeline.measure import RunContext
 from sparsitywatch.pipeline.pipeline import LAYERS_KEPT
 from sparsitywatch.pipeline.rundir import Claim
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.records import Detail, Provenance, Record
 from sparsitywatch.redact import logger
 from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest, read_records, read_spectrum

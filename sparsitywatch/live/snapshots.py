@@ -21,6 +21,9 @@ from sparsitywatch.errors import (
     TrainingChangedError,
     reraise_foreign,
 )
+from sparsitywatch.evaluation.checks import check_proxy, seen_scope
+from sparsitywatch.evaluation.masked import MaskedModel, expected_s
+from sparsitywatch.evaluation.model_copy import version_of
 from sparsitywatch.live.behind import Behind, Where
 from sparsitywatch.live.schedule import OverheadBudget
 from sparsitywatch.live.trace import OptimizerTrace
@@ -37,10 +40,7 @@ from sparsitywatch.pipeline.measure import (
     record_of,
 )
 from sparsitywatch.pipeline.pipeline import Pipeline
-from sparsitywatch.pruning.checks import check_proxy, seen_scope
-from sparsitywatch.pruning.evaluation import MaskedModel, expected_s
-from sparsitywatch.pruning.model_copy import version_of
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Began, Event, Record, RunInfo
 from sparsitywatch.redact import logger, redacted_error

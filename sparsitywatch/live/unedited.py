@@ -23,7 +23,7 @@ from sparsitywatch.live.trace import Optimizer, Step, StepHook
 from sparsitywatch.live.watch import watch
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pipeline.rundir import Claim
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.redact import redacted_error
 

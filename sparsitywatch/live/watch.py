@@ -27,6 +27,7 @@ from sparsitywatch.errors import (
     expect_path,
     expect_whole,
 )
+from sparsitywatch.evaluation.masked import MaskedModel
 from sparsitywatch.live.behind import Where
 from sparsitywatch.live.ring import Ring
 from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
@@ -36,8 +37,7 @@ from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pipeline.measure import Examiner, RunContext, expect_model
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
-from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE, Ranks, is_distributed
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import Event, Record

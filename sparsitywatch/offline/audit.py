@@ -13,15 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsitywatch.analysis.audit import (
-    Audit,
-    AuditFinding,
-    Facts,
-    Layout,
-    judge,
-    missing_steps,
-    usual_layout,
-)
 from sparsitywatch.analysis.contents import Looker
 from sparsitywatch.checkpoints.base import Checkpoint, OptimizerState
 from sparsitywatch.checkpoints.discovery import Places, discover
@@ -33,6 +24,15 @@ from sparsitywatch.checkpoints.series import (
     unlike_others,
 )
 from sparsitywatch.errors import CheckpointError, expect, expect_functions
+from sparsitywatch.lab.audit import (
+    Audit,
+    AuditFinding,
+    Facts,
+    Layout,
+    judge,
+    missing_steps,
+    usual_layout,
+)
 from sparsitywatch.offline.replay import checked_places
 from sparsitywatch.series import count
 from sparsitywatch.weights.layout import Entry

@@ -21,16 +21,16 @@ from sparsitywatch.checkpoints.discovery import Places, discover
 from sparsitywatch.checkpoints.formats import DTYPES, open_checkpoint
 from sparsitywatch.checkpoints.storage import Location
 from sparsitywatch.errors import CheckpointError, ConfigurationError, MeasurementError, expect
+from sparsitywatch.evaluation.checks import check_proxy, seen_scope
+from sparsitywatch.evaluation.masked import undisturbed
 from sparsitywatch.offline.jobs import expect_written
+from sparsitywatch.patterns.criteria import input_axes
+from sparsitywatch.patterns.cuts import Cut, Weights
+from sparsitywatch.patterns.pattern import Pattern
+from sparsitywatch.patterns.selections import keep_bits
 from sparsitywatch.pipeline.measure import measure
 from sparsitywatch.pipeline.rundir import log_of
-from sparsitywatch.pruning.checks import check_proxy, seen_scope
-from sparsitywatch.pruning.criteria import input_axes
-from sparsitywatch.pruning.cuts import Cut, Weights
-from sparsitywatch.pruning.evaluation import undisturbed
-from sparsitywatch.pruning.patterns import Pattern
-from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.selections import keep_bits
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.ranks.reading import WHOLE_MODEL
 from sparsitywatch.records import Layers, to_json
 from sparsitywatch.records.curve import t_quantile

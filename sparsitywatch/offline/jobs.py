@@ -28,9 +28,9 @@ from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.series import mark_of
 from sparsitywatch.checkpoints.storage import one_line
 from sparsitywatch.errors import CheckpointError, ConfigurationError
+from sparsitywatch.evaluation.masked import MaskedModel
 from sparsitywatch.pipeline.measure import Measured, RunContext, measure_snapshot, nothing_examined
-from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Source
 from sparsitywatch.redact import redacted_url

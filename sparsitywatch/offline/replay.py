@@ -32,13 +32,13 @@ from sparsitywatch.errors import (
     is_number,
     listed,
 )
+from sparsitywatch.evaluation.checks import check_proxy, seen_scope
 from sparsitywatch.offline.driver import Patience, Replayed, Replayer
 from sparsitywatch.offline.jobs import ModelFactory, Plan, window_of, without_weights
 from sparsitywatch.offline.rates import Rate, Rates
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks
 from sparsitywatch.pipeline.rundir import Claim, place
-from sparsitywatch.pruning.checks import check_proxy, seen_scope
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import redacted_url
 from sparsitywatch.settings import Settings, SettingsFields, checked_detectors, default_detectors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from sparsitywatch.analysis.audit import FINDINGS, Audit, AuditFinding
+from sparsitywatch.lab.audit import FINDINGS, Audit, AuditFinding
 from sparsitywatch.page.render import asset, document, html_text
 from sparsitywatch.redact import redacted
 from sparsitywatch.series import count, numbered

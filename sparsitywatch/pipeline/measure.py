@@ -22,10 +22,9 @@ from sparsitywatch.analysis.estimate import (
     essential_sparsity,
 )
 from sparsitywatch.errors import ConfigurationError, MeasurementError, Seam, expect, reraise_foreign
-from sparsitywatch.pruning.checks import check_proxy, seen_scope
-from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, run_sweep
-from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweeps import SameLevels
+from sparsitywatch.evaluation.checks import check_proxy, seen_scope
+from sparsitywatch.evaluation.masked import MaskedModel, SweepResult, run_sweep
+from sparsitywatch.proxy.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import (
@@ -46,6 +45,7 @@ from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import logger, redacted_error
 from sparsitywatch.series import numbered
 from sparsitywatch.settings import Settings, SettingsFields
+from sparsitywatch.sweeps import SameLevels
 from sparsitywatch.weights.clock import OptimizerReading, Training
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionReading, MotionTracker

@@ -359,7 +359,7 @@ def is_false(found: Sequence[sw.Conclusion], truth: Sequence[float], within: flo
 def test_the_error_holds_over_all_looks(
     truth: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsitywatch.analysis.conclusion._needed", lambda *_: {})  # no word
+    monkeypatch.setattr("sparsitywatch.lab.conclusion._needed", lambda *_: {})  # no word
     values = np.random.default_rng(0).normal(0.0, 2.0, (1000, 4, 12)) + np.array(truth)[:, None]
     false = sum(is_false(sw.until_told(seeds_of(own), 12), truth, 1.0) for own in values)
     # the same words at each look, without a share of the risk for each, would be too many

@@ -18,7 +18,7 @@ from contracts.planted_series import FAULTS, Given, facts_of, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.audit import Facts, judge, missing_steps
+from sparsitywatch.lab.audit import Facts, judge, missing_steps
 
 #: Of the run that faults are planted into; the next one is the run that strangers come from.
 SEED = 306

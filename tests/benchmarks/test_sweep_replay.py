@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sweep
 
-from sparsitywatch.pruning.sweeps import Grid
+from sparsitywatch.sweeps import Grid
 
 
 def test_passes_are_dense_both_ends_and_every_level() -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsitywatch.pruning.cuts import Inputs, Weights
-from sparsitywatch.pruning.patterns import Pattern, as_pattern
+from sparsitywatch.patterns.cuts import Inputs, Weights
+from sparsitywatch.patterns.pattern import Pattern, as_pattern
 
 LEVELS = (0.0, 0.1, 0.33, 0.5, 0.77, 0.95, 1.0)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from contracts.clean_series import Weights
 
-from sparsitywatch.analysis.audit import AuditFinding, Facts
 from sparsitywatch.analysis.contents import Looker
+from sparsitywatch.lab.audit import AuditFinding, Facts
 
 #: Rows that are to be found.
 Rows = set[tuple[str, int]]

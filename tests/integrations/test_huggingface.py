@@ -25,7 +25,7 @@ import sparsitywatch as sw
 from sparsitywatch.integrations import huggingface
 from sparsitywatch.integrations.huggingface import SparsityWatchCallback
 from sparsitywatch.live.watch import WatchOptions, watch
-from sparsitywatch.pruning.ready_made import labelled_value
+from sparsitywatch.proxy.ready_made import labelled_value
 from sparsitywatch.settings import SettingsFields
 from sparsitywatch.sinks.jsonl import read_records
 

@@ -15,12 +15,12 @@ import transformers
 import sparsitywatch as sw
 from sparsitywatch.cli import main
 from sparsitywatch.errors import ConfigurationError, ProxyError
+from sparsitywatch.evaluation.checks import check_proxy
 from sparsitywatch.integrations.language_models import (
     make_model,
     text_proxy,
 )
-from sparsitywatch.pruning.checks import check_proxy
-from sparsitywatch.pruning.ready_made import labelled_value
+from sparsitywatch.proxy.ready_made import labelled_value
 from sparsitywatch.sinks.jsonl import read_records
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -21,7 +21,7 @@ import sparsitywatch as sw
 from sparsitywatch.live import behind
 from sparsitywatch.live.behind import Behind
 from sparsitywatch.live.schedule import BudgetedSchedule, Due, OverheadBudget
-from sparsitywatch.pruning import apart
+from sparsitywatch.proxy import apart
 from sparsitywatch.records import Record, to_json
 from sparsitywatch.sinks.jsonl import read_records
 
@@ -234,13 +234,13 @@ def test_workers_of_a_loader_beside_a_fork(method: str) -> None:
 
 
 UNSAFE = {
-    "only Linux": ("pruning.apart.sys.platform", "darwin"),
-    "several processes": ("pruning.apart.is_distributed", lambda: True),
+    "only Linux": ("proxy.apart.sys.platform", "darwin"),
+    "several processes": ("proxy.apart.is_distributed", lambda: True),
     "not run in the main thread": (
         "live.behind.threading",
         SimpleNamespace(current_thread=int, main_thread=str),
     ),
-    "a device is in use": ("pruning.apart.torch.cuda.is_initialized", lambda: True),
+    "a device is in use": ("proxy.apart.torch.cuda.is_initialized", lambda: True),
     "last digits might differ": ("live.behind.torch.get_num_threads", lambda: 2),
     "no core is idle: torch uses 1 of 1": ("live.behind._num_cores", lambda: 1),
     "0.5 GiB of memory are missing": ("live.behind._spare_bytes", lambda: -(2**29)),

@@ -16,8 +16,8 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.cli import main
-from sparsitywatch.pruning import PATTERNS
-from sparsitywatch.pruning.patterns import as_pattern
+from sparsitywatch.patterns import PATTERNS
+from sparsitywatch.patterns.pattern import as_pattern
 from sparsitywatch.records import DecayProjection, Event, Forecast, MaskOverlap
 from sparsitywatch.redact import html_table
 from sparsitywatch.verification import BitDifference

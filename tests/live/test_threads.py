@@ -20,7 +20,7 @@ from contracts.watched import Run, steps_of
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.pruning import apart
+from sparsitywatch.proxy import apart
 
 STEPS = 18
 Draw = Callable[[], torch.Tensor]
@@ -175,7 +175,7 @@ def test_what_a_thread_draws_is_what_it_would_draw_without_a_watch(kind, when, m
 
 @pytest.mark.parametrize("kind", ["all, a thread", "torch, a pool", "all, an event loop"])
 def test_where_no_fork_is_safe_evaluations_are_left_out_and_said(kind, monkeypatch, caplog) -> None:
-    monkeypatch.setattr("sparsitywatch.pruning.apart.torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("sparsitywatch.proxy.apart.torch.cuda.is_initialized", lambda: True)
     draw, how = KINDS[kind]
     plain, _ = trained(draw, how, "before", None)
     bits, records = trained(draw, how, "before", {})
@@ -186,7 +186,7 @@ def test_where_no_fork_is_safe_evaluations_are_left_out_and_said(kind, monkeypat
 
 
 def test_who_says_that_threads_draw_nothing_is_believed(monkeypatch) -> None:
-    monkeypatch.setattr("sparsitywatch.pruning.apart.torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("sparsitywatch.proxy.apart.torch.cuda.is_initialized", lambda: True)
 
     def fixed() -> torch.Tensor:
         return torch.linspace(-1.0, 1.0, 48).reshape(8, 6)
@@ -198,7 +198,7 @@ def test_who_says_that_threads_draw_nothing_is_believed(monkeypatch) -> None:
 
 
 def test_a_thread_that_begins_or_ends_in_mid_run(monkeypatch) -> None:
-    monkeypatch.setattr("sparsitywatch.pruning.apart.torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("sparsitywatch.proxy.apart.torch.cuda.is_initialized", lambda: True)
     others = {thread.name for thread in threading.enumerate()}  # of other tests
     is_harmless = apart._is_harmless
     monkeypatch.setattr(apart, "_is_harmless", lambda f, n: n in others or is_harmless(f, n))

@@ -23,10 +23,10 @@ OF_WEIGHTS = {
 }
 OF_STEPS = {("vital/one_step.py", "cpu")}  # some weights around the steps after the first snapshot
 OF_EVALUATION = {
-    ("pruning/batches.py", "copy to the device"),  # a batch
-    ("pruning/proxy.py", "cpu"),  # its values
-    ("pruning/thresholds.py", "index"),  # the weights in the bin of a threshold
-    ("pruning/thresholds.py", "cpu"),
+    ("proxy/batches.py", "copy to the device"),  # a batch
+    ("proxy/proxy.py", "cpu"),  # its values
+    ("patterns/thresholds.py", "index"),  # the weights in the bin of a threshold
+    ("patterns/thresholds.py", "cpu"),
 }
 
 

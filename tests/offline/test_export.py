@@ -20,7 +20,7 @@ from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.cli import main
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.offline.export import _keep_mask
-from sparsitywatch.pruning.patterns import as_pattern
+from sparsitywatch.patterns.pattern import as_pattern
 
 SCOPE = ["--scope", "*.query.weight", "--scope", "*.intermediate.dense.weight"]
 

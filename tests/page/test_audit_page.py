@@ -8,8 +8,8 @@ import pytest
 from contracts.page import parse
 from page.conftest import SCRIPT
 
-from sparsitywatch.analysis.audit import FINDINGS, Audit, AuditFinding
 from sparsitywatch.cli import main
+from sparsitywatch.lab.audit import FINDINGS, Audit, AuditFinding
 from sparsitywatch.page.audit import render_audit
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import contain_faults
-from sparsitywatch.pruning.batches import preserve_rng, seed_generators
+from sparsitywatch.proxy.batches import preserve_rng, seed_generators
 
 
 class TimeIsUpError(Exception):

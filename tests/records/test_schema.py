@@ -16,8 +16,8 @@ from contracts.log_schema import kind_of, validator
 from jsonschema import Draft202012Validator
 
 import sparsitywatch as sw
-from sparsitywatch.analysis.audit import AuditFinding
 from sparsitywatch.cli import main
+from sparsitywatch.lab.audit import AuditFinding
 from sparsitywatch.records import Event, Record, RunInfo, from_json, to_json
 from sparsitywatch.records.schema import json_schema
 

@@ -29,7 +29,7 @@ import sparsitywatch as sw
 from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import ScopeError
-from sparsitywatch.pruning.checks import seen_scope
+from sparsitywatch.evaluation.checks import seen_scope
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.scope import PRESETS, Scope
 
