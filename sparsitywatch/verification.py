@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparsitywatch.analysis.causes import folded
 from sparsitywatch.errors import (
     ConfigurationError,
     MeasurementError,
@@ -514,7 +515,8 @@ def assert_trains(
     events = [event for event in events if passes.isdisjoint((event.kind, event.reason))]
     events = [one for e in events if (one := _without(allow, e)) is not None]
     if events:
-        told = ["Expected a training in which every tensor trains.", *(e.report() for e in events)]
+        told = ["Expected a training in which every tensor trains."]
+        told += [event.report() for event in folded(events)]
         raise TrainingError("\n  ".join(told), [name for e in events for name in e.layers])
     if report.unstable:
         logger.warning("%s", report)

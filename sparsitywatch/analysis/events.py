@@ -15,6 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from sparsitywatch.analysis.causes import (
+    FIXED,
+    NEAR_ZERO,
+    if_opposed,
+    is_family,
+    is_of_rule,
+    joined,
+    of_one_cause,
+    origin,
+)
 from sparsitywatch.analysis.decayed import NOISE_FACTOR, explained_by_decay, since_onset
 from sparsitywatch.analysis.detect.detector import FEW, HALF, Course, noise_sd
 from sparsitywatch.analysis.detect.value import CLEAR, SHARE, undone_since, value_trend
@@ -72,7 +82,7 @@ def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
             "change": what_moved(compared[0], now, event.series, initial_rms),
             "before_step": compared[0].step,
         }
-    return _if_opposed(replace(event, **known))
+    return if_opposed(replace(event, **known))
 
 
 def model_changed(before: Record, now: Record) -> Event:
@@ -143,7 +153,7 @@ def in_first_rule(event: Event, records: Sequence[Record]) -> Event:
     """The event with its level by the run's first near-zero rule, if that moved as well."""
     names = (event.series, *event.related)
     rule = next(iter(records[-1].near_zero), "")
-    if event.series == (first := _NEAR_ZERO + rule) or not any(map(_is_of_rule, names)):
+    if event.series == (first := NEAR_ZERO + rule) or not any(map(is_of_rule, names)):
         return event
     before = _values(first, [r for r in records if r.step <= event.onset_low])
     before, (value,) = before[np.isfinite(before)], _values(first, records[-1:])
@@ -151,7 +161,7 @@ def in_first_rule(event: Event, records: Sequence[Record]) -> Event:
         return event
     baseline, noise, sign = float(np.median(before[-FEW:])), noise_sd(before), _sign(event)
     # other rules count the same weights, so that a size says how much of it this one sees
-    least = _NEXT_TO_NOTHING * abs(event.size) if _is_of_rule(event.series) else 0.0
+    least = _NEXT_TO_NOTHING * abs(event.size) if is_of_rule(event.series) else 0.0
     least = max(least, _MIN_MOVED * baseline, NOISE_FACTOR * float(np.nan_to_num(noise)))
     if not sign * (value - baseline) > least:
         return event
@@ -161,10 +171,10 @@ def in_first_rule(event: Event, records: Sequence[Record]) -> Event:
 
 def _values(series: str, records: Sequence[Record]) -> np.ndarray:
     """A series at some records, NaN where it is not known."""
-    rule = series.removeprefix(_NEAR_ZERO)
+    rule = series.removeprefix(NEAR_ZERO)
     return np.array([
         (math.nan if r.num_not_finite else r.near_zero.get(rule, math.nan))
-        if _is_of_rule(series) else r.series().get(series, math.nan)
+        if is_of_rule(series) else r.series().get(series, math.nan)
         for r in records
     ])  # fmt: skip
 
@@ -212,9 +222,6 @@ def _fraction(layer: LayerShare, series: str) -> float:
 # rule that is relative to the present scale and one with a fixed threshold move against each other,
 # shape and scale have both moved. Whether the model turns sparser is then unsaid.
 
-_NEAR_ZERO = "near_zero/"
-#: Rules with a fixed threshold.
-_FIXED = ("initial_", "abs_")
 #: Share of a change at which the other cause is left unmentioned.
 _MOST = 0.75
 #: Least change of the near-zero fraction, relative to it, that has a cause.
@@ -227,7 +234,7 @@ _MIN_RATIO = 1.1
 
 def rules_that_moved(event: Event, records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
     """The other near-zero rules that moved since the onset, the event's way and the other way."""
-    if not event.series.startswith(_NEAR_ZERO):
+    if not event.series.startswith(NEAR_ZERO):
         return {}
     known = [r for r in records if r.near_zero and not r.num_not_finite]
     before = [r for r in known if r.step <= event.onset_step] or known[:1]
@@ -239,26 +246,17 @@ def rules_that_moved(event: Event, records: Sequence[Record]) -> dict[str, tuple
         noise = np.nan_to_num(noise_sd(past[np.isfinite(past)]))
         # by a good part of its level and of the event's size, and by more than its noise
         least = max(_MIN_MOVED * max(past[-1], abs(event.size)), NOISE_FACTOR * noise)
-        if abs(change) > least and _NEAR_ZERO + rule != event.series:
-            (agreeing if change > 0.0 else opposed).append(_NEAR_ZERO + rule)
+        if abs(change) > least and NEAR_ZERO + rule != event.series:
+            (agreeing if change > 0.0 else opposed).append(NEAR_ZERO + rule)
     return {"agreeing": tuple(agreeing), "opposed": tuple(opposed)}
-
-
-def _if_opposed(event: Event) -> Event:
-    """The event, with what rules that moved against each other say of it."""
-    if not event.opposed:
-        return event
-    rules = [name.removeprefix(_NEAR_ZERO) for name in (event.series, *event.opposed)]
-    is_mixed = any(r.startswith(_FIXED) for r in rules) and any(r.startswith("rms_") for r in rules)
-    return replace(event, trend="", change="both" if is_mixed else event.change)
 
 
 def what_moved(before: Record, now: Record, series: str, initial_rms: Mapping[str, float]) -> str:
     """What moved between two records: "scale", "shape", "both", or empty if unknown."""
     room, _, rule = series.partition("/")
-    if room == "near_zero" and rule.startswith(_FIXED):
+    if room == "near_zero" and rule.startswith(FIXED):
         return _cause(before, now, rule, initial_rms)
-    fixed = [r for kind in _FIXED for r in sorted(now.near_zero) if r.startswith(kind)]
+    fixed = [r for kind in FIXED for r in sorted(now.near_zero) if r.startswith(kind)]
     cause = _cause(before, now, fixed[0], initial_rms) if fixed else ""
     if room == "near_zero":  # the other rules are deaf to scale
         return "both" if cause in ("scale", "both") else "shape"
@@ -353,6 +351,7 @@ class Changes:
 
     new: tuple[Event, ...] = ()  # seen for the first time
     revised: tuple[Event, ...] = ()  # new versions of earlier ones
+    graver: frozenset[str] = frozenset()  # ids of those of these that ask for more than before
 
 
 #: What stays true, whatever the series does later.
@@ -426,8 +425,8 @@ class _Followed:
         is_same = (first.series, first.direction) == (event.series, event.direction)
         if not is_same or self.has_reverted:
             return False
-        are_rules = _is_of_rule(_origin(first)) and _is_of_rule(_origin(event))
-        is_by_another = self.is_open and are_rules and _origin(event) != event.series
+        are_rules = is_of_rule(origin(first)) and is_of_rule(origin(event))
+        is_by_another = self.is_open and are_rules and origin(event) != event.series
         return is_by_another or any(_size(event, x) >= HALF * abs(event.size) for x in before[-1:])
 
     def take(self, event: Event) -> Event:
@@ -441,6 +440,14 @@ class _Followed:
             self.num_quiet += 1
         self.event = event
         return event
+
+    def join(self, event: Event) -> Event:
+        """The event that it is with another detection."""
+        was, self.event = self.event, joined(self.event, event)
+        if self.event.kind != was.kind and not self.event.is_of_series:  # of a fault that leads
+            self.course, self.recent = Course(self.event.size, self.event.size, -1), ()
+            self.num_quiet = 0
+        return self.event
 
     def revise(self, step: int, why: str, **fields: Any) -> Event:
         """A new version of the event."""
@@ -498,7 +505,7 @@ class EventTracker:
         initial_rms: Mapping[str, float] | None = None,
     ) -> Changes:
         """One more snapshot, its series, and its events: ``seen``, or ``reported`` by a log."""
-        new: dict[str, Event] = {}
+        new, was = dict[str, Event](), {n: one.event for n, one in self._followed.items()}
         past, told = _Past(step, values, records, initial_rms or {}), {e.id for e in reported}
         ends = [(one, one.follow(step, values, records)) for one in self._followed.values()]
         for event in reported:
@@ -517,16 +524,17 @@ class EventTracker:
                 event = self._named(event)
                 new[event.id] = self._add(event)
                 continue
-            name, whole = same.event.id, _joined(same.event, event)
+            first, whole = same.event, same.join(event)
+            name = whole.id
             if name in new:
-                new[name] = same.event = whole
-            elif whole != same.event:
-                same.event = whole
+                new[name] = whole
+            elif whole != first:
                 revised[name] = same.revise(step, "is seen in another series")
         for name, one in self._followed.items():
             if name not in new and name not in told:
                 revised |= self._moved(one, past, is_joined=name in revised)
-        return Changes(tuple(new.values()), tuple(revised.values()))
+        graver = [name for name, event in revised.items() if event.gravity > was[name].gravity]
+        return Changes(tuple(new.values()), tuple(revised.values()), frozenset(graver))
 
     def close(
         self, step: int, records: Sequence[Record], initial_rms: Mapping[str, float]
@@ -616,15 +624,17 @@ class EventTracker:
             first = followed.event
             if followed.has_told(event) or first.kind == event.kind in LEVEL_KINDS:
                 return followed
-            is_other = _origin(event) not in (_origin(first), *first.related)
+            if of_one_cause(first, event) is not None:
+                return followed
+            is_other = origin(event) not in (origin(first), *first.related)
             # a judge of change sees what one of height has told
             is_other |= first.kind == "level" != event.kind and first.direction == event.direction
-            if not is_other or not (_is_family(first, event) or first.trend == event.trend != ""):
+            if not is_other or not (is_family(first, event) or first.trend == event.trend != ""):
                 continue
             until = step if followed.until < 0 else followed.until
             touches = event.onset_low <= until and event.onset_high >= first.onset_low
             is_late = followed.num_snapshots > _FEW_SNAPSHOTS
-            touches |= not is_late and _is_family(first, event)
+            touches |= not is_late and is_family(first, event)
             if touches and not (is_late and _is_early(first) != _is_early(event)):
                 return followed
         return None
@@ -651,45 +661,11 @@ def _size(event: Event, value: float) -> float:
     return _sign(event) * (value - event.baseline) + margin
 
 
-def _is_family(first: Event, other: Event) -> bool:
-    """Whether both are of near-zero rules, which all count the same weights."""
-    return _is_of_rule(first.series) and _is_of_rule(other.series)
-
-
-def _joined(first: Event, other: Event) -> Event:
-    """The event that two detections are; near-zero rules may have moved against each other."""
-    if other.kind in LEVEL_KINDS:  # of more tensors by now
-        return replace(
-            first, series=other.series, value=other.value, layers=other.layers,
-            reason=other.reason, settled_step=other.detected_step,
-        )  # fmt: skip
-    if first.direction != other.direction and _is_family(first, other):
-        opposed = dict.fromkeys((*first.opposed, _origin(other)))
-        return _if_opposed(replace(first, opposed=tuple(opposed)))
-    if first.direction == other.direction and _is_of_rule(other.series) > _is_of_rule(first.series):
-        # near-zero weights tell it better than what announced them, and from their own onset on
-        names = (first.series, *first.related, _origin(other), *other.related)
-        first = replace(other, id=first.id, detected_step=first.detected_step)
-    else:
-        names = (*first.related, _origin(other))
-    related = tuple(name for name in dict.fromkeys(names) if name != first.series)
-    return replace(first, related=related)
-
-
-def _origin(event: Event) -> str:
-    """The series that saw it first, whatever its level is told in by now."""
-    return event.id.rpartition("@")[0]
-
-
-def _is_of_rule(series: str) -> bool:
-    return series.startswith(_NEAR_ZERO)
-
-
 def _is_early(event: Event) -> bool:  # of the early signal, weights that get no gradient
     return event.series.startswith("motion/")
 
 
-def _by_strength(event: Event) -> tuple[bool, float, str]:
-    """The strongest first; one whose noise is not known comes last, and who tells another's."""
+def _by_strength(event: Event) -> tuple[bool, bool, float, str]:
+    """Faults first, then the strongest; one of unknown noise comes last, or who tells another's."""
     strength = float(np.nan_to_num(-abs(event.size_in_noise), nan=1.0, neginf=-math.inf))
-    return _origin(event) != event.series, strength, event.series
+    return event.is_of_series, origin(event) != event.series, strength, event.series

@@ -506,11 +506,11 @@ def main_event(events: Sequence[Event], records: Sequence[Record] = ()) -> Event
     """The event that explains the others: the gravest, no symptom, the largest; then what lasts."""
 
     def weight(event: Event) -> tuple[int, bool, float, bool]:
-        lasts, graveness = event.reverted_step < 0, ("note", "look", "act").index(event.severity)
+        lasts = event.reverted_step < 0
         is_rise = event.series.startswith("near_zero/") and event.direction == "up"
         is_cause = is_rise or event.series == "value/dense"
         is_cause |= lasts and not (event.is_of_series or event.kind in XRAY_KINDS)
-        return min(graveness, 1 + lasts), is_cause, _share_of(event, records), lasts
+        return min(event.gravity, 1 + lasts), is_cause, _share_of(event, records), lasts
 
     return max(events, key=weight)
 

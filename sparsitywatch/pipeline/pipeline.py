@@ -168,7 +168,8 @@ class History:
             waiting = waiting[len(logged) :]
             if record is records[-1]:
                 known = {name for e in logged for name in (e.series, *e.related, *e.opposed)}
-                known |= {e.id for e in self.events}  # of what was seen late
+                # of what was seen late, or is told beneath another
+                known |= {name for e in self.events for name in (e.id, *e.consequences)}
                 untold = [e for e in seen if e.series not in known and e.id not in known]
                 self.late = self._track(record.step, series, untold, logged)
             else:
@@ -487,8 +488,9 @@ class Pipeline:
 
 
 def _news(changes: Changes) -> tuple[Event, ...]:
-    """What actions are called with: events that are new, and those that have settled."""
-    return (*changes.new, *(event for event in changes.revised if event.is_news))
+    """What actions are called with: events that are new, graver than they were, or settled."""
+    graver = [event for event in changes.revised if event.is_news or event.id in changes.graver]
+    return (*changes.new, *graver)
 
 
 def _end_of(ref: weakref.ref[Pipeline]) -> None:

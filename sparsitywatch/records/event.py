@@ -49,6 +49,10 @@ SERIES_KINDS: Mapping[str, str] = {
 }
 
 
+#: From least to most.
+SEVERITIES = ("note", "look", "act")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """Something worth telling, and what is known about it.
@@ -84,6 +88,8 @@ class Event:
             way since the onset, and those that moved the other way. Of the rest nothing was seen.
         preceded_by: id of the event of dormant weights that became these near-zero ones: of the
             same layers, and by decay. Empty if there was none.
+        consequences: ids under which what merely follows from it would have been told, or what led
+            to it: of the same tensors, or of others of their block.
         reverted_step: first snapshot at which it was over: the series had lost half of what the
             change was at its largest. What was overwritten or lost is over where it is back, or
             where the value stands at its old best for five evaluations.
@@ -143,6 +149,7 @@ class Event:
     ranks: tuple[int, ...] = ()
     reason: str = ""
     unit: str = "step"
+    consequences: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for end in ("onset_low", "onset_high"):
@@ -265,7 +272,14 @@ class Event:
         own = next((_SEVERITY[key] for key in self._keys if key in _SEVERITY), "look")
         if self._stayed_dense:
             own = "note"
-        return "look" if self._is_worse and own == "note" else own
+        kinds = [series_of(name).partition("/")[2] for name in self.consequences]
+        known = [_SEVERITY.get(kind, "look") for kind in kinds] + ["look"] * self._is_worse
+        return max((own, *known), key=SEVERITIES.index)
+
+    @property
+    def gravity(self) -> int:
+        """The place of its severity among all, the least first."""
+        return SEVERITIES.index(self.severity)
 
     @property
     def _stayed_dense(self) -> bool:
@@ -363,6 +377,17 @@ class Event:
         return [*known, self.end] if self.end else known
 
     @property
+    def _beneath(self) -> str:
+        """What was seen with it, and is no event of its own; empty if nothing was."""
+        found = []
+        for name in self.consequences:
+            series, _, step = name.rpartition("@")
+            words = _OF_TENSORS.get(series.partition("/")[2])
+            words = printable(describe(series).label) if words is None else f"tensors {words}"
+            found.append(f"{words} ({self._numbered(int(step.partition('-')[0]))})")
+        return f"; with it came {', '.join(found)}" if found else ""
+
+    @property
     def advice(self) -> str:
         """What people do about such an event; never empty."""
         is_known = self.before_step >= 0
@@ -404,7 +429,7 @@ class Event:
         if self.kind == "spike" or self.kind in SERIES_KINDS:
             return f"{self.headline}: {self.reason}"
         names = some_of(self.layers, max(int(self.value), len(self.layers)))
-        text = f"{self.headline}: {names}; {self.reason}; {self.when}"
+        text = f"{self.headline}: {names}; {self.reason}; {self.when}{self._beneath}"
         return text + (f"; {self.end}" if self.end else "")
 
     def report(self) -> str:
@@ -418,6 +443,11 @@ class Event:
 def latest_versions(events: Iterable[Event]) -> list[Event]:
     """Each event once, in its last version, in the order in which they were first reported."""
     return list({event.id: event for event in events}.values())
+
+
+def series_of(name: str) -> str:
+    """The series that an event of this id was first seen in."""
+    return name.rpartition("@")[0]
 
 
 def _two_digits(x: float) -> str:

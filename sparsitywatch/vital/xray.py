@@ -34,7 +34,8 @@ class XRayReviewer(Reviewer):
         if record.xray is None:
             return []
         before = {r.step: r.xray for r in earlier if r.xray is not None}
-        since, found = max(before, default=-1), []
+        last, found = max(before, default=-1), []
+        since = {"unreached": max((x for x in before if x < last), default=-1)}  # seen twice
         for step, xray in (*before.items(), (record.step, record.xray)):
             if step > self._step:
                 self._remember(xray)
@@ -44,8 +45,8 @@ class XRayReviewer(Reviewer):
             tensors = tuple(dict.fromkeys(name.partition("[")[0] for name in names))
             if tensors and len(known.union(tensors)) >= 2 * len(known):
                 event = event_at(
-                    record, since, kind=kind, series=f"xray/{kind}", direction="", baseline=0.0,
-                    value=float(len(tensors)), layers=tensors, reason=reason,
+                    record, since.get(kind, last), kind=kind, series=f"xray/{kind}", direction="",
+                    baseline=0.0, value=float(len(tensors)), layers=tensors, reason=reason,
                 )  # fmt: skip
                 found.append(event)
         return found
