@@ -38,7 +38,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     curve = replace(record.curve, num_seen=[record.curve.num_examples] * len(record.curve.sparsity))
     record = replace(record, curve=curve, same_weights_as=1000, fingerprint="f1n9er")
     assert None not in vars(record).values()
-    event = replace(fake_run.events()[1], detected_step=2000)
+    beneath = ("vital/untrained@1000",)
+    event = replace(fake_run.events()[1], detected_step=2000, consequences=beneath)
     closed = WatchState(status="closed", step=2100, wall_time=0.0, overhead=0.01)
     failed = replace(record, step=2001, valid=False, reason="for once")
     looks = [(record, detail), (failed, detail)]
