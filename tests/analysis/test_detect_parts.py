@@ -186,7 +186,7 @@ def test_a_fall_takes_eight_snapshots_at_most() -> None:
 
 # ----------------------------------------------------------------------------- history
 def history_of(number: int) -> SeriesHistory:
-    history = SeriesHistory(3, ())
+    history = SeriesHistory.empty(3)
     for step in range(number):
         history = history.add(step, 0.5 * step)
     return history
@@ -207,7 +207,7 @@ def test_recent_snapshots_are_all_kept_and_older_ones_thinned_evenly(number: int
 
 @given(st.integers(1, 1500))
 def test_blocks_are_means_of_equal_parts(number: int) -> None:
-    blocks, values = Blocks.of(SeriesHistory(4, ())), RNG.random(number)
+    blocks, values = Blocks.of(SeriesHistory.empty(4)), RNG.random(number)
     for i, x in enumerate(values):
         blocks = blocks.add(10 * i, float(x), 2.0 * i)
     size = blocks.size

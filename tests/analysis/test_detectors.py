@@ -117,6 +117,8 @@ def test_a_state_that_lacks_a_key_is_refused(make: Any) -> None:
         (AbruptChange, {"jumps": {"beliefs": [[1], []], "scores": [], "surprise": 0}},
          r"an array at AbruptMemory\.jumps\.beliefs"),
         (MeasuredChange, {"history": {"width": 6, "rows": [[1, 0.5]]}}, "rows of 6 numbers"),
+        (AbruptChange, {"history": {"width": 4, "rows": "none"}}, "rows of 4 numbers"),
+        (AbruptChange, {"history": {"width": 4, "rows": [1, 2, 3, 4]}}, "rows of 4 numbers"),
     ],
 )  # fmt: skip
 def test_a_state_whose_parts_do_not_go_together_is_refused(
@@ -124,6 +126,18 @@ def test_a_state_whose_parts_do_not_go_together_is_refused(
 ) -> None:
     with pytest.raises(StateError, match=message):
         make().load_state_dict({**make().state_dict(), **parts})
+
+
+def test_a_state_that_was_written_before_is_read_number_by_number() -> None:
+    rows = [[25, 0.30000000000000004, None, 0], [50, 0.1, 1e-300, 1], [75, 0.2, "Infinity", 2]]
+    detector = AbruptChange()
+    state = {**stored(detector), "history": {"width": 4, "rows": rows}}
+    detector.load_state_dict(state)
+    assert stored(detector)["history"]["rows"] == rows
+    steps, values, rates, places = detector.memory.history.columns().tolist()
+    assert (steps, values, places) == ([25, 50, 75], [0.30000000000000004, 0.1, 0.2], [0, 1, 2])
+    assert math.isnan(rates[0])
+    assert rates[1:] == [1e-300, math.inf]
 
 
 @pytest.mark.slow

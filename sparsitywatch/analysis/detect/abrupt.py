@@ -145,7 +145,7 @@ class AbruptChange(SeriesDetector):
         scores = (in_family(score, family) for score in (SCORE, GROWTH_SCORE))
         self._limits = Limits(float(min_effect), float(ratio), *scores)
         self._direction = direction
-        history = SeriesHistory(4, ())
+        history = SeriesHistory.empty(4)
         self.memory = AbruptMemory(
             history, math.nan, history, Blocks.of(history), NO_JUMPS, None, _SKIPPED, math.nan, 0.0
         )
@@ -158,7 +158,7 @@ class AbruptChange(SeriesDetector):
         take-off or a fall.
         """
         memory = self.memory
-        if memory.ongoing is not None or not memory.history.rows:
+        if memory.ongoing is not None or not memory.history:
             return False
         if memory.jumps.surprise >= self._limits.score:
             return True
@@ -191,16 +191,16 @@ class AbruptChange(SeriesDetector):
 
     def _advance(self, step: int, known: Mapping[str, float]) -> float:
         """Follow both clocks; returns the mean learning rate since the last snapshot."""
-        memory, rows, clock = self.memory, self.memory.history.rows, known["decay_clock"]
+        memory, last, clock = self.memory, self.memory.history.last_step, known["decay_clock"]
         advance = clock - memory.decay_clock
-        if math.isnan(clock) and rows:  # as much of it as could be seen
+        if math.isnan(clock) and last >= 0:  # as much of it as could be seen
             advance = known["estimated_advance"]
         memory.decayed += advance if advance > 0.0 else 0.0  # NaN: not known
         passed = known["lr_clock"] - memory.lr_clock
         memory.decay_clock, memory.lr_clock = clock, known["lr_clock"]
         # a mean over weights goes back where more of them come into training
-        is_known = rows and 0.0 <= passed < math.inf
-        return passed / (step - rows[-1][0]) if is_known else known["lr"]
+        is_known = last >= 0 and 0.0 <= passed < math.inf
+        return passed / (step - last) if is_known else known["lr"]
 
     def _end_if_over(self, ongoing: Ongoing) -> None:
         """Look for the next change once this one is over: a new level, a new baseline."""
@@ -210,8 +210,8 @@ class AbruptChange(SeriesDetector):
         if ongoing.is_over((blocks if ongoing.is_in_blocks else memory.history).view()):
             number = ongoing.span * (blocks.size if ongoing.is_in_blocks else 1)
             latest = memory.history.latest(number)
-            for row in memory.history.rows[: -len(latest.rows)]:
-                memory.past = memory.past.add(int(row[0]), *row[1:-1])
+            for step, *row, _ in memory.history.rows[: -len(latest)].tolist():
+                memory.past = memory.past.add(step, *row)
             memory.history = latest
             memory.blocks = Blocks.of(memory.history)
             memory.ongoing = None
@@ -228,9 +228,9 @@ class AbruptChange(SeriesDetector):
             # where decay is the cause the rate is not
             risen = multiplied(view.steps, values, limits.ratio)
             left = [] if risen is None else [risen]
-        if not left or not self.memory.past.rows:
+        if not left or not self.memory.past:
             return left
-        rows = (*self.memory.past.rows, *self.memory.history.rows)
+        rows = np.concatenate([self.memory.past.rows, self.memory.history.rows])
         past = SeriesHistory(4, rows).view()
         return [one for one in left if is_left_by_past(one, view, past, limits.min_effect)]
 

@@ -7,7 +7,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from statistics import NormalDist
 from typing import Any
 
@@ -117,38 +116,55 @@ class SeriesHistory:
     """A series so far: every recent snapshot, and older ones evenly spaced over the whole run."""
 
     width: int
-    #: step, value, what is known beside it, and how many snapshots came before: ``width`` numbers
-    rows: tuple[tuple[float, ...], ...]
+    #: step, value, what is known beside it, and how many snapshots came before: [n, ``width``]
+    rows: Array
+
+    @classmethod
+    def empty(cls, width: int) -> SeriesHistory:
+        """Before the first snapshot."""
+        return cls(width, np.empty((0, width)))
 
     def __post_init__(self) -> None:
-        if not {self.width}.issuperset(map(len, self.rows)):
+        # columns lie in one piece, for a series is read far more often than it grows
+        try:
+            rows = np.asarray(self.rows, np.float64, order="F")
+        except (TypeError, ValueError):
+            rows = np.empty(1)
+        if rows.shape[1:] != (self.width,) and rows.size:
             raise StateError(f"Expected rows of {self.width} numbers in a detector's state.")
+        object.__setattr__(self, "rows", rows if rows.size else np.empty((0, self.width)))
 
-    def add(self, step: int, value: float, *beside: float) -> SeriesHistory:
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, step: float, value: float, *beside: float) -> SeriesHistory:
         """With one more snapshot."""
-        number = self.rows[-1][-1] + 1.0 if self.rows else 0.0
-        rows = (*self.rows, (float(step), float(value), *beside, number))
-        if len(self.rows) >= 2 * _RECENT:
-            older, stride = rows[:-_RECENT], 1
-            while sum(row[-1] % stride == 0 for row in older) > _OLDER:
+        before, num = self.rows, len(self.rows)
+        rows = np.empty((num + 1, self.width), order="F")
+        rows[:num] = before
+        rows[num] = (step, value, *beside, before[-1, -1] + 1.0 if num else 0.0)
+        if num >= 2 * _RECENT:
+            places, stride = rows[:-_RECENT, -1], 1
+            while np.count_nonzero(places % stride == 0.0) > _OLDER:
                 stride *= 2
-            rows = (*(row for row in older if row[-1] % stride == 0), *rows[-_RECENT:])
+            rows = np.concatenate([rows[:-_RECENT][places % stride == 0.0], rows[-_RECENT:]])
         return SeriesHistory(self.width, rows)
 
     @property
     def last_step(self) -> int:
         """Of the last snapshot; -1 before there is one."""
-        return int(self.rows[-1][0]) if self.rows else -1
+        return int(self.rows[-1, 0]) if len(self.rows) else -1
 
     def latest(self, number: int) -> SeriesHistory:
         """The last ``number`` snapshots, at most all recent ones."""
-        latest = enumerate(self.rows[-min(number, _RECENT) :])
-        return SeriesHistory(self.width, tuple((*row[:-1], float(i)) for i, row in latest))
+        rows = self.rows[-min(number, _RECENT) :].copy()
+        rows[:, -1] = np.arange(len(rows))
+        return SeriesHistory(self.width, rows)
 
     def columns(self) -> Array:
         """Steps, values, and what is known beside them, as arrays."""
-        flat = np.fromiter(chain.from_iterable(self.rows), np.float64)
-        return np.ascontiguousarray(flat.reshape(-1, self.width).T)
+        columns: Array = self.rows.T
+        return columns
 
     def view(self) -> View:
         """Of one beside which the learning rate is known."""
@@ -170,7 +186,7 @@ class Blocks:
     def of(cls, history: SeriesHistory) -> Blocks:
         """The blocks of what is remembered of a series."""
         blocks = cls(1, (), 1)
-        for step, value, rate, _ in history.rows:
+        for step, value, rate, _ in history.rows.tolist():
             blocks = blocks.add(step, value, rate)
         return blocks
 
@@ -245,17 +261,17 @@ class SeriesDetector(Detector):
     ) -> Event:
         """The event of the last snapshot, from the steps of its onset and of both ends of that."""
         at, low, high = map(int, onset)
-        rows = self.memory.history.rows
-        noise = noise_sd(np.array([row[1] for row in rows if row[0] <= at]))
+        steps, values, *_ = self.memory.history.columns()
+        noise = noise_sd(values[steps <= at])
         return Event(
             series="",
             direction=direction,
             onset_step=at,
             onset_low=low,
             onset_high=high,
-            detected_step=int(rows[-1][0]),
+            detected_step=int(steps[-1]),
             baseline=baseline,
-            value=rows[-1][1],
+            value=float(values[-1]),
             decay_clock=self.memory.decay_clock,
             **{"noise": noise, **known},
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,8 +71,7 @@ _HAS = np.array(
 _HELD = 1e9
 
 
-@dataclass(frozen=True)
-class Forecasts:
+class Forecasts(NamedTuple):
     """What each model says about the snapshots after each split; arrays [models, splits]."""
 
     score: Array  # normal score of the best change, positive upward; NaN where a model is silent
@@ -110,8 +110,9 @@ class _Frame:
         before = (age >= splits) & (age < limits)
         count = before.sum(axis=-1)
         self.says = count >= TREND  # [m, s]: whether a model says anything
-        self.is_unused = ~(before & self.says[..., None])
-        self.used = 1.0 - self.is_unused  # [m, s, n]: 1 for the snapshots that are fitted to
+        is_used = before & self.says[..., None]
+        self.used = is_used * 1.0  # [m, s, n]: 1 for the snapshots that are fitted to
+        self.beyond = np.where(is_used, 0.0, math.inf)  # ... 0 for those, else infinite
         self.after = (age < splits)[:, -_LATEST:] * 1.0  # [s, l]: 1 for those after the split
         self.nu = np.maximum(count - _HAS.sum(axis=1)[:, None], 1).astype(np.float64)
         # [2, m, s]: places of the two middle ones of the fitted, flat among all
@@ -188,20 +189,24 @@ def _whitening(n: int, ar: float) -> Array:
 
 def _robust_fit(grid: _Grid, frame: _Frame, target: Array, floor: float) -> tuple[Array, Array]:
     """Coefficients and standard deviation of a snapshot, twice winsorised."""
-    values = target * frame.used
-    for _ in range(3):
+    values, used = target * frame.used, frame.used
+    for turn in (1, 2, 3):
         fit = (grid.solver @ values[..., None])[..., 0]
-        predicted = fit @ grid.design
-        residuals = target - predicted
-        sizes = np.abs(residuals)
-        sizes[frame.is_unused] = math.inf
+        values = fit @ grid.design
+        cut = target - values
+        sizes = np.abs(cut)
+        sizes += frame.beyond
         sizes.sort(axis=-1)
         low, high = sizes.ravel()[frame.middle]
-        mad = np.where(frame.says, (0.5 * MAD_TO_SD) * (low + high), 0.0)
+        mad = (0.5 * MAD_TO_SD) * (low + high)
+        mad[~frame.says] = 0.0
         limit = (_WINSOR * np.maximum(mad, floor))[..., None]
-        cut = np.minimum(np.maximum(residuals, -limit), limit) * frame.used
-        values = predicted * frame.used + cut
-    sd = np.sqrt((cut**2).sum(axis=-1) / frame.nu)
+        np.minimum(np.maximum(cut, -limit, out=cut), limit, out=cut)
+        cut *= used
+        if turn < 3:
+            values *= used
+            values += cut
+    sd = np.sqrt(np.square(cut, out=cut).sum(axis=-1) / frame.nu)
     return fit, np.maximum(np.maximum(sd, mad), floor)
 
 
@@ -211,7 +216,7 @@ def _matched(grid: _Grid, frame: _Frame, errors: Array, sd: Array) -> tuple[Arra
     width = sd[..., None] / np.sqrt(grid.power)
     score = normal_score(effect / width, frame.nu[..., None])
     is_ramp = np.abs(score[..., 1]) > np.abs(score[..., 0])
-    score, effect, width = (np.where(is_ramp, v[..., 1], v[..., 0]) for v in (score, effect, width))
+    score, effect, width = [np.where(is_ramp, v[..., 1], v[..., 0]) for v in (score, effect, width)]
     return score, effect, width
 
 
@@ -249,11 +254,14 @@ class Jumps:
         weights /= weights.sum(axis=1, keepdims=True)
         # logarithmic pooling of the models: one that is hardly believed has hardly a say. The mean
         # of what they hold possible is that of the least able one, however little it is believed
-        combined = np.nan_to_num((weights * seen.score.T).sum(axis=1))
+        combined = (weights * seen.score.T).sum(axis=1)
+        combined[np.isnan(combined)] = 0.0
         is_large = np.abs(seen.effect).min(axis=0) >= HALF * min_effect
         surprise = float(np.abs(np.where(is_large, combined, 0.0)).max())
         found = []
-        for index in np.argsort(-np.abs(combined)):
+        sizes = np.abs(combined)
+        # with one snapshot after it there is no change yet
+        for index in np.argsort(-sizes) if sizes[1:].max() >= limits.score else ():
             score, split = float(combined[index]), SPLITS[index]
             if split == 1 or not abs(score) >= limits.score:
                 continue
@@ -292,13 +300,13 @@ def _lasting(values: Array) -> float:
         return 0.0
     # of noise that forgets by a factor rho at each snapshot, differences over two have a variance
     # 1 + rho times that of differences over one
-    one, two = (float(np.square(past[k:] - past[:-k]).mean()) for k in (1, 2))
+    one, two = (float(np.square(past[k:] - past[:-k]).sum()) / (len(past) - k) for k in (1, 2))
     return min(max(two / one - 1.0, 0.0), 1.0) if one > 0.0 else 0.0
 
 
 def _grid(values: Array) -> float:
     """Distance of neighbouring values of a quantised series; 0 if it is not one."""
-    distinct = np.unique(values)
-    if not 1 < len(distinct) <= len(values) / 2:
-        return 0.0
-    return float(np.diff(distinct).min())
+    ordered = np.sort(values)
+    apart = ordered[1:] - ordered[:-1]
+    apart = apart[apart > 0.0]
+    return float(apart.min()) if 0 < len(apart) < len(values) // 2 else 0.0

@@ -106,7 +106,7 @@ class MeasuredChange(SeriesDetector):
         self._min_effect = float(min_effect)
         self._ratio = float(ratio)
         self._direction = direction
-        self.memory = MeasuredMemory(SeriesHistory(6, ()), math.nan, math.nan, -1)
+        self.memory = MeasuredMemory(SeriesHistory.empty(6), math.nan, math.nan, -1)
 
     def _seen(self, step: int, value: float, known: Mapping[str, float]) -> Event | None:
         memory = self.memory
@@ -118,7 +118,7 @@ class MeasuredChange(SeriesDetector):
         if not math.isnan(memory.baseline):
             self._end_if_over()
             return None
-        rows = np.array(memory.history.rows[-_MOST_PAST - _SPLITS[-1] :])
+        rows = np.array(memory.history.rows[-_MOST_PAST - _SPLITS[-1] :], order="C")
         found = [self._shift(rows, split) for split in _SPLITS]
         shifts = [shift for shift in found if shift is not None]
         if not shifts:
@@ -133,7 +133,8 @@ class MeasuredChange(SeriesDetector):
     def _end_if_over(self) -> None:
         """Look for the next change once this one is over: the new level is the baseline."""
         memory = self.memory
-        values = [row[1] for row in memory.history.rows if row[0] >= memory.seen_step]
+        steps, values, *_ = memory.history.columns()
+        values = values[steps >= memory.seen_step]
         if len(values) < _SETTLING:
             return
         half = _SETTLING // 2
@@ -259,7 +260,7 @@ class DormantRise(SeriesDetector):
         expect_number("ratio", ratio, lambda x: 1.0 <= x < math.inf, "finite, 1 or more")
         self._min_effect = float(min_effect)
         self._ratio = float(ratio)
-        self.memory = DormantMemory(SeriesHistory(4, ()), math.nan, math.nan, None, 0, 0.0)
+        self.memory = DormantMemory(SeriesHistory.empty(4), math.nan, math.nan, None, 0, 0.0)
 
     @property
     def is_suspicious(self) -> bool:
@@ -302,8 +303,8 @@ class DormantRise(SeriesDetector):
 
     def _expected(self, by_chance: float) -> float:
         """What living weights alone would show; NaN as long as nothing says so."""
-        rows = self.memory.history.rows
-        before = np.array([row[1] for row in rows[: len(rows) - self.memory.num_above]])
+        _, values, *_ = self.memory.history.columns()
+        before = values[: len(values) - self.memory.num_above]
         if not len(before):
             return math.nan
         floor = float((median_of_three(before) if len(before) > 2 else before).min())

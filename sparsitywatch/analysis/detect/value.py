@@ -200,12 +200,12 @@ class ValueChange(AbruptChange):
         if not math.isfinite(value):
             return None
         memory, sign = self.memory, -1.0 if known["higher_is_better"] == 1.0 else 1.0
-        first = memory.entire.rows[0][1] if memory.entire.rows else value
+        first = float(memory.entire.rows[0, 1]) if memory.entire else value
         self._direction = "up" if sign > 0.0 else "down"
         least = SHARE * max(sign * first - memory.best, abs(value))
         self._limits = replace(self._limits, min_effect=max(least, sys.float_info.min))
         worse = super()._seen(step, value, known)
-        memory.entire = memory.entire.add(step, value, memory.history.rows[-1][2])
+        memory.entire = memory.entire.add(step, value, memory.history.rows[-1, 2])
         steps, values, rates, _ = memory.entire.columns()
         harms = sign * values
         memory.best = min(memory.best, float(np.median(harms[-3:])) if len(harms) > 2 else math.inf)
