@@ -98,6 +98,45 @@ def test_forecasts_are_those_of_the_textbook(index: int) -> None:
     assert num_compared >= 3
 
 
+@st.composite
+def any_series(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Of any length that is looked at: noise on a line, spikes, a step, a wave; uneven steps."""
+    n, rng = draw(st.integers(15, WINDOW)), np.random.default_rng(draw(st.integers(0, 2**31)))
+    x = np.cumsum(rng.choice([1.0, 1.0, 1.0, 3.0, 10.0], n))
+    parts = (
+        rng.normal(size=n) * draw(st.sampled_from([0.0, 1e-3, 1.0])),
+        draw(st.floats(-3.0, 3.0)) * x,
+        draw(st.floats(-3.0, 3.0)) * (np.arange(n) >= draw(st.integers(0, n))),
+        draw(st.floats(-30.0, 30.0)) * (rng.random(n) < draw(st.sampled_from([0.0, 0.1]))),
+        draw(st.floats(-3.0, 3.0)) * np.sin(x),
+    )
+    return x, sum(parts)
+
+
+@settings(max_examples=300)
+@given(any_series())
+def test_no_model_sees_more_than_the_bound(series: tuple[np.ndarray, np.ndarray]) -> None:
+    """The least size at which no model is asked is above what each of them sees."""
+    x, y = series
+    whole = forecasts(x, y, 1e-9)
+    seen = float(np.abs(whole.effect).max())
+    # the first split alone is fitted where the bound is below the least size
+    assert forecasts(x, y, 1e-9, least=0.999 * seen).effect.shape == whole.effect.shape
+    alone = forecasts(x, y, 1e-9, least=1e6 * max(seen, float(np.ptp(y)), 1e-9))
+    # it says nothing before each split has its snapshots
+    assert alone.effect.shape == (len(MODELS), 1 if np.isfinite(whole.score).all() else len(SPLITS))
+    np.testing.assert_allclose(alone.effect, whole.effect[:, : alone.effect.shape[1]], rtol=1e-6)
+
+
+def test_a_quiet_series_is_not_asked_about() -> None:
+    """The bound is of use: noise of a hundredth of the least size is below it."""
+    x, num_alone = np.arange(float(WINDOW)), 0
+    for _ in range(100):
+        seen = forecasts(x, 5.0 + 0.3 * x + RNG.normal(size=WINDOW), 1e-9, least=100.0)
+        num_alone += seen.effect.shape[1] == 1
+    assert num_alone >= 95
+
+
 def test_a_model_says_nothing_before_eight_snapshots() -> None:
     seen = forecasts(np.arange(9.0), RNG.normal(size=9), 1e-9)
     assert np.isfinite(seen.score[:, 0]).all()

@@ -72,7 +72,10 @@ _HELD = 1e9
 
 
 class Forecasts(NamedTuple):
-    """What each model says about the snapshots after each split; arrays [models, splits]."""
+    """What each model says about the snapshots after each split; arrays [models, splits].
+
+    If no model can see a change of the smallest size that counts, only after the shortest one.
+    """
 
     score: Array  # normal score of the best change, positive upward; NaN where a model is silent
     effect: Array  # size of that change at the last snapshot, in units of the series
@@ -87,11 +90,14 @@ def forecasts(
     floor: float,
     ar: float = _CORRELATIONS[0],
     frequency: float = _FREQUENCIES[0],
+    least: float = 0.0,
 ) -> Forecasts:
-    """Fit every model before every split and compare what came after it."""
+    """Fit every model before every split and compare what came after it, if it may be ``least``."""
     # snapshots are about one apart in x; frequency is in cycles a snapshot, ar is of lasting noise
     z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
-    grid, frame = _Grid(z.tobytes(), ar, frequency * (x[-1] - x[0])), _Frame(len(x))
+    grid = _Grid(z.tobytes(), ar, frequency * (x[-1] - x[0]))
+    num = 1 if grid.is_less(y, floor, least) else len(SPLITS)
+    frame = _Frame(len(x), num)
     target = (grid.whitening @ y)[:, None, :]
     fit, sd = _robust_fit(grid, frame, target, floor)
     errors = (target - fit @ grid.design)[..., -_LATEST:]
@@ -100,12 +106,12 @@ def forecasts(
     return Forecasts(np.where(frame.says, score, math.nan), effect, width, sd, plain)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 class _Frame:
     """All that the number of snapshots alone decides, for each of m models and s splits of n."""
 
-    def __init__(self, n: int) -> None:
-        age, splits = np.arange(n)[::-1], np.array(SPLITS)[:, None]
+    def __init__(self, n: int, num_splits: int = len(SPLITS)) -> None:
+        age, splits = np.arange(n)[::-1], np.array(SPLITS[:num_splits])[:, None]
         limits = splits + np.array([model.num_fitted for model in MODELS])[:, None, None]
         before = (age >= splits) & (age < limits)
         count = before.sum(axis=-1)
@@ -153,6 +159,20 @@ class _Grid:
         matched = shape - late_t @ np.linalg.solve(gram + late @ late_t, late @ shape)
         self.matched = np.ascontiguousarray(matched.swapaxes(-1, -2))
         self.power: Array = (matched * shape).sum(axis=-2)
+        # [m, n, n] and [m]: makes what a line leaves, whitened, and how large a change that one of
+        # length 1 can show at most: a fit follows it once, and in two turns what is cut of that,
+        # which is 1 long and then, of residuals in parts, the root of 2
+        line = np.linalg.qr(self.basis[:, :2])[0]
+        self.left = self.whitening @ (np.eye(len(z)) - line @ line.T)
+        weights = self.matched / self.power[..., None]
+        followed = np.linalg.norm(weights @ late_t @ self.solver, axis=-1)
+        most = np.linalg.norm(weights, axis=-1) + (2.0 + math.sqrt(2.0)) * followed
+        self.most = most.max(axis=(1, 2)) if frame.says.all() else math.inf
+
+    def is_less(self, y: Array, floor: float, least: float) -> bool:
+        """Whether each model's change is certain to be smaller, after any split."""
+        lengths = np.sqrt(np.square(self.left @ y).sum(axis=-1)) + floor  # of rounding
+        return bool((self.most * lengths).max() < least)
 
 
 def season_of(x: Array, y: Array) -> float:
@@ -189,9 +209,9 @@ def _whitening(n: int, ar: float) -> Array:
 
 def _robust_fit(grid: _Grid, frame: _Frame, target: Array, floor: float) -> tuple[Array, Array]:
     """Coefficients and standard deviation of a snapshot, twice winsorised."""
-    values, used = target * frame.used, frame.used
+    values, used, solver = target * frame.used, frame.used, grid.solver[:, : frame.used.shape[1]]
     for turn in (1, 2, 3):
-        fit = (grid.solver @ values[..., None])[..., 0]
+        fit = (solver @ values[..., None])[..., 0]
         values = fit @ grid.design
         cut = target - values
         sizes = np.abs(cut)
@@ -212,8 +232,10 @@ def _robust_fit(grid: _Grid, frame: _Frame, target: Array, floor: float) -> tupl
 
 def _matched(grid: _Grid, frame: _Frame, errors: Array, sd: Array) -> tuple[Array, Array, Array]:
     """Score, effect and standard error of the better of the two templates."""
-    effect = (grid.matched @ errors[..., None])[..., 0] / grid.power
-    width = sd[..., None] / np.sqrt(grid.power)
+    num = errors.shape[1]
+    power = grid.power[:, :num]
+    effect = (grid.matched[:, :num] @ errors[..., None])[..., 0] / power
+    width = sd[..., None] / np.sqrt(power)
     score = normal_score(effect / width, frame.nu[..., None])
     is_ramp = np.abs(score[..., 1]) > np.abs(score[..., 0])
     score, effect, width = [np.where(is_ramp, v[..., 1], v[..., 0]) for v in (score, effect, width)]
@@ -246,8 +268,10 @@ class Jumps:
         grid, rho = _grid(y), _lasting(y)
         floor = max(grid / math.sqrt(12.0), _LEAST * max(limits.min_effect, float(np.abs(y).max())))
         known = min(_CORRELATIONS, key=lambda ar: abs(ar - rho))
-        seen = forecasts(x, y, floor, known, season_of(x, y))
         min_effect = max(limits.min_effect, grid)
+        seen = forecasts(x, y, floor, known, season_of(x, y), HALF * min_effect)
+        if seen.score.shape[1] < len(SPLITS):
+            return self._with(seen, 0.0), []
         # how much each model is believed as of the snapshot before each split
         beliefs = self.beliefs[np.maximum(len(self.beliefs) - np.array(SPLITS), 0)]
         weights = np.exp(beliefs - beliefs.max(axis=1, keepdims=True))
