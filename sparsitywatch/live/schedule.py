@@ -394,15 +394,20 @@ class BudgetedSchedule:
         self._attached_at = self.budget.now()
         self._attach_s = math.nan
 
-    def due(self, step: int, *, is_busy: bool, is_apart: bool = False) -> Due | None:
+    def due(
+        self, step: int, *, is_busy: bool, is_apart: bool = False, is_new: bool = False
+    ) -> Due | None:
         """What to measure after ``step``; None where no rank wants anything, whatever it saw."""
         self.budget.start()
+        if is_new and not self.last_step and self.budget.max_overhead is not None:
+            self.budget.apart.add(step)  # the first one of a log: else no number comes soon
         self.last_step = step
         self._num_steps += 1
-        if not self.schedule(step):
-            return Due.NOTHING if self.schedule.is_due_after_alert(step) else None
+        is_due = self.schedule(step)
         if step in self.budget.apart:
             return Due.EVERYTHING
+        if not is_due:
+            return Due.NOTHING if self.schedule.is_due_after_alert(step) else None
         if is_busy and self.budget.max_overhead is not None:  # else it is to wait
             self._num_owed += _NUM_OWED * is_apart
             return self._leave_out(_BUSY)
@@ -415,6 +420,11 @@ class BudgetedSchedule:
             return Due.WEIGHTS
         self._explain_once(Due.WEIGHTS, step)
         return self._leave_out(_UNPAID)
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether one after the latest step is done before the next, which comes soon."""
+        return self.last_step in self.schedule.first_looks
 
     def _leave_out(self, why: str, number: int = 1) -> Due:
         self.left_out[why] += number
@@ -448,7 +458,9 @@ class BudgetedSchedule:
     def attached(self) -> None:
         """Say what the attach took, and what is to be expected."""
         self._attach_s = self.budget.now() - self._attached_at
-        told = self._prices() if self.budget.max_overhead else "everything that is due is done"
+        told = "everything that is due is done"
+        if self.budget.max_overhead is not None:
+            told = f"{self._prices()}; the first step takes them beside `max_overhead`"
         _logger.info("sparsitywatch: the attach took %.2g s; %s", self._attach_s, told)
 
     def describe(self, step: int) -> str:
@@ -486,9 +498,9 @@ class BudgetedSchedule:
 
     def made_up(self, records: Sequence[Record], step: int) -> Due:
         """What of that left out since the last snapshot is paid for at the end, at ``step``."""
-        last_look = max(self.schedule.first_looks, default=-1)
-        if all(record.step <= last_look for record in records) and self.schedule.first_looks:
-            self.budget.apart.add(step)  # a script that ends before its first usual one
+        looks = self.budget.apart
+        if looks and all(record.step <= max(looks) for record in records):
+            looks.add(step)  # a training that ends before its first usual one
             return Due.EVERYTHING
         if not self.num_left_out and not (records and records[-1].not_evaluated):
             return Due.NOTHING

@@ -311,11 +311,13 @@ class SnapshotTaker:
                     said = outcome or measured()
             except BaseException as error:  # noqa: BLE001 sorted by _failed
                 said = self._failed(step, error, not_evaluated)
+            is_apart = step in self._budget.apart
+            beside_s = -front_s() if is_apart else behind_s() + self.behind.lost_s
             record = record_of(
                 *said,
                 stall_s=front_s(),
                 publish_s=self.pipeline.publish_s,
-                overhead=self._budget.overhead(behind_s() + self.behind.lost_s),
+                overhead=self._budget.overhead(beside_s),
                 num_left_out=num_left_out,
                 num_evaluations_left_out=int(bool(not_evaluated)),
             )

@@ -109,8 +109,9 @@ def watch(
         max_overhead: largest share of the wall time that the watch may take, in (0, 1], from the
             first step to the end of ``close``. What is due is left out, and counted, until it
             is paid for. A fifth of it is for snapshots of the weights, which are cheap, the rest
-            for evaluating the proxy, so that the one never waits for the other. None: everything
-            that is due is done.
+            for evaluating the proxy, so that the one never waits for the other. Beside it come a
+            first look, after the first step of a new log, and one at the end of a training that
+            has no other. None: everything that is due is done.
         background: measure and write behind the training what needs neither the model nor
             the optimizer; False: finish every snapshot before the training goes on. Either way
             ``on_event`` and ``on_record`` are called in the training's thread, at a later

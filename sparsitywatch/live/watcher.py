@@ -505,8 +505,8 @@ class Watcher:
             self._report()
         if num_steps > 1:
             self._schedule.miss(range(before + 1, step))
-        is_apart = is_busy and self._taker.behind.is_on
-        due = self._schedule.due(step, is_busy=is_busy, is_apart=is_apart)
+        is_apart, is_new = is_busy and self._taker.behind.is_on, not self._pipeline.records
+        due = self._schedule.due(step, is_busy=is_busy, is_apart=is_apart, is_new=is_new)
         # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
         decided = Due.NOTHING if due is None else Due(self._ranks.decide(f"step {step}", due))
         self._measure(decided)
@@ -515,8 +515,7 @@ class Watcher:
         """Take what is due, now or where the weights are used; see whether they are written to."""
         waits = self._ranks.is_alone and not self._trace.is_said
         if now := self._next_use.due_now(due, self.step_count) if waits else due:
-            is_apart = self.step_count in self._budget.apart  # the next may come before it is done
-            self._take(now, behind=self._background and not is_apart)
+            self._take(now, behind=self._background and not self._schedule.is_waited_for)
         if waits:
             self._next_use.wait(self._before_use, is_due=bool(due))
         if self._trace.one_step.waits(is_due=bool(due)):

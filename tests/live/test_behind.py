@@ -105,13 +105,13 @@ def test_the_training_goes_on_and_what_asks_for_records_waits(tmp_path: Path) ->
         assert seen == []
         gate.open()
         state = watcher.state_dict()
-        assert steps_of(watcher._pipeline.records) == [2]
-        assert (state["step"], state["optimizer"]["motion"]["step"]) == (7, 2)
+        assert steps_of(watcher._pipeline.records) == [1]
+        assert (state["step"], state["optimizer"]["motion"]["step"]) == (7, 1)
         trial.run.train(1)
-    assert steps_of(seen) == [2, 8]
-    # two were left out, so that eight of the weights come before another evaluation
+    assert steps_of(seen) == [1, 8]
+    # three were left out, so that twelve of the weights come before another evaluation
     assert [record.curve is None for record in seen] == [False, True]
-    assert seen[1].cost.num_left_out == 2
+    assert seen[1].cost.num_left_out == 3
 
 
 def test_without_a_limit_one_that_is_due_waits(tmp_path: Path) -> None:

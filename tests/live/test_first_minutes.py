@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from contracts import fake_run
+from contracts.watched import Run
 from torch import nn
 
 import sparsitywatch as sw
@@ -136,6 +137,59 @@ def test_a_table_for_a_notebook_is_escaped() -> None:
         "<table><caption>&lt;b&gt;</caption><tr><td>&lt;script&gt;alert(1)&lt;/script&gt;</td>"
         "<td>\\x1b[2J https://h/x?...</td></tr></table>"
     )
+
+
+# ------------------------------------------------------------------ the first number
+
+
+def steps_and_evaluated(watcher: sw.Watcher) -> list[tuple[int, bool]]:
+    return [(record.step, record.curve is not None) for record in watcher.records]
+
+
+@pytest.mark.parametrize("has_proxy", [True, False])
+@pytest.mark.parametrize("every", [2, 50, 500, sw.adaptive(50), lambda step: step % 50 == 0])
+def test_a_training_that_pays_for_nothing_has_its_first_and_its_last_number(
+    every: Any, has_proxy: bool
+) -> None:
+    run = Run()
+    proxy = {} if has_proxy else {"proxy": None}
+    with run.watch(None, every=every, max_overhead=1e-6, **proxy) as watcher:
+        run.train(120)
+        assert steps_and_evaluated(watcher) == [(1, has_proxy)]
+    assert steps_and_evaluated(watcher) == [(1, has_proxy), (120, has_proxy)]
+
+
+def test_the_first_look_is_after_the_first_step_that_is_seen(tmp_path: Path) -> None:
+    run = Run()
+    run.train(7)
+    with run.watch(tmp_path, every=500, max_overhead=1e-6) as watcher:
+        run.train(2)
+        saved = run.checkpoint(watcher)
+    assert steps_and_evaluated(watcher)[0] == (8, True)
+    for state in (saved["watch"], {}):  # a log that is gone on with has its first number
+        resumed = Run.resumed(saved)
+        with resumed.watch(tmp_path, every=500, max_overhead=1e-6) as watcher:
+            if state:
+                watcher.load_state_dict(state)
+            resumed.train(1)
+        assert [record.step for record in watcher.records if record.step > 9] == []
+
+
+def test_a_loop_that_says_its_steps_has_a_first_look() -> None:
+    run = Run()
+    with run.watch(None, every=500, optimizer=None, max_overhead=1e-6) as watcher:
+        for _ in range(3):
+            with torch.no_grad():
+                run.model[0].weight.mul_(0.9)
+            watcher.step()
+    assert steps_and_evaluated(watcher) == [(1, True), (3, True)]
+
+
+def test_without_a_limit_snapshots_come_as_asked_for() -> None:
+    run = Run()
+    with run.watch(None, every=5, max_overhead=None) as watcher:
+        run.train(11)
+    assert [record.step for record in watcher.records] == [5, 10]
 
 
 # ------------------------------------------------------------------ patterns by name
