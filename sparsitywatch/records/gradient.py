@@ -48,4 +48,4 @@ class Gradient:
         far = max(known, key=lambda block: abs(math.log(block.change)), default=None)
         if far is None or 1.0 / _OUT_OF_LINE < far.change < _OUT_OF_LINE:
             return ""
-        return f"gradient norm of {printable(far.name)} {far.change:.3g} times its usual"
+        return f"gradient norm of block {printable(far.name)} at {far.change:.3g} times its usual"

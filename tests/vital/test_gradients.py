@@ -169,8 +169,8 @@ def test_a_run_that_is_resumed_tells_what_a_whole_one_tells() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [((1.0, 0.5, 2.9), ""), ((1.0, 4.0, 0.2), "gradient norm of h.2 0.2 times its usual"),
-     ((math.nan, 0.0, 12.34), "gradient norm of h.2 12.3 times its usual"), ((), "")],
+    [((1.0, 0.5, 2.9), ""), ((1.0, 4.0, 0.2), "gradient norm of block h.2 at 0.2 times its usual"),
+     ((math.nan, 0.0, 12.34), "gradient norm of block h.2 at 12.3 times its usual"), ((), "")],
 )  # fmt: skip
 def test_status_names_the_block_that_is_farthest_from_its_own_past(
     changes: tuple[float, ...], words: str
