@@ -321,6 +321,10 @@ SERIES = (
     Series("xray/unreached", "xray.num_unreached", "count", "layers that no example reached",
            "Layers that ran for no held-out example, beside others of their list that did: experts "
            "that no token is routed to.", is_chart=True),
+    Series("xray/max_violation", "xray.max_violation", "ratio", "overload of the busiest expert",
+           "Held-out positions that the busiest expert of a layer gets beyond the mean of all, "
+           "divided by that mean, of the layer where it is largest: MaxVio (Wang et al. 2024, "
+           "arXiv 2408.15664). 0: all get as many.", is_chart=True),
     # the watch itself
     Series("watch/valid", "valid", "0 or 1", "whether the snapshot is valid",
            "0 where a measurement failed or contradicted itself; records.jsonl says why.",

@@ -1,4 +1,4 @@
-"""What the dense forward shows beside the value: dead units, signs, massive activations.
+"""What the dense forward shows beside the value: dead units, signs, massive outputs, experts.
 
 Hooks on the layers of the copy that is evaluated, on its dense pass alone, count what comes in and
 look for the largest number that comes out. They change nothing, and are gone after the pass. A unit
@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -50,6 +51,8 @@ _Call = tuple[int, torch.Tensor, torch.Tensor, torch.Tensor | None]
 #: How many positions a sample has, which positions count, and the index of the sample.
 _Places = tuple[int, torch.Tensor | None, tuple[Any, ...]]
 _LAST_NUMBER = re.compile(r"\.\d+\.(?!.*\.\d+\.)")
+#: A list of experts, and the number of one in it.
+_EXPERT = re.compile(r"(.*expert[^.]*)\.(\d+)\.")
 
 
 @dataclass(eq=False)
@@ -64,7 +67,7 @@ class _Layer:
     largest: torch.Tensor  # magnitude of each unit, float32 [units]
     least: float = 0.0  # of these; what a unit proves for one batch it proves for others
     calls: list[tuple[int, _Call]] = field(default_factory=list)  # by place of its batch
-    reached: np.ndarray | None = None  # of packed experts: those that examples came to, int64
+    load: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))  # positions that count
 
 
 class Lens:
@@ -103,10 +106,7 @@ class Lens:
         if self._place is None or self._reason or not args or not _is_plain(args[0]):
             return
         try:
-            if layer.reached is not None and len(args) > 1:  # the router's choice for each position
-                chosen = np.unique(args[1].cpu().numpy())
-                layer.reached[chosen[chosen < len(layer.reached)]] = 1
-            numbers = self._seen(layer, args[0].detach(), out)
+            numbers = self._seen(layer, args[0].detach(), out, args[1] if len(args) > 1 else None)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -115,7 +115,7 @@ class Lens:
         if numbers is not None:
             layer.calls.append((self._place, numbers))
 
-    def _seen(self, layer: _Layer, inputs: torch.Tensor, out: Any) -> _Call | None:
+    def _seen(self, layer: _Layer, inputs: torch.Tensor, out: Any, routes: Any) -> _Call | None:
         """The numbers of a call; None where no position counts."""
         # after a layer has run each operation is slow, whatever its size: few of them
         units, axis = len(layer.positive), layer.channels
@@ -125,6 +125,7 @@ class Lens:
         count, rows, sample = self._counting(given, axis)
         if not count:
             return None
+        layer.load += _load(routes, rows, given.numel() // units, len(layer.load))
         some = given[sample].float()
         norm = torch.linalg.vector_norm(some)
         # of most units a sample proves that they live, once; elsewhere to ask would be to wait
@@ -197,18 +198,22 @@ class Lens:
         beside = {_LAST_NUMBER.sub(".*.", name) for name in found.names}
         idle = [name for name in self._layers if name not in set(found.names)]
         unreached = [name for name in idle if _LAST_NUMBER.sub(".*.", name) in beside]
-        for name, layer in self._layers.items():
-            if layer.reached is not None:
-                left = np.flatnonzero(ranks.highest(layer.reached) == 0).tolist()
-                unreached += [f"{name}[{expert}]" for expert in left if name in found.names]
+        load = ranks.sum(np.concatenate([layer.load for layer in layers]))
+        loads = np.split(load, np.cumsum([len(layer.load) for layer in layers])[:-1])
+        of_layers = dict(zip(self._layers, loads, strict=True))
+        for name, load in of_layers.items():  # where no router says it, none is told
+            left = np.flatnonzero(load == 0).tolist() if load.any() else []
+            unreached += [f"{name}[{expert}]" for expert in left]
+        experts = _by_expert(of_layers)
         known = {*found.names, *unreached}
         return XRay(
-            **_summed(found),
+            **_summed(found, experts),
             num_super_weights=float(len(super_weights)),
             num_unreached=float(len(unreached)),
             super_weights=super_weights,
             unreached=tuple(unreached[:_MAX_NAMES]),
             unseen=tuple(name for name in self._in_scope if name not in known)[:_MAX_NAMES],
+            expert_load=dict(islice(experts.items(), _MAX_NAMES)),
             layers=found,
         )
 
@@ -272,9 +277,37 @@ def _packed(path: str, module: nn.Module, in_scope: set[str]) -> dict[str, _Laye
     for name, stack in list(stacks.items())[: max(1, len(stacks) - 1)]:
         units = stack.shape[axis]
         empty = torch.zeros(units, dtype=torch.int64), torch.zeros(units)
-        reached = np.zeros(len(stack), np.int64)
-        found[name] = _Layer(module, axis, -1, False, *empty, reached=reached)
+        load = np.zeros(len(stack), np.int64)
+        found[name] = _Layer(module, axis, -1, False, *empty, load=load)
     return found
+
+
+def _load(
+    routes: Any, rows: torch.Tensor | None, num_positions: int, num_experts: int
+) -> np.ndarray:
+    """Positions that count, by expert; zeros of a stack that gets no router's choice with them."""
+    if num_experts == 1:
+        return np.array([num_positions if rows is None else len(rows)])
+    is_choice = isinstance(routes, torch.Tensor) and routes.dtype in (torch.int64, torch.int32)
+    if not is_choice or routes.ndim < 2 or routes.shape[:-1].numel() != num_positions:
+        return np.zeros(num_experts, np.int64)
+    chosen = routes.flatten(0, -2)
+    every = (chosen if rows is None else chosen[rows]).cpu().numpy().ravel()
+    known = every[(every >= 0) & (every < num_experts)]  # others are of other ranks
+    return np.bincount(known, minlength=num_experts)
+
+
+def _by_expert(loads: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """What each expert got, by its stack or list; of those to which anything came."""
+    found: dict[str, dict[int, int]] = {}
+    for name, load in loads.items():
+        listed = _EXPERT.match(name)
+        if len(load) > 1:
+            found[name.rpartition(".")[0]] = dict(enumerate(load.tolist()))
+        elif listed:
+            own, number = found.setdefault(listed[1], {}), int(listed[2])
+            own[number] = max(own.get(number, 0), int(load[0]))
+    return {path: tuple(own.values()) for path, own in found.items() if sum(own.values())}
 
 
 def _is_plain(tensor: Any) -> TypeGuard[torch.Tensor]:
@@ -332,14 +365,16 @@ def _short(x: float) -> float:
     return math.nan if math.isnan(x) else float(f"{x:.9g}")
 
 
-def _summed(layers: XRayLayers) -> dict[str, Any]:
+def _summed(layers: XRayLayers, experts: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """What stands for all layers: means, and the layer where it is worst."""
     dead = [(x, n) for x, n in zip(layers.dead, layers.num_units, strict=True) if x == x]
     signs = [x for x in layers.sign_diversity if x == x]
+    above = (max(load) * len(load) / sum(load) - 1.0 for load in experts.values())
     found = {
         "dead": sum(x * n for x, n in dead) / sum(n for _, n in dead) if dead else math.nan,
         "dead_units": max((x for x, _ in dead), default=math.nan),
         "sign_diversity": sum(signs) / len(signs) if signs else math.nan,
         "massive": max((x for x in layers.massive if x == x), default=math.nan),
+        "max_violation": max(above, default=math.nan),
     }
     return {name: _short(x) for name, x in found.items()}

@@ -445,7 +445,20 @@ def details_of(run: Run, *, for_file: bool) -> dict[str, Any]:
     return {
         "maps": maps(run, chosen(run, max(most, 24))),
         "magnitudes": magnitudes(run, chosen(run, max(deep, 12))),
+        "experts": experts(run),
     }
+
+
+def experts(run: Run) -> dict[str, Any] | None:
+    """Positions that came to each expert, by layer and snapshot; None without experts."""
+    known = [None if r.xray is None else r.xray.expert_load or None for r in run.records]
+    names = list(dict.fromkeys(name for loads in known for name in loads or ()))
+    most = max((sum(map(len, loads.values())) for loads in known if loads), default=1)
+    kept = chosen(run, max(_MAX_MAGNITUDES // most, 12))
+    found = [(i, loads) for i in kept if (loads := known[i]) is not None]
+    by_layer = [[list(loads.get(name, ())) for _, loads in found] for name in names]
+    own = [printable(name) for name in names]
+    return {"columns": [i for i, _ in found], "names": own, "loads": by_layer} if found else None
 
 
 def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:

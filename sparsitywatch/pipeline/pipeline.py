@@ -305,7 +305,8 @@ class History:
             self._first_steps.setdefault(record.fingerprint, record.step)
         if len(self.records) > LAYERS_KEPT:
             old = -LAYERS_KEPT - 1
-            xray = (x := self.records[old].xray) and dataclasses.replace(x, layers=XRayLayers())
+            x, none = self.records[old].xray, XRayLayers()
+            xray = x and dataclasses.replace(x, layers=none, expert_load={})
             self.records[old] = dataclasses.replace(self.records[old], layers=(), xray=xray)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _NAN = math.nan
@@ -35,6 +36,7 @@ class XRay:
     massive: float = _NAN  # of the layer where it is largest
     num_super_weights: float = _NAN
     num_unreached: float = _NAN
+    max_violation: float = _NAN  # of the mixture of experts whose load is least even
     #: Weights that make most of a massive activation by themselves: "tensor[row, col]".
     super_weights: tuple[str, ...] = ()
     #: Layers that no example reached, beside others of their list that some did.
@@ -42,4 +44,6 @@ class XRay:
     #: In-scope tensors whose layers could not be looked at; and why none could, if so.
     unseen: tuple[str, ...] = ()
     reason: str = ""
+    #: Positions that count and came to each expert, by its stack or list; of the first 100.
+    expert_load: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     layers: XRayLayers = field(default_factory=XRayLayers, repr=False)

@@ -219,9 +219,11 @@ def _xray(tensors: list[str], broken: float) -> XRay:
         massive=1200.0,
         num_super_weights=1.0,
         num_unreached=1.0,
+        max_violation=1.0,
         super_weights=(f"{tensors[-1]}[5, 17]",),
         unreached=(tensors[0],),
         unseen=(tensors[-1],),
+        expert_load={"bert.experts": (30, 0, 10, 20)},
         layers=layers,
     )
 

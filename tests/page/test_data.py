@@ -214,7 +214,7 @@ def test_a_run_without_a_snapshot_has_a_page(make_page: Make) -> None:
     assert page.data["steps"] == []
     assert page.data["taken"] == "No snapshot has been taken yet."
     maps = {"columns": [], "level": None, "labels": OF_TENSORS, "rows": {}}
-    assert page.details == {"maps": maps, "magnitudes": None}
+    assert page.details == {"maps": maps, "magnitudes": None, "experts": None}
 
 
 # ------------------------------------------------------------------ by tensor

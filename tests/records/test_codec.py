@@ -100,7 +100,12 @@ RECORDS = plain(
     layers=st.lists(plain(LayerShare, near_zero=RULES), max_size=2).map(tuple),
     replicas=st.none() | plain(Replicas),
     source=st.none() | plain(Source, contents=st.lists(plain(Content), max_size=2).map(tuple)),
-    xray=st.none() | plain(XRay, layers=plain(XRayLayers)),
+    xray=st.none()
+    | plain(
+        XRay,
+        layers=plain(XRayLayers),
+        expert_load=st.dictionaries(NAMES, st.lists(COUNTS, max_size=3).map(tuple), max_size=2),
+    ),
     vital=st.none()
     | plain(
         Vital,

@@ -26,7 +26,7 @@ from sparsitywatch.sinks.tensorboard import FIRST, LAST, LEADING, OTHER_TAGS, Te
 PAGE = Path(__file__).parents[2] / "docs" / "tags.md"
 DOCS = PAGE.read_text()
 #: fields whose keys are names from the run
-MAPPINGS = ("near_zero", "initial_rms")
+MAPPINGS = ("near_zero", "initial_rms", "xray.expert_load")
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,9 @@
  * Magnitudes: by tensor and column the thousandths of the weights up to each end (log10); of all
  * tensors together the millionths.
  * @typedef {{columns: number[], ends: number[], below: number[][][], all: number[][]}} Magnitudes
- * @typedef {{maps: Maps, magnitudes: Magnitudes | null}} Details
+ * Experts: positions that came to each of a layer, by layer and column; empty where nothing was measured.
+ * @typedef {{columns: number[], names: string[], loads: number[][][]}} Experts
+ * @typedef {{maps: Maps, magnitudes: Magnitudes | null, experts: Experts | null}} Details
  * @typedef {{name: string, version: string}} RunName
  * @typedef {{state: string, badge: string, headline: string, last: string, time: number | null, heard: number, events: number}} Summary
  * @typedef {{live: boolean, runs: () => Promise<RunName[]>,

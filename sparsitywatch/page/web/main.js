@@ -4,7 +4,7 @@
 import { Charts, download, moreOf, panelsOf, stripOf } from "./charts.js";
 import { bySeed, csv, hoursOf, matching, nearest } from "./data.js";
 import { capital, h, percent } from "./format.js";
-import { Heatmap, drawHistogram, meanOf, power, rowsOf, scale } from "./tensors.js";
+import { Heatmap, drawExperts, drawHistogram, meanOf, power, rowsOf, scale } from "./tensors.js";
 import { byNeed, drawCost, events, foot, header, runTable, spikePicture, tiles } from "./view.js";
 
 /**
@@ -267,9 +267,10 @@ export class Page {
     this.cost = data.curves.length ? h("section", { class: "removal" }) : null;
     const side = h("aside", {}, events(data, (event) => this.pin(event.seen)), this.cost ?? "");
     this.map = h("section", { class: "tensors", id: "tensors" });
+    this.experts = h("section", { class: "tensors", id: "experts" });
     this.surface = h("section", { class: "tensors", id: "thresholds" });
     const left = h("div", { class: "left" }, this.tools(), plots);
-    this.root.replaceChildren(top, h("main", {}, tiles(data), h("div", { class: "grid" }, side, left), spikePicture(data), this.map, this.surface, below));
+    this.root.replaceChildren(top, h("main", {}, tiles(data), h("div", { class: "grid" }, side, left), spikePicture(data), this.map, this.experts, this.surface, below));
     for (const { id, open } of folds) document.getElementById(id)?.toggleAttribute("open", open);
     if (isTyping) this.input?.focus();
     this.drawCharts();
@@ -506,6 +507,7 @@ export class Page {
     this.heatmap?.show(step);
     this.thresholds?.show(step);
     if (this.cost) drawCost(this.cost, data, step);
+    if (this.experts && this.details?.experts) drawExperts(this.experts, this.details.experts, data, step, this.whose);
   }
 
   /** @param {KeyboardEvent} e */
@@ -557,6 +559,7 @@ export class Page {
     this.fillStrip();
     this.buildMap();
     this.buildThresholds();
+    this.update();
   }
 
   buildMap() {

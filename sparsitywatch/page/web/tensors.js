@@ -283,6 +283,34 @@ export function drawHistogram(root, name, magnitudes, tensor, data, step, close)
   );
 }
 
+/**
+ * What came to each expert of each layer at a snapshot, beside the busiest one.
+ * @param {HTMLElement} root @param {import("./data.js").Experts} experts @param {PageData} data @param {number} step @param {string} whose
+ */
+export function drawExperts(root, { columns, names, loads }, data, step, whose) {
+  const steps = columns.map((i) => data.steps[i] ?? 0);
+  const t = nearest(steps, step);
+  const key = `${columns.length} ${t}`;
+  if (root.dataset.column === key) return;
+  root.dataset.column = key;
+  const own = loads.map((load) => load[t]);
+  const tops = own.map((load) => Math.max(1, ...load));
+  const rows = names.map((label, i) => ({ label: `${label}: ${percent(tops[i] / Math.max(1, own[i].reduce((a, b) => a + b, 0)))} to expert ${own[i].indexOf(tops[i])}`,
+    real: label, key: label, member: [i], isGroup: true }));
+  const numbers = own.reduce((a, b) => (b.length > a.length ? b : a)).map((_, expert) => expert);
+  const [place, chosen] = [h("div", {}), h("b", {}, "0")];
+  const hover = (/** @type {number | null} */ expert) => {
+    chosen.textContent = String(expert ?? chosen.textContent);
+    map.show(Number(chosen.textContent));
+  };
+  /** @type {Heatmap} */
+  const map = new Heatmap(place, { open: () => undefined, pin: () => undefined, hover },
+    { name: "experts", label: "Every expert" });
+  root.replaceChildren(h("h2", {}, `Load of the experts${whose} at ${numbered(data, steps[t])} `, h("small", {}, "positions of held-out examples that each got; beside a name, what the busiest got of all")),
+    h("p", { class: "legend" }, "beside the busiest of its layer:", scale(root), `. Experts 0 to ${numbers.length - 1} from left to right; the number at the right is of expert `, chosen), place);
+  map.draw(numbers, own.map((load, i) => load.map((x) => Math.round((1000 * x) / tops[i]))), rows, [-0.5, numbers.length - 0.5], "");
+}
+
 /** @param {number} log */
 export function power(log) {
   return significant(10 ** log, 2);
