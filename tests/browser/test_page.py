@@ -239,6 +239,23 @@ def test_one_more_chart_has_ten_choices_in_groups(open_page: Open, report: Path)
     expect_text(page, "[data-chart=other] h2", "Weights that changed sign")
 
 
+@pytest.mark.parametrize("viewport", [WIDE, PHONE])
+def test_the_load_of_experts_at_the_cursor(
+    open_page: Open, report: Path, viewport: dict[str, int]
+) -> None:
+    page = open_page(report.as_uri(), viewport=viewport)
+    expect_text(page, "#experts", "bert.experts: 50 % to expert 0")  # 30 of 60
+    cells = page.locator("#experts .cells canvas")
+    box = cells.bounding_box()
+    cells.hover(position={"x": 0.6 * box["width"], "y": 5})
+    expect_text(page, "#experts .legend", "of expert 2")
+    row = cells.evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, 1).data]")
+    places = [4 * int(x * len(row) / 4) for x in (0.1, 0.4, 0.6, 0.9)]
+    seen = [n for at in places for n in row[at : at + 4]]
+    wanted = [n for x in (1, 0, 1 / 3, 2 / 3) for n in (*pale_to_dark(math.sqrt(x)), 255)]
+    assert seen == pytest.approx(wanted, abs=3)
+
+
 def test_every_threshold_and_a_click_on_one(open_page: Open, report: Path) -> None:
     page = open_page(report.as_uri())
     expect_text(page, ".surface", "|w| ≤ 0.01")

@@ -19,7 +19,7 @@ from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page import data as page_data_module
 from sparsitywatch.page.data import MAX_SNAPSHOTS, chosen, cumulative, details_of, page_data
-from sparsitywatch.records import LAYER_NUMBERS, Dormant, SparsityCurve
+from sparsitywatch.records import LAYER_NUMBERS, Dormant, Record, SparsityCurve
 from sparsitywatch.series import OF_TENSORS
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
@@ -343,6 +343,24 @@ def test_a_map_of_what_is_essential_of_each_tensor_alone() -> None:
     rows = details_of(Run([replace(record, alone=alone)]), for_file=True)["maps"]["rows"]
     assert next(iter(rows)) == "alone"  # is asked for, so it is shown first
     assert rows["alone"] == [[-1], *[[625]] * 11]
+
+
+def test_the_load_of_experts_by_layer_and_snapshot() -> None:
+    def record(step: int, **load: tuple[int, ...]) -> Record:
+        one = fake_run.look(step)[0]
+        assert one.xray is not None
+        return replace(one, xray=replace(one.xray, expert_load=load))
+
+    without = replace(fake_run.look(20)[0], xray=None)
+    records = [record(10, a=(3, 0), b=(1, 2, 3)), without, record(30, b=(4, 5, 6))]
+    assert details_of(Run(records), for_file=True)["experts"] == {
+        "columns": [0, 2],
+        "names": ["a", "b"],
+        "loads": [[[3, 0], []], [[1, 2, 3], [4, 5, 6]]],
+    }
+    many = [record(10 * i, a=(1,) * 3000) for i in range(100)]
+    assert len(details_of(Run(many), for_file=False)["experts"]["columns"]) == 120_000 // 3000
+    assert details_of(Run([without]), for_file=True)["experts"] is None
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ export class Heatmap {
     this.root = root;
     this.told = told;
     this.canvas = /** @type {HTMLCanvasElement} */ (h("canvas", { "aria-hidden": "true" }));
-    this.values = /** @type {HTMLCanvasElement} */ (h("canvas", { "aria-hidden": "true" }));
+    this.values = /** @type {HTMLCanvasElement} */ (h("canvas", { "aria-hidden": "true", width: VALUES })); // else no room for cells on a phone
     this.cursor = h("div", { class: "cursor" });
     this.names = h("ul", { class: "names" });
     this.body = h("div", { class: `heatmap ${look.name}`, tabindex: "0", role: "region", "aria-label": look.label },
