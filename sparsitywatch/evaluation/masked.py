@@ -11,7 +11,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -210,9 +210,17 @@ class Evaluation:
         with self._looked_at(self._masks.dense(), names, looks) as copied:
             if not self._pattern.needs_inputs:
                 return self._proxy.values(*copied)
-            inputs, values = inputs_on(self._proxy, copied, names, self._pattern)
+            again = weakref.WeakMethod(self._dense_again)  # cuts outlive the models
+            inputs, values = inputs_on(
+                self._proxy, copied, names, self._pattern, lambda: cast("Any", again())()
+            )
         self._weights = replace(self._weights, inputs=inputs)
         return values
+
+    def _dense_again(self) -> Runnable:
+        """The model as it is, for a further pass over the proxy."""
+        self._num_forwards += self._proxy.num_batches
+        return self._masks.dense()
 
     @contextlib.contextmanager
     def _looked_at(self, copied: Runnable, names: list[str], looks: bool) -> Iterator[Runnable]:
@@ -435,10 +443,9 @@ class Masks(ABC):
 
     def masked(self, cut: Cut) -> Runnable:
         """The model without the weights that a cut removes, until the next call."""
-        model = self.fresh(masked=True)
-        for name, dense, out in self.weights:
+        for name, dense, out in self.weights:  # for which a cut may run the dense model
             cut.prune(name, dense, out=out)
-        return model
+        return self.fresh(masked=True)
 
     @abstractmethod
     def fresh(self, *, masked: bool) -> Runnable:

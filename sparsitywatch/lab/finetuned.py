@@ -354,20 +354,28 @@ class _Work:
             return 0.0, {}
         parameters = Scope.of(model, self.scope).parameters(model)
         dense = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        axes, inputs = input_axes(model, list(dense)), None
-        if self.pattern.needs_inputs and (proxy := self.proxy) is not None:
+        axes = input_axes(model, list(dense))
 
-            def run_on(fresh: Callable[[], Runnable]) -> Inputs:
-                return inputs_on(proxy, fresh(), list(dense), self.pattern)[0]
+        def pruned(inputs: Inputs | None = None) -> dict[str, torch.Tensor]:
+            weights = Weights.of(dense, input_axes=axes, seed=run.seed, inputs=inputs)
+            (cut,) = self.pattern.cuts(weights, [run.level])
+            found = {name: torch.empty_like(tensor) for name, tensor in dense.items()}
+            for name, out in found.items():
+                cut.prune(name, dense[name], out=out)
+            return found
 
-            inputs = check_forward(model, proxy.value, run_on, proxy.ranks)
-        weights = Weights.of(dense, input_axes=axes, seed=run.seed, inputs=inputs)
-        (cut,) = self.pattern.cuts(weights, [run.level])
-        masks = {}
         with torch.no_grad():
+            if self.pattern.needs_inputs and (proxy := self.proxy) is not None:
+
+                def run_on(fresh: Callable[[], Runnable]) -> dict[str, torch.Tensor]:
+                    return pruned(inputs_on(proxy, fresh(), list(dense), self.pattern, fresh)[0])
+
+                found = check_forward(model, proxy.value, run_on, proxy.ranks)
+            else:
+                found = pruned()
             for name, parameter in parameters.items():
-                cut.prune(name, dense[name], out=parameter.data)
-                masks[name] = parameter == 0
+                parameter.copy_(found[name])
+        masks = {name: tensor == 0 for name, tensor in found.items()}
         removed = sum(int(mask.sum()) for mask in masks.values())
         return removed / sum(mask.numel() for mask in masks.values()), masks
 
@@ -377,7 +385,9 @@ class _Work:
         made_with = {
             name: value
             for name, value in getattr(self.pattern, "__dict__", {}).items()
-            if isinstance(value, int | float | str | Mapping) and not name.startswith("_")
+            if isinstance(value, int | float | str | Mapping)
+            and not name.startswith("_")
+            and name != "memory_gb"  # which changes no mask
         }
         scope = "a function" if callable(self.scope) else self.scope
         found = {

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, cast
 
@@ -18,7 +19,15 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MeasurementError
-from sparsitywatch.patterns.cuts import Combination, Inputs, Score, Scores, Shares, Weights
+from sparsitywatch.patterns.cuts import (
+    Combination,
+    Inputs,
+    Products,
+    Score,
+    Scores,
+    Shares,
+    Weights,
+)
 from sparsitywatch.patterns.selections import to_output_rows
 from sparsitywatch.proxy.batches import Runnable
 from sparsitywatch.proxy.proxy import Proxy
@@ -94,11 +103,11 @@ def matching(masks: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Ten
     return None
 
 
-class _Products:
-    """Those of one input, which several layers may get, such as query, key and value."""
+class _Added:
+    """What one input adds, which several layers may get, such as query, key and value."""
 
-    def __init__(self, inputs: Any, version: int, products: torch.Tensor) -> None:
-        self._inputs, self._version, self._products = inputs, version, products
+    def __init__(self, inputs: Any, version: int, added: torch.Tensor) -> None:
+        self._inputs, self._version, self._added = inputs, version, added
         self._sums: list[tuple[torch.Tensor | None, torch.Tensor]] = []  # before and after
 
     def is_of(self, layer: nn.Module, inputs: Any) -> bool:
@@ -106,11 +115,11 @@ class _Products:
         return inputs is self._inputs and 0 <= self._version == _version_of(layer, inputs)
 
     def added_to(self, before: torch.Tensor | None) -> torch.Tensor:
-        """A sum with these; layers whose sum was one tensor have one again."""
+        """A sum with this; layers whose sum was one tensor have one again."""
         for earlier, now in self._sums:
             if earlier is before:
                 return now
-        now = self._products if before is None else before + self._products
+        now = self._added if before is None else before + self._added
         self._sums.append((before, now))
         return now
 
@@ -126,6 +135,7 @@ def inputs_of(
     run: Callable[[], object],
     *,
     products: bool = False,
+    limit: float = math.inf,  # bytes of products, above which there are none
     masks: Sequence[torch.Tensor] = (),  # of positions, as they are when a layer runs
 ) -> Inputs:
     """What comes into the layers of some tensors while ``run`` runs the model."""
@@ -133,19 +143,23 @@ def inputs_of(
     num = dict.fromkeys(names, 0)
     squares: dict[str, torch.Tensor] = {}
     found: dict[str, torch.Tensor] = {}
-    last = _Products(None, -1, torch.empty(0))
+    last = [_Added(None, -1, torch.empty(0))]
 
     def note(name: str, layer: nn.Module, args: Any) -> None:
         vectors = _counted(name, _vectors(layer, args[0]), masks)
         vectors = vectors.to(widest(vectors.device))
         num[name] += len(vectors)
-        added = vectors.square().sum(0)
-        squares[name] = squares[name] + added if name in squares else added
-        if products:
-            nonlocal last
-            if not last.is_of(layer, args[0]):
-                last = _Products(args[0], _version_of(layer, args[0]), vectors.T @ vectors)
-            found[name] = last.added_to(found.get(name))
+        nonlocal last, products
+        if not last[0].is_of(layer, args[0]):
+            added = vectors.square().sum(0), *((vectors.T @ vectors,) if products else ())
+            last = [_Added(args[0], _version_of(layer, args[0]), one) for one in added]
+        is_more = products and name not in found
+        for one, sums in zip(last, (squares, found), strict=False):
+            sums[name] = one.added_to(sums.get(name))
+        if is_more and sum({id(one): one.nbytes for one in found.values()}.values()) > limit:
+            products = False
+            found.clear()
+            del last[1:]
 
     with contextlib.ExitStack() as stack, torch.no_grad():
         for name, layer in ((n, one) for n, held in _layers(model, names).items() for one in held):
@@ -169,23 +183,59 @@ def inputs_of(
 
 
 def inputs_on(
-    proxy: Proxy, copied: Runnable, names: Sequence[str], pattern: Combination
+    proxy: Proxy,
+    copied: Runnable,
+    names: Sequence[str],
+    pattern: Combination,
+    again: Callable[[], Runnable] | None = None,  # the same model, as no forward has left it
 ) -> tuple[Inputs, np.ndarray]:
     """What a pattern needs of the inputs on a proxy's batches; and the values of the examples."""
-    masks, values = list[torch.Tensor](), list[np.ndarray]()
+    once_more, limit = again or (lambda: copied), round(pattern.memory_gb * 1e9)
 
-    def value(model: nn.Module, batch: Any) -> torch.Tensor:
-        masks[:] = proxy.counted(batch)
-        return copied.value(model, batch)
+    def passed(copied: Runnable, names: Sequence[str], **how: Any) -> tuple[Inputs, np.ndarray]:
+        masks, values = list[torch.Tensor](), list[np.ndarray]()
 
-    inputs = inputs_of(
-        copied.module,
-        names,
-        lambda: values.append(proxy.values(copied.module, value)),
-        products=pattern.needs_inputs == "products",
-        masks=masks,
-    )
-    return inputs, values[0]
+        def value(model: nn.Module, batch: Any) -> torch.Tensor:
+            masks[:] = proxy.counted(batch)
+            return copied.value(model, batch)
+
+        def run() -> None:
+            values.append(proxy.values(copied.module, value))
+
+        return inputs_of(copied.module, names, run, masks=masks, **how), values[0]
+
+    if pattern.needs_inputs != "products":
+        return passed(copied, names)
+    inputs, values = passed(copied, names, products=True, limit=limit)
+
+    def gather(group: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        return passed(once_more(), group, products=True)[0].products
+
+    groups = _groups(names, inputs.squares, limit)
+    held = inputs.products if len(groups) == 1 else {}
+    return replace(inputs, products=Products(groups, gather, held)), values
+
+
+def _groups(
+    names: Sequence[str], squares: Mapping[str, torch.Tensor], limit: float
+) -> list[list[str]]:
+    """Layers in their order, in groups whose products take up no more bytes than the limit."""
+    groups, held = list[list[str]](), dict[int, int]()
+    for name in names:
+        own = squares[name]  # one tensor of layers that share their products
+        size = own.itemsize * len(own) ** 2
+        if size > limit:
+            raise MeasurementError(
+                f"Expected `memory_gb` to hold the products of one layer at least, got "
+                f"{limit / 1e9:g}: those of {printable(name)!r} take {size / 1e9:.4g} GB. Give the "
+                "pattern so much, or leave the layer out of `scope`."
+            )
+        held[id(own)] = size
+        if not groups or sum(held.values()) > limit:
+            groups.append([])
+            held = {id(own): size}
+        groups[-1].append(name)
+    return groups
 
 
 def widest(device: torch.device) -> torch.dtype:

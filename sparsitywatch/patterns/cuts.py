@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+T = TypeVar("T")
 
 #: Some numbers of each tensor, by its name.
 Numbers = dict[str, list[np.ndarray]]
@@ -32,6 +34,7 @@ class Combination(Protocol):
     exponent: float
     block: int
     damping: float
+    memory_gb: float
     outlier: float
     spread: float
 
@@ -39,6 +42,44 @@ class Combination(Protocol):
 def of_this_rank(find: Callable[[], Numbers]) -> Numbers:
     """What is found where a process holds all weights."""
     return find()
+
+
+class Products(Mapping[str, torch.Tensor]):
+    """Sums of products of each two input features, held of one group of layers at a time."""
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[str]],
+        gather: Callable[[Sequence[str]], Mapping[str, torch.Tensor]],
+        held: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self._groups = {name: group for group in groups for name in group}
+        self._gather, self._held = gather, dict(held or {})
+        self._made: dict[tuple[str, Any], Any] = {}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._held:
+            group = self._groups[name]
+            self._held, self._made = {}, {}  # before there are others
+            self._held = dict(self._gather(group))
+        return self._held[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def turned(self, name: str, by: Any, turn: Callable[[torch.Tensor], T]) -> T:
+        """What ``turn`` makes of the products of a layer: kept in their place, as long as they."""
+        if (name, by) not in self._made:
+            own = self[name]
+            made = turn(own)
+            for other in [other for other, one in self._held.items() if one is own]:
+                self._made[other, by] = made
+                del self._held[other]
+        found: T = self._made[name, by]
+        return found
 
 
 @dataclass(frozen=True)

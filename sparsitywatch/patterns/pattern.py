@@ -79,7 +79,7 @@ _SCORES = {
         ("layer", "global", "row", "N:M"), _lowest(criteria.ria), "squares", ("exponent",)
     ),
     "sparsegpt": _Score(
-        ("layer", "N:M"), updating_cuts, "products", ("block", "damping"), is_nested=False
+        ("layer", "N:M"), updating_cuts, "products", ("block", "damping", "memory_gb"), False
     ),
     "random": _Score(("global", "layer", "row", "N:M"), _lowest(criteria.at_random)),
 }
@@ -89,7 +89,14 @@ _ALLOCATIONS = {
     "erk": _Allocation(criteria.erk),
     "owl": _Allocation(criteria.owl, "squares", ("outlier", "spread")),
 }
-_USUAL = {"exponent": 0.5, "block": 128, "damping": 0.01, "outlier": 5.0, "spread": 0.08}
+_USUAL = {
+    "exponent": 0.5,
+    "block": 128,
+    "damping": 0.01,
+    "memory_gb": 8.0,
+    "outlier": 5.0,
+    "spread": 0.08,
+}
 
 
 class Pattern:
@@ -111,6 +118,8 @@ class Pattern:
         exponent: of the norms of the inputs, in RIA.
         block: input features that SparseGPT decides on together.
         damping: added to the diagonal of SparseGPT's moments, as a share of its mean.
+        memory_gb: of the products of inputs, in SparseGPT, held at a time, in 1e9 bytes. Where all
+            take more, each level needs further passes of the dense model; masks are the same.
         outlier: OWL's M: an outlier scores more than so many times the mean of its block.
         spread: OWL's lambda: densities differ by at most twice this.
 
@@ -139,6 +148,7 @@ class Pattern:
     needs_inputs: Literal["", "squares", "products"] = ""
     levels: Sequence[float] | None = None
     ranks: Literal["shards", "replicas", "alone"] = "replicas"
+    memory_gb = 8.0
 
     def __init__(
         self,
@@ -150,6 +160,7 @@ class Pattern:
         exponent: float = 0.5,
         block: int = 128,
         damping: float = 0.01,
+        memory_gb: float = 8.0,
         outlier: float = 5.0,
         spread: float = 0.08,
     ) -> None:
@@ -157,11 +168,11 @@ class Pattern:
             self.name = name or self.name
             return
         given = {"exponent": exponent, "block": block, "damping": damping}
-        given |= {"outlier": outlier, "spread": spread}
+        given |= {"memory_gb": memory_gb, "outlier": outlier, "spread": spread}
         self.score, self.structure = score, _checked(score, structure, allocation)
         self.allocation = allocation if isinstance(allocation, str) else dict(allocation)
         self.exponent, self.block, self.damping = exponent, block, damping
-        self.outlier, self.spread = outlier, spread
+        self.memory_gb, self.outlier, self.spread = memory_gb, outlier, spread
         self.spec = _spec(score, self.structure, self.allocation, given)
         keep, _, of = self.structure.partition(":")
         by_magnitude = re.sub(r"magnitude:(\d+):(\d+)$", r"keep_\1_of_\2", self.spec)
@@ -279,9 +290,9 @@ def _spec(score: str, structure: str, allocation: Any, given: Mapping[str, Any])
             expect_number(name, value, lambda x: 0.0 < x < math.inf, "a number > 0")
         is_owned = value == _USUAL[name] or any(name in names for names in own.values())
         expect(is_owned, name, f"left out with the score {score!r} and its allocation", value)
-    words = {}
+    words, usual = {}, _USUAL | {"memory_gb": given["memory_gb"]}  # which changes no mask
     for word, names in own.items():
-        changed = [f"{name}={given[name]:g}" for name in names if given[name] != _USUAL[name]]
+        changed = [f"{name}={given[name]:g}" for name in names if given[name] != usual[name]]
         words[word] = f"{word}({','.join(changed)})" if changed else word
     if not isinstance(allocation, str):
         text = json.dumps(allocation, sort_keys=True)
@@ -368,13 +379,22 @@ class SparseGPT(Pattern):
         block: input features that are decided on together.
         damping: added to the diagonal of the moments, as a share of its mean.
         name: what it is called in the provenance; by default with what is not as usual.
+        memory_gb: as of ``Pattern``.
 
     Raises:
-        ConfigurationError: ``block`` is less than 1 or ``damping`` not above 0.
+        ConfigurationError: ``block`` is less than 1, ``damping`` or ``memory_gb`` not above 0.
     """
 
-    def __init__(self, block: int = 128, damping: float = 0.01, name: str | None = None) -> None:
-        super().__init__("sparsegpt", "layer", name=name, block=block, damping=damping)
+    def __init__(
+        self,
+        block: int = 128,
+        damping: float = 0.01,
+        name: str | None = None,
+        memory_gb: float = 8.0,
+    ) -> None:
+        super().__init__(
+            "sparsegpt", "layer", name=name, block=block, damping=damping, memory_gb=memory_gb
+        )
 
 
 def as_pattern(pattern: str | Pattern | None, argument: str = "pattern") -> Pattern:

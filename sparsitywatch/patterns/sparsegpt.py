@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from sparsitywatch.patterns.cuts import Combination, Cut, Inputs, Shares, Weights
+from sparsitywatch.patterns.cuts import Combination, Cut, Inputs, Products, Shares, Weights
 from sparsitywatch.patterns.selections import (
     CountedCut,
     from_output_rows,
@@ -41,26 +41,30 @@ class Moments(NamedTuple):
         mean = 1.0 if dead.all() else float(diagonal[~dead].mean())
         diagonal[dead] = mean  # nothing else depends on it
         diagonal += damping * mean
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
-        return cls(dead, torch.linalg.cholesky(inverse, upper=True).float())
+        del diagonal  # so that no more than two matrices are held beside the products
+        moments = torch.linalg.cholesky(moments)
+        moments = torch.cholesky_inverse(moments)
+        moments = torch.linalg.cholesky(moments, upper=True)
+        return cls(dead, moments.float())
 
 
 def updating_cuts(
     pattern: Combination, weights: Weights, levels: Sequence[float], shares: Shares
 ) -> list[Cut]:
     """Cuts of each tensor's share, or of each group along the inputs."""
-    products = cast("Inputs", weights.inputs).products  # ``Pattern.cuts`` has seen to it
+    given = cast("Inputs", weights.inputs).products  # ``Pattern.cuts`` has seen to it
+    products = given if isinstance(given, Products) else Products([[*given]], lambda _: given)
     is_grouped = pattern.structure != "layer"
     orders = {name: _order(weights, name, is_grouped=is_grouped) for name in weights.shapes}
 
-    made: dict[int, Moments] = {}  # when a tensor is first pruned, for all with its inputs
-
     def moments(name: str) -> Moments:
-        own = products[name]
-        if id(own) not in made:
-            order = orders[name].reshape(-1).to(own.device)
-            made[id(own)] = Moments.of(own[order][:, order], pattern.damping)
-        return made[id(own)]
+        def turn(own: torch.Tensor) -> Moments:
+            if len(orders[name]) > 1:
+                order = orders[name].reshape(-1).to(own.device)
+                own = own[order][:, order]
+            return Moments.of(own, pattern.damping)
+
+        return products.turned(name, (pattern.damping, is_grouped), turn)
 
     each: list[tuple[Any, ...]] = []
     for level, share in zip(levels, shares, strict=True):
