@@ -282,7 +282,7 @@ def wanda(_: Combination, weights: Weights) -> Callable[[str], Score]:
 
     def score(name: str) -> Score:
         norms = _norms(weights, name)
-        return lambda rows, _: rows.abs().float() * norms
+        return lambda rows, _: rows.float().abs() * norms
 
     return score
 
@@ -293,8 +293,8 @@ def ria(pattern: Combination, weights: Weights) -> Callable[[str], Score]:
     @cache
     def sums(name: str) -> list[torch.Tensor]:
         """One over the sum of each column, [inputs], and of each row, [rows, 1]."""
-        sizes = to_output_rows(weights.tensors[name], weights.input_axis(name)).abs()
-        sizes = sizes.to(widest(sizes.device))
+        rows = to_output_rows(weights.tensors[name], weights.input_axis(name))
+        sizes = rows.to(widest(rows.device)).abs()
         of_all = sizes.sum(0), sizes.sum(1, keepdim=True)
         # zeros alone are worth nothing
         return [torch.where(total > 0, 1.0 / total, 0.0).float() for total in of_all]
@@ -302,7 +302,7 @@ def ria(pattern: Combination, weights: Weights) -> Callable[[str], Score]:
     def score(name: str) -> Score:
         by_column, by_row = sums(name)
         powers = _norms(weights, name) ** pattern.exponent
-        return lambda rows, at: rows.abs().float() * (by_column + by_row[at]) * powers
+        return lambda rows, at: rows.float().abs() * (by_column + by_row[at]) * powers
 
     return score
 

@@ -136,7 +136,9 @@ class _RowCut(CountedCut):
         def remove_piece(start: int) -> None:
             at = slice(start, start + at_once)
             with torch.no_grad():  # which each thread has to say
-                worth = rows[at].abs() if score is None else score(rows[at], at)
+                # not every device has arithmetic of 8 bits
+                own = rows[at].float() if rows.itemsize == 1 else rows[at]
+                worth = own.abs() if score is None else score(own, at)
                 keep_bits(rows[at], smallest(worth, self.of_row[name]).logical_not_(), into[at])
 
         map_threads(remove_piece, range(0, len(rows), at_once), torch.get_num_threads())

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError, MeasurementError
@@ -163,13 +162,13 @@ class Held(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for one in tree_leaves(out):
+        for one in out if isinstance(out, tuple) else (out,):
             if isinstance(one, torch.Tensor) and one.ndim == 2 and len(set(one.shape)) == 1:
                 storage = one.untyped_storage()
                 if storage._cdata not in self.alive and storage.nbytes() == one.nbytes:
                     self.alive[storage._cdata] = one.nbytes
                     weakref.finalize(storage, self.alive.pop, storage._cdata)
-        self.peak = max(self.peak, self.num_bytes)
+                    self.peak = max(self.peak, self.num_bytes)
         return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sparsitywatch.patterns.cuts import Weights
+import sparsitywatch as sw
+from sparsitywatch.patterns import PATTERNS
+from sparsitywatch.patterns.cuts import Inputs, Weights
 from sparsitywatch.patterns.pattern import GlobalMagnitude, as_pattern
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -87,22 +91,77 @@ def test_torch_global_unstructured_removes_the_same_weights() -> None:
             assert torch.equal(out, module.weight)
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+class WithoutArithmetic(TorchDispatchMode):
+    """A device that can copy, index and convert weights of eight bits, and nothing else."""
+
+    def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("abs", "mul", "lt", "le", "nan_to_num", "kthvalue", "sum", "square"):
+            given = [one.dtype for one in args if isinstance(one, torch.Tensor)]
+            assert not {*given} & {*EIGHT_BITS}, f"{name} is not implemented for {given}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
 @pytest.mark.parametrize(
-    "name", ["global", "layerwise", "global_normalised", "magnitude:layer:erk"]
-)
+    "name",
+    [*PATTERNS, "magnitude:layer:erk", "magnitude:layer:owl", "ria", "ria:2:4", "wanda:global",
+     "random:n:8", "sparsegpt:3:5"],
+)  # fmt: skip
 def test_weights_of_eight_bits_go_as_their_values_do(name: str, dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(0)
     tensors = {
         n: (s * torch.randn(64, 32, generator=draw)).to(dtype) for n, s in (("a", 1), ("b", 3))
     }
     wide = {n: tensor.float() for n, tensor in tensors.items()}
+    came = torch.randn(500, 32, generator=draw).double() * torch.linspace(0.1, 3, 32)
+    inputs = Inputs(
+        {}, dict.fromkeys("ab", came.square().sum(0)), dict.fromkeys("ab", came.T @ came)
+    )
     pattern = as_pattern(name)
     for level in (0.0, 0.3, 0.8, 1.0):
-        (cut,) = pattern.cuts(Weights.of(tensors), [level])
-        (same,) = pattern.cuts(Weights.of(wide), [level])
+        (same,) = pattern.cuts(Weights.of(wide, inputs=inputs), [level])
+        known = Weights.of(tensors, inputs=inputs)
+        with WithoutArithmetic():
+            (cut,) = pattern.cuts(known, [level])
         for n, tensor in tensors.items():
             out, expected = torch.empty_like(tensor), torch.empty_like(wide[n])
-            cut.prune(n, tensor, out)
+            with WithoutArithmetic():
+                cut.prune(n, tensor, out)
             same.prune(n, wide[n], expected)
-            assert torch.equal(out.float(), expected)
+            assert torch.equal(out.float(), expected.to(dtype).float())
+
+
+class Widened(nn.Linear):
+    """Weights are stored in eight bits, and used in 32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.float(), self.bias)
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
+@pytest.mark.parametrize("name", [*PATTERNS, "ria", "wanda:global", "magnitude:layer:owl"])
+def test_a_model_of_eight_bits_is_measured_and_watched(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Widened(8, 16), nn.ReLU(), Widened(16, 8))
+    for layer in model[::2]:
+        layer.weight.data = layer.weight.data.to(dtype)
+        layer.weight.requires_grad_(False)
+    x = torch.randn(20, 8)
+    proxy = sw.Proxy([x], lambda m, batch: m(batch).square().mean(1))
+    record = sw.measure(model, proxy, pattern=name, scope="layers")
+    assert record.curve.sparsity[-1] == 1.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sw.watch(
+        model, optimizer, proxy=proxy, pattern=name, scope="layers", every=1, logdir=None,
+        max_overhead=None,
+    ) as watcher:  # fmt: skip
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert [one.curve.level for one in watcher.records][-1] == record.curve.level
+    assert not any(one.reason for one in watcher.records if one.valid)
