@@ -35,7 +35,7 @@ from sparsitywatch.errors import (
 from sparsitywatch.evaluation.checks import check_forward
 from sparsitywatch.lab.trainings import DoneTraining, TrainingLog, refuse_equal
 from sparsitywatch.patterns.criteria import input_axes, inputs_on
-from sparsitywatch.patterns.cuts import Inputs, Weights
+from sparsitywatch.patterns.cuts import Weights
 from sparsitywatch.patterns.pattern import Pattern, as_pattern
 from sparsitywatch.patterns.selections import WORDS
 from sparsitywatch.progress import Progress
@@ -354,9 +354,12 @@ class _Work:
             return 0.0, {}
         parameters = Scope.of(model, self.scope).parameters(model)
         dense = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        axes = input_axes(model, list(dense))
+        axes, proxy = input_axes(model, list(dense)), self.proxy
 
-        def pruned(inputs: Inputs | None = None) -> dict[str, torch.Tensor]:
+        def pruned(fresh: Callable[[], Runnable] | None = None) -> dict[str, torch.Tensor]:
+            inputs = None
+            if fresh is not None and proxy is not None:
+                inputs, _ = inputs_on(proxy, fresh(), list(dense), self.pattern, fresh)
             weights = Weights.of(dense, input_axes=axes, seed=run.seed, inputs=inputs)
             (cut,) = self.pattern.cuts(weights, [run.level])
             found = {name: torch.empty_like(tensor) for name, tensor in dense.items()}
@@ -365,12 +368,8 @@ class _Work:
             return found
 
         with torch.no_grad():
-            if self.pattern.needs_inputs and (proxy := self.proxy) is not None:
-
-                def run_on(fresh: Callable[[], Runnable]) -> dict[str, torch.Tensor]:
-                    return pruned(inputs_on(proxy, fresh(), list(dense), self.pattern, fresh)[0])
-
-                found = check_forward(model, proxy.value, run_on, proxy.ranks)
+            if self.pattern.needs_inputs and proxy is not None:
+                found = check_forward(model, proxy.value, pruned, proxy.ranks)
             else:
                 found = pruned()
             for name, parameter in parameters.items():

@@ -19,15 +19,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MeasurementError
-from sparsitywatch.patterns.cuts import (
-    Combination,
-    Inputs,
-    Products,
-    Score,
-    Scores,
-    Shares,
-    Weights,
-)
+from sparsitywatch.patterns.cuts import Combination, Grams, Inputs, Score, Scores, Shares, Weights
 from sparsitywatch.patterns.selections import to_output_rows
 from sparsitywatch.proxy.batches import Runnable
 from sparsitywatch.proxy.proxy import Proxy
@@ -183,12 +175,9 @@ def inputs_of(
 
 
 def inputs_on(
-    proxy: Proxy,
-    copied: Runnable,
-    names: Sequence[str],
-    pattern: Combination,
+    proxy: Proxy, copied: Runnable, names: Sequence[str], pattern: Combination,
     again: Callable[[], Runnable] | None = None,  # the same model, as no forward has left it
-) -> tuple[Inputs, np.ndarray]:
+) -> tuple[Inputs, np.ndarray]:  # fmt: skip
     """What a pattern needs of the inputs on a proxy's batches; and the values of the examples."""
     once_more, limit = again or (lambda: copied), round(pattern.memory_gb * 1e9)
 
@@ -199,10 +188,9 @@ def inputs_on(
             masks[:] = proxy.counted(batch)
             return copied.value(model, batch)
 
-        def run() -> None:
-            values.append(proxy.values(copied.module, value))
-
-        return inputs_of(copied.module, names, run, masks=masks, **how), values[0]
+        run = partial(proxy.values, copied.module, value)
+        found = inputs_of(copied.module, names, lambda: values.append(run()), masks=masks, **how)
+        return found, values[0]
 
     if pattern.needs_inputs != "products":
         return passed(copied, names)
@@ -213,7 +201,7 @@ def inputs_on(
 
     groups = _groups(names, inputs.squares, limit)
     held = inputs.products if len(groups) == 1 else {}
-    return replace(inputs, products=Products(groups, gather, held)), values
+    return replace(inputs, products=Grams(groups, gather, held)), values
 
 
 def _groups(

@@ -5,14 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-
-T = TypeVar("T")
 
 #: Some numbers of each tensor, by its name.
 Numbers = dict[str, list[np.ndarray]]
@@ -44,8 +42,8 @@ def of_this_rank(find: Callable[[], Numbers]) -> Numbers:
     return find()
 
 
-class Products(Mapping[str, torch.Tensor]):
-    """Sums of products of each two input features, held of one group of layers at a time."""
+class Grams(Mapping[str, torch.Tensor]):
+    """Sums of the products of each two input features, of one group of layers at a time."""
 
     def __init__(
         self,
@@ -70,7 +68,7 @@ class Products(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._groups)
 
-    def turned(self, name: str, by: Any, turn: Callable[[torch.Tensor], T]) -> T:
+    def turned(self, name: str, by: Any, turn: Callable[[torch.Tensor], Any]) -> Any:
         """What ``turn`` makes of the products of a layer: kept in their place, as long as they."""
         if (name, by) not in self._made:
             own = self[name]
@@ -78,8 +76,7 @@ class Products(Mapping[str, torch.Tensor]):
             for other in [other for other, one in self._held.items() if one is own]:
                 self._made[other, by] = made
                 del self._held[other]
-        found: T = self._made[name, by]
-        return found
+        return self._made[name, by]
 
 
 @dataclass(frozen=True)

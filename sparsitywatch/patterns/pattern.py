@@ -90,13 +90,8 @@ _ALLOCATIONS = {
     "owl": _Allocation(criteria.owl, "squares", ("outlier", "spread")),
 }
 _USUAL = {
-    "exponent": 0.5,
-    "block": 128,
-    "damping": 0.01,
-    "memory_gb": 8.0,
-    "outlier": 5.0,
-    "spread": 0.08,
-}
+    "exponent": 0.5, "block": 128, "damping": 0.01, "memory_gb": 8.0, "outlier": 5.0, "spread": 0.08
+}  # fmt: skip
 
 
 class Pattern:
@@ -386,12 +381,9 @@ class SparseGPT(Pattern):
     """
 
     def __init__(
-        self,
-        block: int = 128,
-        damping: float = 0.01,
-        name: str | None = None,
+        self, block: int = 128, damping: float = 0.01, name: str | None = None,
         memory_gb: float = 8.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(
             "sparsegpt", "layer", name=name, block=block, damping=damping, memory_gb=memory_gb
         )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from sparsitywatch.patterns.cuts import Combination, Cut, Inputs, Products, Shares, Weights
+from sparsitywatch.patterns.cuts import Combination, Cut, Grams, Inputs, Shares, Weights
 from sparsitywatch.patterns.selections import (
     CountedCut,
     from_output_rows,
@@ -53,18 +53,18 @@ def updating_cuts(
 ) -> list[Cut]:
     """Cuts of each tensor's share, or of each group along the inputs."""
     given = cast("Inputs", weights.inputs).products  # ``Pattern.cuts`` has seen to it
-    products = given if isinstance(given, Products) else Products([[*given]], lambda _: given)
+    products = given if isinstance(given, Grams) else Grams([[*given]], lambda _: given)
     is_grouped = pattern.structure != "layer"
     orders = {name: _order(weights, name, is_grouped=is_grouped) for name in weights.shapes}
 
     def moments(name: str) -> Moments:
         def turn(own: torch.Tensor) -> Moments:
-            if len(orders[name]) > 1:
-                order = orders[name].reshape(-1).to(own.device)
-                own = own[order][:, order]
-            return Moments.of(own, pattern.damping)
+            order = orders[name].reshape(-1).to(own.device)
+            is_turned = len(orders[name]) > 1
+            return Moments.of(own[order][:, order] if is_turned else own, pattern.damping)
 
-        return products.turned(name, (pattern.damping, is_grouped), turn)
+        found: Moments = products.turned(name, (pattern.damping, is_grouped), turn)
+        return found
 
     each: list[tuple[Any, ...]] = []
     for level, share in zip(levels, shares, strict=True):

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.patterns.criteria import input_axes, inputs_on
-from sparsitywatch.patterns.cuts import Inputs, Products, Weights
+from sparsitywatch.patterns.cuts import Grams, Inputs, Weights
 from sparsitywatch.patterns.pattern import Pattern
 from sparsitywatch.proxy.batches import Runnable
 
@@ -291,7 +291,7 @@ def test_what_was_gathered_is_gathered_again_for_who_asks_once_more() -> None:
         came.append(group)
         return {name: torch.ones(1) for name in group}
 
-    products = Products([["a", "b"], ["c"]], gather)
+    products = Grams([["a", "b"], ["c"]], gather)
     assert products.turned("a", 1, lambda own: own + 1) == 2
     assert products.turned("b", 1, lambda own: own + 2) == 3
     assert products.turned("a", 1, lambda own: own + 4) == 2
