@@ -114,7 +114,7 @@ class Pattern:
         block: input features that SparseGPT decides on together.
         damping: added to the diagonal of SparseGPT's moments, as a share of its mean.
         memory_gb: of the products of inputs, in SparseGPT, held at a time, in 1e9 bytes. Where all
-            take more, each level needs further passes of the dense model; masks are the same.
+            take more, each mask takes a pass of the dense model for each group; masks are the same.
         outlier: OWL's M: an outlier scores more than so many times the mean of its block.
         spread: OWL's lambda: densities differ by at most twice this.
 
