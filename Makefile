@@ -22,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo pictures test test-fast check format lint types imports prose docs bench bench-detection paper multiberts pythia olmo parts clean
+.PHONY: help setup demo pictures test test-fast check format lint types imports prose docs bench bench-detection paper multiberts pythia olmo parts mutants clean
 
 help:
 	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
@@ -36,6 +36,7 @@ help:
 	@echo "make paper   the paper's experiments, an hour; goes on where it was"
 	@echo "make multiberts   what published trainings say; make pythia, make olmo; needs a network"
 	@echo "make parts   list what an installation is made of in build/parts.json"
+	@echo "make mutants   whether the tests notice small changes of the core, half an hour and more"
 	@echo "make setup   only make .venv ready for all of these"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 	@echo "PYTHON=python3.12 chooses the interpreter of a new .venv"
@@ -104,6 +105,11 @@ $(PUBLISHED): $(VENV)/.ready-paper
 parts: $(VENV)/.ready-demo
 	@mkdir -p build
 	$(BIN)/python .ci/parts.py > build/parts.json
+
+# ARGS="--num 4 estimate": four changes of analysis/estimate.py
+mutants: $(VENV)/.ready-dev
+	$(PIP) --quiet --group mutants
+	$(BIN)/python .ci/mutants.py $(ARGS)
 
 setup: $(VENV)/.ready-dev
 
