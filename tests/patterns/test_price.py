@@ -120,7 +120,7 @@ def test_the_price_at_the_attach_is_near_what_evaluations_take(case: str, monkey
 def test_a_whole_run_stays_near_one_percent_of_a_clock_outside(
     case: str, length_s: float, step_s: float, monkeypatch
 ) -> None:
-    """From the first step to the end of ``close``: what passes beyond the steps is the watch's."""
+    """From the first look to the end of ``close``: what passes beyond the steps is the watch's."""
     priced = Priced(monkeypatch, **CASES[case], every=20, background=False)
     watcher = priced.watcher
     watcher._budget.now = lambda: priced.now
@@ -131,6 +131,8 @@ def test_a_whole_run_stays_near_one_percent_of_a_clock_outside(
         return read(step)
 
     watcher._taker._read = reading
+    priced.train(2)
+    assert watcher.records[-1].curve is not None
     began, steps = priced.now, 0
     while priced.now - began < length_s:
         priced.now += step_s
