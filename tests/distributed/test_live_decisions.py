@@ -69,6 +69,33 @@ def test_the_clock_of_rank_0_decides_for_all(came: Came) -> None:
     assert 1 < len(first["evaluated"]) < len(first["steps"]) < 40
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_all_ranks_look_first_at_the_same_step(kind: str, came: Came) -> None:
+    for told in came(f"first_look_{kind}"):
+        assert told == {"unlike": [], "looks": [(1, True)]}
+
+
+def _first_look(kind: str) -> Told:
+    """Nothing is ever paid for."""
+    alone, training = unwatched(kind, until=5), Training(kind)
+    with training.watch(every=500, max_overhead=1e-6) as watcher:
+        training.train(until=5)
+        looks = [(record.step, record.curve is not None) for record in watcher.records]
+        return {"unlike": unlike(alone, training.state()), "looks": looks}
+
+
+@case(2)
+def first_look_ddp(_: Path) -> Told:
+    """Replicas."""
+    return _first_look("ddp")
+
+
+@case(2)
+def first_look_fsdp(_: Path) -> Told:
+    """Shards."""
+    return _first_look("fsdp")
+
+
 # ------------------------------------------------------------------ a schedule that is alerted
 
 
