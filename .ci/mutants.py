@@ -115,7 +115,10 @@ def _compiles(code: str) -> bool:
 
 
 def work(
-    copy: Path, tasks: multiprocessing.SimpleQueue, results: multiprocessing.SimpleQueue
+    copy: Path,
+    mutants: list[Mutant],
+    tasks: multiprocessing.SimpleQueue,
+    results: multiprocessing.SimpleQueue,
 ) -> None:
     """Test one mutant after another in a copy of the checkout of this process's own."""
     out = shutil.ignore_patterns(".git", ".venv", "runs", "build", "__pycache__", ".*_cache")
@@ -126,7 +129,8 @@ def work(
     sys.dont_write_bytecode = True  # a file may change twice within a second
     for slow in ("scipy.stats", "torch"):  # once, for all that are forked from here
         importlib.import_module(slow)
-    while (mutant := tasks.get()) is not None:
+    while (place := tasks.get()) is not None:
+        mutant = mutants[place]
         file = copy / "sparsitywatch" / mutant.module
         source = file.read_text(encoding="utf-8")
         file.write_text(mutant.code, encoding="utf-8")
@@ -134,7 +138,7 @@ def work(
         noticed = _fails(mutant.module, "not slow", _FAST_S)
         noticed = noticed or _fails(mutant.module, "slow", _ALL_S)
         file.write_text(source, encoding="utf-8")
-        results.put((mutant, noticed, time.monotonic() - began))
+        results.put((place, noticed, time.monotonic() - began))
 
 
 def _fails(module: str, which: str, limit_s: float) -> bool:
@@ -181,16 +185,17 @@ def main() -> int:
     tasks, results = context.SimpleQueue(), context.SimpleQueue()
     folder = Path(tempfile.mkdtemp())  # no context: a fork of a fork would remove it at its end
     workers = [
-        context.Process(target=work, args=(folder / str(i), tasks, results))
+        context.Process(target=work, args=(folder / str(i), waiting, tasks, results))
         for i in range(given.workers)
     ]
     for worker in workers:
         worker.start()
-    for task in [*waiting, *[None] * len(workers)]:
+    for task in [*range(len(waiting)), *[None] * len(workers)]:
         tasks.put(task)
     found = list[dict[str, object]]()
     for i in range(len(waiting)):
-        mutant, noticed, seconds = results.get()
+        place, noticed, seconds = results.get()
+        mutant = waiting[place]
         if not mutant.after:
             if noticed:
                 sys.exit(f"Expected tests of {mutant.module} that pass as it is, got a failure.")
