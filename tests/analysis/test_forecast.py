@@ -185,6 +185,23 @@ def test_shrinking_weights_never_leave(now, dormant, entering, growth, window) -
     assert (fraction >= still - 1e-12).all()
 
 
+def test_the_band_is_sampling_drift_and_all_the_growth_together() -> None:
+    """By the sum over when each weight goes dormant, one step of the clock after the other."""
+    dormant, entering = np.linspace(0.05, 0.3, 21), np.linspace(0.1, 0.6, 21) ** 2
+    projection = DecayProjection(advance=ADVANCES, dormant=tuple(dormant), entering=tuple(entering))
+    fraction, half = near_zero_ahead(0.2, projection, 0.15, 1.0, num_sampled=500)
+    for k, advance in enumerate(ADVANCES):
+        gone = [0.15 * min(0.1 * j, 1.0) for j in range(k + 1)]
+        added = sum(
+            (gone[j] - gone[j - 1]) * (entering[k - j] - entering[0]) for j in range(1, k + 1)
+        )
+        crossed = dormant[k] - dormant[0]
+        sampling = 1.645 * math.sqrt(crossed * (1 - crossed) / 500)
+        drift = 0.2 * (0.2 - dormant[0]) * math.sqrt(advance)
+        assert fraction[k] == pytest.approx(0.2 + crossed + added)
+        assert half[k] == pytest.approx(math.sqrt(sampling**2 + drift**2 + added**2))
+
+
 @given(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=30), st.floats(0.0, 1.0))
 def test_the_crossing_is_where_the_line_is(values, target) -> None:
     advance = np.arange(len(values), dtype=float)

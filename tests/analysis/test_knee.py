@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from sparsitywatch.analysis.estimate import Knee, essential_sparsity, knee_of_curve
 from sparsitywatch.records import SparsityCurve
@@ -81,6 +82,29 @@ def test_nine_of_ten_intervals_hold_the_knee(slope: float, spread: float) -> Non
         assert not math.isnan(found.place) or spread == 0.08
         held.append(found.low <= 0.53 <= found.high)
     assert 0.87 - 0.03 <= np.mean(held) <= 0.95 + 0.03  # of so few
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.99])
+def test_the_interval_is_of_the_knots_that_fit_as_well(confidence: float) -> None:
+    """By least squares at each of a thousand knots, and scipy's t."""
+    rng = np.random.default_rng(3)
+    value, stderr = 3 * np.exp(0.05 * GRID + 1.5 * after(GRID, 0.53)), 0.02 + 0.03 * GRID
+    curve = SparsityCurve(
+        sparsity=GRID, value=value + rng.normal(size=21) * stderr, higher_is_better=False,
+        stderr=stderr, num_examples=12,
+    )  # fmt: skip
+    found = knee_of_curve(curve, confidence)
+    y = np.log(np.array(curve.value) / curve.dense)[:-1]
+    x, errors = GRID[:-1], np.hypot(stderr / curve.value, 0.001 * y.max())[:-1]
+    knots = np.linspace(x[1], x[-2], 1000)
+    misfits = []
+    for knot in knots:
+        basis = np.stack([np.ones(20), x, after(x, knot)], axis=1) / errors[:, None]
+        misfits.append(np.linalg.lstsq(basis, y / errors, rcond=None)[1][0])
+    best = min(misfits)
+    most = best + max(best / 16, 1.0) * t.ppf(0.5 + confidence / 2, 11) ** 2
+    within = knots[np.array(misfits) <= most]
+    assert (found.low, found.high) == pytest.approx((within[0], within[-1]), abs=0.003)
 
 
 def test_the_end_and_what_broke_do_not_matter() -> None:

@@ -284,6 +284,16 @@ def test_it_is_a_point_and_says_so() -> None:
 # ------------------------------------------------------------------ helpers
 
 
+def test_a_row_that_is_longer_than_what_is_cut_at_once() -> None:
+    dense = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 40_001)).astype(np.float32))
+    (cut,) = PerRow().cuts(Weights.of({"w": dense}, input_axes={"w": 1}), [0.3])
+    out = torch.empty_like(dense)
+    cut.prune("w", dense, out)
+    for row, after in zip(dense.numpy(), out.numpy(), strict=True):
+        limit = np.sort(np.abs(row))[round(0.3 * 40_001) - 1]
+        assert np.array_equal(after, np.where(np.abs(row) <= limit, 0.0, row))
+
+
 @given(st.integers(1, 6), st.integers(1, 30), st.integers(0, 30), st.integers(0, 2**31))
 def test_the_smallest_of_each_row(num_rows: int, width: int, num: int, seed: int) -> None:
     generator = np.random.default_rng(seed)

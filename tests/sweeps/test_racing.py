@@ -212,6 +212,29 @@ def test_answers_that_are_right_or_wrong_are_asked_of_many_or_bisected() -> None
     assert asked == set(again.seen)
 
 
+@pytest.mark.parametrize("resolution", [0.01, 0.05, 0.12])
+def test_where_examples_are_few_a_race_is_a_bisection_half_as_fine(resolution: float) -> None:
+    for crossing in (0.31, 0.6, 0.87):
+        raced(race := Examples(power(crossing), num=32), Racing(resolution=resolution))
+        raced(
+            other := Examples(power(crossing), num=32), Bisection(Racing().levels, 2 * resolution)
+        )
+        assert race.shares == (1.0,)
+        assert race.seen == other.seen
+    for num in (32, 999):
+        given = (num, Racing(resolution=resolution), Bisection(Racing().levels, 2 * resolution))
+        expected = [sweep.expected(num, divided=False) for sweep in given[1:]]
+        assert expected[0] == expected[1]
+
+
+def test_where_nothing_is_tolerated_only_harm_is_beyond_it() -> None:
+    """A dense value of 0 with a relative tolerance: a gain is none."""
+    costs = PairedDifferences(4, 0.0)
+    for level, lost in ((0.2, 0.0), (0.4, -0.5), (0.6, 0.5), (0.8, math.nan)):
+        costs.add(level, np.full(4, lost))
+    assert [point.harm for point in costs.points()] == [0.0, 0.0, math.inf, math.inf]
+
+
 NUMBERS = st.sampled_from([0.0, 0.0, 1.0, -1.0, 0.9, 1e-9, 1e9, -1e9, math.inf, math.nan])
 
 
