@@ -363,6 +363,12 @@ def test_a_tensor_that_changes_far_more_than_ever(fields: dict, is_fault: bool) 
     assert found == ({"blew_up": ("x",)} if is_fault else {})
 
 
+def test_how_far_a_tensor_went_is_said_beside_its_size_and_its_past() -> None:
+    far = {"update": 1.2, "rms": 0.4, "past_updates": (0.02, 0.05, 0.01), "num_far": 900}
+    (found,) = judged([tensor("x", **far), *CALM], 0)
+    assert found.reason == "3 of its size in one interval, 24 times its most ever"
+
+
 def test_a_model_that_blows_up_as_a_whole_is_told() -> None:
     (found,) = judged([one.but(update=1.0, num_far=900) for one in CALM], 0)
     assert (found.kind, found.num) == ("blew_up", 4)

@@ -7,12 +7,14 @@ import operator
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributed, nn, optim
 
+from sparsitywatch.weights import clock
 from sparsitywatch.weights.clock import (
     Account,
     Clock,
@@ -58,6 +60,30 @@ def test_when_a_clock_is_read_changes_no_bit_of_it(kind, lrs, asked, frozen) -> 
             assert seldom.sums() == often.sums()
     assert seldom.sums() == often.sums()
     assert seldom.trainers()["w"].is_active == often.trainers()["w"].is_active
+
+
+@given(lr=st.floats(0.0, 2.0), decay=st.one_of(st.floats(0.0, 3.0), st.just(math.nan)))
+def test_many_clocks_are_each_that_of_its_step(lr: float, decay: float) -> None:
+    is_law = not math.isnan(decay)
+    column = (np.array([x]) for x in (lr, decay if is_law else 0.0, is_law))
+    with np.errstate(divide="ignore"):
+        (many,) = clock._clocks(*column).T
+    assert tuple(many) == pytest.approx(Clock.of_step(lr, decay))
+
+
+def test_steps_that_nobody_saw_are_an_optimizer_s_past() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer = optim.AdamW([weight], lr=0.1, weight_decay=0.1)
+    for num_unseen in (0, 2):
+        for _ in range(num_unseen):
+            optimizer.step()
+        account = account_of(optimizer, w=weight)
+        for _ in range(3):
+            optimizer.step()
+            account.advance()
+        assert account.trainers()["w"].has_past == (num_unseen > 0)
+        optimizer = optim.AdamW([weight], lr=0.1, weight_decay=0.1)
 
 
 #: Each torch optimizer whose decay is a law, with options that change it.
