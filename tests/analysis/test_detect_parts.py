@@ -384,3 +384,16 @@ def test_an_answer_to_the_rate_is_believed_up_to_its_usual_size() -> None:
         strongest=_ANSWER_IN_LOG, first=0,
     )  # fmt: skip
     assert 0.1 < left < 0.5
+
+
+@pytest.mark.parametrize("strongest", [0.1, 1.0, 30.0])
+def test_a_change_is_the_mean_of_what_is_believed_after_all_was_seen(strongest: float) -> None:
+    """By the conditional mean of normal numbers, of a prior that says little but of the answer."""
+    rng = np.random.default_rng(5)
+    design, noise = rng.normal(size=(25, 4)), 0.3
+    y = design @ [1.0, -0.5, 0.8, 0.6] + noise * rng.normal(size=25)
+    prior = np.diag([1e5, 1e5, 1e5, strongest**2])
+    seen = design @ prior @ design.T + noise**2 * np.eye(25)
+    expected = prior @ design.T @ np.linalg.solve(seen, y)
+    found = abrupt._estimate(design, y, noise, strongest)
+    assert found == pytest.approx(expected[2], rel=1e-4)

@@ -782,3 +782,17 @@ def test_snapshot_by_snapshot_and_over_a_restart() -> None:
     # another scope: nothing to compare with
     motion.forget()
     assert motion.compare(40, {"a": samples[2]["a"]}, thresholds).masks.since_step == -1
+
+
+@pytest.mark.parametrize("num", [1, 20, 32, 33, 75])
+def test_of_many_blocks_those_that_moved_least_and_most_are_kept(num: int) -> None:
+    rng = np.random.default_rng(num)
+    changes = rng.permutation(num) + 1.0
+    motions = {
+        f"h.{i}.w": motion_module.TensorMotion(np.zeros(0, bool), size=4.0, change=change**2)
+        for i, change in enumerate(changes.tolist())
+    }
+    kept = motion_module._by_block(motions)
+    ratios = sorted((change / 2, f"h.{i}") for i, change in enumerate(changes.tolist()))
+    expected = ratios if num <= 32 else ratios[:16] + ratios[-16:]
+    assert [(ratio, name) for name, ratio in kept.items()] == expected
