@@ -12,18 +12,20 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
-import importlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 from cosmic_ray import plugins
@@ -58,7 +60,7 @@ HARMLESS = {
     "return below | (at % (at.cumsum(1) <= missing))": "on devices alone: tests marked gpu",
     "is_outside = mean > high if sign >= 0 else mean < low": "it is 1 or -1",
 }
-_FAST_S, _ALL_S = 300.0, 900.0  # a test that no longer ends has noticed
+_LIMIT_S = 600.0  # tests that no longer end have noticed
 
 
 class Mutant(NamedTuple):
@@ -123,56 +125,47 @@ def _compiles(code: str) -> bool:
     return True
 
 
-def work(
-    copy: Path,
-    mutants: list[Mutant],
-    tasks: multiprocessing.SimpleQueue,
-    results: multiprocessing.SimpleQueue,
-) -> None:
-    """Test one mutant after another in a copy of the checkout of this process's own."""
-    out = shutil.ignore_patterns(".git", ".venv", "runs", "build", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=out)
-    os.chdir(copy)
-    sys.path.insert(0, str(copy))
-    os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    sys.dont_write_bytecode = True  # a file may change twice within a second
-    for slow in ("scipy.stats", "torch"):  # once, for all that are forked from here
-        importlib.import_module(slow)
-    while (place := tasks.get()) is not None:
-        mutant = mutants[place]
-        file = copy / "sparsitywatch" / mutant.module
+class Copy:
+    """A copy of the checkout, in which one mutant after another is tested."""
+
+    def __init__(self, folder: str) -> None:
+        self._root = Path(folder) / "checkout"
+        out = shutil.ignore_patterns(".git", ".venv", "runs", "build", "__pycache__", ".*_cache")
+        shutil.copytree(ROOT, self._root, symlinks=True, ignore=out)
+
+    def notices(self, mutant: Mutant) -> tuple[str, float]:
+        """Which test fails, or "no end"; empty if all pass; and the seconds it took."""
+        file, began = self._root / "sparsitywatch" / mutant.module, time.monotonic()
         source = file.read_text(encoding="utf-8")
         file.write_text(mutant.code, encoding="utf-8")
-        began = time.monotonic()
-        noticed = _fails(mutant.module, "not slow", _FAST_S)
-        noticed = noticed or _fails(mutant.module, "slow", _ALL_S)
-        file.write_text(source, encoding="utf-8")
-        results.put((place, noticed, time.monotonic() - began))
+        try:
+            failed = self._failed(mutant.module, "not slow") or self._failed(mutant.module, "slow")
+        finally:
+            file.write_text(source, encoding="utf-8")
+        return failed, time.monotonic() - began
 
-
-def _fails(module: str, which: str, limit_s: float) -> bool:
-    """Whether some of the tests of a module fail, or do not end."""
-    pid = os.fork()
-    if not pid:
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(null, stream)
-        import pytest
-
+    def _failed(self, module: str, which: str) -> str:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", which]
+        command += ["-p", "no:xdist", "-p", "no:cacheprovider"]
+        environment = os.environ | {
+            "PYTHONPATH": str(self._root),
+            "PYTHONDONTWRITEBYTECODE": "1",  # a file may change twice within a second
+            "OMP_NUM_THREADS": "1",
+            "MPLBACKEND": "Agg",
+        }
         tests = [f"tests/{one}" for one in MODULES[module].split()]
-        plugins = ["-p", "no:xdist", "-p", "no:cacheprovider", "-p", "no:randomly"]
-        code = pytest.main(["-x", "-q", *plugins, "-m", which, *tests])
-        os._exit(int(code) not in (0, 5))  # 5: there are no such tests
-    until = time.monotonic() + limit_s
-    while time.monotonic() < until:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return status != 0
-        time.sleep(0.05)
-    os.killpg(pid, 9)
-    os.waitpid(pid, 0)
-    return True
+        try:
+            done = subprocess.run(
+                [*command, *tests], cwd=self._root, env=environment, timeout=_LIMIT_S,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return "no end"
+        if done.returncode in (0, 5):  # 5: there are no such tests
+            return ""
+        named = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return named[-1] if named else done.stdout[-400:]
 
 
 def main() -> int:
@@ -186,40 +179,43 @@ def main() -> int:
     given = parser.parse_args()
     chosen = [m for m in MODULES if not given.modules or any(x in m for x in given.modules)]
     # each as it is comes first: else nothing that is noticed would say anything
-    sources = [(ROOT / "sparsitywatch" / m).read_text(encoding="utf-8") for m in chosen]
-    waiting = [Mutant(*pair, "", "") for pair in zip(chosen, sources, strict=True)]
+    waiting = [
+        Mutant(m, (ROOT / "sparsitywatch" / m).read_text(encoding="utf-8"), "", "") for m in chosen
+    ]
     for module in chosen:
         waiting += mutants_of(module, given.num, given.seed)
-    context = multiprocessing.get_context("fork")
-    tasks, results = context.SimpleQueue(), context.SimpleQueue()
-    folder = Path(tempfile.mkdtemp())  # no context: a fork of a fork would remove it at its end
-    workers = [
-        context.Process(target=work, args=(folder / str(i), waiting, tasks, results))
-        for i in range(given.workers)
-    ]
-    for worker in workers:
-        worker.start()
-    for task in [*range(len(waiting)), *[None] * len(workers)]:
-        tasks.put(task)
     found = list[dict[str, object]]()
-    for i in range(len(waiting)):
-        place, noticed, seconds = results.get()
-        mutant = waiting[place]
-        if not mutant.after:
-            if noticed:
-                sys.exit(f"Expected tests of {mutant.module} that pass as it is, got a failure.")
-            continue
-        reason = HARMLESS.get(mutant.after, "")
-        end = "noticed" if noticed else "harmless" if reason else "SURVIVED"
-        row = {"module": mutant.module, "before": mutant.before, "after": mutant.after}
-        found.append(row | {"end": end, "reason": reason, "seconds": round(seconds, 1)})
-        print(f"{i + 1}/{len(waiting)} {end} {seconds:.0f} s {mutant.module}", flush=True)
-        if end == "SURVIVED":
-            print(f"    - {mutant.before}\n    + {mutant.after}", flush=True)
-    for worker in workers:
-        worker.join()
-    shutil.rmtree(folder)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(given.workers) as pool,
+    ):
+        copies = SimpleQueue[Copy]()
+        for i in range(given.workers):
+            copies.put(Copy(f"{folder}/{i}"))
+        for mutant, failed, seconds in pool.map(partial(tested, copies), waiting):
+            if not mutant.after:
+                if failed:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise SystemExit(f"Expected tests of {mutant.module} that pass, got {failed}")
+                continue
+            reason = HARMLESS.get(mutant.after, "")
+            end = "noticed" if failed else "harmless" if reason else "SURVIVED"
+            row = {"module": mutant.module, "before": mutant.before, "after": mutant.after}
+            found.append(row | {"end": end, "by": failed, "reason": reason})
+            print(f"{len(found)} of {len(waiting) - len(chosen)}: {end} {seconds:.0f} s, "
+                  f"{mutant.module}", flush=True)  # fmt: skip
+            if end == "SURVIVED":
+                print(f"    - {mutant.before}\n    + {mutant.after}", flush=True)
     return told(chosen, found, Path(given.o))
+
+
+def tested(copies: SimpleQueue[Copy], mutant: Mutant) -> tuple[Mutant, str, float]:
+    """Test a mutant in a copy that is free."""
+    copy = copies.get()
+    try:
+        return mutant, *copy.notices(mutant)
+    finally:
+        copies.put(copy)
 
 
 def told(modules: list[str], found: list[dict[str, object]], file: Path) -> int:
