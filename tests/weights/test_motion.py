@@ -796,3 +796,17 @@ def test_of_many_blocks_those_that_moved_least_and_most_are_kept(num: int) -> No
     ratios = sorted((change / 2, f"h.{i}") for i, change in enumerate(changes.tolist()))
     expected = ratios if num <= 32 else ratios[:16] + ratios[-16:]
     assert [(ratio, name) for name, ratio in kept.items()] == expected
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 1.0, 3.0])
+def test_a_weight_is_due_once_the_clock_of_its_tensor_has_shrunk_it(rate: float) -> None:
+    """By rates of its tensor beside the mean of all: the one beside the other, weight by weight."""
+    rng = np.random.default_rng(1)
+    far, is_dormant = np.exp(rng.normal(0.5, 1.0, 500)), rng.random(500) < 0.4
+    found = motion_module._due(far.copy(), is_dormant, rate)
+    for row, which in zip(found, (~is_dormant, is_dormant), strict=True):
+        shrunk = [
+            ((np.log(far) <= rate * advance + 1e-12) & which).sum()
+            for advance in motion_module.ADVANCES
+        ]
+        assert row.tolist() == shrunk
